@@ -1,0 +1,24 @@
+//! freeze: takes running, unmodified Linux processes apart into a checkpoint and puts them back together.
+//!
+//! One way through, each arrow a type that the next step consumes:
+//! `View → Plan → Frozen → Image → Committed`, and back `Opened → Nest → Running`.
+//! The module order below is the order of dependence: nothing names a module that comes later
+//! (`cargo xtask tidy` checks it). See ARCHITECTURE.md for the map and the invariants.
+
+pub mod error;
+pub mod ids;
+pub mod sys;
+pub mod proc;
+pub mod store;
+pub mod observe;
+pub mod probe;
+pub mod tracee;
+pub mod dirty;
+pub mod nest;
+pub mod kinds;
+pub mod plan;
+pub mod stop;
+pub mod collect;
+pub mod restore;
+
+pub use error::{Blocker, Error, Fate, Result};

@@ -1,0 +1,1 @@
+//! Shared parts of the tests: starting subjects, cycling them, comparing what /proc shows.

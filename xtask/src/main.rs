@@ -1,0 +1,2 @@
+//! The project's own tasks: setup, run, test, bench, tidy.
+fn main() {}
