@@ -9,16 +9,7 @@ pub mod error;
 pub mod ids;
 pub mod sys;
 pub mod proc;
-pub mod store;
 pub mod observe;
-pub mod probe;
 pub mod tracee;
-pub mod dirty;
-pub mod nest;
-pub mod kinds;
-pub mod plan;
-pub mod stop;
-pub mod collect;
-pub mod restore;
 
 pub use error::{Blocker, Error, Fate, Result};

@@ -1,0 +1,3 @@
+//! The command `freeze`.
+
+fn main() {}

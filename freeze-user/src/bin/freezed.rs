@@ -1,0 +1,3 @@
+//! The command `freezed`.
+
+fn main() {}

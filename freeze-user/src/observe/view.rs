@@ -1,0 +1,476 @@
+//! `View`: what /proc says of a set of processes, read without stopping or touching anything.
+
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::Pid;
+use crate::proc::fdinfo::FdInfo;
+use crate::proc::maps::{self, Vma};
+use crate::proc::stat::Stat;
+use crate::proc::status::Status;
+use crate::proc::timers::{self, Timer};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+
+/// The inode behind an fd, a mapping or a path, as stat(2) shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    pub dev: u64,
+    pub ino: u64,
+    pub mode: u32,
+    pub nlink: u64,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u64,
+    pub size: u64,
+    /// Seconds and nanoseconds.
+    pub mtime: (i64, i64),
+}
+
+impl FileStat {
+    /// Of a path, following links (also the magic ones of /proc).
+    pub fn of(path: &str) -> std::io::Result<FileStat> {
+        std::fs::metadata(path).map(|m| FileStat::from(&m))
+    }
+
+    /// The file type bits (`S_IFMT`) of its mode.
+    pub fn kind(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+}
+
+impl From<&std::fs::Metadata> for FileStat {
+    fn from(m: &std::fs::Metadata) -> FileStat {
+        FileStat {
+            dev: m.dev(),
+            ino: m.ino(),
+            mode: m.mode(),
+            nlink: m.nlink(),
+            uid: m.uid(),
+            gid: m.gid(),
+            rdev: m.rdev(),
+            size: m.size(),
+            mtime: (m.mtime(), m.mtime_nsec()),
+        }
+    }
+}
+
+/// One file descriptor of one process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FdView {
+    pub pid: Pid,
+    pub fd: i32,
+    /// What /proc/PID/fd/N points to: a path, `pipe:[…]`, `anon_inode:[…]`.
+    pub link: Vec<u8>,
+    pub stat: FileStat,
+    pub info: FdInfo,
+}
+
+impl FdView {
+    /// The link for people.
+    pub fn label(&self) -> String {
+        String::from_utf8_lossy(&self.link).into_owned()
+    }
+
+    /// `O_ACCMODE`, status and creation flags, without the fd's own close-on-exec.
+    pub fn flags(&self) -> i32 {
+        self.info.flags & !libc::O_CLOEXEC
+    }
+
+    /// Whether the fd is closed on exec.
+    pub fn cloexec(&self) -> bool {
+        self.info.flags & libc::O_CLOEXEC != 0
+    }
+
+    /// The `x` of `anon_inode:[x]` or `anon_inode:x`.
+    pub fn anon_inode(&self) -> Option<&str> {
+        let rest = self.link.strip_prefix(b"anon_inode:")?;
+        let rest = rest.strip_prefix(b"[").and_then(|r| r.strip_suffix(b"]")).unwrap_or(rest);
+        std::str::from_utf8(rest).ok()
+    }
+
+    /// A blocker at this fd.
+    pub fn blocker(&self) -> Blocker {
+        Blocker::of(self.pid, format!("fd {}", self.fd), self.label())
+    }
+}
+
+/// One thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadView {
+    pub tid: Pid,
+    pub stat: Stat,
+    pub status: Status,
+}
+
+/// Where one of a process's links (`exe`, `cwd`, `root`) leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkView {
+    pub path: Vec<u8>,
+    pub stat: FileStat,
+}
+
+/// One process with all its threads.
+#[derive(Clone, Debug)]
+pub struct ProcessView {
+    pub pid: Pid,
+    pub stat: Stat,
+    pub status: Status,
+    pub threads: Vec<ThreadView>,
+    pub vmas: Vec<Vma>,
+    pub fds: Vec<FdView>,
+    pub exe: LinkView,
+    pub cwd: LinkView,
+    pub root: LinkView,
+    /// Namespace kind (`pid`, `mnt` …) to its inode number.
+    pub namespaces: BTreeMap<String, u64>,
+    pub timers: Vec<Timer>,
+    pub cmdline: Vec<u8>,
+}
+
+impl ProcessView {
+    /// Its command for people, at most 60 characters.
+    pub fn command(&self) -> String {
+        command_text(&self.cmdline, &self.stat.comm)
+    }
+
+    /// A blocker at this process as a whole.
+    pub fn blocker(&self, place: impl Into<String>, object: impl Into<String>) -> Blocker {
+        Blocker::of(self.pid, place, object)
+    }
+
+    /// Whether smaps was read, so that the vmas carry their flags.
+    pub fn has_flags(&self) -> bool {
+        self.vmas.iter().all(|v| !v.flags.is_empty() || v.name == b"[vsyscall]")
+    }
+}
+
+/// Who outside the set holds an object that is also held inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holder {
+    pub pid: Pid,
+    pub fd: i32,
+    pub command: String,
+}
+
+/// What /proc says of a set of processes.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Parents before their children; the first is a root.
+    pub processes: Vec<ProcessView>,
+    /// Pids of processes that were asked for; the rest descends from them.
+    pub roots: Vec<Pid>,
+    /// Holders outside the set of the pipes and sockets held inside, by link (`pipe:[5]`).
+    pub outside: HashMap<Vec<u8>, Vec<Holder>>,
+}
+
+/// How much of the address spaces to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Ranges and files (`maps`): some microseconds, whatever is resident.
+    Maps,
+    /// Flags too (`smaps`), which walks the page tables: 5–10 ms per resident GiB.
+    Smaps,
+}
+
+impl View {
+    /// Reads the trees below `roots`.
+    pub fn read(roots: &[Pid], depth: Depth) -> Result<View> {
+        let parents = parents()?;
+        let mut set: Vec<Pid> = Vec::new();
+        let mut queue: std::collections::VecDeque<Pid> = roots.iter().copied().collect();
+        while let Some(pid) = queue.pop_front() {
+            if set.contains(&pid) {
+                continue;
+            }
+            set.push(pid);
+            queue.extend(parents.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child));
+        }
+        let mut view = View { roots: roots.to_vec(), ..View::default() };
+        for &pid in &set {
+            match ProcessView::read(pid, depth) {
+                Ok(p) => view.processes.push(p),
+                // A descendant may end while we look; a root that is not there is what the user must hear.
+                Err(Error::Died { .. }) if !roots.contains(&pid) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        view.look_outside()?;
+        Ok(view)
+    }
+
+    /// The process `pid` of the set.
+    pub fn get(&self, pid: Pid) -> Option<&ProcessView> {
+        self.processes.iter().find(|p| p.pid == pid)
+    }
+
+    /// Every fd of every process.
+    pub fn fds(&self) -> impl Iterator<Item = &FdView> {
+        self.processes.iter().flat_map(|p| &p.fds)
+    }
+
+    /// Finds who else on the machine holds the pipes and sockets of the set.
+    fn look_outside(&mut self) -> Result<()> {
+        let joint: BTreeSet<Vec<u8>> = self
+            .fds()
+            .filter(|f| f.link.starts_with(b"pipe:[") || f.link.starts_with(b"socket:["))
+            .map(|f| f.link.clone())
+            .collect();
+        if joint.is_empty() {
+            return Ok(());
+        }
+        let own = std::process::id() as i32;
+        for pid in all_pids()? {
+            if pid.0 == own || self.get(pid).is_some() {
+                continue;
+            }
+            // Processes that end, or that we may not look into, hold nothing we could name.
+            let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+            let mut command = None;
+            for entry in dir.flatten() {
+                let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+                let link = link.into_os_string().into_vec();
+                if !joint.contains(&link) {
+                    continue;
+                }
+                let fd = entry.file_name().to_string_lossy().parse().unwrap_or(-1);
+                let command = command.get_or_insert_with(|| command_of(pid)).clone();
+                self.outside.entry(link).or_default().push(Holder { pid, fd, command });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ProcessView {
+    /// Reads one process; [`Error::Died`] if it is not there (any more), a zombie is read as far as it has state.
+    pub fn read(pid: Pid, depth: Depth) -> Result<ProcessView> {
+        let dir = format!("/proc/{pid}");
+        let gone = |e: Error| match e {
+            Error::Kernel { errno: Errno::ENOENT | Errno::ESRCH, .. } => {
+                Error::Died { pid, how: "does not exist".into() }
+            }
+            e => e,
+        };
+        let stat = read_stat(&dir).map_err(gone)?;
+        let status = read_status(&dir).map_err(gone)?;
+        if status.tgid != pid.0 {
+            return Err(Blocker::of(pid, "", "a thread")
+                .why(format!("it is a thread of process {}", status.tgid))
+                .remedy("name the process")
+                .refuse());
+        }
+        let mut p = ProcessView {
+            pid,
+            stat,
+            status,
+            threads: Vec::new(),
+            vmas: Vec::new(),
+            fds: Vec::new(),
+            exe: LinkView::default(),
+            cwd: LinkView::default(),
+            root: LinkView::default(),
+            namespaces: BTreeMap::new(),
+            timers: Vec::new(),
+            cmdline: Vec::new(),
+        };
+        p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+        if p.stat.is_zombie() && p.stat.threads <= 1 || p.stat.is_kernel_thread() {
+            return Ok(p);
+        }
+        let fill = |p: &mut ProcessView| -> Result<()> {
+            p.exe = read_link(&dir, "exe")?;
+            p.cwd = read_link(&dir, "cwd")?;
+            p.root = read_link(&dir, "root")?;
+            p.namespaces = read_namespaces(&dir)?;
+            p.threads = read_threads(&dir, p)?;
+            p.timers = read_timers(&dir)?;
+            p.vmas = read_vmas(pid, depth)?;
+            p.fds = read_fds(pid, &dir)?;
+            Ok(())
+        };
+        match fill(&mut p) {
+            Ok(()) => Ok(p),
+            // Links and maps vanish with the process: the second look decides which of the two it was.
+            Err(e) => match read_stat(&dir).map_err(gone) {
+                Ok(now) if now.is_zombie() => {
+                    p.stat = now;
+                    Ok(p)
+                }
+                Ok(_) => Err(e),
+                Err(dead) => Err(dead),
+            },
+        }
+    }
+}
+
+/// Reads the vmas of a process at the given depth.
+pub fn read_vmas(pid: Pid, depth: Depth) -> Result<Vec<Vma>> {
+    let file = match depth {
+        Depth::Maps => "maps",
+        Depth::Smaps => "smaps",
+    };
+    let path = format!("/proc/{pid}/{file}");
+    let text = std::fs::read(&path).on("read", || path.clone())?;
+    let parsed = match depth {
+        Depth::Maps => maps::parse_maps(&text),
+        Depth::Smaps => maps::parse_smaps(&text),
+    };
+    parsed.ok_or_else(|| malformed(&path))
+}
+
+/// All processes of this pid namespace, in order.
+pub fn all_pids() -> Result<Vec<Pid>> {
+    let dir = std::fs::read_dir("/proc").on("readdir", || "/proc")?;
+    let mut pids: Vec<Pid> =
+        dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid)).collect();
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// Every process with its parent.
+pub fn parents() -> Result<Vec<(Pid, Pid)>> {
+    let pairs = all_pids()?.into_iter().filter_map(|pid| {
+        let stat = Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+        Some((pid, Pid(stat.ppid)))
+    });
+    Ok(pairs.collect())
+}
+
+/// The command of a process for people.
+pub fn command_of(pid: Pid) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    command_text(&line, comm.strip_suffix(b"\n").unwrap_or(&comm))
+}
+
+fn command_text(cmdline: &[u8], comm: &[u8]) -> String {
+    if cmdline.is_empty() {
+        return String::from_utf8_lossy(comm).into_owned();
+    }
+    let text = String::from_utf8_lossy(cmdline.strip_suffix(b"\0").unwrap_or(cmdline)).replace('\0', " ");
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect()
+}
+
+fn malformed(path: &str) -> Error {
+    Error::kernel("parse", path, Errno::EPROTO)
+}
+
+fn read_stat(dir: &str) -> Result<Stat> {
+    let path = format!("{dir}/stat");
+    Stat::parse(&std::fs::read(&path).on("read", || path.clone())?).ok_or_else(|| malformed(&path))
+}
+
+fn read_status(dir: &str) -> Result<Status> {
+    let path = format!("{dir}/status");
+    // The name of a process may hold any byte; the rest is ASCII.
+    let text = std::fs::read(&path).on("read", || path.clone())?;
+    Status::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&path))
+}
+
+fn read_link(dir: &str, name: &str) -> Result<LinkView> {
+    let path = format!("{dir}/{name}");
+    let link = std::fs::read_link(&path).on("readlink", || path.clone())?;
+    let stat = FileStat::of(&path).on("stat", || path.clone())?;
+    Ok(LinkView { path: link.into_os_string().into_vec(), stat })
+}
+
+fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
+    let mut out = BTreeMap::new();
+    for kind in ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"]
+    {
+        let Ok(link) = std::fs::read_link(format!("{dir}/ns/{kind}")) else { continue };
+        let text = link.to_string_lossy();
+        let inode = text.split_once('[').and_then(|(_, n)| n.strip_suffix(']')?.parse().ok());
+        if let Some(inode) = inode {
+            out.insert(kind.to_owned(), inode);
+        }
+    }
+    Ok(out)
+}
+
+fn read_threads(dir: &str, p: &ProcessView) -> Result<Vec<ThreadView>> {
+    let path = format!("{dir}/task");
+    let mut tids: Vec<i32> = std::fs::read_dir(&path)
+        .on("readdir", || path.clone())?
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .collect();
+    tids.sort_unstable();
+    let mut out = Vec::with_capacity(tids.len());
+    for tid in tids {
+        if tid == p.pid.0 {
+            // The process's own stat sums over the threads; state and masks are the leader's either way.
+            out.push(ThreadView { tid: p.pid, stat: p.stat.clone(), status: p.status.clone() });
+            continue;
+        }
+        let dir = format!("{path}/{tid}");
+        match read_stat(&dir).and_then(|stat| Ok((stat, read_status(&dir)?))) {
+            Ok((stat, status)) => out.push(ThreadView { tid: Pid(tid), stat, status }),
+            Err(Error::Kernel { errno: Errno::ENOENT | Errno::ESRCH, .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+fn read_timers(dir: &str) -> Result<Vec<Timer>> {
+    let path = format!("{dir}/timers");
+    // Without CONFIG_CHECKPOINT_RESTORE there is no such file; `plan` refuses then.
+    let text = std::fs::read_to_string(&path).on("read", || path.clone())?;
+    timers::parse(&text).ok_or_else(|| malformed(&path))
+}
+
+fn read_fds(pid: Pid, dir: &str) -> Result<Vec<FdView>> {
+    let path = format!("{dir}/fd");
+    let mut fds: Vec<i32> = std::fs::read_dir(&path)
+        .on("readdir", || path.clone())?
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .collect();
+    fds.sort_unstable();
+    let mut out = Vec::with_capacity(fds.len());
+    for fd in fds {
+        match read_fd(pid, fd) {
+            Ok(view) => out.push(view),
+            // Closed since the directory was read.
+            Err(Error::Kernel { errno: Errno::ENOENT, .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+/// Reads one fd of a process.
+pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
+    let path = format!("/proc/{pid}/fd/{fd}");
+    let link = std::fs::read_link(&path).on("readlink", || path.clone())?.into_os_string().into_vec();
+    let stat = FileStat::of(&path).on("stat", || path.clone())?;
+    let info_path = format!("/proc/{pid}/fdinfo/{fd}");
+    let text = std::fs::read_to_string(&info_path).on("read", || info_path.clone())?;
+    let info = FdInfo::parse(&text).ok_or_else(|| malformed(&info_path))?;
+    Ok(FdView { pid, fd, link, stat, info })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_itself() {
+        let (read, _write) = nix::unistd::pipe().unwrap();
+        let pid = Pid(std::process::id() as i32);
+        let v = View::read(&[pid], Depth::Maps).unwrap();
+        let p = v.get(pid).unwrap();
+        assert!(!p.vmas.is_empty() && !p.threads.is_empty() && p.namespaces.contains_key("pid"));
+        let fd = p.fds.iter().find(|f| f.fd == std::os::fd::AsRawFd::as_raw_fd(&read)).unwrap();
+        assert!(fd.link.starts_with(b"pipe:["));
+    }
+
+    #[test]
+    fn a_pid_that_is_not_there_is_named() {
+        let e = View::read(&[Pid(0x3fff_ffff)], Depth::Maps).unwrap_err();
+        assert!(matches!(e, Error::Died { pid: Pid(0x3fff_ffff), .. }), "{e}");
+    }
+}

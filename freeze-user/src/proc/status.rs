@@ -1,0 +1,114 @@
+//! `/proc/PID/status`: credentials, masks, limits of sharing.
+
+/// The lines of `/proc/PID/status` that freeze reads; all masks as bit sets (bit n-1 = signal or capability n).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    pub umask: Option<u32>,
+    pub tgid: i32,
+    pub tracer: i32,
+    /// real, effective, saved, file system
+    pub uid: [u32; 4],
+    pub gid: [u32; 4],
+    pub groups: Vec<u32>,
+    /// The ids in every pid namespace from freeze's down to the process's own.
+    pub ns_pid: Vec<i32>,
+    pub ns_pgid: Vec<i32>,
+    pub ns_sid: Vec<i32>,
+    pub rss_kib: u64,
+    pub swap_kib: u64,
+    pub threads: u32,
+    pub shd_pnd: u64,
+    pub sig_pnd: u64,
+    pub sig_blk: u64,
+    pub sig_ign: u64,
+    pub sig_cgt: u64,
+    pub cap_inh: u64,
+    pub cap_prm: u64,
+    pub cap_eff: u64,
+    pub cap_bnd: u64,
+    pub cap_amb: u64,
+    pub no_new_privs: bool,
+    pub seccomp: u32,
+    /// `x86_Thread_features: shstk wrss`: empty where shadow stacks are off or unknown.
+    pub thread_features: String,
+}
+
+impl Status {
+    /// Parses the whole file; unknown lines are passed over.
+    pub fn parse(text: &str) -> Option<Status> {
+        let mut s = Status::default();
+        let mut seen_tgid = false;
+        for line in text.lines() {
+            let Some((key, value)) = line.split_once(':') else { continue };
+            let value = value.trim();
+            match key {
+                "Umask" => s.umask = Some(u32::from_str_radix(value, 8).ok()?),
+                "Tgid" => {
+                    s.tgid = value.parse().ok()?;
+                    seen_tgid = true;
+                }
+                "TracerPid" => s.tracer = value.parse().ok()?,
+                "Uid" => s.uid = four(value)?,
+                "Gid" => s.gid = four(value)?,
+                "Groups" => s.groups = list(value)?,
+                "NSpid" => s.ns_pid = list(value)?,
+                "NSpgid" => s.ns_pgid = list(value)?,
+                "NSsid" => s.ns_sid = list(value)?,
+                "VmRSS" => s.rss_kib = kib(value)?,
+                "VmSwap" => s.swap_kib = kib(value)?,
+                "Threads" => s.threads = value.parse().ok()?,
+                "ShdPnd" => s.shd_pnd = hex(value)?,
+                "SigPnd" => s.sig_pnd = hex(value)?,
+                "SigBlk" => s.sig_blk = hex(value)?,
+                "SigIgn" => s.sig_ign = hex(value)?,
+                "SigCgt" => s.sig_cgt = hex(value)?,
+                "CapInh" => s.cap_inh = hex(value)?,
+                "CapPrm" => s.cap_prm = hex(value)?,
+                "CapEff" => s.cap_eff = hex(value)?,
+                "CapBnd" => s.cap_bnd = hex(value)?,
+                "CapAmb" => s.cap_amb = hex(value)?,
+                "NoNewPrivs" => s.no_new_privs = value == "1",
+                "Seccomp" => s.seccomp = value.parse().ok()?,
+                "x86_Thread_features" => s.thread_features = value.to_owned(),
+                _ => {}
+            }
+        }
+        seen_tgid.then_some(s)
+    }
+}
+
+fn hex(s: &str) -> Option<u64> {
+    u64::from_str_radix(s, 16).ok()
+}
+
+fn kib(s: &str) -> Option<u64> {
+    s.split_ascii_whitespace().next()?.parse().ok()
+}
+
+fn list<T: std::str::FromStr>(s: &str) -> Option<Vec<T>> {
+    s.split_ascii_whitespace().map(|w| w.parse().ok()).collect()
+}
+
+fn four(s: &str) -> Option<[u32; 4]> {
+    list(s)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_a_kernel_writes() {
+        let own = std::fs::read_to_string("/proc/self/status").unwrap();
+        let s = Status::parse(&own).unwrap();
+        assert_eq!(s.tgid, std::process::id() as i32);
+        assert!(s.umask.is_some() && s.threads >= 1);
+    }
+
+    #[test]
+    fn a_damaged_line_is_no_status() {
+        assert_eq!(Status::parse("Tgid:\t1\nUid:\t0\t0\t0\n"), None);
+        assert_eq!(Status::parse("Name:\tx\n"), None);
+        assert_eq!(Status::parse("Tgid:\t7\nGroups:\t1 2 3 \nSigBlk:\t0000000000000102\n").unwrap().groups, [1, 2, 3]);
+    }
+}

@@ -1,0 +1,376 @@
+//! System calls and ioctls that no crate wraps, each behind a safe function.
+#![allow(unsafe_code, reason = "raw system calls have their address here")]
+
+pub mod sched;
+
+use crate::ids::{Pid, Range};
+use nix::errno::Errno;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+type Sys<T> = nix::Result<T>;
+
+/// Makes a raw system call; the caller vouches for its arguments.
+///
+/// # Safety
+/// Pointers among `args` must be valid for what system call `nr` does with them.
+pub unsafe fn raw(nr: i64, args: [u64; 6]) -> Sys<i64> {
+    let [a, b, c, d, e, f] = args;
+    // SAFETY: passed on to the caller.
+    Errno::result(unsafe { libc::syscall(nr, a, b, c, d, e, f) })
+}
+
+/// A system call without pointers.
+fn plain(nr: i64, args: [u64; 6]) -> Sys<i64> {
+    // SAFETY: private, and called below with plain numbers only.
+    unsafe { raw(nr, args) }
+}
+
+fn owned(fd: i64) -> OwnedFd {
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
+}
+
+/// pidfd_open(2).
+pub fn pidfd_open(pid: Pid) -> Sys<OwnedFd> {
+    plain(libc::SYS_pidfd_open, [pid.0 as u64, 0, 0, 0, 0, 0]).map(owned)
+}
+
+/// pidfd_getfd(2): a duplicate of another process's descriptor, close-on-exec.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> Sys<OwnedFd> {
+    plain(libc::SYS_pidfd_getfd, [pidfd.as_raw_fd() as u64, fd as u64, 0, 0, 0, 0]).map(owned)
+}
+
+/// pidfd_send_signal(2) with a plain signal.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Sys<()> {
+    plain(libc::SYS_pidfd_send_signal, [pidfd.as_raw_fd() as u64, signal as u64, 0, 0, 0, 0]).map(drop)
+}
+
+/// What kcmp(2) can compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Kcmp {
+    File = 0,
+    Vm = 1,
+    Files = 2,
+    Fs = 3,
+    Sighand = 4,
+    Io = 5,
+    Sysvsem = 6,
+}
+
+/// kcmp(2): how the kernel orders two objects; `Equal` means they are one.
+pub fn kcmp(a: Pid, b: Pid, what: Kcmp, in_a: u64, in_b: u64) -> Sys<std::cmp::Ordering> {
+    use std::cmp::Ordering::{Equal, Greater, Less};
+    match plain(libc::SYS_kcmp, [a.0 as u64, b.0 as u64, what as u64, in_a, in_b, 0])? {
+        0 => Ok(Equal),
+        1 => Ok(Less),
+        2 => Ok(Greater),
+        // 3: different, and no order can be told.
+        _ => Ok(Less),
+    }
+}
+
+/// Whether two descriptors, each in its process, are one open file description.
+pub fn same_file(a: Pid, fd_a: RawFd, b: Pid, fd_b: RawFd) -> Sys<bool> {
+    kcmp(a, b, Kcmp::File, fd_a as u64, fd_b as u64).map(std::cmp::Ordering::is_eq)
+}
+
+/// get_robust_list(2) of another thread: head and length.
+pub fn get_robust_list(tid: Pid) -> Sys<(u64, u64)> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: both pointers are to live u64s, which is what the call writes on x86-64.
+    unsafe {
+        raw(
+            libc::SYS_get_robust_list,
+            [tid.0 as u64, &raw mut head as u64, &raw mut len as u64, 0, 0, 0],
+        )?;
+    }
+    Ok((head, len))
+}
+
+/// Sends `signal` to one thread; used on freeze's own children only.
+pub fn tgkill(tgid: Pid, tid: Pid, signal: i32) -> Sys<()> {
+    plain(libc::SYS_tgkill, [tgid.0 as u64, tid.0 as u64, signal as u64, 0, 0, 0]).map(drop)
+}
+
+/// process_vm_readv(2) of scattered ranges into one buffer, which must be as long as they are together.
+///
+/// Returns how many bytes came over; fewer than asked means the next one is not readable.
+pub fn vm_read(pid: Pid, from: &[Range], into: &mut [u8]) -> Sys<usize> {
+    let remote: Vec<nix::sys::uio::RemoteIoVec> = from
+        .iter()
+        .map(|r| nix::sys::uio::RemoteIoVec { base: r.start as usize, len: r.len() as usize })
+        .collect();
+    nix::sys::uio::process_vm_readv(pid.nix(), &mut [IoSliceMut::new(into)], &remote)
+}
+
+/// process_vm_writev(2) of one buffer to one address; pages must be writable.
+pub fn vm_write(pid: Pid, to: u64, from: &[u8]) -> Sys<usize> {
+    let remote = [nix::sys::uio::RemoteIoVec { base: to as usize, len: from.len() }];
+    nix::sys::uio::process_vm_writev(pid.nix(), &[IoSlice::new(from)], &remote)
+}
+
+/// `struct clone_args` of clone3(2), first published size and the fields up to `set_tid` (88 bytes).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CloneArgs {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+    pub cgroup: u64,
+}
+const _: () = assert!(size_of::<CloneArgs>() == 88);
+
+impl CloneArgs {
+    /// Its bytes, to be written into another process.
+    pub fn bytes(&self) -> [u8; 88] {
+        let words = [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+            self.cgroup,
+        ];
+        let mut out = [0; 88];
+        for (to, word) in out.chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        out
+    }
+}
+
+/// Forks a blank process with the pid `pid`: a copy of this one that does nothing but wait to be taken over.
+///
+/// All its signals are blocked, so nothing that is queued for it acts before it is seized. It dies with this process
+/// (PR_SET_PDEATHSIG) until it is told otherwise.
+pub fn spawn_blank(pid: Pid) -> Sys<()> {
+    let tid = pid.0;
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: &raw const tid as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    let all = !0u64;
+    let mut old = 0u64;
+    // SAFETY: the masks are 8 bytes, as the call is told; it touches nothing else.
+    unsafe {
+        let set = libc::SIG_SETMASK as u64;
+        raw(libc::SYS_rt_sigprocmask, [set, &raw const all as u64, &raw mut old as u64, 8, 0, 0])?;
+    }
+    // SAFETY: without CLONE_VM the child has its own copy of everything; in it only system calls
+    // follow, none of which needs a lock that another thread of this process may hold.
+    let made = unsafe { raw(libc::SYS_clone3, [&raw const args as u64, size_of::<CloneArgs>() as u64, 0, 0, 0, 0]) };
+    if made == Ok(0) {
+        // SAFETY: raw system calls with plain numbers.
+        unsafe {
+            libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            loop {
+                libc::syscall(libc::SYS_pause);
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        let set = libc::SIG_SETMASK as u64;
+        raw(libc::SYS_rt_sigprocmask, [set, &raw const old as u64, 0, 8, 0, 0])?;
+    }
+    made.map(drop)
+}
+
+/// Duplicates a descriptor to a number of at least `least`, close-on-exec.
+pub fn dup_above(fd: BorrowedFd<'_>, least: RawFd) -> Sys<OwnedFd> {
+    plain(libc::SYS_fcntl, [fd.as_raw_fd() as u64, libc::F_DUPFD_CLOEXEC as u64, least as u64, 0, 0, 0]).map(owned)
+}
+
+/// fcntl(2) with a number as argument, for the commands nix does not know.
+pub fn fcntl(fd: BorrowedFd<'_>, command: i32, arg: u64) -> Sys<i64> {
+    plain(libc::SYS_fcntl, [fd.as_raw_fd() as u64, command as u64, arg, 0, 0, 0])
+}
+
+/// fcntl(2) with `F_GETOWN_EX` or `F_SETOWN_EX`: kind (0 thread, 1 process, 2 group) and id.
+pub fn owner_ex(fd: BorrowedFd<'_>) -> Sys<(i32, i32)> {
+    const F_GETOWN_EX: u64 = 16;
+    let mut owner = [0i32; 2];
+    // SAFETY: the call writes two ints.
+    unsafe { raw(libc::SYS_fcntl, [fd.as_raw_fd() as u64, F_GETOWN_EX, owner.as_mut_ptr() as u64, 0, 0, 0])? };
+    Ok((owner[0], owner[1]))
+}
+
+/// Sets who gets SIGIO for a description: kind (0 thread, 1 process, 2 group) and id.
+pub fn set_owner_ex(fd: BorrowedFd<'_>, kind: i32, id: i32) -> Sys<()> {
+    const F_SETOWN_EX: u64 = 15;
+    let owner = [kind, id];
+    // SAFETY: the call reads two ints.
+    unsafe { raw(libc::SYS_fcntl, [fd.as_raw_fd() as u64, F_SETOWN_EX, owner.as_ptr() as u64, 0, 0, 0]).map(drop) }
+}
+
+/// ioctl(2) that writes one int.
+pub fn ioctl_int(fd: BorrowedFd<'_>, request: u64) -> Sys<i32> {
+    let mut out = 0i32;
+    // SAFETY: used with requests documented to write one int.
+    unsafe { raw(libc::SYS_ioctl, [fd.as_raw_fd() as u64, request, &raw mut out as u64, 0, 0, 0])? };
+    Ok(out)
+}
+
+/// ioctl(2) with a structure passed as bytes, read and written by the kernel; its size is in the request.
+pub fn ioctl_bytes(fd: BorrowedFd<'_>, request: u64, bytes: &mut [u8]) -> Sys<i64> {
+    let size = (request >> 16 & 0x3fff) as usize;
+    if size > bytes.len() {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: the request carries the size of its structure, and the buffer is at least that long.
+    unsafe { raw(libc::SYS_ioctl, [fd.as_raw_fd() as u64, request, bytes.as_mut_ptr() as u64, 0, 0, 0]) }
+}
+
+/// ioctl(2) with a number as argument.
+pub fn ioctl_number(fd: BorrowedFd<'_>, request: u64, arg: u64) -> Sys<i64> {
+    plain(libc::SYS_ioctl, [fd.as_raw_fd() as u64, request, arg, 0, 0, 0])
+}
+
+/// getsockopt(2) as raw bytes.
+pub fn getsockopt(fd: BorrowedFd<'_>, level: i32, name: i32, into: &mut [u8]) -> Sys<usize> {
+    let mut len = into.len() as u32;
+    // SAFETY: buffer and length belong together.
+    unsafe {
+        let args = [fd.as_raw_fd() as u64, level as u64, name as u64, into.as_mut_ptr() as u64, &raw mut len as u64, 0];
+        raw(libc::SYS_getsockopt, args)?;
+    }
+    Ok(len as usize)
+}
+
+/// setsockopt(2) with raw bytes.
+pub fn setsockopt(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Sys<()> {
+    // SAFETY: pointer and length belong together.
+    unsafe {
+        let args =
+            [fd.as_raw_fd() as u64, level as u64, name as u64, value.as_ptr() as u64, value.len() as u64, 0];
+        raw(libc::SYS_setsockopt, args).map(drop)
+    }
+}
+
+/// The raw bytes of a socket's own (`peer` false) or peer address.
+pub fn socket_name(fd: BorrowedFd<'_>, peer: bool) -> Sys<Vec<u8>> {
+    let nr = if peer { libc::SYS_getpeername } else { libc::SYS_getsockname };
+    let mut buf = vec![0u8; 256];
+    let mut len = buf.len() as u32;
+    // SAFETY: buffer and length belong together.
+    unsafe { raw(nr, [fd.as_raw_fd() as u64, buf.as_mut_ptr() as u64, &raw mut len as u64, 0, 0, 0])? };
+    buf.truncate(len as usize);
+    Ok(buf)
+}
+
+/// bind(2) (`connect` false) or connect(2) with a raw address.
+pub fn socket_to(fd: BorrowedFd<'_>, connect: bool, address: &[u8]) -> Sys<()> {
+    let nr = if connect { libc::SYS_connect } else { libc::SYS_bind };
+    // SAFETY: pointer and length belong together.
+    unsafe {
+        raw(nr, [fd.as_raw_fd() as u64, address.as_ptr() as u64, address.len() as u64, 0, 0, 0]).map(drop)
+    }
+}
+
+/// socket(2) with any numbers, close-on-exec.
+pub fn socket(domain: i32, kind: i32, protocol: i32) -> Sys<OwnedFd> {
+    let kind = kind | libc::SOCK_CLOEXEC;
+    plain(libc::SYS_socket, [domain as u64, kind as u64, protocol as u64, 0, 0, 0]).map(owned)
+}
+
+/// eventfd2(2) with a counter that may need more than 32 bits set afterwards by a write.
+pub fn eventfd(flags: i32) -> Sys<OwnedFd> {
+    plain(libc::SYS_eventfd2, [0, flags as u64, 0, 0, 0, 0]).map(owned)
+}
+
+/// signalfd4(2) with a mask of 64 signals.
+pub fn signalfd(mask: u64, flags: i32) -> Sys<OwnedFd> {
+    // SAFETY: the mask is 8 bytes, as the call is told.
+    unsafe { raw(libc::SYS_signalfd4, [!0, &raw const mask as u64, 8, flags as u64, 0, 0]).map(owned) }
+}
+
+/// timerfd_create(2).
+pub fn timerfd_create(clock: i32, flags: i32) -> Sys<OwnedFd> {
+    plain(libc::SYS_timerfd_create, [clock as u64, flags as u64, 0, 0, 0, 0]).map(owned)
+}
+
+/// timerfd_settime(2): interval and first expiry, each seconds and nanoseconds.
+pub fn timerfd_settime(fd: BorrowedFd<'_>, flags: i32, spec: [i64; 4]) -> Sys<()> {
+    let args = [fd.as_raw_fd() as u64, flags as u64, spec.as_ptr() as u64, 0, 0, 0];
+    // SAFETY: `spec` is a struct itimerspec.
+    unsafe { raw(libc::SYS_timerfd_settime, args).map(drop) }
+}
+
+/// timerfd_gettime(2): interval and what remains.
+pub fn timerfd_gettime(fd: BorrowedFd<'_>) -> Sys<[i64; 4]> {
+    let mut spec = [0i64; 4];
+    // SAFETY: `spec` is a struct itimerspec.
+    unsafe { raw(libc::SYS_timerfd_gettime, [fd.as_raw_fd() as u64, spec.as_mut_ptr() as u64, 0, 0, 0, 0])? };
+    Ok(spec)
+}
+
+/// epoll_create1(2).
+pub fn epoll_create() -> Sys<OwnedFd> {
+    plain(libc::SYS_epoll_create1, [libc::EPOLL_CLOEXEC as u64, 0, 0, 0, 0, 0]).map(owned)
+}
+
+/// memfd_create(2) with a name of at most 249 bytes.
+pub fn memfd_create(name: &[u8], flags: u32) -> Sys<OwnedFd> {
+    let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: a terminated string.
+    unsafe { raw(libc::SYS_memfd_create, [name.as_ptr() as u64, u64::from(flags), 0, 0, 0, 0]).map(owned) }
+}
+
+/// tee(2): copies what is in one pipe into another without taking it out.
+pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> Sys<usize> {
+    let flags = libc::SPLICE_F_NONBLOCK as u64;
+    plain(libc::SYS_tee, [from.as_raw_fd() as u64, to.as_raw_fd() as u64, len as u64, flags, 0, 0]).map(|n| n as usize)
+}
+
+/// A shared anonymous mapping of this process, made to be handed to others through map_files; gone when dropped.
+#[derive(Debug)]
+pub struct SharedAnon {
+    at: usize,
+    len: usize,
+}
+
+impl SharedAnon {
+    /// mmap(MAP_SHARED | MAP_ANONYMOUS) of `len` bytes (whole pages).
+    pub fn new(len: u64, noreserve: bool) -> Sys<SharedAnon> {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | if noreserve { libc::MAP_NORESERVE } else { 0 };
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let at = unsafe { raw(libc::SYS_mmap, [0, len, prot as u64, flags as u64, !0, 0])? };
+        Ok(SharedAnon { at: at as usize, len: len as usize })
+    }
+
+    /// A descriptor of the object behind it (needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN).
+    pub fn open(&self) -> std::io::Result<std::fs::File> {
+        let path = format!("/proc/self/map_files/{:x}-{:x}", self.at, self.at + self.len);
+        std::fs::File::options().read(true).write(true).open(path)
+    }
+}
+
+impl Drop for SharedAnon {
+    fn drop(&mut self) {
+        // SAFETY: this mapping is ours alone and nobody borrowed from it.
+        let _ = unsafe { raw(libc::SYS_munmap, [self.at as u64, self.len as u64, 0, 0, 0, 0]) };
+    }
+}
+
+/// The 64-bit identity of an open file for stat-like comparison: device and inode.
+pub fn dev_ino(fd: impl AsFd) -> Sys<(u64, u64)> {
+    let s = nix::sys::stat::fstat(fd)?;
+    Ok((s.st_dev, s.st_ino))
+}

@@ -1,0 +1,412 @@
+//! A thread of another process under ptrace(2): a state is a type, a step consumes it, dropping puts it back.
+//!
+//! ptrace answers ESRCH to any thread but the tracer, so a [`Stopped`] can't be sent to another thread.
+#![allow(unsafe_code, reason = "ptrace has its address here")]
+
+pub mod regs;
+pub mod tape;
+
+use crate::error::{Context, Error, Result};
+use crate::ids::Pid;
+use nix::errno::Errno;
+use regs::Regs;
+use std::marker::PhantomData;
+
+/// Raw ptrace(2).
+fn ptrace(request: u32, tid: Pid, addr: u64, data: u64) -> nix::Result<i64> {
+    // SAFETY: callers below pass pointers that are valid for their request.
+    Errno::result(unsafe { libc::ptrace(request, tid.0, addr, data) })
+}
+
+const NT_PRSTATUS: u64 = 1;
+const NT_X86_XSTATE: u64 = 0x202;
+const PEEKSIGINFO_SHARED: u32 = 1;
+
+/// Kill the tracee when the tracer ends: for what is being built, never for what is being checkpointed.
+pub const EXITKILL: u64 = libc::PTRACE_O_EXITKILL as u64;
+/// Leave the thread's seccomp filters out of force while it is traced.
+pub const SUSPEND_SECCOMP: u64 = 1 << 21;
+
+/// How a thread came to a halt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// On our request, between two instructions or on the way out of a system call.
+    Interrupted,
+    /// It was stopped by a job-control signal before we came.
+    Group(i32),
+    /// A signal is about to be delivered.
+    Signal(i32),
+    /// It is gone: status as wait(2) has it.
+    Gone(i32),
+}
+
+/// Waits for one thread to halt.
+pub fn wait(tid: Pid) -> Result<Halt> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a live int.
+        match Errno::result(unsafe { libc::waitpid(tid.0, &raw mut status, libc::__WALL) }) {
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(Errno::ECHILD) => return Ok(Halt::Gone(0)),
+            Err(e) => return Err(e).on("waitpid", || format!("thread {tid}")),
+        }
+    }
+    if !libc::WIFSTOPPED(status) {
+        return Ok(Halt::Gone(status));
+    }
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        0 => Ok(Halt::Signal(signal)),
+        libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Ok(Halt::Interrupted),
+        libc::PTRACE_EVENT_STOP => Ok(Halt::Group(signal)),
+        // No event is ever asked for; one that comes all the same is a plain halt.
+        _ => Ok(Halt::Interrupted),
+    }
+}
+
+/// A thread that is seized and runs.
+#[derive(Debug)]
+pub struct Seized {
+    tid: Pid,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl Seized {
+    /// PTRACE_SEIZE; `None` if the thread is gone. It goes on running.
+    pub fn seize(tid: Pid, options: u64) -> Result<Option<Seized>> {
+        match ptrace(libc::PTRACE_SEIZE, tid, 0, options) {
+            Ok(_) => Ok(Some(Seized { tid, _one_thread: PhantomData })),
+            Err(Errno::ESRCH) => Ok(None),
+            // A thread that has ended, or is traced by somebody else, answers the same: look.
+            Err(Errno::EPERM) if ended(tid) => Ok(None),
+            Err(e) => Err(e).on("ptrace(SEIZE)", || format!("thread {tid}")),
+        }
+    }
+
+    /// A child that a traced process made with CLONE_PTRACE: it is ours already and about to halt.
+    pub fn inherited(tid: Pid) -> Seized {
+        Seized { tid, _one_thread: PhantomData }
+    }
+
+    /// Its thread id.
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Asks it to halt; [`Seized::halted`] waits for that.
+    pub fn interrupt(&self) {
+        // ESRCH: it has ended, which the wait will tell.
+        let _ = ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0);
+    }
+
+    /// Waits until it has halted; signals that come first are delivered as they would have been. `None` if it ended.
+    pub fn halted(self) -> Result<Option<Stopped>> {
+        loop {
+            match wait(self.tid)? {
+                Halt::Gone(_) => return Ok(None),
+                Halt::Signal(signal) => {
+                    let _ = ptrace(libc::PTRACE_CONT, self.tid, 0, signal as u64);
+                }
+                Halt::Interrupted => return Stopped::take(self.tid, false),
+                Halt::Group(_) => return Stopped::take(self.tid, true),
+            }
+        }
+    }
+}
+
+/// Whether a thread is a zombie or gone.
+fn ended(tid: Pid) -> bool {
+    match std::fs::read(format!("/proc/{tid}/stat")) {
+        Ok(text) => crate::proc::stat::Stat::parse(&text).is_none_or(|s| s.is_zombie()),
+        Err(_) => true,
+    }
+}
+
+/// One pending signal, its siginfo as the kernel lays it out (128 bytes).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pending(pub Vec<u8>);
+
+/// A thread that stands still. Dropping it puts its registers and signal mask back and lets it go.
+#[derive(Debug)]
+pub struct Stopped {
+    tid: Pid,
+    found: Regs,
+    mask: u64,
+    /// Registers, mask or the kind of stop are no longer as found.
+    changed: bool,
+    /// It stood in a group stop when found, and falls back into it.
+    group: bool,
+    /// A signal that arrived while we worked and could not be blocked.
+    withheld: i32,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl Stopped {
+    fn take(tid: Pid, group: bool) -> Result<Option<Stopped>> {
+        let look = || -> nix::Result<(Regs, u64)> { Ok((get_regs(tid)?, get_mask(tid)?)) };
+        match look() {
+            Ok((found, mask)) => Ok(Some(Stopped {
+                tid,
+                found,
+                mask,
+                changed: false,
+                group,
+                withheld: 0,
+                _one_thread: PhantomData,
+            })),
+            Err(Errno::ESRCH) => Ok(None),
+            Err(e) => Err(e).on("ptrace(GETREGSET)", || format!("thread {tid}")),
+        }
+    }
+
+    /// Its thread id.
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Its registers as they were found, or as [`Stopped::amend`] left them.
+    pub fn regs(&self) -> &Regs {
+        &self.found
+    }
+
+    /// Its blocked signals as they were found.
+    pub fn mask(&self) -> u64 {
+        self.mask
+    }
+
+    /// Whether job control had stopped it before we came.
+    pub fn group_stopped(&self) -> bool {
+        self.group
+    }
+
+    /// Changes what it will go on with: registers and mask of a thread being built, or a call to be made anew.
+    pub fn amend(&mut self, regs: Regs, mask: u64) {
+        self.changed |= regs != self.found || mask != self.mask;
+        self.found = regs;
+        self.mask = mask;
+    }
+
+    /// Its extended state (NT_X86_XSTATE), as many bytes as this CPU has.
+    pub fn xstate(&self) -> Result<Vec<u8>> {
+        let mut buf = vec![0u8; 16384];
+        loop {
+            let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+            ptrace(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, &raw mut iov as u64)
+                .on("ptrace(GETREGSET, X86_XSTATE)", || format!("thread {}", self.tid))?;
+            if iov.iov_len < buf.len() {
+                buf.truncate(iov.iov_len);
+                return Ok(buf);
+            }
+            buf.resize(buf.len() * 2, 0);
+        }
+    }
+
+    /// Sets its extended state.
+    pub fn set_xstate(&self, state: &[u8]) -> Result<()> {
+        let iov = libc::iovec { iov_base: state.as_ptr().cast_mut().cast(), iov_len: state.len() };
+        ptrace(libc::PTRACE_SETREGSET, self.tid, NT_X86_XSTATE, &raw const iov as u64)
+            .on("ptrace(SETREGSET, X86_XSTATE)", || format!("thread {}", self.tid))
+            .map(drop)
+    }
+
+    /// The signals queued for it (`shared` false) or for its whole process, in order.
+    pub fn pending(&self, shared: bool) -> Result<Vec<Pending>> {
+        #[repr(C)]
+        struct Args {
+            off: u64,
+            flags: u32,
+            nr: i32,
+        }
+        let mut out = Vec::new();
+        loop {
+            let mut buf = [[0u8; 128]; 32];
+            let args =
+                Args { off: out.len() as u64, flags: if shared { PEEKSIGINFO_SHARED } else { 0 }, nr: buf.len() as i32 };
+            let n = ptrace(libc::PTRACE_PEEKSIGINFO, self.tid, &raw const args as u64, buf.as_mut_ptr() as u64)
+                .on("ptrace(PEEKSIGINFO)", || format!("thread {}", self.tid))?;
+            if n == 0 {
+                return Ok(out);
+            }
+            out.extend(buf[..n as usize].iter().map(|b| Pending(b.to_vec())));
+        }
+    }
+
+    /// The rseq registration (address, length, signature); all zero where there is none.
+    pub fn rseq(&self) -> Result<(u64, u32, u32)> {
+        #[repr(C)]
+        struct Conf {
+            pointer: u64,
+            size: u32,
+            signature: u32,
+            flags: u32,
+            pad: u32,
+        }
+        const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+        let mut conf = Conf { pointer: 0, size: 0, signature: 0, flags: 0, pad: 0 };
+        match ptrace(PTRACE_GET_RSEQ_CONFIGURATION, self.tid, size_of::<Conf>() as u64, &raw mut conf as u64) {
+            Ok(_) => Ok((conf.pointer, conf.size, conf.signature)),
+            // A kernel without CONFIG_RSEQ knows no registrations.
+            Err(Errno::EIO | Errno::EINVAL) => Ok((0, 0, 0)),
+            Err(e) => Err(e).on("ptrace(GET_RSEQ_CONFIGURATION)", || format!("thread {}", self.tid)),
+        }
+    }
+
+    /// Turns ptrace options on, such as [`SUSPEND_SECCOMP`].
+    pub fn options(&self, options: u64) -> Result<()> {
+        ptrace(libc::PTRACE_SETOPTIONS, self.tid, 0, options)
+            .on("ptrace(SETOPTIONS)", || format!("thread {}", self.tid))
+            .map(drop)
+    }
+
+    /// The number of seccomp filters, oldest last, each as raw BPF instructions.
+    pub fn seccomp_filter(&self, index: u64) -> Result<Option<Vec<u8>>> {
+        const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+        let n = match ptrace(PTRACE_SECCOMP_GET_FILTER, self.tid, index, 0) {
+            Ok(n) => n as usize,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(e) => return Err(e).on("ptrace(SECCOMP_GET_FILTER)", || format!("thread {}", self.tid)),
+        };
+        let mut out = vec![0u8; n * 8];
+        ptrace(PTRACE_SECCOMP_GET_FILTER, self.tid, index, out.as_mut_ptr() as u64)
+            .on("ptrace(SECCOMP_GET_FILTER)", || format!("thread {}", self.tid))?;
+        Ok(Some(out))
+    }
+
+    /// Sets raw registers without remembering them: for what is run in its place.
+    fn drive(&mut self, regs: &Regs) -> Result<()> {
+        if !self.changed {
+            // Nothing that is queued may act while other code runs in its place.
+            set_mask(self.tid, !0).on("ptrace(SETSIGMASK)", || format!("thread {}", self.tid))?;
+        }
+        self.changed = true;
+        set_regs(self.tid, regs).map_err(|e| self.lost("ptrace(SETREGSET)", e))
+    }
+
+    fn lost(&self, call: &str, errno: Errno) -> Error {
+        match errno {
+            Errno::ESRCH => Error::Died { pid: self.tid, how: "ended while it was stopped".into() },
+            e => Error::kernel(call, format!("thread {}", self.tid), e),
+        }
+    }
+
+    /// Lets it run until the signal `end` arrives at an instruction pointer of `at`.
+    fn run_to(&mut self, step: bool, end: i32, at: u64) -> Result<Regs> {
+        let request = if step { libc::PTRACE_SINGLESTEP } else { libc::PTRACE_CONT };
+        loop {
+            ptrace(request, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
+            match wait(self.tid)? {
+                Halt::Gone(status) => {
+                    let how = match libc::WIFSIGNALED(status) {
+                        true => format!("was ended by signal {} while it was stopped", libc::WTERMSIG(status)),
+                        false => "ended while it was stopped".into(),
+                    };
+                    return Err(Error::Died { pid: self.tid, how });
+                }
+                Halt::Signal(signal) if signal == end => {
+                    let now = get_regs(self.tid).map_err(|e| self.lost("ptrace(GETREGSET)", e))?;
+                    if now.rip == at {
+                        return Ok(now);
+                    }
+                }
+                // SIGSTOP can't be blocked: it takes effect when the thread is let go.
+                Halt::Signal(signal @ (libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)) => {
+                    self.withheld = signal;
+                }
+                Halt::Signal(signal) => {
+                    return Err(Error::Died {
+                        pid: self.tid,
+                        how: format!("met signal {signal} in the midst of a remote system call"),
+                    });
+                }
+                Halt::Interrupted | Halt::Group(_) => {}
+            }
+        }
+    }
+
+    /// Makes one system call at the address of a `syscall` instruction.
+    pub fn step_syscall(&mut self, insn: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
+        let [rdi, rsi, rdx, r10, r8, r9] = args;
+        let regs = Regs { rip: insn, rax: nr as u64, rdi, rsi, rdx, r10, r8, r9, orig_rax: !0, ..self.found };
+        self.drive(&regs)?;
+        set_mask(self.tid, !(1 << (libc::SIGTRAP - 1))).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        let now = self.run_to(true, libc::SIGTRAP, insn + 2)?;
+        set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        Ok(now.rax as i64)
+    }
+
+    /// Puts registers and mask back and brings it into an event stop, from which it goes on by itself if we die.
+    pub fn park(&mut self) -> Result<()> {
+        if !self.changed {
+            return Ok(());
+        }
+        set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
+        ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(INTERRUPT)", e))?;
+        loop {
+            ptrace(libc::PTRACE_CONT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
+            match wait(self.tid)? {
+                Halt::Interrupted | Halt::Group(_) => break,
+                Halt::Signal(signal) => self.withheld = signal,
+                Halt::Gone(_) => return Err(self.lost("wait", Errno::ESRCH)),
+            }
+        }
+        // The event stop lies before the kernel restarts an interrupted call: make sure nothing has moved.
+        set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
+        set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        self.changed = false;
+        Ok(())
+    }
+
+    /// Lets it go on as found, and leaves it a job-control stop if one is due.
+    pub fn release(mut self) -> Result<()> {
+        self.let_go()?;
+        std::mem::forget(self);
+        Ok(())
+    }
+
+    /// Lets it go into a stop by `signal`, for a process that was stopped when it was recorded.
+    pub fn release_stopped(mut self, signal: i32) -> Result<()> {
+        self.withheld = signal;
+        self.release()
+    }
+
+    fn let_go(&mut self) -> Result<()> {
+        if self.changed {
+            set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
+            set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+            self.changed = false;
+        }
+        ptrace(libc::PTRACE_DETACH, self.tid, 0, self.withheld as u64)
+            .map_err(|e| self.lost("ptrace(DETACH)", e))
+            .map(drop)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // A thread that ended meanwhile needs nothing put back.
+        let _ = self.let_go();
+    }
+}
+
+fn get_regs(tid: Pid) -> nix::Result<Regs> {
+    let mut regs = Regs::default();
+    let mut iov = libc::iovec { iov_base: (&raw mut regs).cast(), iov_len: size_of::<Regs>() };
+    ptrace(libc::PTRACE_GETREGSET, tid, NT_PRSTATUS, &raw mut iov as u64)?;
+    Ok(regs)
+}
+
+fn set_regs(tid: Pid, regs: &Regs) -> nix::Result<()> {
+    let iov = libc::iovec { iov_base: std::ptr::from_ref(regs).cast_mut().cast(), iov_len: size_of::<Regs>() };
+    ptrace(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &raw const iov as u64).map(drop)
+}
+
+fn get_mask(tid: Pid) -> nix::Result<u64> {
+    let mut mask = 0u64;
+    ptrace(libc::PTRACE_GETSIGMASK, tid, 8, &raw mut mask as u64)?;
+    Ok(mask)
+}
+
+fn set_mask(tid: Pid, mask: u64) -> nix::Result<()> {
+    ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &raw const mask as u64).map(drop)
+}
