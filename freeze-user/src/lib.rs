@@ -5,8 +5,8 @@
 //! The module order below is the order of dependence: nothing names a module that comes later
 //! (`cargo xtask tidy` checks it). See ARCHITECTURE.md for the map and the invariants.
 
-pub mod error;
 pub mod ids;
+pub mod error;
 pub mod sys;
 pub mod proc;
 pub mod observe;
