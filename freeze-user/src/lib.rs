@@ -11,5 +11,6 @@ pub mod sys;
 pub mod proc;
 pub mod observe;
 pub mod tracee;
+pub mod dirty;
 
 pub use error::{Blocker, Error, Fate, Result};

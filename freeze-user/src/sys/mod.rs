@@ -1,7 +1,9 @@
 //! System calls and ioctls that no crate wraps, each behind a safe function.
 #![allow(unsafe_code, reason = "raw system calls have their address here")]
 
+pub mod pagemap;
 pub mod sched;
+pub mod uffd;
 
 use crate::ids::{Pid, Range};
 use nix::errno::Errno;

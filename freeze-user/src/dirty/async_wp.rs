@@ -1,0 +1,213 @@
+//! Asynchronous write-protection: registered once from outside, read and re-armed by `PAGEMAP_SCAN` in one step.
+//!
+//! A page counts as written when its mark is missing. So a page that never had one (populated after the
+//! registration, swapped in elsewhere, moved, in a mapping of its own that replaced ours) is written by definition,
+//! and only pages that a take returned carry a mark. Holes are never marked: that would allocate page tables, keep huge
+//! pages away, and leave markers that look like swapped pages.
+
+use super::{Pages, Tier, Tracker, Untracked, intersect};
+use crate::error::{Error, Result};
+use crate::ids::{Pid, Range, normalize, subtract};
+use crate::sys::pagemap::{self, Ask, Contents, FILE, PRESENT, Pagemap, SWAPPED, WPALLOWED, WRITTEN, push};
+use crate::sys::uffd::{self, Uffd};
+use nix::errno::Errno;
+use std::os::fd::OwnedFd;
+
+#[derive(Debug)]
+pub struct AsyncWp {
+    map: Pagemap,
+    uffd: Uffd,
+    /// What was registered, as far as nobody unmapped it since.
+    ours: Vec<Range>,
+    /// The part of it that maps files: there, pages that are still the file's must be told from the process's own.
+    files: Vec<Range>,
+    /// What could not be registered.
+    refused: Vec<Range>,
+}
+
+impl AsyncWp {
+    /// For the process `pid` as it is now and a userfaultfd that was made in it with [`uffd::FLAGS`] and taken from it;
+    /// after an execve(2) make a new one.
+    ///
+    /// A target that uses userfaultfd on mappings of its own is returned these by `track` as [`Untracked::Owned`]. One that
+    /// re-registers, in asynchronous mode, a mapping that was tracked cannot be told from us: use another tier
+    /// for processes that hold a userfaultfd.
+    pub fn new(pid: Pid, fd: OwnedFd) -> Result<AsyncWp> {
+        let map = pagemap::open(pid)?;
+        if !map.scans() {
+            return Err(Error::kernel("PAGEMAP_SCAN", format!("pid {pid}"), Errno::ENOTTY));
+        }
+        let uffd = Uffd::start(fd).map_err(|e| Error::kernel("UFFDIO_API", format!("pid {pid}"), e))?;
+        Ok(AsyncWp {
+            map,
+            uffd,
+            ours: Vec::new(),
+            files: Vec::new(),
+            refused: Vec::new(),
+        })
+    }
+
+    /// Whether this kernel has what is needed; not every process need grant a userfaultfd.
+    pub fn works() -> bool {
+        let me = Pid(std::process::id() as i32);
+        pagemap::open(me).is_ok_and(|map| map.scans()) && uffd::own().and_then(Uffd::start).is_ok()
+    }
+
+    /// What selects populated pages of registered mappings; `files`: tell the file's own pages apart.
+    fn ask(&self, files: bool) -> Ask {
+        let not = self.map.empties() | if files { FILE } else { 0 };
+        let (anyof, tell) = (PRESENT | SWAPPED, PRESENT | WRITTEN);
+        Ask {
+            mask: WPALLOWED | not,
+            inverted: not,
+            anyof,
+            tell,
+            protect: false,
+        }
+    }
+
+    /// Walks over `within`, re-protecting with `protect`; with `all` false only the written pages are looked for.
+    ///
+    /// The order is what makes it whole: a mapping replaced after the first walk is not registered in the second.
+    fn look(&self, within: &[Range], protect: bool, all: bool) -> Result<Pages> {
+        self.map.alive()?;
+        let mut found = Pages::default();
+        for (part, files) in self.by_kind(within) {
+            let mut ask = Ask {
+                protect,
+                ..self.ask(files)
+            };
+            if !all && !files {
+                ask.mask |= WRITTEN;
+            }
+            self.map.scan(part, &ask, |region, is| {
+                let written = is & WRITTEN != 0;
+                if is & PRESENT != 0 {
+                    found.add(region, written);
+                    return Ok(());
+                }
+                // In file mappings a mark can outlive its page, and then looks like a swapped page not written to.
+                self.map
+                    .swapped(region, |page, sure| found.add(page, written || !sure))
+            })?;
+        }
+        let foreign = self
+            .map
+            .populated_in(&self.unregistered(within)?, Contents::Private)?;
+        foreign.iter().for_each(|&r| found.add(r, true));
+        Ok(Pages {
+            populated: normalize(found.populated),
+            written: normalize(found.written),
+        })
+    }
+
+    /// `within` cut into ranges that lie in file mappings (`true`) and ranges that do not.
+    fn by_kind(&self, within: &[Range]) -> Vec<(Range, bool)> {
+        let files = intersect(within, &self.files).into_iter().map(|r| (r, true));
+        let mut parts: Vec<_> = subtract(within, &self.files)
+            .into_iter()
+            .map(|r| (r, false))
+            .chain(files)
+            .collect();
+        parts.sort_unstable();
+        parts
+    }
+}
+
+impl Tracker for AsyncWp {
+    fn tier(&self) -> Tier {
+        Tier::AsyncWp
+    }
+
+    fn track(&mut self, vmas: &[Range]) -> Result<Vec<(Range, Untracked)>> {
+        self.map.alive()?;
+        // What is tracked keeps its marks: registering again is for new and replaced mappings only.
+        let fresh = self.unregistered(vmas)?;
+        let mut untracked = Vec::new();
+        if fresh.is_empty() {
+            return Ok(untracked);
+        }
+        self.ours = subtract(&self.ours, &fresh);
+        self.files = subtract(&self.files, &fresh);
+        self.refused = subtract(&self.refused, &fresh);
+        for vma in super::maps(self.map.pid())? {
+            for part in intersect(&fresh, &[vma.range()]) {
+                if vma.shared {
+                    untracked.push((part, Untracked::Shared));
+                    continue;
+                }
+                match self.uffd.register(part) {
+                    Ok(()) => {
+                        self.ours.push(part);
+                        if vma.has_file() {
+                            self.files.push(part);
+                        }
+                    }
+                    Err(Errno::EBUSY) => untracked.push((part, Untracked::Owned)),
+                    Err(e) => untracked.push((part, Untracked::Refused(e))),
+                }
+            }
+        }
+        let refused = untracked.iter().map(|u| u.0);
+        self.refused = normalize(self.refused.iter().copied().chain(refused).collect());
+        self.ours = normalize(std::mem::take(&mut self.ours));
+        self.files = normalize(std::mem::take(&mut self.files));
+        // Before 6.13 mremap(2) carries marks along into a mapping that is no longer registered, where writes
+        // do not take them off. Nothing fresh may have a mark.
+        let mut stale = Vec::new();
+        let mut all = self.ask(false);
+        all.tell = WRITTEN;
+        for part in intersect(&fresh, &self.ours) {
+            self.map.scan(part, &all, |region, is| {
+                if is & WRITTEN == 0 {
+                    push(&mut stale, region);
+                }
+                Ok(())
+            })?;
+        }
+        for part in stale {
+            self.uffd.unprotect(part).map_err(|e| {
+                Error::kernel(
+                    "UFFDIO_WRITEPROTECT",
+                    format!("pid {}, {part}", self.map.pid()),
+                    e,
+                )
+            })?;
+        }
+        Ok(untracked)
+    }
+
+    fn take_written(&mut self, within: &[Range]) -> Result<Vec<Range>> {
+        Ok(self.look(within, true, false)?.written)
+    }
+
+    fn peek_written(&self, within: &[Range]) -> Result<Vec<Range>> {
+        Ok(self.look(within, false, false)?.written)
+    }
+
+    fn survey(&mut self, within: &[Range]) -> Result<Pages> {
+        self.look(within, true, true)
+    }
+
+    fn unregistered(&self, within: &[Range]) -> Result<Vec<Range>> {
+        // One call over many neighbours costs as much as one over one; what was refused is left out of it, since
+        // the kernel would walk its pages.
+        let mut out = subtract(within, &self.ours);
+        let known = intersect(within, &self.ours);
+        let mut at = 0;
+        while at < known.len() {
+            let mut span = known[at];
+            at += 1;
+            while at < known.len() {
+                let gap = [Range::new(span.end, known[at].start)];
+                if !intersect(&gap, &self.refused).is_empty() {
+                    break;
+                }
+                span.end = known[at].end;
+                at += 1;
+            }
+            out.extend(intersect(&self.map.unregistered(span)?, &known));
+        }
+        Ok(normalize(out))
+    }
+}
