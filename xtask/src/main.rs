@@ -2,7 +2,9 @@
 
 mod brood;
 mod compiler;
+mod demo;
 mod host;
+mod redis;
 mod setup;
 mod test;
 mod tidy;
@@ -63,6 +65,12 @@ impl Task {
     fn play(self) -> Result<bool> {
         match self {
             Task::Setup => setup::setup("setup").map(|()| true),
+            Task::Run { args } if args.is_empty() => {
+                let mut brood = Brood::new()?;
+                setup::setup("run")?;
+                build(&mut brood)?;
+                demo::play(&mut brood)
+            }
             Task::Run { args } => {
                 let mut brood = Brood::new()?;
                 setup::setup("run")?;
