@@ -140,6 +140,8 @@ pub trait Tracker: Send + fmt::Debug {
 
     /// The populated pages of `within` that were written since they were last taken, or that never were; re-protects
     /// them in the same step. Pages of `within` that are not tracked are all returned.
+    ///
+    /// Copy *after* it: what is written during the copy is in the next answer.
     fn take_written(&mut self, within: &[Range]) -> Result<Vec<Range>>;
 
     /// The same without re-protecting.

@@ -422,6 +422,20 @@ fn exactly_what_was_written_is_told() {
         written: vec![page(9)],
     };
     assert_eq!(tracker.survey(&[a]).unwrap(), both);
+    // A mapping replaced behind our back, and not yet tracked again, counts as written as long as it is not; so does
+    // one that never was tracked.
+    target.run("mapped(2, flags=0x32, at=A + 20 * P); store(A, 20)");
+    let other = target.range("B = r = mapped(4); store(B, 2)", 4);
+    let second = Range::new(other.start + 2 * PAGE as u64, other.start + 3 * PAGE as u64);
+    for _ in 0..2 {
+        assert_eq!(tracker.take_written(&[page(20)]).unwrap(), [page(20)]);
+        assert_eq!(tracker.take_written(&[other]).unwrap(), [second]);
+        assert_eq!(
+            tracker.unregistered(&[a]).unwrap(),
+            [Range::new(page(20).start, page(21).end)]
+        );
+    }
+    target.run("libc.munmap(A + 20 * P, 2 * P)");
     // Holes were not armed: a huge page may still come, and nothing looks swapped.
     let map = pagemap::open(target.pid).unwrap();
     assert_eq!(map.populated(a, Contents::Any).unwrap(), [page(6), page(9)]);
