@@ -135,26 +135,24 @@ fn installed() -> Result<BTreeSet<String>> {
 }
 
 fn install(rows: &[(&str, &str)]) -> Result<()> {
-    println!("setup: installing with apt-get");
+    println!("setup: installing with apt-get, which may take some minutes:");
     for (name, why) in rows {
         println!("    {name:16} {why}");
     }
-    apt_get(&["update", "-q"])?;
+    apt_get(&["update"])?;
     let names: Vec<&str> = rows.iter().map(|(name, _)| *name).collect();
     let policy = NoDaemons::hold(Path::new("/usr/sbin/policy-rc.d"))?;
-    apt_get(&[&["install", "-y", "-q", "--no-install-recommends"], &names[..]].concat()).with_context(
-        || {
-            let compiler = PACKAGES
-                .iter()
-                .any(|(name, what, _)| *what == For::Compiler && names.contains(name));
-            let hint = if compiler {
-                format!("\n{NO_COMPILER}")
-            } else {
-                String::new()
-            };
-            format!("these packages are needed: {}{hint}", names.join(" "))
-        },
-    )?;
+    apt_get(&[&["install", "-y", "--no-install-recommends"], &names[..]].concat()).with_context(|| {
+        let compiler = PACKAGES
+            .iter()
+            .any(|(name, what, _)| *what == For::Compiler && names.contains(name));
+        let hint = if compiler {
+            format!("\n{NO_COMPILER}")
+        } else {
+            String::new()
+        };
+        format!("these packages are needed: {}{hint}", names.join(" "))
+    })?;
     drop(policy);
     for (_, service) in SERVICES.iter().filter(|(package, _)| names.contains(package)) {
         // Where there is no init system there is nothing to disable, and it may say so.
@@ -165,6 +163,8 @@ fn install(rows: &[(&str, &str)]) -> Result<()> {
 
 fn apt_get(args: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
+    // Quiet but for errors.
+    command.arg("-qq").stdout(std::process::Stdio::null());
     // Others may be installing at this moment; nobody is there to be asked.
     command
         .args(["-o", "DPkg::Lock::Timeout=120"])
