@@ -39,11 +39,13 @@ pub(crate) fn find() -> Result<Compiler, Vec<String>> {
 /// Whether a rustc, named by the words that call it, fits.
 fn judge(rustc: &[&str]) -> Result<(), String> {
     let ask = |args: &[&str]| {
-        let out = Command::new(rustc[0])
+        let mut command = Command::new(rustc[0]);
+        // A rustup that lacks the toolchain must not begin to download it.
+        command
             .args(&rustc[1..])
             .args(args)
-            .output()
-            .ok()?;
+            .env("RUSTUP_AUTO_INSTALL", "0");
+        let out = command.output().ok()?;
         out.status
             .success()
             .then(|| String::from_utf8_lossy(&out.stdout).into_owned())

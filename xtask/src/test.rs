@@ -1,7 +1,7 @@
 //! Runs every test there is, each test program on its own under a time limit, and adds up.
 
 use crate::brood::{self, Brood};
-use crate::{cargo, root, target_dir, tidy};
+use crate::{cargo, output, root, target_dir, tidy};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::Write;
@@ -218,8 +218,16 @@ fn play(brood: &mut Brood, program: &Program, filter: Option<&str>, end: Instant
     let text = String::from_utf8_lossy(&std::fs::read(&path).with_context(|| path.display().to_string())?)
         .into_owned();
     let mut tally = read_output(&program.name, &text);
-    if let Some(fault) = fault(status, &tally, &text, &names) {
+    if let Some(mut fault) = fault(status, &tally, &text, &names) {
         tally.failed += 1;
+        if let (false, Run::Binary(binary)) = (text.contains("test result: "), &program.run) {
+            let (_, all) = output(
+                Command::new(binary)
+                    .args(["--list", "--format", "terse"])
+                    .args(filter),
+            )?;
+            fault += &format!("; not done: {}", unfinished(&all, &text).join(", "));
+        }
         let mut log = File::options().append(true).open(&path)?;
         writeln!(log, "\n{fault}")?;
         println!("{fault}");
@@ -244,13 +252,7 @@ fn play(brood: &mut Brood, program: &Program, filter: Option<&str>, end: Instant
 /// What is wrong beside single failed tests.
 fn fault(status: Option<ExitStatus>, tally: &Tally, text: &str, left: &[String]) -> Option<String> {
     match status {
-        None => {
-            let slow: Vec<&str> = text
-                .lines()
-                .filter(|l| l.contains("has been running for over"))
-                .collect();
-            return Some(format!("hung, and was killed. {}", slow.join("; ")));
-        }
+        None => return Some("hung, and was killed".into()),
         Some(status) => {
             if let Some(signal) = status.signal() {
                 return Some(format!("killed by signal {signal}"));
@@ -264,6 +266,14 @@ fn fault(status: Option<ExitStatus>, tally: &Tally, text: &str, left: &[String])
         }
     }
     (!left.is_empty()).then(|| format!("left processes behind: {}", left.join(", ")))
+}
+
+/// The tests of a list, as the harness prints it, that have no result in the output.
+fn unfinished<'a>(list: &'a str, text: &str) -> Vec<&'a str> {
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    names
+        .filter(|name| !text.contains(&format!("test {name} ... ")))
+        .collect()
 }
 
 /// Counts, as the test harness prints them; a test that printed [`SKIP`] did not pass.
@@ -384,6 +394,14 @@ test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; 
         assert!(fault(exit(0), &good, "running 2 tests", &[]).is_some());
         assert!(fault(exit(0), &good, text, &["7 (sleep)".into()]).is_some());
         assert!(fault(None, &good, text, &[]).is_some());
+    }
+
+    #[test]
+    fn who_did_not_finish_is_named() {
+        assert_eq!(
+            unfinished("a: test\nb: test\nz: bench\n", "running 2 tests\ntest a ... ok\n"),
+            ["b"]
+        );
     }
 
     #[test]
