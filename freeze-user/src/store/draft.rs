@@ -1,0 +1,604 @@
+//! A checkpoint being written: gone again when dropped, there for good when committed.
+
+use super::frame::{FrameWriter, Record};
+use super::index::{Index, Layer, OWN, What, ZERO};
+use super::manifest::{About, Ancestor, Counts, Files, IndexFile, Manifest, PagesFile, RecordsFile, Sum};
+use super::opened::Opened;
+use super::pages::{CHUNK_PAGES, Cache, ENTRY, Form, PageWriter, is_zero};
+use super::{CheckpointId, INCOMPLETE, INDEX, MANIFEST, PAGES, RECORDS, create, lock, retention, sync_dir};
+use crate::error::{Context, Error, Result};
+use crate::ids::{PAGE, Range, SpaceId};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+
+/// How a checkpoint is written.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How the pages lie in the file.
+    pub form: Form,
+    /// How many checkpoints, itself included, reading this one may take; at least 1. When there would be
+    /// more, the pages of those ancestors that have the fewest are copied at commit.
+    pub chain_limit: u32,
+    /// Copy every inherited page, so that the checkpoint stands alone.
+    pub squash: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            form: Form::default(),
+            chain_limit: 64,
+            squash: false,
+        }
+    }
+}
+
+/// Where the draft is, and how it becomes a checkpoint.
+#[derive(Debug)]
+enum Place {
+    /// In a directory of another name, renamed at the end.
+    Beside {
+        now: PathBuf,
+        then: PathBuf,
+        in_store: bool,
+    },
+    /// In the directory itself, which was there already (it may be a mount point, that no rename
+    /// reaches): it is a checkpoint when its manifest gets its name.
+    Inside { dir: PathBuf },
+}
+
+impl Place {
+    fn now(&self) -> &Path {
+        match self {
+            Place::Beside { now, .. } => now,
+            Place::Inside { dir } => dir,
+        }
+    }
+
+    fn then(&self) -> &Path {
+        match self {
+            Place::Beside { then, .. } => then,
+            Place::Inside { dir } => dir,
+        }
+    }
+}
+
+/// The manifest's name until the directory is complete, if the directory cannot be renamed.
+pub(crate) const UNFINISHED_MANIFEST: &str = "manifest.json.incomplete";
+
+/// An unfinished checkpoint. Dropping it removes every trace.
+#[derive(Debug)]
+pub struct Draft {
+    id: CheckpointId,
+    created_ms: u64,
+    options: Options,
+    place: Place,
+    parent: Option<Opened>,
+    spaces: BTreeMap<SpaceId, Layer>,
+    records: Option<FrameWriter>,
+    pages: Option<PageWriter>,
+    committed: bool,
+    /// Tells `sweep` that the writer lives.
+    _lock: Flock<File>,
+}
+
+/// Proof that a checkpoint is on disk, whole and durable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Committed {
+    pub id: CheckpointId,
+    pub path: PathBuf,
+    pub counts: Counts,
+    /// The size of all its files.
+    pub bytes: u64,
+    /// How many checkpoints reading it takes, itself included.
+    pub depth: u32,
+    #[serde(skip)]
+    _proof: Proof,
+}
+
+/// What only a commit can make.
+#[derive(Clone, Debug)]
+struct Proof;
+
+impl fmt::Display for Committed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts { pages, own, .. } = self.counts;
+        write!(
+            f,
+            "{}: {pages} pages, {own} of them stored here, {} bytes",
+            self.id, self.bytes
+        )
+    }
+}
+
+impl Draft {
+    /// In a store, under a new name.
+    pub(crate) fn in_store(dir: &Path, parent: Option<&Opened>, options: &Options) -> Result<Draft> {
+        let id = CheckpointId::fresh(parent.map(|p| p.id()));
+        Draft::beside(id, id.millis(), dir, &dir.join(id.as_str()), parent, options)
+    }
+
+    /// As a directory of its own.
+    pub(crate) fn at(dir: &Path, parent: Option<&Opened>, options: &Options) -> Result<Draft> {
+        let id = CheckpointId::fresh(parent.map(|p| p.id()));
+        let name = || dir.display().to_string();
+        if dir.exists() {
+            let dir = dir.canonicalize().on("realpath", name)?;
+            let there = std::fs::read_dir(&dir)
+                .on("readdir", name)?
+                .filter_map(|e| e.ok());
+            let there = there.map(|e| e.file_name()).filter(|n| n != "lost+found");
+            let there: Vec<_> = there.map(|n| n.to_string_lossy().into_owned()).take(3).collect();
+            if !there.is_empty() {
+                let what = format!("{} (not empty: {} …)", dir.display(), there.join(", "));
+                return Err(Error::kernel("checkpoint into", what, Errno::ENOTEMPTY));
+            }
+            let lock = lock(&dir, FlockArg::LockExclusiveNonblock)?;
+            let lock = lock.ok_or(Errno::EBUSY).on("flock", name)?;
+            return Draft::new(id, id.millis(), Place::Inside { dir }, lock, parent, options);
+        }
+        let above = match dir.parent() {
+            Some(above) if above != Path::new("") => above,
+            _ => Path::new("."),
+        };
+        let above = above
+            .canonicalize()
+            .on("realpath", || above.display().to_string())?;
+        let last = dir.file_name().ok_or(Errno::EINVAL).on("mkdir", name)?;
+        // Only leftovers of freeze's own with nobody writing: sweep looks closely.
+        retention::sweep(&above);
+        Draft::beside(id, id.millis(), &above, &above.join(last), parent, options)
+    }
+
+    /// Under a temporary name in `dir`, to be renamed to `then`.
+    pub(crate) fn beside(
+        id: CheckpointId,
+        created_ms: u64,
+        dir: &Path,
+        then: &Path,
+        parent: Option<&Opened>,
+        options: &Options,
+    ) -> Result<Draft> {
+        let now = dir.join(format!("{INCOMPLETE}{id}"));
+        let name = || now.display().to_string();
+        // A sweep may take the directory for a leftover before it is locked; nobody does afterwards.
+        for _ in 0..100 {
+            DirBuilder::new().mode(0o700).create(&now).on("mkdir", name)?;
+            let Ok(Some(lock)) = lock(&now, FlockArg::LockExclusiveNonblock) else {
+                let _ = std::fs::remove_dir(&now);
+                continue;
+            };
+            let locked = lock.metadata().on("stat", name)?;
+            match now.metadata() {
+                Ok(m) if m.ino() == locked.ino() => {
+                    let in_store = then.file_name().is_some_and(|n| n == id.as_str());
+                    let place = Place::Beside {
+                        now,
+                        then: then.into(),
+                        in_store,
+                    };
+                    return Draft::new(id, created_ms, place, lock, parent, options);
+                }
+                _ => continue,
+            }
+        }
+        Err(Error::kernel("flock", name(), Errno::EBUSY))
+    }
+
+    fn new(
+        id: CheckpointId,
+        created_ms: u64,
+        place: Place,
+        lock: Flock<File>,
+        parent: Option<&Opened>,
+        options: &Options,
+    ) -> Result<Draft> {
+        // From here on dropping it removes what was made.
+        let mut draft = Draft {
+            id,
+            created_ms,
+            options: options.clone(),
+            place,
+            parent: parent.cloned(),
+            spaces: BTreeMap::new(),
+            records: None,
+            pages: None,
+            committed: false,
+            _lock: lock,
+        };
+        draft.records = Some(FrameWriter::create(draft.file(RECORDS))?);
+        draft.pages = Some(PageWriter::create(draft.file(PAGES), options.form)?);
+        Ok(draft)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.place.now().join(name)
+    }
+
+    /// The name it will have.
+    pub fn id(&self) -> &CheckpointId {
+        &self.id
+    }
+
+    /// The checkpoint that pages can be inherited from.
+    pub fn parent(&self) -> Option<&Opened> {
+        self.parent.as_ref()
+    }
+
+    /// Appends a record.
+    pub fn record<T: Record>(&mut self, record: &T) -> Result<()> {
+        self.records()?.record(record)
+    }
+
+    /// Appends a record whose payload (MessagePack with field names) is encoded already.
+    pub fn raw_record(&mut self, tag: &str, version: u16, payload: &[u8]) -> Result<()> {
+        self.records()?.raw(tag, version, payload)
+    }
+
+    fn records(&mut self) -> Result<&mut FrameWriter> {
+        let object = || self.place.now().display().to_string();
+        self.records.as_mut().ok_or(Errno::EBADF).on("write", object)
+    }
+
+    /// Names a space, so that it is in the checkpoint even if it has no pages.
+    pub fn space(&mut self, space: SpaceId) {
+        self.spaces.entry(space).or_default();
+    }
+
+    /// Stores pages of `space` from address `addr` on; both ends must be page-aligned. Pages of zeros are
+    /// noted and not stored. A later word on the same page counts more than an earlier one.
+    pub fn pages(&mut self, space: SpaceId, addr: u64, bytes: &[u8]) -> Result<()> {
+        let end = addr.checked_add(bytes.len() as u64);
+        let range = end
+            .filter(|&end| addr.is_multiple_of(PAGE) && end % PAGE == 0)
+            .map(|end| Range::new(addr, end));
+        let object = || format!("{space}, {} bytes at {addr:x} (not whole pages)", bytes.len());
+        range.ok_or(Errno::EINVAL).on("store", object)?;
+        let layer = self.spaces.entry(space).or_default();
+        let writer = self
+            .pages
+            .as_mut()
+            .ok_or(Errno::EBADF)
+            .on("store", || space.to_string())?;
+        let first = addr / PAGE;
+        let page = |i: usize| &bytes[i * PAGE as usize..(i + 1) * PAGE as usize];
+        let count = bytes.len() / PAGE as usize;
+        let mut from = 0;
+        while from < count {
+            let zero = is_zero(page(from));
+            let mut to = from + 1;
+            while to < count && is_zero(page(to)) == zero {
+                to += 1;
+            }
+            let what = match zero {
+                true => What::Zero,
+                false => What::Own(writer.push(&bytes[from * PAGE as usize..to * PAGE as usize])?),
+            };
+            layer.set(first + from as u64, first + to as u64, Some(what));
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Notes pages that are known to be zero, without looking at them.
+    pub fn zero(&mut self, space: SpaceId, ranges: &[Range]) -> Result<()> {
+        self.set(space, ranges, Some(What::Zero))
+    }
+
+    /// These pages are as in the parent; what the parent has no page for stays without one.
+    pub fn inherit(&mut self, space: SpaceId, ranges: &[Range]) -> Result<()> {
+        let missing = |found: &str| Error::Image {
+            file: self.parent.as_ref().map_or(self.place.now(), |p| p.path()).into(),
+            offset: None,
+            expected: format!("a parent with the {space}"),
+            found: found.into(),
+        };
+        let parent = self.parent.as_ref().ok_or_else(|| missing("no parent"))?;
+        if !parent.has_space(space) {
+            return Err(missing("a parent without it"));
+        }
+        self.set(space, ranges, Some(What::Parent))
+    }
+
+    /// These pages are gone again.
+    pub fn forget(&mut self, space: SpaceId, ranges: &[Range]) -> Result<()> {
+        self.set(space, ranges, None)
+    }
+
+    fn set(&mut self, space: SpaceId, ranges: &[Range], what: Option<What>) -> Result<()> {
+        let layer = self.spaces.entry(space).or_default();
+        for r in ranges {
+            if r.start % PAGE != 0 || r.end % PAGE != 0 {
+                return Err(Error::kernel(
+                    "store",
+                    format!("{space}, {r} (not whole pages)"),
+                    Errno::EINVAL,
+                ));
+            }
+            layer.set(r.start / PAGE, r.end / PAGE, what);
+        }
+        Ok(())
+    }
+
+    /// Makes it a checkpoint: when this returns it is whole, durable and can be found.
+    pub fn commit(mut self, about: About) -> Result<Committed> {
+        let mut manifest = Manifest::new(self.id, self.created_ms);
+        manifest.about = about;
+        manifest.parent = match &self.parent {
+            Some(p) => Some(self.ancestor(p.id(), p.manifest_sum(), p.path())?),
+            None => None,
+        };
+        let mut index = self.resolve()?;
+        manifest.chain = self.shorten(&mut index, &mut manifest.counts)?;
+        for run in &index.runs {
+            let pages = u64::from(run.pages);
+            manifest.counts.pages += pages;
+            *match run.source {
+                ZERO => &mut manifest.counts.zero,
+                OWN => &mut manifest.counts.own,
+                _ => &mut manifest.counts.inherited,
+            } += pages;
+        }
+
+        let object = self.place.now().display().to_string();
+        let writer = self
+            .pages
+            .take()
+            .ok_or(Errno::EBADF)
+            .on("commit", || object.clone())?;
+        let table = writer.finish()?;
+        manifest.counts.dead = table.slots.saturating_sub(manifest.counts.own);
+        let mut tables = Vec::with_capacity(table.chunks.len() * ENTRY);
+        table.chunks.iter().for_each(|c| c.encode(&mut tables));
+        let runs = index.encode();
+        let index_path = self.file(INDEX);
+        let mut index_file = create(&index_path)?;
+        let name = || index_path.display().to_string();
+        index_file.write_all(&tables).on("write", name)?;
+        index_file.write_all(&runs).on("write", name)?;
+
+        let records = self
+            .records
+            .take()
+            .ok_or(Errno::EBADF)
+            .on("commit", || object.clone())?;
+        let (records_bytes, frames) = (records.bytes, records.frames);
+        let (records_file, records_sum) = records.finish()?;
+        manifest.files = Files {
+            records: RecordsFile {
+                bytes: records_bytes,
+                frames,
+                checksum: records_sum,
+            },
+            index: IndexFile {
+                bytes: (tables.len() + runs.len()) as u64,
+                chunks: table.chunks.len() as u64,
+                spaces: index.spaces.len() as u64,
+                runs: index.runs.len() as u64,
+                chunks_checksum: Sum::of(&tables),
+                runs_checksum: Sum::of(&runs),
+            },
+            pages: PagesFile {
+                bytes: table.bytes,
+                slots: table.slots,
+                chunk_pages: CHUNK_PAGES,
+                form: self.options.form,
+            },
+        };
+        let inside = matches!(self.place, Place::Inside { .. });
+        let manifest_path = self.file(if inside { UNFINISHED_MANIFEST } else { MANIFEST });
+        let mut manifest_file = create(&manifest_path)?;
+        manifest_file
+            .write_all(&manifest.seal()?.0)
+            .on("write", || manifest_path.display().to_string())?;
+
+        for (file, name) in [
+            (&table.file, PAGES),
+            (&index_file, INDEX),
+            (&records_file, RECORDS),
+            (&manifest_file, MANIFEST),
+        ] {
+            file.sync_all()
+                .on("fsync", || self.file(name).display().to_string())?;
+        }
+        sync_dir(self.place.now())?;
+        self.publish()?;
+        self.committed = true;
+        Ok(Committed {
+            id: self.id,
+            path: self.place.then().into(),
+            counts: manifest.counts,
+            bytes: manifest.bytes(),
+            depth: manifest.depth(),
+            _proof: Proof,
+        })
+    }
+
+    /// Gives it its name, durably.
+    fn publish(&mut self) -> Result<()> {
+        match &mut self.place {
+            Place::Inside { dir } => {
+                let to = dir.join(MANIFEST);
+                std::fs::rename(dir.join(UNFINISHED_MANIFEST), &to)
+                    .on("rename", || to.display().to_string())?;
+                sync_dir(dir)
+            }
+            Place::Beside { now, then, in_store } => {
+                let above = then.parent().unwrap_or(Path::new("/")).to_path_buf();
+                // Not while somebody prunes by a list in which this one is missing.
+                let store = if *in_store {
+                    lock(&above, FlockArg::LockShared)?
+                } else {
+                    None
+                };
+                std::fs::rename(&now, &then).on("rename", || then.display().to_string())?;
+                drop(store);
+                // If it cannot be made durable, it is removed under its new name.
+                *now = then.clone();
+                sync_dir(&above)
+            }
+        }
+    }
+
+    /// Every page of the draft with its place; sources count as in the parent, one further: 0 is the draft,
+    /// 1 the parent itself, 2 the first of the parent's chain. Linear in the runs of both.
+    fn resolve(&self) -> Result<Index> {
+        let mut index = Index::default();
+        for (&space, layer) in &self.spaces {
+            index.open_space(space);
+            let above = self
+                .parent
+                .as_ref()
+                .and_then(|p| p.entries(space))
+                .unwrap_or_default();
+            let mut next = 0;
+            for (start, end, what) in layer.iter() {
+                match what {
+                    What::Zero => index.push(start, end - start, 0, ZERO),
+                    What::Own(slot) => index.push(start, end - start, slot, OWN),
+                    What::Parent => {
+                        while next < above.len() && above[next].end() <= start {
+                            next += 1;
+                        }
+                        // The last of these may reach into the next range of the draft too.
+                        for run in above[next..].iter().take_while(|r| r.start < end) {
+                            let part = run.cut(start, end);
+                            let source = if part.source == ZERO {
+                                ZERO
+                            } else {
+                                part.source + 1
+                            };
+                            index.push(part.start, u64::from(part.pages), part.slot, source);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(index)
+    }
+
+    /// Copies pages of ancestors until the chain is no longer than it may be, and numbers those that are
+    /// left by their place in the chain, which it returns.
+    fn shorten(&mut self, index: &mut Index, counts: &mut Counts) -> Result<Vec<Ancestor>> {
+        let Some(parent) = self.parent.clone() else {
+            return Ok(Vec::new());
+        };
+        let mut used = vec![0u64; parent.sources().len() + 1];
+        for run in index.runs.iter().filter(|r| r.source != ZERO) {
+            used[run.source as usize] += u64::from(run.pages);
+        }
+        let mut by_use: Vec<u32> = (1..used.len() as u32).filter(|&s| used[s as usize] > 0).collect();
+        by_use.sort_by_key(|&s| used[s as usize]);
+        let room = if self.options.squash {
+            0
+        } else {
+            self.options.chain_limit.max(1) as usize - 1
+        };
+        let copied: BTreeSet<u32> = by_use
+            .iter()
+            .copied()
+            .take(by_use.len().saturating_sub(room))
+            .collect();
+
+        let mut number = vec![OWN; used.len()];
+        let mut chain = Vec::new();
+        for source in (1..used.len() as u32).filter(|s| used[*s as usize] > 0 && !copied.contains(s)) {
+            let (id, sum, path) = parent.source(source as usize - 1);
+            chain.push(self.ancestor(id, sum, path)?);
+            number[source as usize] = chain.len() as u32;
+        }
+        let before = std::mem::take(index);
+        let mut cache = Cache::default();
+        for s in &before.spaces {
+            index.open_space(s.space);
+            for run in before.runs(s.space).unwrap_or_default() {
+                let pages = u64::from(run.pages);
+                if !copied.contains(&run.source) {
+                    let source = if run.source == ZERO {
+                        ZERO
+                    } else {
+                        number[run.source as usize]
+                    };
+                    index.push(run.start, pages, run.slot, source);
+                    continue;
+                }
+                let object = || s.space.to_string();
+                let writer = self.pages.as_mut().ok_or(Errno::EBADF).on("copy", object)?;
+                let from = &parent.sources()[run.source as usize - 1];
+                cache.read(run.source, from, run.slot..run.slot + pages, |slot, bytes| {
+                    let to = writer.push(bytes)?;
+                    index.push(run.start + (slot - run.slot), bytes.len() as u64 / PAGE, to, OWN);
+                    Ok(())
+                })?;
+                counts.copied += pages;
+            }
+        }
+        Ok(chain)
+    }
+
+    /// How this checkpoint names another.
+    fn ancestor(&self, id: CheckpointId, manifest: Sum, path: &Path) -> Result<Ancestor> {
+        let hint = relative(self.place.then(), path);
+        let hint = hint
+            .to_str()
+            .ok_or(Errno::EILSEQ)
+            .on("name", || format!("{} (not UTF-8)", path.display()))?;
+        Ok(Ancestor {
+            id,
+            manifest,
+            path: hint.into(),
+        })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        // The writing thread ends before its file goes.
+        self.pages = None;
+        self.records = None;
+        let dir = self.place.now();
+        for name in [MANIFEST, UNFINISHED_MANIFEST, INDEX, PAGES, RECORDS] {
+            let _ = std::fs::remove_file(dir.join(name));
+        }
+        if let Place::Beside { now, .. } = &self.place {
+            let _ = std::fs::remove_dir(now);
+        }
+    }
+}
+
+/// The way from one absolute path to another.
+fn relative(from: &Path, to: &Path) -> PathBuf {
+    let (a, b): (Vec<Component<'_>>, Vec<Component<'_>>) =
+        (from.components().collect(), to.components().collect());
+    let common = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    let up = a[common..].iter().map(|_| Component::ParentDir);
+    up.chain(b[common..].iter().copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_leads_from_one_directory_to_another() {
+        assert_eq!(
+            relative(Path::new("/a/b/c"), Path::new("/a/b/d")),
+            Path::new("../d")
+        );
+        assert_eq!(
+            relative(Path::new("/a/b"), Path::new("/x/y/z")),
+            Path::new("../../x/y/z")
+        );
+        assert_eq!(relative(Path::new("/a"), Path::new("/a/b")), Path::new("b"));
+    }
+}
