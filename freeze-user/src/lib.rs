@@ -9,6 +9,7 @@ pub mod ids;
 pub mod error;
 pub mod sys;
 pub mod proc;
+pub mod store;
 pub mod observe;
 pub mod tracee;
 pub mod dirty;
