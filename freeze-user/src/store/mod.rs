@@ -18,14 +18,16 @@ mod manifest;
 mod opened;
 mod pages;
 mod retention;
+mod show;
 
 pub use draft::{Committed, Draft, Options};
 pub use frame::{Frame, Record};
 pub use id::CheckpointId;
 pub use manifest::{About, Ancestor, Counts, FORMAT, Files, Manifest, Sum, utc};
-pub use opened::{Content, Opened, Reader, Run, Shown, ShownRecord, ShownSpace, Verified, Where};
+pub use opened::{Content, Opened, Reader, Run, Verified, Where};
 pub use pages::Form;
 pub use retention::{Kept, Pruned, Removed, Why};
+pub use show::{Shown, ShownRecord, ShownSpace};
 
 use crate::error::{Context, Error, Result};
 use nix::errno::Errno;

@@ -5,7 +5,7 @@ use super::frame::{self, Frame, Record};
 use super::index::{Entry, Index, OWN, ZERO};
 use super::manifest::{Ancestor, Manifest, Sum};
 use super::pages::{Cache, Chunk, ENTRY, Form, PageFile, Unpack};
-use super::{CheckpointId, INDEX, MANIFEST, PAGES, PAGES_ONLY, RECORDS, damaged, entries, lock, utc};
+use super::{CheckpointId, INDEX, MANIFEST, PAGES, PAGES_ONLY, RECORDS, damaged, entries, lock};
 use crate::error::{Error, Result};
 use crate::ids::{PAGE, Range, SpaceId};
 use nix::errno::Errno;
@@ -180,9 +180,10 @@ impl Opened {
             std::io::ErrorKind::NotFound => missing(dir, "the directory of a checkpoint"),
             _ => Error::io("realpath", dir.display().to_string(), &e),
         })?;
+        // Not before there is a manifest: a directory that is being written is locked for as long as that takes.
+        let (manifest, manifest_sum) = read_manifest(&path)?;
         let mut locks = vec![];
         locks.extend(shared(&path)?);
-        let (manifest, manifest_sum) = read_manifest(&path)?;
         for (name, file) in entries(&path)? {
             match name.as_str() {
                 MANIFEST | RECORDS | INDEX | PAGES | "lost+found" => {}
@@ -216,9 +217,9 @@ impl Opened {
 
         let about = &manifest.files.records;
         let records = path.join(RECORDS);
+        let file = open_sized(&records, about.bytes)?;
         let mut bytes = vec![0; about.bytes as usize];
-        open_sized(&records, about.bytes)?
-            .read_exact_at(&mut bytes, 0)
+        file.read_exact_at(&mut bytes, 0)
             .map_err(|e| Error::io("read", records.display().to_string(), &e))?;
         // The frames' own checksums come first: they know better where the damage is.
         let frames = frame::parse(&bytes, &records)?;
@@ -462,40 +463,6 @@ impl Opened {
         }
         Ok(done)
     }
-
-    /// All of it that can be shown, records of unknown kinds too.
-    pub fn show(&self) -> Shown {
-        let records = self.0.frames.iter().map(|f| ShownRecord {
-            tag: f.tag.clone(),
-            version: f.version,
-            offset: f.offset,
-            record: f.json(),
-        });
-        let spaces = self.0.index.spaces.iter().map(|s| {
-            let mut shown = ShownSpace {
-                space: s.space,
-                name: s.space.to_string(),
-                ..ShownSpace::default()
-            };
-            for e in self.entries(s.space).unwrap_or_default() {
-                let pages = u64::from(e.pages);
-                shown.runs += 1;
-                shown.pages += pages;
-                *match e.source {
-                    ZERO => &mut shown.zero,
-                    OWN => &mut shown.own,
-                    _ => &mut shown.inherited,
-                } += pages;
-            }
-            shown
-        });
-        Shown {
-            path: self.0.path.clone(),
-            manifest: self.0.manifest.clone(),
-            spaces: spaces.collect(),
-            records: records.collect(),
-        }
-    }
 }
 
 fn run(e: &Entry) -> Run {
@@ -634,122 +601,5 @@ impl Reader<'_> {
         } else {
             Err(absent(next))
         }
-    }
-}
-
-/// A checkpoint for a human's eyes.
-#[derive(Clone, Debug, Serialize)]
-pub struct Shown {
-    pub path: PathBuf,
-    pub manifest: Manifest,
-    pub spaces: Vec<ShownSpace>,
-    pub records: Vec<ShownRecord>,
-}
-
-/// A record for a human's eyes.
-#[derive(Clone, Debug, Serialize)]
-pub struct ShownRecord {
-    pub tag: String,
-    pub version: u16,
-    pub offset: u64,
-    pub record: serde_json::Value,
-}
-
-/// How many pages a space has, and where.
-#[derive(Clone, Debug, Serialize)]
-pub struct ShownSpace {
-    pub space: SpaceId,
-    pub name: String,
-    pub runs: u64,
-    pub pages: u64,
-    pub zero: u64,
-    pub own: u64,
-    pub inherited: u64,
-}
-
-impl Default for ShownSpace {
-    fn default() -> ShownSpace {
-        ShownSpace {
-            space: SpaceId(0),
-            name: String::new(),
-            runs: 0,
-            pages: 0,
-            zero: 0,
-            own: 0,
-            inherited: 0,
-        }
-    }
-}
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let m = &self.manifest;
-        writeln!(f, "checkpoint {} in {}", m.id, self.path.display())?;
-        writeln!(
-            f,
-            "  made      {} by freeze {}, format {}",
-            utc(m.created_ms),
-            m.writer,
-            m.format
-        )?;
-        writeln!(f, "  command   {}", m.about.command.join(" "))?;
-        if let Some(group) = &m.about.group {
-            writeln!(f, "  group     {group}")?;
-        }
-        let roots: Vec<String> = m.about.roots.iter().map(|p| p.to_string()).collect();
-        writeln!(
-            f,
-            "  processes {} (roots: {})",
-            m.about.processes,
-            roots.join(", ")
-        )?;
-        writeln!(
-            f,
-            "  pause     {} µs, of {} µs in all",
-            m.about.pause_us, m.about.total_us
-        )?;
-        if let Some(p) = &m.parent {
-            writeln!(f, "  parent    {} ({})", p.id, p.path)?;
-        }
-        let needs: Vec<&str> = m.chain.iter().map(|a| a.id.as_str()).collect();
-        writeln!(
-            f,
-            "  needs     {}",
-            if needs.is_empty() {
-                "no other".into()
-            } else {
-                needs.join(", ")
-            }
-        )?;
-        let c = &m.counts;
-        writeln!(
-            f,
-            "  pages     {}: {} here, {} inherited, {} zero; {} dead, {} copied",
-            c.pages, c.own, c.inherited, c.zero, c.dead, c.copied
-        )?;
-        let form = match m.files.pages.form {
-            Form::Hot => "hot".into(),
-            Form::Cold { level } => format!("cold, zstd {level}"),
-        };
-        writeln!(
-            f,
-            "  bytes     {} of pages ({form}), {} of index, {} of records",
-            m.files.pages.bytes, m.files.index.bytes, m.files.records.bytes
-        )?;
-        for (key, value) in &m.about.notes {
-            writeln!(f, "  {key:<9} {value}")?;
-        }
-        for s in &self.spaces {
-            write!(f, "{}: {} pages in {} runs", s.name, s.pages, s.runs)?;
-            writeln!(f, " ({} here, {} inherited, {} zero)", s.own, s.inherited, s.zero)?;
-        }
-        for r in &self.records {
-            writeln!(
-                f,
-                "{} (version {}, at {}): {}",
-                r.tag, r.version, r.offset, r.record
-            )?;
-        }
-        Ok(())
     }
 }
