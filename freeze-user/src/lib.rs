@@ -13,5 +13,13 @@ pub mod store;
 pub mod observe;
 pub mod tracee;
 pub mod dirty;
+pub mod nest;
+pub mod kinds;
+pub mod plan;
+pub mod stop;
+pub mod precopy;
+pub mod collect;
+pub mod checkpoint;
+pub mod restore;
 
 pub use error::{Blocker, Error, Fate, Result};

@@ -127,6 +127,8 @@ pub struct ProcessView {
     pub namespaces: BTreeMap<String, u64>,
     pub timers: Vec<Timer>,
     pub cmdline: Vec<u8>,
+    /// Whether its executable is an ELF file of class 32.
+    pub exe_is_32_bit: bool,
 }
 
 impl ProcessView {
@@ -274,6 +276,7 @@ impl ProcessView {
             namespaces: BTreeMap::new(),
             timers: Vec::new(),
             cmdline: Vec::new(),
+            exe_is_32_bit: false,
         };
         p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
         if p.stat.is_zombie() && p.stat.threads <= 1 || p.stat.is_kernel_thread() {
@@ -281,6 +284,7 @@ impl ProcessView {
         }
         let fill = |p: &mut ProcessView| -> Result<()> {
             p.exe = read_link(&dir, "exe")?;
+            p.exe_is_32_bit = is_32_bit(&dir)?;
             p.cwd = read_link(&dir, "cwd")?;
             p.root = read_link(&dir, "root")?;
             p.namespaces = read_namespaces(&dir)?;
@@ -374,6 +378,15 @@ fn read_link(dir: &str, name: &str) -> Result<LinkView> {
     let link = std::fs::read_link(&path).on("readlink", || path.clone())?;
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
     Ok(LinkView { path: link.into_os_string().into_vec(), stat })
+}
+
+/// Byte 4 of an ELF file is its class: 1 for 32 bits.
+fn is_32_bit(dir: &str) -> Result<bool> {
+    use std::io::Read;
+    let path = format!("{dir}/exe");
+    let mut head = [0; 5];
+    let mut file = std::fs::File::open(&path).on("open", || path.clone())?;
+    Ok(file.read_exact(&mut head).is_ok() && head == [0x7f, b'E', b'L', b'F', 1])
 }
 
 fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "raw system calls have their address here")]
 
 pub mod pagemap;
+pub mod interrupt;
 pub mod sched;
 pub mod uffd;
 
@@ -375,4 +376,41 @@ impl Drop for SharedAnon {
 pub fn dev_ino(fd: impl AsFd) -> Sys<(u64, u64)> {
     let s = nix::sys::stat::fstat(fd)?;
     Ok((s.st_dev, s.st_ino))
+}
+
+/// flock(2).
+pub fn flock(fd: BorrowedFd<'_>, how: i32) -> Sys<()> {
+    plain(libc::SYS_flock, [fd.as_raw_fd() as u64, how as u64, 0, 0, 0, 0]).map(drop)
+}
+
+/// `struct flock64` of fcntl(2) for a lock from `start` to the byte `end`, or to the end of the file.
+pub fn flock64(write: bool, start: u64, end: Option<u64>) -> [u8; 32] {
+    let mut out = [0; 32];
+    let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK } as i16;
+    out[..2].copy_from_slice(&kind.to_ne_bytes());
+    out[8..16].copy_from_slice(&start.to_ne_bytes());
+    out[16..24].copy_from_slice(&end.map_or(0, |e| e - start + 1).to_ne_bytes());
+    out
+}
+const _: () = assert!(size_of::<libc::flock64>() == 32);
+
+/// fcntl(2) with a structure of lock commands, given as the 32 bytes of [`flock64`].
+pub fn fcntl_bytes(fd: BorrowedFd<'_>, command: i32, arg: &[u8; 32]) -> Sys<()> {
+    // SAFETY: lock commands read a struct flock64, which the bytes are.
+    unsafe { raw(libc::SYS_fcntl, [fd.as_raw_fd() as u64, command as u64, arg.as_ptr() as u64, 0, 0, 0]).map(drop) }
+}
+
+/// getrlimit(2) of this process: soft and hard.
+pub fn own_rlimit(resource: u32) -> Sys<(u64, u64)> {
+    let mut pair = [0u64; 2];
+    // SAFETY: the call writes two u64.
+    unsafe { raw(libc::SYS_prlimit64, [0, u64::from(resource), 0, pair.as_mut_ptr() as u64, 0, 0])? };
+    Ok((pair[0], pair[1]))
+}
+
+/// setrlimit(2) of this process.
+pub fn set_own_rlimit(resource: u32, soft: u64, hard: u64) -> Sys<()> {
+    let pair = [soft, hard];
+    // SAFETY: the call reads two u64.
+    unsafe { raw(libc::SYS_prlimit64, [0, u64::from(resource), pair.as_ptr() as u64, 0, 0, 0]).map(drop) }
 }

@@ -3,6 +3,7 @@
 //! ptrace answers ESRCH to any thread but the tracer, so a [`Stopped`] can't be sent to another thread.
 #![allow(unsafe_code, reason = "ptrace has its address here")]
 
+pub mod process;
 pub mod regs;
 pub mod tape;
 
@@ -387,6 +388,11 @@ impl Drop for Stopped {
         // A thread that ended meanwhile needs nothing put back.
         let _ = self.let_go();
     }
+}
+
+/// How many bytes NT_X86_XSTATE has on this CPU (CPUID leaf 0xD: the size for all features the kernel enabled).
+pub fn xstate_size() -> usize {
+    std::arch::x86_64::__cpuid_count(0xd, 0).ebx as usize
 }
 
 fn get_regs(tid: Pid) -> nix::Result<Regs> {

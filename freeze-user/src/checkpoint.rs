@@ -1,0 +1,180 @@
+//! The whole way from a running set to a committed checkpoint: plan, pre-copy, stop, collect, resume, commit.
+
+use crate::collect::collect;
+use crate::error::{Blocker, Error, Fate, Result};
+use crate::ids::Pid;
+use crate::observe::view::{Depth, View};
+use crate::plan::{Host, plan};
+use crate::precopy::{Copier, SMALL, Trackings};
+use crate::stop::stop;
+use crate::store::{About, Committed, Draft, Opened, Options, Store};
+use crate::sys::interrupt;
+use serde::Serialize;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Where a checkpoint goes.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// Under a name of its own in a store.
+    Store(Store),
+    /// This directory becomes the checkpoint.
+    Directory(PathBuf),
+}
+
+/// What is to be checkpointed, and how.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub roots: Vec<Pid>,
+    pub place: Place,
+    pub parent: Option<Opened>,
+    /// End the processes once the checkpoint is committed.
+    pub kill: bool,
+    /// The watched group it belongs to.
+    pub group: Option<String>,
+    pub options: Options,
+    /// Track what is written even in small processes: worth it when there will be another checkpoint.
+    pub track: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub id: String,
+    pub path: PathBuf,
+    pub processes: usize,
+    pub threads: usize,
+    /// Pages the checkpoint consists of, wherever they are stored.
+    pub pages: u64,
+    /// Pages stored in this checkpoint itself.
+    pub own_pages: u64,
+    /// Size of its files.
+    pub bytes: u64,
+    /// How long the processes stood still, in microseconds; with `killed`, until they were ended.
+    pub pause_us: u64,
+    /// The whole operation, in microseconds.
+    pub total_us: u64,
+    pub killed: bool,
+    /// The parts of the pause and of the rest, in microseconds, in order.
+    pub parts: Vec<(&'static str, u64)>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} process{}, {} pages ({} new), {} bytes, pause {:.2} ms, {:.1} ms in all",
+            self.id,
+            self.processes,
+            if self.processes == 1 { "" } else { "es" },
+            self.pages,
+            self.own_pages,
+            self.bytes,
+            self.pause_us as f64 / 1000.0,
+            self.total_us as f64 / 1000.0
+        )?;
+        if self.killed { f.write_str("; the processes were ended") } else { Ok(()) }
+    }
+}
+
+/// Checkpoints a set. Whatever fails, the processes run on as they were.
+pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
+    let began = Instant::now();
+    let mut clock = Clock { last: began, parts: Vec::new() };
+    let view = View::read(&request.roots, Depth::Smaps).map_err(|e| no_such(&request.roots, e))?;
+    let planned = plan(view, host)?;
+    clock.note("plan");
+    let mut draft = match &request.place {
+        Place::Store(store) => store.begin(request.parent.as_ref(), &request.options)?,
+        Place::Directory(dir) => Store::begin_at(dir, request.parent.as_ref(), &request.options)?,
+    };
+    let compare = request.parent.clone().filter(|_| !request.track);
+    let mut copier = Copier::new(trackings, compare);
+    for p in &planned.view.processes {
+        if request.track || (p.status.rss_kib + p.status.swap_kib) << 10 > SMALL {
+            copier.precopy(p, &mut draft)?;
+        }
+        interrupt::check()?;
+    }
+    clock.note("pre-copy");
+    let depth = Depth::Smaps;
+    let mut frozen = stop(planned, host, depth).map_err(|e| e.fate(Fate::PutBack))?;
+    clock.note("stop");
+    collect(&mut frozen, &mut draft, &mut copier).map_err(|e| e.fate(Fate::PutBack))?;
+    interrupt::check()?;
+    clock.note("collect");
+    let processes = frozen.processes.len();
+    let threads = frozen.processes.iter().map(|p| p.threads().len()).sum();
+    let pids: Vec<Pid> = frozen.processes.iter().map(|p| p.pid()).collect();
+    let command = frozen.view.processes.first().map(|p| p.cmdline.clone()).unwrap_or_default();
+    let about = |pause_us: u64| About {
+        roots: request.roots.clone(),
+        group: request.group.clone(),
+        processes: processes as u32,
+        command: command
+            .split(|b| *b == 0)
+            .filter(|w| !w.is_empty())
+            .map(|w| String::from_utf8_lossy(w).into_owned())
+            .collect(),
+        pause_us,
+        total_us: began.elapsed().as_micros() as u64,
+        notes: Default::default(),
+    };
+    let (committed, pause) = if request.kill {
+        // Stored before killed.
+        let committed = commit(draft, about(frozen.since.elapsed().as_micros() as u64), Fate::PutBack)?;
+        clock.note("commit");
+        let pause = frozen.kill(&committed)?;
+        clock.note("kill");
+        (committed, pause)
+    } else {
+        let pause = frozen.release()?;
+        clock.note("resume");
+        let committed = commit(draft, about(pause / 1000), Fate::PutBack)?;
+        clock.note("commit");
+        (committed, pause)
+    };
+    copier.committed(committed.id, &pids);
+    Ok(Report {
+        id: committed.id.to_string(),
+        path: committed.path.clone(),
+        processes,
+        threads,
+        pages: committed.counts.pages,
+        own_pages: committed.counts.own,
+        bytes: committed.bytes,
+        pause_us: pause / 1000,
+        total_us: began.elapsed().as_micros() as u64,
+        killed: request.kill,
+        parts: clock.parts,
+    })
+}
+
+fn commit(draft: Draft, about: About, fate: Fate) -> Result<Committed> {
+    draft.commit(about).map_err(|e| e.fate(fate))
+}
+
+/// A root that is not there is a refusal, not a death under our hands.
+fn no_such(roots: &[Pid], e: Error) -> Error {
+    match e {
+        Error::Died { pid, how } if roots.contains(&pid) => Blocker::of(pid, "", "")
+            .why(if how == "does not exist" { "there is no such process".to_owned() } else { how })
+            .remedy("check the pid; it is looked up in freeze's own pid namespace")
+            .refuse(),
+        e => e,
+    }
+}
+
+struct Clock {
+    last: Instant,
+    parts: Vec<(&'static str, u64)>,
+}
+
+impl Clock {
+    fn note(&mut self, part: &'static str) {
+        let now = Instant::now();
+        self.parts.push((part, (now - self.last).as_micros() as u64));
+        self.last = now;
+    }
+}

@@ -1,0 +1,60 @@
+//! `&mut Frozen → Draft`: every record of a set that stands still.
+
+use crate::error::{Context, Result};
+use crate::ids::{FileId, Pid};
+use crate::kinds::{PROCESS_KINDS, PageSource, Shared, Source, kind_of};
+use crate::observe::view::{FdView, View};
+use crate::stop::Frozen;
+use crate::store::Draft;
+use crate::sys;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::RawFd;
+
+/// Records everything of the set in `draft`; `pages` copies the memory.
+pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSource) -> Result<()> {
+    let Frozen { processes, view, .. } = frozen;
+    let (files, firsts) = descriptions(view)?;
+    let mut shared = Shared { files, ..Shared::default() };
+    for process in processes.iter_mut() {
+        let pid = process.pid();
+        let mut source = Source { process, view, draft, shared: &mut shared, pages };
+        for (id, fd) in firsts.iter().filter(|(_, fd)| fd.pid == pid) {
+            let refused = || fd.blocker().why("no kind claims it").refuse();
+            kind_of(fd).ok_or_else(refused)?.collect(*id, fd, &mut source)?;
+        }
+        for kind in PROCESS_KINDS {
+            (kind.collect)(&mut source)?;
+        }
+    }
+    Ok(())
+}
+
+type Descriptions<'a> = (BTreeMap<(Pid, RawFd), FileId>, Vec<(FileId, &'a FdView)>);
+
+/// Finds out which descriptors are one open file description, and numbers the descriptions.
+///
+/// kcmp(2) decides; only descriptors that look alike in every respect /proc shows are compared.
+fn descriptions(view: &View) -> Result<Descriptions<'_>> {
+    let mut files = BTreeMap::new();
+    let mut firsts: Vec<(FileId, &FdView)> = Vec::new();
+    let mut alike: HashMap<(&[u8], u64, u64, i32, i64), Vec<(FileId, &FdView)>> = HashMap::new();
+    for fd in view.fds() {
+        let known = alike.entry((&fd.link, fd.stat.dev, fd.stat.ino, fd.flags(), fd.info.pos)).or_default();
+        let mut found = None;
+        for (id, other) in known.iter() {
+            let same = sys::same_file(fd.pid, fd.fd, other.pid, other.fd);
+            if same.on("kcmp", || format!("fd {} of {} and fd {} of {}", fd.fd, fd.pid, other.fd, other.pid))? {
+                found = Some(*id);
+                break;
+            }
+        }
+        let id = found.unwrap_or_else(|| {
+            let id = FileId(firsts.len() as u32);
+            firsts.push((id, fd));
+            known.push((id, fd));
+            id
+        });
+        files.insert((fd.pid, fd.fd), id);
+    }
+    Ok((files, firsts))
+}

@@ -1,0 +1,120 @@
+//! Resource limits and what the kernel weighs a process by: rlimits, oom_score_adj, coredump_filter.
+
+use super::{ProcessKind, Source, Stage};
+use crate::error::{Blocker, Context, Result};
+use crate::ids::Pid;
+use crate::nest::{Nest, Options};
+use crate::observe::view::{ProcessView, View};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug)]
+pub struct Limits;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Soft and hard limit by resource number; the largest number is "unlimited".
+    pub rlimits: Vec<(u64, u64)>,
+    pub oom_score_adj: i32,
+    /// Bits of core(5).
+    pub coredump_filter: u64,
+}
+
+/// RLIMIT_CPU … RLIMIT_RTTIME.
+const RESOURCES: u64 = 16;
+
+impl ProcessKind for Limits {
+    const TAG: &'static str = "limits";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "all resource limits, oom_score_adj, coredump_filter";
+    const STAGE: Stage = Stage::Limits;
+    type Record = Record;
+
+    fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
+
+    fn collect(from: &mut Source<'_>) -> Result<Record> {
+        let pid = from.process.pid();
+        // Asked from inside: from outside another uid's limits want CAP_SYS_RESOURCE.
+        let (ran, at) = from.process.tape(|t| {
+            let at = t.space(RESOURCES as usize * 16);
+            for n in 0..RESOURCES {
+                t.call("prlimit64", libc::SYS_prlimit64, &[0, n, 0, at + n * 16]);
+            }
+            at
+        })?;
+        let rlimits = (0..RESOURCES).map(|n| (ran.word(at + n * 16), ran.word(at + n * 16 + 8))).collect();
+        let number = |name: &str| {
+            let path = format!("/proc/{pid}/{name}");
+            std::fs::read_to_string(&path).on("read", || path)
+        };
+        Ok(Record {
+            rlimits,
+            oom_score_adj: number("oom_score_adj")?.trim().parse().unwrap_or(0),
+            coredump_filter: u64::from_str_radix(number("coredump_filter")?.trim(), 16).unwrap_or(0x33),
+        })
+    }
+
+    fn precheck(record: &Record, pid: Pid, _: &Options, out: &mut Vec<Blocker>) {
+        if caps::has(caps::SYS_RESOURCE) {
+            return;
+        }
+        for (n, (_, hard)) in record.rlimits.iter().enumerate() {
+            let Some((_, own)) = own_limit(n) else { continue };
+            if *hard > own {
+                out.push(
+                    Blocker::of(pid, format!("limit {}", name(n)), format!("hard limit {hard}"))
+                        .why(format!("freeze's own is {own}, and raising it needs CAP_SYS_RESOURCE"))
+                        .remedy("raise it in the shell that starts freeze (ulimit -H)"),
+                );
+            }
+        }
+    }
+
+    fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        let write = |name: &str, text: String| {
+            let path = format!("/proc/{pid}/{name}");
+            // Lowering a score below the inherited one wants CAP_SYS_RESOURCE; the same value never does.
+            match std::fs::read_to_string(&path) {
+                Ok(now) if now.trim() == text => Ok(()),
+                _ => std::fs::write(&path, &text).on("write", || path),
+            }
+        };
+        if let Err(e) = write("oom_score_adj", record.oom_score_adj.to_string()) {
+            nest.warnings.push(format!("pid {pid}: oom_score_adj {} could not be set: {e}", record.oom_score_adj));
+        }
+        std::fs::write(format!("/proc/{pid}/coredump_filter"), format!("{:#x}", record.coredump_filter))
+            .on("write", || format!("/proc/{pid}/coredump_filter"))?;
+        nest.process(pid)?.tape(|t| {
+            for (n, (soft, hard)) in record.rlimits.iter().enumerate() {
+                let mut bytes = soft.to_ne_bytes().to_vec();
+                bytes.extend_from_slice(&hard.to_ne_bytes());
+                let at = t.bytes(&bytes);
+                t.call("prlimit64", libc::SYS_prlimit64, &[0, n as u64, at, 0]);
+            }
+        })?;
+        Ok(())
+    }
+}
+
+fn name(resource: usize) -> &'static str {
+    const NAMES: [&str; RESOURCES as usize] = [
+        "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as", "locks", "sigpending",
+        "msgqueue", "nice", "rtprio", "rttime",
+    ];
+    NAMES.get(resource).copied().unwrap_or("unknown")
+}
+
+/// Soft and hard limit of freeze itself.
+fn own_limit(resource: usize) -> Option<(u64, u64)> {
+    crate::sys::own_rlimit(resource as u32).ok()
+}
+
+/// Capabilities of freeze itself, by number (capabilities(7)).
+pub mod caps {
+    pub const SYS_RESOURCE: u32 = 24;
+
+    /// Whether freeze has this capability in effect.
+    pub fn has(capability: u32) -> bool {
+        let text = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        crate::proc::status::Status::parse(&text).is_some_and(|s| s.cap_eff & 1 << capability != 0)
+    }
+}

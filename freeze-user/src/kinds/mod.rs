@@ -1,0 +1,396 @@
+//! Resource kinds: one file each, with what is recorded, what is refused, how it is collected and how it is restored.
+//!
+//! Adding a kind is one file here, one line in a registry below, and its twin in `tests/`.
+
+pub mod credentials;
+pub mod device;
+pub mod directory;
+pub mod eventfd;
+pub mod fdtable;
+pub mod filesystem;
+pub mod kinship;
+pub mod limits;
+pub mod memory;
+pub mod pipe;
+pub mod regular;
+pub mod signals;
+pub mod threads;
+pub mod timers;
+pub mod traits;
+
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::{FileId, Pid, Range, SpaceId};
+use crate::nest::{Nest, Options};
+use crate::observe::view::{FdView, ProcessView, View};
+use crate::store::Draft;
+use crate::sys;
+use crate::tracee::process::StoppedProcess;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+/// A kind of open file description.
+///
+/// No method has a default body: a kind that forgets half of its work must not compile.
+pub trait FdKind: 'static {
+    /// Name in the image; never reused.
+    const TAG: &'static str;
+    /// Version of the record; old ones stay readable.
+    const VERSION: u16;
+    /// One sentence for docs/kinds.md: what is carried, and what of it is refused.
+    const ABOUT: &'static str;
+    type Record: Serialize + DeserializeOwned + PartialEq + Debug + 'static;
+
+    /// Whether this kind is the one for the descriptor; exactly one kind claims each that can be carried.
+    fn claims(fd: &FdView) -> bool;
+    /// Adds what speaks against carrying this one, told from outside, before anything is stopped.
+    fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>);
+    /// Records it; the process stands still.
+    fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Self::Record>;
+    /// Adds what speaks against restoring it on this machine as it is now, before anything is built.
+    fn precheck(record: &Self::Record, options: &Options, out: &mut Vec<Blocker>);
+    /// The descriptions that must be there before this one can be restored.
+    fn members(record: &Self::Record) -> Vec<FileId>;
+    /// Makes it anew, in freeze itself.
+    fn restore(record: &Self::Record, nest: &mut Nest) -> Result<OwnedFd>;
+    /// Does what must wait until every descriptor is in its place.
+    fn finish(record: &Self::Record, placed: Placed, nest: &mut Nest) -> Result<()>;
+}
+
+/// Something that every process has.
+pub trait ProcessKind: 'static {
+    const TAG: &'static str;
+    const VERSION: u16;
+    const ABOUT: &'static str;
+    /// When its turn comes at restore.
+    const STAGE: Stage;
+    type Record: Serialize + DeserializeOwned + PartialEq + Debug + 'static;
+
+    /// Adds what speaks against carrying it, told from outside, before anything is stopped.
+    fn verdict(process: &ProcessView, view: &View, out: &mut Vec<Blocker>);
+    /// Records it.
+    fn collect(from: &mut Source<'_>) -> Result<Self::Record>;
+    /// Adds what speaks against restoring it on this machine as it is now, before anything is built.
+    fn precheck(record: &Self::Record, pid: Pid, options: &Options, out: &mut Vec<Blocker>);
+    /// Gives it to the process `pid` of the nest.
+    fn restore(record: &Self::Record, pid: Pid, nest: &mut Nest) -> Result<()>;
+}
+
+/// The order in which a process is put together; each stage is over for all processes before the next begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Kinship: the blank processes themselves.
+    Birth,
+    /// Mappings and contents, while the descriptor table is still empty: files to be mapped pass through it.
+    Memory,
+    /// Working directory, root and umask: before credentials, which may no longer reach them.
+    Place,
+    /// Descriptors, in their final numbers.
+    Files,
+    /// Threads, once the memory their stacks lie in is there.
+    Threads,
+    /// Signal dispositions: after the last child process that freeze itself dismissed.
+    Signals,
+    /// Limits: after everything that may need more than they grant.
+    Limits,
+    /// Credentials: after everything that needs root.
+    Credentials,
+    /// Timers and pending signals: last, since they begin to act.
+    Last,
+}
+
+/// Where a description is held: by the process that was recorded first, and at which number.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed {
+    pub id: FileId,
+    pub pid: Pid,
+    pub fd: RawFd,
+}
+
+/// What a kind may use while it collects.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// The process in which the object is held.
+    pub process: &'a mut StoppedProcess,
+    /// The whole set, as it stands still.
+    pub view: &'a View,
+    /// The image being written.
+    pub draft: &'a mut Draft,
+    /// What has been collected of objects that several descriptions share.
+    pub shared: &'a mut Shared,
+    /// Copies what is left to copy, of what was not taken over or copied before the stop.
+    pub pages: &'a mut dyn PageSource,
+}
+
+/// Brings the private memory of a process into the image.
+pub trait PageSource: Debug {
+    /// Makes the image hold exactly what is populated in `private` now; the process stands still.
+    fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()>;
+}
+
+/// What is shared between descriptions and processes of one checkpoint.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Which description each descriptor is.
+    pub files: BTreeMap<(Pid, RawFd), FileId>,
+    /// Objects whose contents are in the image already, by device and inode.
+    pub stored: BTreeSet<(u64, u64)>,
+}
+
+impl Shared {
+    /// Whether the object with this device and inode is seen for the first time.
+    pub fn first_sight(&mut self, dev: u64, ino: u64) -> bool {
+        self.stored.insert((dev, ino))
+    }
+}
+
+/// The space that holds the contents of a memory object or unlinked file.
+pub fn object_space(dev: u64, ino: u64) -> SpaceId {
+    // Device numbers fit 32 bits, but the sum must fit 63: fold, and let the inode (unique per device) dominate.
+    SpaceId::shared((ino ^ dev.rotate_left(40)) & (1 << 62) - 1)
+}
+
+/// A record of a description in the image.
+#[derive(Serialize, Deserialize)]
+struct FileFrame<R> {
+    id: FileId,
+    common: Common,
+    record: R,
+}
+
+/// What every open file description has, whatever its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Common {
+    /// Access mode and status flags, as F_GETFL shows them.
+    pub flags: i32,
+    /// Who gets SIGIO: kind (0 thread, 1 process, 2 group) and id; id 0 for nobody.
+    pub owner: (i32, i32),
+    /// Which signal it gets instead of SIGIO; 0 for SIGIO.
+    pub signal: i32,
+}
+
+/// The status flags that F_SETFL can change.
+const SETTABLE: i32 = libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
+
+impl Common {
+    fn collect(fd: &FdView, from: &Source<'_>) -> Result<Common> {
+        let flags = fd.flags();
+        if flags & libc::O_PATH != 0 {
+            return Ok(Common { flags, owner: (0, 0), signal: 0 });
+        }
+        let here = from.process.fd(fd.fd)?;
+        let name = || format!("fd {} of {}", fd.fd, fd.pid);
+        let owner = sys::owner_ex(here.as_fd()).on("fcntl(F_GETOWN_EX)", name)?;
+        const F_GETSIG: i32 = 11;
+        let signal = sys::fcntl(here.as_fd(), F_GETSIG, 0).on("fcntl(F_GETSIG)", name)? as i32;
+        Ok(Common { flags, owner, signal })
+    }
+
+    fn restore(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        if self.flags & libc::O_PATH != 0 {
+            return Ok(());
+        }
+        let name = || "a restored file".to_owned();
+        const F_SETSIG: i32 = 10;
+        if self.owner.1 != 0 {
+            // Its owner may have ended long ago, as it may for the program that asked for it.
+            match sys::set_owner_ex(fd, self.owner.0, self.owner.1) {
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Err(e) => return Err(e).on("fcntl(F_SETOWN_EX)", name),
+            }
+        }
+        if self.signal != 0 {
+            sys::fcntl(fd, F_SETSIG, self.signal as u64).on("fcntl(F_SETSIG)", name)?;
+        }
+        let now = sys::fcntl(fd, libc::F_GETFL, 0).on("fcntl(F_GETFL)", name)? as i32;
+        if (now ^ self.flags) & SETTABLE != 0 {
+            sys::fcntl(fd, libc::F_SETFL, (self.flags & SETTABLE) as u64).on("fcntl(F_SETFL)", name)?;
+        }
+        Ok(())
+    }
+}
+
+/// A record of a process in the image.
+#[derive(Serialize, Deserialize)]
+struct ProcessFrame<R> {
+    pid: Pid,
+    record: R,
+}
+
+/// A description as read back from the image, its kind hidden.
+pub trait Loaded {
+    fn precheck(&self, options: &Options, out: &mut Vec<Blocker>);
+    fn members(&self) -> Vec<FileId>;
+    fn restore(&self, nest: &mut Nest) -> Result<OwnedFd>;
+    fn finish(&self, placed: Placed, nest: &mut Nest) -> Result<()>;
+}
+
+struct LoadedAs<K: FdKind>(Common, K::Record);
+
+impl<K: FdKind> Loaded for LoadedAs<K> {
+    fn precheck(&self, options: &Options, out: &mut Vec<Blocker>) {
+        K::precheck(&self.1, options, out);
+    }
+    fn members(&self) -> Vec<FileId> {
+        K::members(&self.1)
+    }
+    fn restore(&self, nest: &mut Nest) -> Result<OwnedFd> {
+        K::restore(&self.1, nest)
+    }
+    fn finish(&self, placed: Placed, nest: &mut Nest) -> Result<()> {
+        K::finish(&self.1, placed, nest)?;
+        self.0.restore(nest.file(placed.id)?)
+    }
+}
+
+/// A kind of description, as the registry lists it.
+#[derive(Debug)]
+pub struct FdEntry {
+    pub tag: &'static str,
+    pub version: u16,
+    pub about: &'static str,
+    pub claims: fn(&FdView) -> bool,
+    pub verdict: fn(&FdView, &View, &mut Vec<Blocker>),
+    collect: fn(FileId, &FdView, &mut Source<'_>) -> Result<()>,
+    load: fn(&[u8]) -> std::result::Result<(FileId, Box<dyn Loaded>), String>,
+}
+
+const fn fd<K: FdKind>() -> FdEntry {
+    FdEntry {
+        tag: K::TAG,
+        version: K::VERSION,
+        about: K::ABOUT,
+        claims: K::claims,
+        verdict: K::verdict,
+        collect: |id, fd, from| {
+            let common = Common::collect(fd, from)?;
+            let record = K::collect(fd, from)?;
+            put(from.draft, K::TAG, K::VERSION, &FileFrame { id, common, record })
+        },
+        load: |payload| {
+            let frame: FileFrame<K::Record> = rmp_serde::from_slice(payload).map_err(|e| e.to_string())?;
+            Ok((frame.id, Box::new(LoadedAs::<K>(frame.common, frame.record))))
+        },
+    }
+}
+
+/// A kind of process attribute, as the registry lists it.
+#[derive(Debug)]
+pub struct ProcessEntry {
+    pub tag: &'static str,
+    pub version: u16,
+    pub about: &'static str,
+    pub stage: Stage,
+    pub verdict: fn(&ProcessView, &View, &mut Vec<Blocker>),
+    pub collect: fn(&mut Source<'_>) -> Result<()>,
+    precheck: fn(&[u8], &Options, &mut Vec<Blocker>) -> std::result::Result<(), String>,
+    restore: fn(&[u8], &mut Nest) -> Result<std::result::Result<(), String>>,
+}
+
+const fn process<K: ProcessKind>() -> ProcessEntry {
+    ProcessEntry {
+        tag: K::TAG,
+        version: K::VERSION,
+        about: K::ABOUT,
+        stage: K::STAGE,
+        verdict: K::verdict,
+        collect: |from| {
+            let pid = from.process.pid();
+            let record = K::collect(from)?;
+            put(from.draft, K::TAG, K::VERSION, &ProcessFrame { pid, record })
+        },
+        precheck: |payload, options, out| {
+            let (pid, record) = peek::<K>(payload)?;
+            K::precheck(&record, pid, options, out);
+            Ok(())
+        },
+        restore: |payload, nest| {
+            let frame: ProcessFrame<K::Record> = match rmp_serde::from_slice(payload) {
+                Ok(frame) => frame,
+                Err(e) => return Ok(Err(e.to_string())),
+            };
+            K::restore(&frame.record, frame.pid, nest).map(Ok)
+        },
+    }
+}
+
+/// Every kind of description, in the order in which they are asked whether they claim a descriptor.
+pub static FD_KINDS: &[FdEntry] = &[
+    fd::<pipe::Pipe>(),
+    fd::<eventfd::EventFd>(),
+    fd::<directory::Directory>(),
+    fd::<device::Device>(),
+    fd::<regular::Regular>(),
+];
+
+/// Every kind of process attribute, in the order in which they are collected.
+pub static PROCESS_KINDS: &[ProcessEntry] = &[
+    process::<kinship::Kinship>(),
+    process::<signals::Signals>(),
+    process::<timers::Timers>(),
+    process::<traits::Traits>(),
+    process::<limits::Limits>(),
+    process::<credentials::Credentials>(),
+    process::<filesystem::Filesystem>(),
+    process::<fdtable::FdTable>(),
+    process::<threads::Threads>(),
+    process::<signals::PendingSignals>(),
+    process::<memory::Memory>(),
+];
+
+impl FdEntry {
+    /// Records one description.
+    pub fn collect(&self, id: FileId, fd: &FdView, from: &mut Source<'_>) -> Result<()> {
+        (self.collect)(id, fd, from)
+    }
+
+    /// Reads one description back.
+    pub fn load(&self, payload: &[u8]) -> std::result::Result<(FileId, Box<dyn Loaded>), String> {
+        (self.load)(payload)
+    }
+}
+
+impl ProcessEntry {
+    /// Adds what speaks against restoring one process's record here and now.
+    pub fn precheck(&self, payload: &[u8], options: &Options, out: &mut Vec<Blocker>) -> std::result::Result<(), String> {
+        (self.precheck)(payload, options, out)
+    }
+
+    /// Gives one process what its record says; the inner error is one of decoding.
+    pub fn restore(&self, payload: &[u8], nest: &mut Nest) -> Result<std::result::Result<(), String>> {
+        (self.restore)(payload, nest)
+    }
+}
+
+/// Decodes the record of a process attribute ahead of its stage.
+pub fn peek<K: ProcessKind>(payload: &[u8]) -> std::result::Result<(Pid, K::Record), String> {
+    let frame: ProcessFrame<K::Record> = rmp_serde::from_slice(payload).map_err(|e| e.to_string())?;
+    Ok((frame.pid, frame.record))
+}
+
+fn put<T: Serialize>(draft: &mut Draft, tag: &'static str, version: u16, record: &T) -> Result<()> {
+    let payload = rmp_serde::to_vec_named(record)
+        .map_err(|e| Error::kernel(format!("encode: {e}"), tag, nix::errno::Errno::EINVAL))?;
+    draft.raw_record(tag, version, &payload)
+}
+
+/// The kind that claims a descriptor.
+pub fn kind_of(fd: &FdView) -> Option<&'static FdEntry> {
+    FD_KINDS.iter().find(|k| (k.claims)(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_unique() {
+        let mut tags: Vec<&str> = FD_KINDS.iter().map(|k| k.tag).chain(PROCESS_KINDS.iter().map(|k| k.tag)).collect();
+        let n = tags.len();
+        tags.sort_unstable();
+        tags.dedup();
+        assert_eq!(tags.len(), n);
+    }
+}

@@ -1,0 +1,211 @@
+//! pipe(2): both ends, what is inside, how much fits, packet mode.
+
+use super::{FdKind, Placed, Source};
+use crate::error::{Blocker, Context, Result};
+use crate::ids::FileId;
+use crate::nest::{Nest, Options};
+use crate::observe::view::{FdView, View};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+#[derive(Debug)]
+pub struct Pipe;
+
+/// One end; the ends of one pipe carry the same number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub pipe: u64,
+    /// `O_RDONLY`, `O_WRONLY` or `O_RDWR`.
+    pub access: i32,
+    /// Whether the description was made by opening /proc/PID/fd, which shows as `O_LARGEFILE`.
+    pub reopened: bool,
+    /// With the first end that was seen.
+    pub buffer: Option<Buffer>,
+}
+
+/// What is inside a pipe and how it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// Capacity in bytes (F_GETPIPE_SZ).
+    pub capacity: u64,
+    /// What single reads would bring: more than one piece only where packets were written.
+    pub pieces: Vec<Bytes>,
+    /// Whether the pieces are packets (O_DIRECT).
+    pub packets: bool,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Bytes that are encoded as bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bytes(pub Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        struct Visit;
+        impl<'de> serde::de::Visitor<'de> for Visit {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E>(self, v: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes(v.to_vec()))
+            }
+            fn visit_byte_buf<E>(self, v: Vec<u8>) -> Result<Bytes, E> {
+                Ok(Bytes(v))
+            }
+        }
+        from.deserialize_byte_buf(Visit)
+    }
+}
+
+/// The two raw ends of each pipe until somebody takes them.
+#[derive(Default)]
+struct Made {
+    pipes: HashMap<u64, Ends>,
+}
+
+struct Ends {
+    read: Option<OwnedFd>,
+    write: Option<OwnedFd>,
+    /// Kept until all ends are out, to open further descriptions from.
+    any: OwnedFd,
+}
+
+impl FdKind for Pipe {
+    const TAG: &'static str = "pipe";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str =
+        "pipes: contents, capacity, packet mode, owner; every end in the checkpoint, however often it was opened";
+    type Record = Record;
+
+    fn claims(fd: &FdView) -> bool {
+        fd.link.starts_with(b"pipe:[") && fd.stat.kind() == libc::S_IFIFO
+    }
+
+    fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+        for holder in view.outside.get(&fd.link).map_or(&[][..], Vec::as_slice) {
+            out.push(
+                fd.blocker()
+                    .why(format!(
+                        "the pipe is also held outside the checkpoint, by pid {} ({}) as fd {}",
+                        holder.pid, holder.command, holder.fd
+                    ))
+                    .remedy("checkpoint a common ancestor, or start the program with its output going to a file"),
+            );
+        }
+    }
+
+    fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
+        let buffer = match from.shared.first_sight(fd.stat.dev, fd.stat.ino) {
+            true => Some(read_buffer(fd, from).on("tee", || fd.label())?),
+            false => None,
+        };
+        Ok(Record {
+            pipe: fd.stat.ino,
+            access: fd.flags() & libc::O_ACCMODE,
+            reopened: fd.flags() & LARGEFILE != 0,
+            buffer,
+        })
+    }
+
+    fn precheck(_: &Record, _: &Options, _: &mut Vec<Blocker>) {}
+
+    fn members(_: &Record) -> Vec<FileId> {
+        Vec::new()
+    }
+
+    fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
+        let name = || format!("pipe {}", record.pipe);
+        if !nest.state::<Made>().pipes.contains_key(&record.pipe) {
+            let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).on("pipe2", name)?;
+            let any = reopen(read.as_fd(), libc::O_RDWR).on("open", name)?;
+            let ends = Ends { read: Some(read), write: Some(write), any };
+            nest.state::<Made>().pipes.insert(record.pipe, ends);
+        }
+        let Some(ends) = nest.state::<Made>().pipes.get_mut(&record.pipe) else { unreachable!("made just above") };
+        if let Some(buffer) = &record.buffer {
+            fill(ends.any.as_fd(), buffer).on("write", name)?;
+        }
+        let raw = match record.access {
+            libc::O_RDONLY if !record.reopened => ends.read.take(),
+            libc::O_WRONLY if !record.reopened => ends.write.take(),
+            _ => None,
+        };
+        match raw {
+            Some(end) => Ok(end),
+            None => reopen(ends.any.as_fd(), record.access).on("open", name),
+        }
+    }
+
+    fn finish(record: &Record, _: Placed, nest: &mut Nest) -> Result<()> {
+        // All ends are where they belong: what nobody took was closed in the original too.
+        nest.state::<Made>().pipes.remove(&record.pipe);
+        Ok(())
+    }
+}
+
+/// The kernel's own `O_LARGEFILE`, which libc shows as 0 on x86-64.
+const LARGEFILE: i32 = 0o100000;
+
+/// A new description of the same pipe.
+fn reopen(fd: BorrowedFd<'_>, access: i32) -> nix::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = OFlag::from_bits_truncate(access) | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    nix::fcntl::open(path.as_str(), flags, Mode::empty())
+}
+
+fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer> {
+    let held = from.process.fd(fd.fd).map_err(|_| Errno::EBADF)?;
+    let capacity = sys::fcntl(held.as_fd(), libc::F_GETPIPE_SZ, 0)? as u64;
+    let reader = reopen(held.as_fd(), libc::O_RDONLY)?;
+    let inside = sys::ioctl_int(reader.as_fd(), libc::FIONREAD)? as usize;
+    let mut pieces = Vec::new();
+    let packets = from.view.fds().any(|f| f.link == fd.link && f.flags() & libc::O_DIRECT != 0);
+    if inside > 0 {
+        let (copy, into) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        sys::fcntl(into.as_fd(), libc::F_SETPIPE_SZ, capacity)?;
+        let copied = sys::tee(reader.as_fd(), into.as_fd(), inside)?;
+        if copied != inside {
+            return Err(Errno::EIO);
+        }
+        let mut buf = vec![0; inside];
+        let mut got = 0;
+        while got < inside {
+            match nix::unistd::read(copy.as_fd(), &mut buf)? {
+                0 => return Err(Errno::EIO),
+                n => {
+                    pieces.push(Bytes(buf[..n].to_vec()));
+                    got += n;
+                }
+            }
+        }
+    }
+    Ok(Buffer { capacity, pieces, packets, mode: fd.stat.mode & 0o7777, uid: fd.stat.uid, gid: fd.stat.gid })
+}
+
+fn fill(pipe: BorrowedFd<'_>, buffer: &Buffer) -> nix::Result<()> {
+    sys::fcntl(pipe, libc::F_SETPIPE_SZ, buffer.capacity)?;
+    let direct = if buffer.packets { libc::O_DIRECT } else { 0 };
+    let writer = reopen(pipe, libc::O_WRONLY)?;
+    sys::fcntl(writer.as_fd(), libc::F_SETFL, (libc::O_NONBLOCK | direct) as u64)?;
+    for piece in &buffer.pieces {
+        if nix::unistd::write(writer.as_fd(), &piece.0)? != piece.0.len() {
+            return Err(Errno::ENOSPC);
+        }
+    }
+    nix::sys::stat::fchmod(pipe, Mode::from_bits_truncate(buffer.mode))?;
+    nix::unistd::fchown(pipe, Some(buffer.uid.into()), Some(buffer.gid.into()))
+}

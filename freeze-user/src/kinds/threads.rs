@@ -1,0 +1,280 @@
+//! Threads: registers, extended state, TLS, signal mask, alternate stack, robust list, rseq, name, scheduling.
+
+use super::pipe::Bytes;
+use super::{ProcessKind, Source, Stage};
+use crate::error::{Blocker, Context, Result};
+use crate::ids::Pid;
+use crate::nest::{Nest, Options};
+use crate::observe::view::{ProcessView, View};
+use crate::sys::CloneArgs;
+use crate::sys::sched::{self, SchedAttr};
+use crate::tracee::Seized;
+use crate::tracee::regs::{Regs, USER64_CS};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug)]
+pub struct Threads;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The leader first.
+    pub threads: Vec<Thread>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    pub tid: Pid,
+    pub regs: Regs,
+    /// NT_X86_XSTATE, as the CPU laid it out.
+    pub xstate: Bytes,
+    pub mask: u64,
+    /// Address, flags, size of the alternate signal stack.
+    pub altstack: [u64; 3],
+    pub tid_address: u64,
+    /// Head and length.
+    pub robust_list: (u64, u64),
+    /// Address, length, signature; zero where none is registered.
+    pub rseq: (u64, u32, u32),
+    pub name: Bytes,
+    pub sched: SchedAttr,
+    pub affinity: Bytes,
+    pub ioprio: i32,
+    pub timer_slack: u64,
+}
+
+const PR_GET_TID_ADDRESS: u64 = 40;
+const SYS_IO_PGETEVENTS: i64 = 333;
+
+/// System calls that end with EINTR when a signal (or freeze) comes between, and are not restarted by the kernel
+/// (signal(7)); what a program would see is an interruption that never was.
+const NEVER_RESTARTED: [i64; 9] = [
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_io_getevents,
+    SYS_IO_PGETEVENTS,
+    libc::SYS_io_uring_enter,
+];
+
+impl ProcessKind for Threads {
+    const TAG: &'static str = "threads";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "threads with ids, registers, xsave state, TLS, mask, alternate stack, robust list, \
+        rseq, name, scheduling class, nice, affinity, I/O priority, timer slack";
+    const STAGE: Stage = Stage::Threads;
+    type Record = Record;
+
+    fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
+        for t in &p.threads {
+            // Once it stands still the tracer is freeze itself.
+            let ours = std::path::Path::new(&format!("/proc/self/task/{}", t.status.tracer)).exists();
+            if t.status.tracer != 0 && !ours {
+                out.push(
+                    Blocker::of(p.pid, format!("thread {}", t.tid), "")
+                        .why(format!("it is being traced already, by pid {}", t.status.tracer))
+                        .remedy("end the debugger or tracer first"),
+                );
+            }
+            if t.stat.is_zombie() && !p.stat.is_zombie() {
+                out.push(
+                    Blocker::of(p.pid, format!("thread {}", t.tid), "")
+                        .why("the first thread has ended while others go on, which is not carried yet")
+                        .remedy("let the main thread wait for the others"),
+                );
+            }
+            if t.stat.state == 'T' {
+                out.push(
+                    Blocker::of(p.pid, format!("thread {}", t.tid), "")
+                        .why("it is stopped by job control, which is not carried yet")
+                        .remedy("continue it (kill -CONT)"),
+                );
+            }
+        }
+    }
+
+    fn collect(from: &mut Source<'_>) -> Result<Record> {
+        let mut threads = Vec::new();
+        for n in 0..from.process.threads().len() {
+            let tid = from.process.threads()[n].tid();
+            let (ran, (stack, address, slack)) = from.process.tape_on(n, |t| {
+                let stack = t.space(24);
+                let address = t.space(8);
+                t.call("sigaltstack", libc::SYS_sigaltstack, &[0, stack]);
+                t.call("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &[PR_GET_TID_ADDRESS, address]);
+                (stack, address, t.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64]))
+            })?;
+            let name = || format!("thread {tid}");
+            let comm = std::fs::read(format!("/proc/{}/task/{tid}/comm", from.process.pid())).on("read", name)?;
+            let thread = &from.process.threads()[n];
+            threads.push(Thread {
+                tid,
+                regs: *thread.regs(),
+                xstate: Bytes(thread.xstate()?),
+                mask: thread.mask(),
+                // SS_ONSTACK is where the stack pointer is, not a setting.
+                altstack: [ran.word(stack), ran.word(stack + 8) & 0xffff_ffff & !1, ran.word(stack + 16)],
+                tid_address: ran.word(address),
+                robust_list: crate::sys::get_robust_list(tid).on("get_robust_list", name)?,
+                rseq: thread.rseq()?,
+                name: Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec()),
+                sched: sched::getattr(tid).on("sched_getattr", name)?,
+                affinity: Bytes(sched::affinity(tid).on("sched_getaffinity", name)?),
+                ioprio: sched::ioprio(tid).on("ioprio_get", name)?,
+                timer_slack: ran.value(slack) as u64,
+            });
+        }
+        Ok(Record { threads })
+    }
+
+    fn precheck(record: &Record, pid: Pid, _: &Options, out: &mut Vec<Blocker>) {
+        let here = crate::tracee::xstate_size();
+        for t in record.threads.iter().filter(|t| t.xstate.0.len() > here) {
+            out.push(
+                Blocker::of(pid, format!("thread {}", t.tid), "extended registers")
+                    .why(format!("they take {} bytes, and this CPU has {here}: it lacks features the program was started with", t.xstate.0.len()))
+                    .remedy("restore on a CPU with all features of the first one"),
+            );
+        }
+    }
+
+    fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        let building = nest.process(pid)?;
+        for some in record.threads[1..].chunks(128) {
+            building.tape(|t| {
+                for thread in some {
+                    let tid = t.bytes(&thread.tid.0.to_ne_bytes());
+                    let flags = libc::CLONE_VM
+                        | libc::CLONE_FS
+                        | libc::CLONE_FILES
+                        | libc::CLONE_SIGHAND
+                        | libc::CLONE_THREAD
+                        | libc::CLONE_SYSVSEM
+                        | libc::CLONE_PTRACE;
+                    let args =
+                        CloneArgs { flags: flags as u64, set_tid: tid, set_tid_size: 1, ..CloneArgs::default() };
+                    let args = t.bytes(&args.bytes());
+                    t.call("clone3(CLONE_THREAD)", libc::SYS_clone3, &[args, 88]);
+                }
+            })?;
+            for thread in some {
+                let died = || crate::error::Error::Died { pid: thread.tid, how: "ended while it was built".into() };
+                building.threads.push(Seized::inherited(thread.tid).halted()?.ok_or_else(died)?);
+            }
+        }
+        for (n, thread) in record.threads.iter().enumerate() {
+            building.tape_on(n, |t| {
+                if thread.robust_list.1 != 0 {
+                    let (head, len) = thread.robust_list;
+                    t.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
+                }
+                t.call("set_tid_address", libc::SYS_set_tid_address, &[thread.tid_address]);
+                let stack: Vec<u8> = thread.altstack.iter().flat_map(|w| w.to_ne_bytes()).collect();
+                let stack = t.bytes(&stack);
+                t.call("sigaltstack", libc::SYS_sigaltstack, &[stack, 0]);
+                let name = t.bytes(&[&thread.name.0[..], b"\0"].concat());
+                t.call("prctl(PR_SET_NAME)", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
+                t.call("prctl(PR_SET_TIMERSLACK)", libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack]);
+                // Last: from here on the kernel writes into the area on every way back.
+                let (address, len, signature) = thread.rseq;
+                if address != 0 {
+                    t.call("rseq", libc::SYS_rseq, &[address, u64::from(len), 0, u64::from(signature)]);
+                }
+            })?;
+            let name = || format!("thread {}", thread.tid);
+            let stopped = &mut building.threads[n];
+            stopped.set_xstate(&thread.xstate.0)?;
+            stopped.amend(resumed(&thread.regs), thread.mask);
+            schedule(thread).on("sched_setattr", name)?;
+        }
+        Ok(())
+    }
+}
+
+fn schedule(thread: &Thread) -> nix::Result<()> {
+    let now = sched::getattr(thread.tid)?;
+    if now != thread.sched {
+        sched::setattr(thread.tid, &thread.sched)?;
+    }
+    if sched::affinity(thread.tid)? != thread.affinity.0 {
+        match sched::set_affinity(thread.tid, &thread.affinity.0) {
+            // None of its CPUs is here: it may run on all that are, as when they are unplugged.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    if sched::ioprio(thread.tid)? != thread.ioprio {
+        sched::set_ioprio(thread.tid, thread.ioprio)?;
+    }
+    Ok(())
+}
+
+/// The registers to go on with in a new process.
+///
+/// A call that the kernel restarts by itself goes on verbatim, except where its memory of the call (the restart
+/// block) is gone: it is made anew. An absolute wait is exact then; a relative one may wait longer, never less.
+fn resumed(regs: &Regs) -> Regs {
+    if regs.restarts_by_block() { regs.rewound() } else { *regs }
+}
+
+/// What a stopped thread's registers must be amended to, so that it sees no interruption; called right after the stop.
+///
+/// - An interrupted wait that the kernel would end with EINTR is made anew, unless a signal is about to be handled.
+/// - Inside an rseq critical section the program must be sent to its abort handler, as after a preemption:
+///   the tape's own way back to user mode would make the kernel forget the section.
+pub fn undisturbed(regs: &Regs, mask: u64, pending: u64, section: Option<(u64, u64, u64)>) -> Regs {
+    let mut regs = *regs;
+    let interrupted = regs.rax as i64 == -i64::from(libc::EINTR);
+    if interrupted && pending & !mask == 0 && regs.syscall().is_some_and(|nr| NEVER_RESTARTED.contains(&nr)) {
+        regs = regs.rewound();
+    }
+    if let Some((start, len, abort)) = section
+        && (start..start + len).contains(&regs.rip)
+    {
+        regs.rip = abort;
+    }
+    regs
+}
+
+/// Whether a thread runs 64-bit code.
+pub fn is_64_bit(regs: &Regs) -> bool {
+    regs.cs == USER64_CS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(nr: i64, result: i64) -> Regs {
+        Regs { rip: 0x1002, orig_rax: nr as u64, rax: result as u64, ..Regs::default() }
+    }
+
+    #[test]
+    fn a_wait_is_made_anew_unless_a_signal_waits() {
+        let r = waiting(libc::SYS_epoll_wait, -4);
+        let anew = undisturbed(&r, 0, 0, None);
+        assert_eq!((anew.rip, anew.rax, anew.orig_rax), (0x1000, libc::SYS_epoll_wait as u64, !0));
+        assert_eq!(undisturbed(&r, 0, 1 << 14, None), r, "SIGTERM is about to be handled");
+        assert_eq!(undisturbed(&r, 1 << 14, 1 << 14, None), anew, "it is blocked");
+        let read = waiting(libc::SYS_read, -4);
+        assert_eq!(undisturbed(&read, 0, 0, None), read);
+    }
+
+    #[test]
+    fn a_critical_section_is_aborted() {
+        let r = Regs { rip: 0x105, orig_rax: !0, ..Regs::default() };
+        assert_eq!(undisturbed(&r, 0, 0, Some((0x100, 0x10, 0x900))).rip, 0x900);
+        assert_eq!(undisturbed(&r, 0, 0, Some((0x106, 0x10, 0x900))).rip, 0x105);
+    }
+
+    #[test]
+    fn only_a_lost_restart_block_is_replaced() {
+        let nanosleep = waiting(libc::SYS_nanosleep, -516);
+        assert_eq!(resumed(&nanosleep).rip, 0x1000);
+        let read = waiting(libc::SYS_read, -512);
+        assert_eq!(resumed(&read), read);
+    }
+}

@@ -1,0 +1,167 @@
+//! Timers of a process: the three interval timers and its POSIX timers.
+
+use super::{ProcessKind, Source, Stage};
+use crate::error::{Blocker, Result};
+use crate::ids::Pid;
+use crate::nest::{Nest, Options};
+use crate::observe::view::{ProcessView, View};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug)]
+pub struct Timers;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// ITIMER_REAL, VIRTUAL, PROF: interval and what remains, each seconds and microseconds.
+    pub interval: Vec<[u64; 4]>,
+    pub posix: Vec<Posix>,
+}
+
+/// One timer of timer_create(2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Posix {
+    pub id: i32,
+    pub clock: i32,
+    pub signal: i32,
+    /// SIGEV_*
+    pub notify: i32,
+    /// The thread for SIGEV_THREAD_ID, else 0.
+    pub thread: Pid,
+    pub value: u64,
+    /// Interval and what remains, each seconds and nanoseconds.
+    pub setting: [u64; 4],
+}
+
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+
+impl ProcessKind for Timers {
+    const TAG: &'static str = "timers";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "interval timers and POSIX timers with their ids; what remained when frozen remains when restored";
+    const STAGE: Stage = Stage::Last;
+    type Record = Record;
+
+    fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
+        for t in &p.timers {
+            // Negative clocks are CPU clocks of a process or thread; its own (id 0) are the ones that can be made again.
+            if t.clock < 0 && t.clock >> 3 != -1 {
+                out.push(
+                    p.blocker(format!("timer {}", t.id), format!("clock {}", t.clock))
+                        .why("a timer on the CPU time of a given process or thread is not carried")
+                        .remedy("delete it before the checkpoint"),
+                );
+            }
+        }
+    }
+
+    fn collect(from: &mut Source<'_>) -> Result<Record> {
+        let timers = from.process.view.timers.clone();
+        let (ran, at) = from.process.tape(|t| {
+            let at = t.space(3 * 32);
+            for which in 0..3 {
+                t.call("getitimer", libc::SYS_getitimer, &[which, at + which * 32]);
+            }
+            at
+        })?;
+        let four = |ran: &crate::tracee::tape::Ran, at: u64| [0, 8, 16, 24].map(|n| ran.word(at + n));
+        let interval = (0..3).map(|n| four(&ran, at + n * 32)).collect();
+        let mut posix = Vec::new();
+        for some in timers.chunks(64) {
+            let (ran, slots) = from.process.tape(|t| {
+                let ask = |timer: &crate::proc::timers::Timer| {
+                    let at = t.space(32);
+                    t.call("timer_gettime", libc::SYS_timer_gettime, &[timer.id as u64, at]);
+                    at
+                };
+                some.iter().map(ask).collect::<Vec<u64>>()
+            })?;
+            posix.extend(some.iter().zip(slots).map(|(timer, at)| Posix {
+                id: timer.id,
+                clock: timer.clock,
+                signal: timer.signal,
+                notify: match (timer.notify.as_str(), timer.to_thread) {
+                    ("none", _) => libc::SIGEV_NONE,
+                    ("thread", _) => libc::SIGEV_THREAD,
+                    (_, true) => libc::SIGEV_THREAD_ID,
+                    _ => libc::SIGEV_SIGNAL,
+                },
+                thread: if timer.to_thread { Pid(timer.target) } else { Pid(0) },
+                value: timer.value,
+                setting: four(&ran, at),
+            }));
+        }
+        posix.sort_by_key(|t| t.id);
+        Ok(Record { interval, posix })
+    }
+
+    fn precheck(_: &Record, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
+
+    fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        let building = nest.process(pid)?;
+        let by_id = match record.posix.is_empty() {
+            true => false,
+            false => {
+                let prctl = building.tape(|t| {
+                    t.try_call("prctl", libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0])
+                });
+                let (ran, at) = prctl?;
+                ran.result(at).is_ok()
+            }
+        };
+        let mut next = 0;
+        for timer in &record.posix {
+            // Without the prctl (Linux 6.16) ids are given out in turn: make and delete up to the wanted one.
+            loop {
+                let (ran, (made, slot)) = building.tape(|t| {
+                    let event = sigevent(timer);
+                    let event = t.bytes(&event);
+                    let slot = t.bytes(&timer.id.to_ne_bytes());
+                    (t.try_call("timer_create", libc::SYS_timer_create, &[timer.clock as u64, event, slot]), slot)
+                })?;
+                ran.result(made).map_err(|e| crate::error::Error::kernel("timer_create", format!("timer {} of {pid}", timer.id), e))?;
+                let got = i32::from_ne_bytes(ran.bytes(slot, 4).try_into().unwrap_or_default());
+                if got == timer.id {
+                    break;
+                }
+                if by_id || got > timer.id || got < next {
+                    return Err(crate::error::Error::kernel("timer_create", format!("timer {} of {pid}", timer.id), Errno::EEXIST));
+                }
+                next = got;
+                building.call("timer_delete", libc::SYS_timer_delete, &[got as u64])?;
+            }
+        }
+        if by_id {
+            building.call("prctl", libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0])?;
+        }
+        for some in record.posix.chunks(64) {
+            building.tape(|t| {
+                for timer in some {
+                    let at = t.bytes(&words(&timer.setting));
+                    t.call("timer_settime", libc::SYS_timer_settime, &[timer.id as u64, 0, at, 0]);
+                }
+            })?;
+        }
+        building.tape(|t| {
+            for (which, setting) in record.interval.iter().enumerate() {
+                let at = t.bytes(&words(setting));
+                t.call("setitimer", libc::SYS_setitimer, &[which as u64, at, 0]);
+            }
+        })?;
+        Ok(())
+    }
+}
+
+fn words(list: &[u64; 4]) -> Vec<u8> {
+    list.iter().flat_map(|w| w.to_ne_bytes()).collect()
+}
+
+/// `struct sigevent`: value, signal, how, thread; 64 bytes.
+fn sigevent(timer: &Posix) -> Vec<u8> {
+    let mut out = timer.value.to_ne_bytes().to_vec();
+    out.extend_from_slice(&timer.signal.to_ne_bytes());
+    out.extend_from_slice(&timer.notify.to_ne_bytes());
+    out.extend_from_slice(&timer.thread.0.to_ne_bytes());
+    out.resize(64, 0);
+    out
+}

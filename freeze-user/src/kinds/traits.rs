@@ -1,0 +1,117 @@
+//! Small flags of a process: personality, subreaper, transparent huge pages, machine-check policy, membarrier.
+
+use super::{ProcessKind, Source, Stage};
+use crate::error::{Blocker, Result};
+use crate::ids::Pid;
+use crate::nest::{Nest, Options};
+use crate::observe::view::{ProcessView, View};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug)]
+pub struct Traits;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub personality: u64,
+    pub subreaper: bool,
+    pub thp_disable: u64,
+    pub mce_kill: u64,
+    /// Memory-deny-write-execute bits (PR_SET_MDWE, 6.3); 0 where the kernel has none.
+    pub mdwe: u64,
+    /// KSM for the whole process (PR_SET_MEMORY_MERGE, 6.4).
+    pub memory_merge: bool,
+    /// Commands registered with membarrier(2), as MEMBARRIER_CMD_GET_REGISTRATIONS tells since 6.3.
+    pub membarrier: u64,
+    pub keep_caps: bool,
+}
+
+const PR_GET_THP_DISABLE: u64 = 42;
+const PR_SET_THP_DISABLE: u64 = 41;
+const PR_MCE_KILL: u64 = 33;
+const PR_MCE_KILL_GET: u64 = 34;
+const PR_SET_MDWE: u64 = 65;
+const PR_GET_MDWE: u64 = 66;
+const PR_SET_MEMORY_MERGE: u64 = 67;
+const PR_GET_MEMORY_MERGE: u64 = 68;
+const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
+
+impl ProcessKind for Traits {
+    const TAG: &'static str = "traits";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "personality, subreaper, THP-disable, machine-check policy, MDWE, KSM, membarrier registration; seccomp is refused";
+    const STAGE: Stage = Stage::Last;
+    type Record = Record;
+
+    fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
+        for t in p.threads.iter().filter(|t| t.status.seccomp != 0) {
+            let mode = if t.status.seccomp == 1 { "seccomp strict mode" } else { "a seccomp filter" };
+            out.push(
+                Blocker::of(p.pid, format!("thread {}", t.tid), mode)
+                    .why("seccomp is not carried yet")
+                    .remedy("start the program without it (systemd: SystemCallFilter=)"),
+            );
+        }
+        if !p.status.thread_features.is_empty() {
+            out.push(
+                p.blocker("threads", format!("CET features: {}", p.status.thread_features))
+                    .why("shadow stacks are not carried")
+                    .remedy("start the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"),
+            );
+        }
+    }
+
+    fn collect(from: &mut Source<'_>) -> Result<Record> {
+        let (ran, ask) = from.process.tape(|t| {
+            let subreaper = t.space(4);
+            t.call("prctl(PR_GET_CHILD_SUBREAPER)", libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, subreaper]);
+            let get = |t: &mut crate::tracee::tape::Tape<'_>, option: u64| t.try_call("prctl", libc::SYS_prctl, &[option]);
+            (
+                subreaper,
+                t.call("personality", libc::SYS_personality, &[0xffff_ffff]),
+                get(t, PR_GET_THP_DISABLE),
+                get(t, PR_MCE_KILL_GET),
+                get(t, PR_GET_MDWE),
+                get(t, PR_GET_MEMORY_MERGE),
+                get(t, libc::PR_GET_KEEPCAPS as u64),
+                t.try_call("membarrier", libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS]),
+            )
+        })?;
+        let or_none = |index| ran.result(index).unwrap_or(0) as u64;
+        Ok(Record {
+            personality: ran.value(ask.1) as u64,
+            subreaper: ran.bytes(ask.0, 1)[0] != 0,
+            thp_disable: or_none(ask.2),
+            mce_kill: ran.result(ask.3).unwrap_or(2) as u64,
+            mdwe: or_none(ask.4),
+            memory_merge: or_none(ask.5) != 0,
+            keep_caps: or_none(ask.6) != 0,
+            membarrier: or_none(ask.7),
+        })
+    }
+
+    fn precheck(_: &Record, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
+
+    fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        nest.process(pid)?.tape(|t| {
+            t.call("personality", libc::SYS_personality, &[record.personality]);
+            let mut set = |option: u64, a: u64, b: u64| t.call("prctl", libc::SYS_prctl, &[option, a, b, 0, 0]);
+            set(libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(record.subreaper), 0);
+            set(PR_SET_THP_DISABLE, u64::from(record.thp_disable != 0), 0);
+            // 1 = set, with the policy that the query named (0 late, 1 early, 2 default).
+            set(PR_MCE_KILL, 1, record.mce_kill);
+            if record.mdwe != 0 {
+                set(PR_SET_MDWE, record.mdwe, 0);
+            }
+            if record.memory_merge {
+                set(PR_SET_MEMORY_MERGE, 1, 0);
+            }
+            if record.keep_caps {
+                set(libc::PR_SET_KEEPCAPS as u64, 1, 0);
+            }
+            for bit in (0..32).filter(|b| record.membarrier & 1 << b != 0) {
+                t.call("membarrier", libc::SYS_membarrier, &[1 << bit]);
+            }
+        })?;
+        Ok(())
+    }
+}

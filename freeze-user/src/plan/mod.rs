@@ -1,0 +1,92 @@
+//! `View → Plan`, or every reason against it at once; pure: nothing is touched, nothing is asked of the kernel but comparisons.
+
+use crate::error::{Blocker, Error, Result};
+use crate::ids::Pid;
+use crate::kinds::PROCESS_KINDS;
+use crate::observe::view::{ProcessView, View};
+
+/// A set of processes that can be checkpointed as far as can be told from outside.
+#[derive(Debug)]
+pub struct Plan {
+    pub view: View,
+}
+
+/// What of freeze itself decides about others.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub own_pid: Pid,
+    /// The agent, if another process than this one: it cannot be part of a checkpoint.
+    pub agent: Option<Pid>,
+    pub namespaces: std::collections::BTreeMap<String, u64>,
+}
+
+impl Host {
+    /// As this process is.
+    pub fn here() -> Result<Host> {
+        let own_pid = Pid(std::process::id() as i32);
+        let own = ProcessView::read(own_pid, crate::observe::view::Depth::Maps)?;
+        Ok(Host { own_pid, agent: None, namespaces: own.namespaces })
+    }
+}
+
+/// Plans the checkpoint of a set, or refuses it with all reasons.
+pub fn plan(view: View, host: &Host) -> Result<Plan> {
+    let mut out = Vec::new();
+    for p in &view.processes {
+        verdict(p, &view, host, &mut out);
+    }
+    match out.is_empty() {
+        true => Ok(Plan { view }),
+        false => Err(Error::Refused(out)),
+    }
+}
+
+fn verdict(p: &ProcessView, view: &View, host: &Host, out: &mut Vec<Blocker>) {
+    if p.stat.is_kernel_thread() {
+        out.push(p.blocker("", p.command()).why("it is a kernel thread").remedy("name a process"));
+        return;
+    }
+    if p.pid == Pid(1) {
+        out.push(p.blocker("", p.command()).why("it is the init of this pid namespace").remedy("name one of its children"));
+        return;
+    }
+    if p.pid == host.own_pid || Some(p.pid) == host.agent {
+        let what = if p.pid == host.own_pid { "freeze itself" } else { "the agent of freeze" };
+        out.push(
+            p.blocker("", p.command())
+                .why(format!("it is {what}, which cannot stop itself"))
+                .remedy("start freeze from outside the process tree that is to be frozen"),
+        );
+        return;
+    }
+    namespaces(p, host, out);
+    thirty_two_bit(p, out);
+    for kind in PROCESS_KINDS {
+        (kind.verdict)(p, view, out);
+    }
+}
+
+/// A process in other namespaces than freeze's has other pids, paths and ports than freeze sees.
+fn namespaces(p: &ProcessView, host: &Host, out: &mut Vec<Blocker>) {
+    // The cgroup namespace changes nothing of what is recorded.
+    for (kind, inode) in p.namespaces.iter().filter(|(kind, _)| *kind != "cgroup") {
+        if host.namespaces.get(kind).is_some_and(|own| own != inode) {
+            out.push(
+                p.blocker(format!("{kind} namespace"), format!("{kind}:[{inode}]"))
+                    .why("it is not the one freeze runs in")
+                    .remedy(format!("run freeze inside: nsenter --target {} --all", p.pid)),
+            );
+        }
+    }
+}
+
+/// A 32-bit program has its code below 4 GiB and no 64-bit vDSO; its registers and calls are other ones.
+fn thirty_two_bit(p: &ProcessView, out: &mut Vec<Blocker>) {
+    if !p.vmas.is_empty() && p.exe_is_32_bit {
+        out.push(
+            p.blocker("", p.command())
+                .why("it is a 32-bit program, and only 64-bit ones are carried")
+                .remedy("use its 64-bit build"),
+        );
+    }
+}

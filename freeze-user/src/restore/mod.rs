@@ -1,0 +1,224 @@
+//! `Opened → Nest → Running`: checks everything first, then builds stage by stage, then lets it fly.
+
+use crate::error::{Blocker, Context, Error, Fate, Result};
+use crate::ids::{FileId, Pid, Range};
+use crate::kinds::fdtable::FdTable;
+use crate::kinds::kinship::Kinship;
+use crate::kinds::memory::{Memory, occupied};
+use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
+use crate::nest::family::Family;
+use crate::nest::{Nest, Options};
+use crate::store::{Frame, Opened};
+use crate::sys::{self, interrupt};
+use nix::errno::Errno;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+/// What came of a restore.
+#[derive(Clone, Debug, Serialize)]
+pub struct Restored {
+    /// The processes at the top of the restored trees, children of freeze.
+    pub roots: Vec<Pid>,
+    pub processes: usize,
+    /// What is not as it was, a line each.
+    pub warnings: Vec<String>,
+    /// From the call to the first instruction, in microseconds.
+    pub took_us: u64,
+}
+
+/// Puts the processes of a checkpoint together and sets them going.
+pub fn restore(image: Opened, options: Options) -> Result<Restored> {
+    let began = Instant::now();
+    let records = Records::read(&image)?;
+    records.precheck(&options)?;
+    image.leftovers()?;
+    raise_own_limits();
+    let mut nest = Nest::new(image.clone(), options, &records.families, &records.occupied, records.max_fd)?;
+    build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
+    let warnings = std::mem::take(&mut nest.warnings);
+    let processes = records.families.len();
+    let roots = nest.fly()?;
+    Ok(Restored { roots, processes, warnings, took_us: began.elapsed().as_micros() as u64 })
+}
+
+/// The image's records, decoded as far as the order of work needs them.
+struct Records<'a> {
+    frames: &'a [Frame],
+    image: &'a Opened,
+    /// Parents before children.
+    families: Vec<Family>,
+    occupied: Vec<Range>,
+    max_fd: i32,
+    files: BTreeMap<FileId, Box<dyn Loaded>>,
+    holders: Vec<(FileId, Pid, i32)>,
+}
+
+impl<'a> Records<'a> {
+    fn read(image: &'a Opened) -> Result<Records<'a>> {
+        let frames = image.records();
+        let mut out = Records {
+            frames,
+            image,
+            families: Vec::new(),
+            occupied: Vec::new(),
+            max_fd: 2,
+            files: BTreeMap::new(),
+            holders: Vec::new(),
+        };
+        for frame in frames {
+            if let Some(kind) = FD_KINDS.iter().find(|k| k.tag == frame.tag) {
+                out.version(frame, kind.version)?;
+                let (id, loaded) = kind.load(&frame.payload).map_err(|e| out.damaged(frame, e))?;
+                frame.take();
+                if out.files.insert(id, loaded).is_some() {
+                    return Err(out.damaged(frame, format!("a second record of {id}")));
+                }
+                continue;
+            }
+            // A frame of a kind nobody knows stays untaken, and `leftovers` names it.
+            let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag) else { continue };
+            out.version(frame, kind.version)?;
+            frame.take();
+            match frame.tag.as_str() {
+                Kinship::TAG => out.families.push(peek::<Kinship>(&frame.payload).map_err(|e| out.damaged(frame, e))?.1),
+                Memory::TAG => {
+                    let (_, memory) = peek::<Memory>(&frame.payload).map_err(|e| out.damaged(frame, e))?;
+                    out.occupied.extend(occupied(&memory));
+                }
+                FdTable::TAG => {
+                    let (pid, table) = peek::<FdTable>(&frame.payload).map_err(|e| out.damaged(frame, e))?;
+                    out.max_fd = table.slots.iter().map(|s| s.fd).fold(out.max_fd, i32::max);
+                    out.holders.extend(table.slots.iter().map(|s| (s.file, pid, s.fd)));
+                }
+                _ => {}
+            }
+        }
+        Ok(out)
+    }
+
+    fn version(&self, frame: &Frame, known: u16) -> Result<()> {
+        match frame.version == known {
+            true => Ok(()),
+            false => Err(Error::Image {
+                file: self.image.path().join("records"),
+                offset: Some(frame.offset),
+                expected: format!("{:?} records of version {known}", frame.tag),
+                found: format!("version {}", frame.version),
+            }),
+        }
+    }
+
+    fn damaged(&self, frame: &Frame, found: String) -> Error {
+        Error::Image {
+            file: self.image.path().join("records"),
+            offset: Some(frame.offset),
+            expected: format!("a {:?} record", frame.tag),
+            found,
+        }
+    }
+
+    /// Everything that speaks against restoring here and now, at once.
+    fn precheck(&self, options: &Options) -> Result<()> {
+        let mut out: Vec<Blocker> = Vec::new();
+        for file in self.files.values() {
+            file.precheck(options, &mut out);
+        }
+        for frame in self.frames {
+            let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag) else { continue };
+            kind.precheck(&frame.payload, options, &mut out).map_err(|e| self.damaged(frame, e))?;
+        }
+        let mut seen = BTreeSet::new();
+        out.retain(|b| seen.insert(b.to_string()));
+        if out.is_empty() { Ok(()) } else { Err(Error::Refused(out)) }
+    }
+
+    /// The descriptions in an order in which members come first.
+    fn order(&self) -> Result<Vec<FileId>> {
+        let mut order = Vec::with_capacity(self.files.len());
+        let mut state: BTreeMap<FileId, bool> = BTreeMap::new();
+        let mut stack: Vec<(FileId, bool)> = self.files.keys().rev().map(|id| (*id, false)).collect();
+        while let Some((id, ready)) = stack.pop() {
+            if ready {
+                if state.insert(id, true) != Some(true) {
+                    order.push(id);
+                }
+                continue;
+            }
+            if state.contains_key(&id) {
+                continue;
+            }
+            state.insert(id, false);
+            stack.push((id, true));
+            let Some(file) = self.files.get(&id) else {
+                return Err(Error::Image {
+                    file: self.image.path().join("records"),
+                    offset: None,
+                    expected: format!("a record of {id}"),
+                    found: "none".into(),
+                });
+            };
+            stack.extend(file.members().into_iter().map(|m| (m, false)));
+        }
+        Ok(order)
+    }
+}
+
+fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
+    for (file, pid, fd) in &records.holders {
+        nest.note_holder(*file, *pid, *fd);
+    }
+    use Stage::{Credentials, Files, Last, Limits, Memory, Place, Signals, Threads};
+    for stage in [Memory, Place, Files, Threads, Signals, Limits, Credentials, Last] {
+        interrupt::check()?;
+        let order = if stage == Files { records.order()? } else { Vec::new() };
+        for id in &order {
+            let fd = records.files[id].restore(nest)?;
+            nest.put_file(*id, fd);
+        }
+        for frame in image.records() {
+            let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag && k.stage == stage) else { continue };
+            kind.restore(&frame.payload, nest)?.map_err(|e| records.damaged(frame, e))?;
+        }
+        for id in &order {
+            let Some(&(pid, fd)) = nest.holders(*id).first() else { continue };
+            records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
+        }
+    }
+    Ok(())
+}
+
+/// freeze holds every restored file for a moment: as many descriptors as the hard limit grants.
+fn raise_own_limits() {
+    if let Ok((_, hard)) = sys::own_rlimit(libc::RLIMIT_NOFILE) {
+        let _ = sys::set_own_rlimit(libc::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// How a restored root ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Code(i32),
+    Signal(i32),
+}
+
+/// Waits for a restored root, a child of this process, to end; signals noted meanwhile are passed on to it.
+pub fn wait(root: Pid) -> Result<Ended> {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let pidfd = sys::pidfd_open(root).on("pidfd_open", || format!("pid {root}"))?;
+    loop {
+        match waitpid(root.nix(), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(Ended::Code(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Ended::Signal(signal as i32)),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(e).on("waitpid", || format!("pid {root}")),
+        }
+        use std::os::fd::AsFd;
+        let mut fds = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+        // A signal interrupts the wait; the timeout is for one that comes just before it.
+        let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(200u8));
+        if let Some(signal) = interrupt::take() {
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), signal);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! `Plan → Frozen`: every thread of the set at a halt, proven closed, and put back if it is dropped.
+
+use crate::error::{Blocker, Error, Fate, Result};
+use crate::ids::{Pid, Range};
+use crate::kinds::threads::{is_64_bit, undisturbed};
+use crate::observe::view::{Depth, View};
+use crate::plan::{Host, Plan, plan};
+use crate::store::Committed;
+use crate::sys;
+use crate::tracee::process::StoppedProcess;
+use crate::tracee::{Seized, Stopped};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// A set of processes at a halt. Dropping it lets every thread go on as it was found.
+#[derive(Debug)]
+pub struct Frozen {
+    pub processes: Vec<StoppedProcess>,
+    /// As /proc shows the set while it stands still.
+    pub view: View,
+    /// When the first thread was asked to halt.
+    pub since: Instant,
+}
+
+/// How often the set is looked over again for threads and children that came while it was being stopped.
+const LOOKS: usize = 100;
+
+/// Stops everything that the plan holds, and what has been forked since; refuses what came and can't be carried.
+pub fn stop(planned: Plan, host: &Host, depth: Depth) -> Result<Frozen> {
+    let roots = planned.view.roots.clone();
+    let since = Instant::now();
+    let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
+    drop(planned);
+    halt_all(&roots, &mut stopped)?;
+    let view = View::read(&roots, depth)?;
+    // The same verdict once more, on what is there now: a change for the worse lets everything go again.
+    let Plan { view } = plan(view, host)?;
+    let mut processes = Vec::with_capacity(view.processes.len());
+    for p in &view.processes {
+        let mut threads = stopped.remove(&p.pid).unwrap_or_default();
+        threads.sort_by_key(|t| (t.tid() != p.pid, t.tid()));
+        if threads.len() != p.threads.len() {
+            let how = "changed its threads while it was being stopped".into();
+            return Err(Error::Died { pid: p.pid, how });
+        }
+        let mut process = StoppedProcess::new(p.clone(), threads)?;
+        smooth(&mut process)?;
+        processes.push(process);
+    }
+    Ok(Frozen { processes, view, since })
+}
+
+/// Halts rounds of threads until a look at /proc finds none that is not halted.
+fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<()> {
+    for _ in 0..LOOKS {
+        let mut fresh = Vec::new();
+        for (pid, tid) in tasks(roots)? {
+            let known = stopped.get(&pid).is_some_and(|list| list.iter().any(|t| t.tid() == tid));
+            if !known && let Some(seized) = Seized::seize(tid, 0).map_err(|e| already_traced(pid, tid, e))? {
+                seized.interrupt();
+                fresh.push((pid, seized));
+            }
+        }
+        if fresh.is_empty() {
+            return match roots.iter().find(|r| !stopped.contains_key(r)) {
+                Some(gone) => Err(Error::Died { pid: *gone, how: "ended while it was being stopped".into() }),
+                None => Ok(()),
+            };
+        }
+        for (pid, seized) in fresh {
+            if let Some(thread) = seized.halted()? {
+                stopped.entry(pid).or_default().push(thread);
+            }
+        }
+    }
+    Err(Blocker::at("the set", "").why("it makes threads or processes faster than they can be stopped").remedy("try again").refuse())
+}
+
+/// All live threads of the trees below `roots`, with their process.
+fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
+    let mut out = Vec::new();
+    let mut queue: Vec<Pid> = roots.to_vec();
+    let mut parents: Option<Vec<(Pid, Pid)>> = None;
+    while let Some(pid) = queue.pop() {
+        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for entry in dir.flatten() {
+            let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()).map(Pid) else { continue };
+            out.push((pid, tid));
+            match std::fs::read_to_string(entry.path().join("children")) {
+                Ok(list) => queue.extend(list.split_ascii_whitespace().filter_map(|w| w.parse().ok()).map(Pid)),
+                // Without CONFIG_PROC_CHILDREN: everybody's parent instead.
+                Err(_) => {
+                    if parents.is_none() {
+                        parents = Some(crate::observe::view::parents()?);
+                    }
+                    let all = parents.as_deref().unwrap_or_default();
+                    let children = all.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child);
+                    queue.extend(children.filter(|c| !out.iter().any(|(p, _)| p == c)).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
+    match e {
+        Error::Kernel { errno: nix::errno::Errno::EPERM, .. } => Blocker::of(pid, format!("thread {tid}"), "")
+            .why("it is being traced already, or the kernel forbids tracing it")
+            .remedy("end the debugger, or run freeze as root with CAP_SYS_PTRACE")
+            .refuse(),
+        e => e,
+    }
+}
+
+/// Amends the registers so that no thread sees that it was stopped, and refuses 32-bit code.
+fn smooth(process: &mut StoppedProcess) -> Result<()> {
+    let pid = process.pid();
+    let view = process.view.threads.clone();
+    for thread in process.threads_mut() {
+        if !is_64_bit(thread.regs()) {
+            return Err(Blocker::of(pid, format!("thread {}", thread.tid()), "")
+                .why("it runs 32-bit code")
+                .remedy("use the 64-bit build of the program")
+                .refuse());
+        }
+        let status = view.iter().find(|t| t.tid == thread.tid()).map(|t| &t.status);
+        let pending = status.map_or(0, |s| (s.sig_pnd | s.shd_pnd) & (s.sig_cgt | !s.sig_ign));
+        let (regs, mask) = (*thread.regs(), thread.mask());
+        let smooth = undisturbed(&regs, mask, pending, critical_section(thread)?);
+        if smooth != regs {
+            thread.amend(smooth, mask);
+        }
+    }
+    Ok(())
+}
+
+/// Start, length and abort address of the rseq critical section the thread has announced (rseq(2)), if any.
+fn critical_section(thread: &Stopped) -> Result<Option<(u64, u64, u64)>> {
+    let (area, ..) = thread.rseq()?;
+    if area == 0 {
+        return Ok(None);
+    }
+    let word = |at: u64| -> u64 {
+        let mut bytes = [0; 8];
+        match sys::vm_read(thread.tid(), &[Range::new(at, at + 8)], &mut bytes) {
+            Ok(8) => u64::from_ne_bytes(bytes),
+            // An unreadable area would be a SIGSEGV for the program, not for us.
+            _ => 0,
+        }
+    };
+    // struct rseq { u32 cpu_id_start, cpu_id; u64 rseq_cs; … }; struct rseq_cs { u32 version, flags; u64 start, len, abort }.
+    let section = word(area + 8);
+    if section == 0 {
+        return Ok(None);
+    }
+    Ok(Some((word(section + 8), word(section + 16), word(section + 24))))
+}
+
+impl Frozen {
+    /// Lets every thread go on as it was found, and tells how long they stood, in nanoseconds.
+    pub fn release(self) -> Result<u64> {
+        let Frozen { processes, since, .. } = self;
+        let mut first = Ok(());
+        for process in processes {
+            first = first.and(process.release().map_err(|e| e.fate(Fate::PutBack)));
+        }
+        first.map(|()| since.elapsed().as_nanos() as u64)
+    }
+
+    /// Ends the whole set; the proof is that it is stored.
+    pub fn kill(self, _stored: &Committed) -> Result<u64> {
+        for process in &self.processes {
+            process.kill()?;
+        }
+        let pause = self.since.elapsed().as_nanos() as u64;
+        // Leaders last: the kernel reports their end only once no other thread is left to be reaped.
+        let pids: Vec<Pid> = self.processes.iter().flat_map(|p| p.threads().iter().rev().map(Stopped::tid)).collect();
+        drop(self);
+        // As their tracer we hear of their end first; waiting makes sure that none of them is left when we return.
+        for pid in pids {
+            let _ = crate::tracee::wait(pid);
+        }
+        Ok(pause)
+    }
+}
