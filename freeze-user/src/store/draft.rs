@@ -232,19 +232,23 @@ impl Draft {
         self.parent.as_ref()
     }
 
-    /// Appends a record.
+    /// Appends a record. After an error the draft can no longer be committed.
     pub fn record<T: Record>(&mut self, record: &T) -> Result<()> {
-        self.records()?.record(record)
+        self.append(|records| records.record(record))
     }
 
     /// Appends a record whose payload (MessagePack with field names) is encoded already.
     pub fn raw_record(&mut self, tag: &str, version: u16, payload: &[u8]) -> Result<()> {
-        self.records()?.raw(tag, version, payload)
+        self.append(|records| records.raw(tag, version, payload))
     }
 
-    fn records(&mut self) -> Result<&mut FrameWriter> {
+    fn append(&mut self, write: impl FnOnce(&mut FrameWriter) -> Result<()>) -> Result<()> {
         let object = || self.place.now().display().to_string();
-        self.records.as_mut().ok_or(Errno::EBADF).on("write", object)
+        let mut records = self.records.take().ok_or(Errno::EBADF).on("write", object)?;
+        // Half a frame may be in the file now: without the writer there is no commit.
+        write(&mut records)?;
+        self.records = Some(records);
+        Ok(())
     }
 
     /// Names a space, so that it is in the checkpoint even if it has no pages.

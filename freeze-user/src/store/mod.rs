@@ -244,15 +244,13 @@ pub(crate) fn create(path: &Path) -> Result<File> {
         .on("open", || path.display().to_string())
 }
 
-/// The names in a directory with their paths; names that are not UTF-8 are none of ours.
+/// The names in a directory with their paths; a name that is not UTF-8 is shown as well as it goes.
 pub(crate) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let name = || dir.display().to_string();
     let mut out = Vec::new();
     for entry in std::fs::read_dir(dir).on("readdir", name)? {
         let entry = entry.on("readdir", name)?;
-        if let Ok(name) = entry.file_name().into_string() {
-            out.push((name, entry.path()));
-        }
+        out.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
     }
     Ok(out)
 }

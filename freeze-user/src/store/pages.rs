@@ -277,7 +277,7 @@ impl PageFile {
             at = at.saturating_add(u64::from(c.len));
             slots += u64::from(c.pages);
         }
-        if at != about.bytes || slots != about.slots {
+        if at != about.bytes || slots != about.slots || chunk_pages == 0 {
             let expected = format!("chunks for {} bytes and {} pages", about.bytes, about.slots);
             return Err(damaged(
                 index,
