@@ -38,24 +38,40 @@ fn build() -> Result<(), String> {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(var("OUT_DIR")?);
     let top = here.parent().ok_or("freeze-user has no parent directory")?;
-    for source in ["freeze-ebpf/src", "freeze-ebpf/Cargo.toml", "freeze-ebpf/Cargo.lock"] {
+    for source in [
+        "freeze-ebpf/src",
+        "freeze-ebpf/Cargo.toml",
+        "freeze-ebpf/Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={}", top.join(source).display());
     }
     for source in ["freeze-common/src", "freeze-common/Cargo.toml"] {
         println!("cargo::rerun-if-changed={}", top.join(source).display());
     }
-    let linker = in_path("bpf-linker").ok_or_else(|| format!("no bpf-linker in PATH or ~/.cargo/bin\n{HELP}"))?;
+    let linker =
+        in_path("bpf-linker").ok_or_else(|| format!("no bpf-linker in PATH or ~/.cargo/bin\n{HELP}"))?;
     let tools = tools_directory(&out, &linker)?;
     let mut cargo = compiler(&tools).ok_or_else(|| format!("no compiler with its sources\n{HELP}"))?;
     cargo
         .current_dir(top.join("freeze-ebpf"))
-        .args(["build", "--release", "--locked", "--target", "bpfel-unknown-none", "-Zbuild-std=core"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--target",
+            "bpfel-unknown-none",
+            "-Zbuild-std=core",
+        ])
         .arg("--target-dir")
         .arg(out.join("ebpf"))
         .env("RUSTFLAGS", FLAGS);
     let done = cargo.output().map_err(|e| format!("{cargo:?}: {e}"))?;
     if !done.status.success() {
-        return Err(format!("{cargo:?}: {}\n{}", done.status, String::from_utf8_lossy(&done.stderr)));
+        return Err(format!(
+            "{cargo:?}: {}\n{}",
+            done.status,
+            String::from_utf8_lossy(&done.stderr)
+        ));
     }
     let object = out.join("ebpf/bpfel-unknown-none/release/freeze-ebpf");
     fs::copy(&object, out.join("freeze-ebpf")).map_err(|e| format!("{}: {e}", object.display()))?;
@@ -98,10 +114,25 @@ fn debian(tools: &Path) -> Option<Command> {
 
 /// Takes out of the environment what the outer cargo put there for *this* crate and compiler.
 fn clean(mut command: Command) -> Command {
-    const KEPT: [&str; 6] =
-        ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "CARGO_TERM_"];
-    const OTHERS: [&str; 9] =
-        ["TARGET", "HOST", "OUT_DIR", "OPT_LEVEL", "PROFILE", "DEBUG", "LD_LIBRARY_PATH", "MAKEFLAGS", "LINKER"];
+    const KEPT: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_NET_",
+        "CARGO_HTTP_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+        "CARGO_TERM_",
+    ];
+    const OTHERS: [&str; 9] = [
+        "TARGET",
+        "HOST",
+        "OUT_DIR",
+        "OPT_LEVEL",
+        "PROFILE",
+        "DEBUG",
+        "LD_LIBRARY_PATH",
+        "MAKEFLAGS",
+        "LINKER",
+    ];
     for (name, _) in env::vars_os() {
         let Some(text) = name.to_str() else { continue };
         let foreign = text.starts_with("CARGO") && !KEPT.iter().any(|k| text.starts_with(k));
@@ -136,8 +167,15 @@ fn in_path(name: &str) -> Option<PathBuf> {
 
 /// What a command says, if it succeeds.
 fn answer(program: &Path, args: &[&str]) -> Option<String> {
-    let done = clean(Command::new(program)).args(args).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+    let done = clean(Command::new(program))
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    done.status
+        .success()
+        .then(|| String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
 fn var(name: &str) -> Result<String, String> {

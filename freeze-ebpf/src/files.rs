@@ -40,7 +40,9 @@ pub(crate) fn user<T: Copy + Default>(address: u64) -> T {
 /// Reports what `fd` of the current thread stands for.
 #[inline(always)]
 pub(crate) fn state(ctx: &impl EbpfContext, tgid: u32, tid: u32, call: u32, fd: u32) {
-    let Some(mut entry) = reserve::<Fd>(ctx) else { return };
+    let Some(mut entry) = reserve::<Fd>(ctx) else {
+        return;
+    };
     // Only now: see the crate's first lines.
     let files = process::current_files();
     let table: u64 = member(files, Member::FilesFdt);
@@ -56,7 +58,11 @@ pub(crate) fn state(ctx: &impl EbpfContext, tgid: u32, tid: u32, call: u32, fd: 
 /// A record of one fd.
 #[inline(always)]
 fn describe(head: Head, files: u64, file: u64, fd: u32) -> Fd {
-    let inode: u64 = if file == 0 { 0 } else { member(file, Member::FileInode) };
+    let inode: u64 = if file == 0 {
+        0
+    } else {
+        member(file, Member::FileInode)
+    };
     let (number, mode, flags) = if inode == 0 {
         (0, 0, 0)
     } else {
@@ -66,7 +72,16 @@ fn describe(head: Head, files: u64, file: u64, fd: u32) -> Fd {
             member(file, Member::FileFlags),
         )
     };
-    Fd { head, files, file, inode: number, fd, mode, flags, _pad: 0 }
+    Fd {
+        head,
+        files,
+        file,
+        inode: number,
+        fd,
+        mode,
+        flags,
+        _pad: 0,
+    }
 }
 
 /// Exit of a system call whose result is an fd: open, dup, accept, eventfd and their like.
@@ -139,7 +154,9 @@ fn fd_installed(ctx: FExitContext) -> i32 {
 /// kernels that have no tracepoint for each system call. It costs every system call on the machine more.
 #[btf_tracepoint(function = "sys_exit")]
 fn any_exit(ctx: BtfTracePointContext) -> i32 {
-    let Some((tgid, tid)) = watched_current() else { return 0 };
+    let Some((tgid, tid)) = watched_current() else {
+        return 0;
+    };
     let regs: u64 = ctx.arg(0);
     let ret: i64 = ctx.arg(1);
     let call = at::<u64>(regs + NUMBER) as u32;
@@ -154,10 +171,37 @@ fn any_exit(ctx: BtfTracePointContext) -> i32 {
         109 | 112 => process::ids(&ctx, tgid, call, ret, arg(0) as u32),
         272 | 299 | 436 if ret >= 0 => note(&ctx, kind::TABLE, tgid, tid, call),
         // Keep in step with FD_RETURNED in freeze-user/src/observe/load.rs.
-        2 | 16 | 32 | 33 | 41 | 43 | 85 | 213 | 240 | 253 | 257 | 282..=284 | 288..=292 | 294 | 298 | 300
-        | 304 | 317 | 319 | 321 | 323 | 425 | 428 | 430 | 432 | 433 | 434 | 437 | 438 | 442 | 444 | 447 => {
-            returned(&ctx, tgid, tid, call, ret)
-        }
+        2
+        | 16
+        | 32
+        | 33
+        | 41
+        | 43
+        | 85
+        | 213
+        | 240
+        | 253
+        | 257
+        | 282..=284
+        | 288..=292
+        | 294
+        | 298
+        | 300
+        | 304
+        | 317
+        | 319
+        | 321
+        | 323
+        | 425
+        | 428
+        | 430
+        | 432
+        | 433
+        | 434
+        | 437
+        | 438
+        | 444
+        | 447 => returned(&ctx, tgid, tid, call, ret),
         _ => {}
     }
     0
@@ -193,6 +237,12 @@ fn read_files(ctx: *mut c_void) -> i32 {
     };
     let record = describe(head, member(task, Member::TaskFiles), file as u64, fd);
     // SAFETY: `meta` and its `seq` are valid while the iterator runs; the length is the record's.
-    unsafe { bpf_seq_write((*meta).seq.cast(), (&raw const record).cast(), size_of::<Fd>() as u32) };
+    unsafe {
+        bpf_seq_write(
+            (*meta).seq.cast(),
+            (&raw const record).cast(),
+            size_of::<Fd>() as u32,
+        )
+    };
     0
 }

@@ -12,7 +12,11 @@ use freeze_common::kind;
 fn pair_made(ctx: TracePointContext) -> u32 {
     const SOCKETPAIR: u32 = 53;
     if let (Some((tgid, tid)), Some((call, ret))) = (watched_current(), result(&ctx)) {
-        let at = if call == SOCKETPAIR { argument(3) } else { argument(0) };
+        let at = if call == SOCKETPAIR {
+            argument(3)
+        } else {
+            argument(0)
+        };
         pair(&ctx, tgid, tid, call, ret, at);
     }
     0

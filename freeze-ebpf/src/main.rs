@@ -81,7 +81,13 @@ fn watched(tgid: u32) -> bool {
 #[inline(always)]
 fn head(kind: u32, tgid: u32, tid: u32, call: u32) -> Head {
     // SAFETY: the helper has no requirements.
-    Head { kind, tgid, tid, call, time: unsafe { bpf_ktime_get_ns() } }
+    Head {
+        kind,
+        tgid,
+        tid,
+        call,
+        time: unsafe { bpf_ktime_get_ns() },
+    }
 }
 
 /// Room for a record, or the loss counted: the agent answers a loss by reading everything anew.
@@ -104,7 +110,10 @@ fn lose(ctx: &impl EbpfContext) {
         // SAFETY: as above.
         unsafe { *count = before + 1 };
         if before == 0 {
-            aya_log_ebpf::warn!(ctx, "the event ring is full: events are lost, the map will be read anew");
+            aya_log_ebpf::warn!(
+                ctx,
+                "the event ring is full: events are lost, the map will be read anew"
+            );
         }
     }
 }
@@ -113,13 +122,19 @@ fn lose(ctx: &impl EbpfContext) {
 #[inline(always)]
 fn submit<T: 'static>(entry: RingBufEntry<T>) {
     let half_full = EVENTS.query(BPF_RB_AVAIL_DATA) > EVENTS.query(BPF_RB_RING_SIZE) / 2;
-    entry.submit(if half_full { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
+    entry.submit(if half_full {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    });
 }
 
 /// Reports something that needs no more than a head.
 #[inline(always)]
 fn note(ctx: &impl EbpfContext, kind: u32, tgid: u32, tid: u32, call: u32) {
-    let Some(mut entry) = reserve::<Head>(ctx) else { return };
+    let Some(mut entry) = reserve::<Head>(ctx) else {
+        return;
+    };
     entry.write(head(kind, tgid, tid, call));
     submit(entry);
 }

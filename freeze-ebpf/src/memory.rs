@@ -41,9 +41,15 @@ fn log(ctx: &BtfTracePointContext) {
     }
     let mm: u64 = member(current(), Member::TaskMm);
     let Some(space) = SPACES.get_ptr(&mm) else { return };
-    let Some(mut entry) = FAULTS.reserve::<Fault>(0) else { return lose(ctx) };
+    let Some(mut entry) = FAULTS.reserve::<Fault>(0) else {
+        return lose(ctx);
+    };
     // SAFETY: a live map value, written only from user space.
     let space = unsafe { *space };
-    entry.write(Fault { space, error: error as u32, address: ctx.arg(0) });
+    entry.write(Fault {
+        space,
+        error: error as u32,
+        address: ctx.arg(0),
+    });
     entry.submit(BPF_RB_NO_WAKEUP);
 }

@@ -18,15 +18,22 @@ fn forked(ctx: BtfTracePointContext) -> i32 {
     let parent: u64 = ctx.arg(0);
     let child: u64 = ctx.arg(1);
     let tgid: u32 = member(parent, Member::TaskTgid);
-    let Some(maker) = WATCHED.get_ptr(&tgid) else { return 0 };
+    let Some(maker) = WATCHED.get_ptr(&tgid) else {
+        return 0;
+    };
     let child_tgid: u32 = member(child, Member::TaskTgid);
     // SAFETY: a live map value, whose root never changes.
-    let own = Watched { root: unsafe { (*maker).root }, dead: 0 };
+    let own = Watched {
+        root: unsafe { (*maker).root },
+        dead: 0,
+    };
     if child_tgid != tgid && WATCHED.insert(&child_tgid, &own, 0).is_err() {
         // Its events will be missing: the agent must look for itself.
         crate::lose(&ctx);
     }
-    let Some(mut entry) = reserve::<Fork>(&ctx) else { return 0 };
+    let Some(mut entry) = reserve::<Fork>(&ctx) else {
+        return 0;
+    };
     entry.write(Fork {
         head: head(kind::FORK, tgid, member(parent, Member::TaskPid), 0),
         child_tgid,
@@ -49,7 +56,9 @@ fn execed(ctx: BtfTracePointContext) -> i32 {
     if !watched(tgid) {
         return 0;
     }
-    let Some(mut entry) = reserve::<Exec>(&ctx) else { return 0 };
+    let Some(mut entry) = reserve::<Exec>(&ctx) else {
+        return 0;
+    };
     entry.write(Exec {
         head: head(kind::EXEC, tgid, member(task, Member::TaskPid), 0),
         comm: member(task, Member::TaskComm),
@@ -63,7 +72,9 @@ fn execed(ctx: BtfTracePointContext) -> i32 {
 fn exited(ctx: BtfTracePointContext) -> i32 {
     let task: u64 = ctx.arg(0);
     let tgid: u32 = member(task, Member::TaskTgid);
-    let Some(state) = WATCHED.get_ptr_mut(&tgid) else { return 0 };
+    let Some(state) = WATCHED.get_ptr_mut(&tgid) else {
+        return 0;
+    };
     let signal: u64 = member(task, Member::TaskSignal);
     let last = member::<u32>(signal, Member::SignalLive) == 0;
     if last {
@@ -75,14 +86,20 @@ fn exited(ctx: BtfTracePointContext) -> i32 {
     } else {
         member(member(task, Member::TaskGroupLeader), Member::TaskExitCode)
     };
-    let Some(mut entry) = reserve::<Exit>(&ctx) else { return 0 };
+    let Some(mut entry) = reserve::<Exit>(&ctx) else {
+        return 0;
+    };
     entry.write(Exit {
         head: head(kind::EXIT, tgid, member(task, Member::TaskPid), 0),
         status,
         last: u32::from(last),
     });
     // Somebody may have to act on a death at once; all else can wait until the agent looks.
-    if last { entry.submit(crate::BPF_RB_FORCE_WAKEUP) } else { submit(entry) }
+    if last {
+        entry.submit(crate::BPF_RB_FORCE_WAKEUP)
+    } else {
+        submit(entry)
+    }
     0
 }
 
@@ -97,7 +114,9 @@ fn freed(ctx: BtfTracePointContext) -> i32 {
     if tgid != tid {
         return 0;
     }
-    let Some(state) = WATCHED.get_ptr(&tgid) else { return 0 };
+    let Some(state) = WATCHED.get_ptr(&tgid) else {
+        return 0;
+    };
     // SAFETY: a live map value.
     if unsafe { (*state).dead } == 0 {
         return 0;
@@ -116,12 +135,17 @@ fn renamed(ctx: BtfTracePointContext) -> i32 {
     if !watched(tgid) {
         return 0;
     }
-    let Some(mut entry) = reserve::<Exec>(&ctx) else { return 0 };
+    let Some(mut entry) = reserve::<Exec>(&ctx) else {
+        return 0;
+    };
     // The caller's buffer may be shorter than a name; what follows its NUL means nothing.
     let mut name = [0u8; 16];
     // SAFETY: the helper checks the address and stops at the NUL.
     let _ = unsafe { aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes(comm as *const u8, &mut name) };
-    entry.write(Exec { head: head(kind::RENAME, tgid, member(task, Member::TaskPid), 0), comm: name });
+    entry.write(Exec {
+        head: head(kind::RENAME, tgid, member(task, Member::TaskPid), 0),
+        comm: name,
+    });
     submit(entry);
     0
 }
@@ -159,7 +183,11 @@ fn cloned(ctx: TracePointContext) -> u32 {
 #[inline(always)]
 pub(crate) fn pidfd_made(ctx: &impl EbpfContext, tgid: u32, tid: u32, call: u32, ret: i64, arg: u64) {
     const CLONE3: u32 = 435;
-    let flags = if call == CLONE3 { crate::files::user(arg) } else { arg };
+    let flags = if call == CLONE3 {
+        crate::files::user(arg)
+    } else {
+        arg
+    };
     if ret > 0 && flags & CLONE_PIDFD != 0 {
         note(ctx, kind::TABLE, tgid, tid, call);
     }
@@ -207,7 +235,13 @@ fn read_tasks(ctx: *mut c_void) -> i32 {
         comm: member(task, Member::TaskComm),
     };
     // SAFETY: `meta` and its `seq` are valid while the iterator runs; the length is the record's.
-    unsafe { bpf_seq_write((*meta).seq.cast(), (&raw const record).cast(), size_of::<Task>() as u32) };
+    unsafe {
+        bpf_seq_write(
+            (*meta).seq.cast(),
+            (&raw const record).cast(),
+            size_of::<Task>() as u32,
+        )
+    };
     0
 }
 

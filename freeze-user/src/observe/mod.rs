@@ -1,3 +1,22 @@
 //! What is known of processes without stopping them: a snapshot of /proc, or a map kept current by kernel events.
 
+pub mod audit;
+pub mod btf;
+pub mod events;
+pub mod faults;
+pub mod livemap;
+mod load;
+pub mod mapview;
+pub mod observer;
+mod sockets;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod view;
+
+pub use audit::Difference;
+pub use events::Event;
+pub use faults::FaultLog;
+pub use mapview::MapView;
+pub use observer::Observer;

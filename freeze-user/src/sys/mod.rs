@@ -1,6 +1,7 @@
 //! System calls and ioctls that no crate wraps, each behind a safe function.
 #![allow(unsafe_code, reason = "raw system calls have their address here")]
 
+pub mod bpf;
 pub mod pagemap;
 pub mod interrupt;
 pub mod sched;

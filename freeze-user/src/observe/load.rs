@@ -1,0 +1,486 @@
+//! Loads the kernel programs, attaches them, and reads from them.
+
+use crate::error::{Context, Error, Result};
+use crate::ids::Pid;
+use crate::observe::btf;
+use crate::observe::events::Record;
+use crate::sys;
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::{BtfTracePoint, FExit, Iter, Program, ProgramFd, TracePoint};
+use aya::{Btf, Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
+use freeze_common::{MEMBERS, Member};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/freeze-ebpf"));
+
+/// System calls whose result is an fd, or may be one, by the program that `fd_returned` is.
+///
+/// Keep in step with `any_exit` in freeze-ebpf/src/files.rs.
+const FD_RETURNED: [&str; 37] = [
+    "open",
+    "ioctl",
+    "dup",
+    "dup2",
+    "socket",
+    "accept",
+    "creat",
+    "epoll_create",
+    "mq_open",
+    "inotify_init",
+    "openat",
+    "signalfd",
+    "timerfd_create",
+    "eventfd",
+    "accept4",
+    "signalfd4",
+    "eventfd2",
+    "epoll_create1",
+    "dup3",
+    "inotify_init1",
+    "perf_event_open",
+    "fanotify_init",
+    "open_by_handle_at",
+    "seccomp",
+    "memfd_create",
+    "bpf",
+    "userfaultfd",
+    "io_uring_setup",
+    "open_tree",
+    "fsopen",
+    "fsmount",
+    "fspick",
+    "pidfd_open",
+    "openat2",
+    "pidfd_getfd",
+    "landlock_create_ruleset",
+    "memfd_secret",
+];
+
+/// The tracepoint programs and the system calls at whose exits each is attached.
+const AT_EXIT: [(&str, &[&str]); 8] = [
+    ("fd_returned", &FD_RETURNED),
+    ("fd_closed", &["close"]),
+    ("fd_controlled", &["fcntl"]),
+    ("table_changed", &["close_range", "unshare", "recvmmsg"]),
+    ("pair_made", &["pipe", "pipe2", "socketpair"]),
+    ("message_received", &["recvmsg"]),
+    ("cloned", &["clone", "clone3"]),
+    ("ids_set", &["setpgid", "setsid"]),
+];
+
+/// Tracepoints of the kernel itself that are attached as long as the programs are loaded.
+const ALWAYS: [(&str, &str); 5] = [
+    ("forked", "sched_process_fork"),
+    ("execed", "sched_process_exec"),
+    ("exited", "sched_process_exit"),
+    ("freed", "sched_process_free"),
+    ("renamed", "task_rename"),
+];
+
+/// An error of aya's as one of ours: the kernel's errno, if it comes from there.
+pub(crate) fn failed(call: &str, object: &str, e: &(dyn std::error::Error + 'static)) -> Error {
+    let mut cause = Some(e);
+    let mut errno = Errno::EINVAL;
+    let mut said = e.to_string();
+    while let Some(this) = cause {
+        if let Some(io) = this.downcast_ref::<std::io::Error>()
+            && let Some(raw) = io.raw_os_error()
+        {
+            errno = Errno::from_raw(raw);
+        }
+        said = this.to_string();
+        cause = this.source();
+    }
+    Error::kernel(
+        format!("{call} ({said})"),
+        format!("eBPF program {object}"),
+        errno,
+    )
+}
+
+/// The offsets the programs need, from the running kernel's BTF.
+fn offsets() -> Result<[u32; MEMBERS]> {
+    let btf = btf::Btf::running()?;
+    let mut out = [0; MEMBERS];
+    for (slot, (_, structure, member)) in out.iter_mut().zip(Member::ALL) {
+        *slot = btf.offset(structure, member).ok_or_else(|| Error::Image {
+            file: "/sys/kernel/btf/vmlinux".into(),
+            offset: None,
+            expected: format!("{structure}.{member}"),
+            found: "no such member".into(),
+        })?;
+    }
+    Ok(out)
+}
+
+/// Loads the object: its maps exist afterwards, its programs only on demand.
+fn load_object(maps: &[(&'static str, u32)]) -> Result<(Ebpf, Btf)> {
+    let offsets = offsets()?;
+    let btf = Btf::from_sys_fs().map_err(|e| failed("read BTF", "loader", &e))?;
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(&btf))
+        .override_global("OFFSETS", &offsets[..], true);
+    for &(name, size) in maps {
+        loader.map_max_entries(name, size);
+    }
+    let ebpf = loader.load(OBJECT).map_err(|e| failed("load", "object", &e))?;
+    Ok((ebpf, btf))
+}
+
+/// Takes a map out of the object as what it is.
+fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
+    let none = || Error::kernel("find map", format!("eBPF map {name}"), Errno::ENOENT);
+    T::try_from(ebpf.take_map(name).ok_or_else(none)?).map_err(|_| none())
+}
+
+/// A program of the object as what it is.
+fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T>
+where
+    &'a mut T: TryFrom<&'a mut Program>,
+{
+    let none = || Error::kernel("find", format!("eBPF program {name}"), Errno::ENOENT);
+    <&mut T>::try_from(ebpf.program_mut(name).ok_or_else(none)?).map_err(|_| none())
+}
+
+/// Loads a program and attaches it to a tracepoint by the kernel's BTF.
+fn attach_btf(ebpf: &mut Ebpf, btf: &Btf, name: &str, tracepoint: &str) -> Result<()> {
+    let program: &mut BtfTracePoint = program(ebpf, name)?;
+    program
+        .load(tracepoint, btf)
+        .map_err(|e| failed("load", name, &e))?;
+    program.attach().map_err(|e| failed("attach", name, &e))?;
+    Ok(())
+}
+
+/// Loads an iterator.
+fn load_iter(ebpf: &mut Ebpf, btf: &Btf, name: &str, over: &str) -> Result<ProgramFd> {
+    let program: &mut Iter = program(ebpf, name)?;
+    program.load(over, btf).map_err(|e| failed("load", name, &e))?;
+    let fd = program.fd().map_err(|e| failed("load", name, &e))?;
+    fd.try_clone().on("dup", || "eBPF iterator")
+}
+
+/// Runs an iterator over one process.
+fn iterate(program: &ProgramFd, process: Pid) -> Result<Vec<Record>> {
+    let object = || format!("iterator over pid {process}");
+    let mut bytes = Vec::new();
+    match sys::bpf::iterate_process(program.as_fd(), process) {
+        Ok(fd) => File::from(fd).read_to_end(&mut bytes).on("read", object)?,
+        Err(Errno::ESRCH) => 0,
+        Err(errno) => return Err(Error::kernel("bpf", object(), errno)),
+    };
+    Ok(Record::parse_all(&bytes))
+}
+
+/// The programs that keep the map, loaded; the system-call tracepoints come and go.
+pub(crate) struct Programs {
+    /// Owns the links: dropped, everything is detached.
+    ebpf: Ebpf,
+    events: RingBuf<MapData>,
+    /// Value: the root in the low half, dead or not in the high half.
+    watched: HashMap<MapData, u32, u64>,
+    lost: PerCpuArray<MapData, u64>,
+    tasks: ProgramFd,
+    files: ProgramFd,
+    log: Option<Log>,
+    tracepoints: Tracepoints,
+    attached: Vec<OwnedFd>,
+}
+
+/// How system calls are seen while something is watched.
+#[derive(Debug)]
+enum Tracepoints {
+    /// One tracepoint for each system call: the directory of `events/syscalls`.
+    Each(OwnedFd),
+    /// One program at every system call's exit, which has to be attached by name.
+    All,
+}
+
+impl Programs {
+    /// Loads everything; `ring` is the size of the ring in bytes, a power of two and at least a page.
+    pub(crate) fn load(ring: u32) -> Result<Programs> {
+        let (mut ebpf, btf) = load_object(&[("EVENTS", ring)])?;
+        let log = Log::of(&mut ebpf);
+        for (name, tracepoint) in ALWAYS {
+            attach_btf(&mut ebpf, &btf, name, tracepoint)?;
+        }
+        let tracepoints = match syscall_events() {
+            Some(directory) => {
+                for (name, _) in AT_EXIT {
+                    let program: &mut TracePoint = program(&mut ebpf, name)?;
+                    program.load().map_err(|e| failed("load", name, &e))?;
+                }
+                Tracepoints::Each(directory)
+            }
+            None => {
+                let program: &mut BtfTracePoint = program(&mut ebpf, "any_exit")?;
+                program
+                    .load("sys_exit", &btf)
+                    .map_err(|e| failed("load", "any_exit", &e))?;
+                Tracepoints::All
+            }
+        };
+        // Sees more where it is granted; where not, audits find what it would have seen.
+        let installed: &mut FExit = program(&mut ebpf, "fd_installed")?;
+        let granted = installed.load("fd_install", &btf).is_ok() && installed.attach().is_ok();
+        tracing::debug!(granted, "fexit on fd_install");
+        let programs = Programs {
+            events: take(&mut ebpf, "EVENTS")?,
+            watched: take(&mut ebpf, "WATCHED")?,
+            lost: take(&mut ebpf, "LOST")?,
+            tasks: load_iter(&mut ebpf, &btf, "read_tasks", "task")?,
+            files: load_iter(&mut ebpf, &btf, "read_files", "task_file")?,
+            log,
+            tracepoints,
+            attached: Vec::new(),
+            ebpf,
+        };
+        drop(btf);
+        sys::bpf::trim();
+        Ok(programs)
+    }
+
+    /// Begins to see system calls, at a cost to every one on the machine.
+    pub(crate) fn attach(&mut self) -> Result<()> {
+        if !self.attached.is_empty() {
+            return Ok(());
+        }
+        let Tracepoints::Each(directory) = &self.tracepoints else {
+            let program: &mut BtfTracePoint = program(&mut self.ebpf, "any_exit")?;
+            let fd = program.fd().map_err(|e| failed("attach", "any_exit", &e))?;
+            let link = sys::bpf::attach_raw(fd.as_fd(), None).on("attach", || "eBPF program any_exit")?;
+            self.attached.push(link);
+            return Ok(());
+        };
+        for (name, calls) in AT_EXIT {
+            let program: &mut TracePoint = program(&mut self.ebpf, name)?;
+            let fd = program.fd().map_err(|e| failed("attach", name, &e))?;
+            for call in calls {
+                // A system call this kernel does not have needs no watching.
+                let Some(id) = tracepoint_id(directory.as_fd(), call) else {
+                    continue;
+                };
+                let link = sys::bpf::attach_tracepoint(fd.as_fd(), id);
+                self.attached
+                    .push(link.on("attach", || format!("tracepoint sys_exit_{call}"))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops seeing system calls.
+    pub(crate) fn detach(&mut self) {
+        self.attached.clear();
+    }
+
+    /// Has the programs report a process, for `root`; nothing changes if they do already.
+    pub(crate) fn watch(&mut self, pid: Pid, root: Pid) -> Result<()> {
+        const BPF_NOEXIST: u64 = 1;
+        if self.is_dead(pid).is_some() {
+            return Ok(());
+        }
+        let done = self
+            .watched
+            .insert(pid.0 as u32, u64::from(root.0 as u32), BPF_NOEXIST);
+        // The process may have been born into the map just now.
+        if self.is_dead(pid).is_some() {
+            return Ok(());
+        }
+        done.map_err(|e| failed("watch", &format!("for pid {pid}"), &e))
+    }
+
+    /// Whether the programs hold a process they report for dead.
+    pub(crate) fn is_dead(&self, pid: Pid) -> Option<bool> {
+        self.watched
+            .get(&(pid.0 as u32), 0)
+            .ok()
+            .map(|value| value >> 32 != 0)
+    }
+
+    /// Corrects what the programs hold of a process.
+    pub(crate) fn set_dead(&mut self, pid: Pid, root: Pid, dead: bool) -> Result<()> {
+        let value = u64::from(root.0 as u32) | u64::from(dead) << 32;
+        self.watched
+            .insert(pid.0 as u32, value, 0)
+            .map_err(|e| failed("watch", &format!("for pid {pid}"), &e))
+    }
+
+    /// Has the programs leave a process out.
+    pub(crate) fn unwatch(&mut self, pid: Pid) {
+        // Gone already if the process is.
+        let _ = self.watched.remove(&(pid.0 as u32));
+    }
+
+    /// The processes that are reported, each with the root it is reported for.
+    pub(crate) fn watched(&self) -> Vec<(Pid, Pid)> {
+        let entries = self.watched.iter().filter_map(|e| e.ok());
+        entries
+            .map(|(pid, value)| (Pid(pid as i32), Pid(value as u32 as i32)))
+            .collect()
+    }
+
+    /// The next record, if one is there.
+    pub(crate) fn next(&mut self) -> Option<Record> {
+        loop {
+            let item = self.events.next()?;
+            match Record::parse(&item) {
+                Some((record, _)) => return Some(record),
+                None => tracing::warn!(
+                    length = item.len(),
+                    "a record of unknown form from a kernel program"
+                ),
+            }
+        }
+    }
+
+    /// How many records found no room since the programs were loaded.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
+            .get(&0, 0)
+            .map_or(u64::MAX, |by_cpu| by_cpu.iter().sum())
+    }
+
+    /// Hands what the programs logged to the agent's log.
+    pub(crate) fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.0.flush();
+        }
+    }
+
+    /// The threads of a process as the kernel has them now.
+    pub(crate) fn tasks(&self, pid: Pid) -> Result<Vec<Record>> {
+        iterate(&self.tasks, pid)
+    }
+
+    /// The fds of a process as the kernel has them now.
+    pub(crate) fn files(&self, pid: Pid) -> Result<Vec<Record>> {
+        iterate(&self.files, pid)
+    }
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Programs, {} system calls seen", self.attached.len())
+    }
+}
+
+impl std::fmt::Debug for FaultPrograms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FaultPrograms")
+    }
+}
+
+impl AsFd for Programs {
+    /// Readable when a process died or much has gathered.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+/// The programs that log page faults, loaded and attached.
+pub(crate) struct FaultPrograms {
+    /// Owns the links: dropped, everything is detached.
+    _ebpf: Ebpf,
+    pub(crate) faults: RingBuf<MapData>,
+    pub(crate) spaces: HashMap<MapData, u64, u32>,
+    lost: PerCpuArray<MapData, u64>,
+    tasks: ProgramFd,
+}
+
+impl FaultPrograms {
+    /// Loads and attaches them; `ring` is the size of the ring in bytes, a power of two and at least a page.
+    pub(crate) fn load(ring: u32) -> Result<FaultPrograms> {
+        let (mut ebpf, btf) = load_object(&[("FAULTS", ring)])?;
+        attach_btf(&mut ebpf, &btf, "user_fault", "page_fault_user")?;
+        attach_btf(&mut ebpf, &btf, "kernel_fault", "page_fault_kernel")?;
+        let programs = FaultPrograms {
+            faults: take(&mut ebpf, "FAULTS")?,
+            spaces: take(&mut ebpf, "SPACES")?,
+            lost: take(&mut ebpf, "LOST")?,
+            tasks: load_iter(&mut ebpf, &btf, "read_tasks", "task")?,
+            _ebpf: ebpf,
+        };
+        drop(btf);
+        sys::bpf::trim();
+        Ok(programs)
+    }
+
+    /// How many faults found no room since the programs were loaded.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
+            .get(&0, 0)
+            .map_or(u64::MAX, |by_cpu| by_cpu.iter().sum())
+    }
+
+    /// The address space of a process, as the number the programs compare.
+    pub(crate) fn mm(&self, pid: Pid) -> Result<Option<u64>> {
+        let records = iterate(&self.tasks, pid)?;
+        Ok(records.iter().find_map(|r| match r {
+            Record::Task(t) if t.mm != 0 => Some(t.mm),
+            _ => None,
+        }))
+    }
+}
+
+/// The directory of the system calls' tracepoints: where tracefs is mounted, else in a mount nobody sees.
+fn syscall_events() -> Option<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    for place in ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"] {
+        let path = PathBuf::from(place).join("events/syscalls");
+        if let Ok(fd) = nix::fcntl::open(&path, flags, Mode::empty()) {
+            return Some(fd);
+        }
+    }
+    let root = sys::bpf::detached_mount(c"tracefs").ok()?;
+    nix::fcntl::openat(&root, "events/syscalls", flags, Mode::empty()).ok()
+}
+
+/// The number of the tracepoint at the exit of a system call.
+fn tracepoint_id(directory: BorrowedFd<'_>, call: &str) -> Option<u64> {
+    let path = format!("sys_exit_{call}/id");
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let fd = nix::fcntl::openat(directory, path.as_str(), flags, Mode::empty()).ok()?;
+    let mut text = String::new();
+    File::from(fd).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The logger of the kernel programs.
+struct Log(EbpfLogger<ToTracing>);
+
+impl Log {
+    /// None if the object logs nothing.
+    fn of(ebpf: &mut Ebpf) -> Option<Log> {
+        EbpfLogger::init_with_logger(ebpf, ToTracing).ok().map(Log)
+    }
+}
+
+/// Passes on what kernel programs log.
+struct ToTracing;
+
+impl log::Log for ToTracing {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let said = record.args();
+        match record.level() {
+            log::Level::Error => tracing::error!(target: "freeze::ebpf", "{said}"),
+            log::Level::Warn => tracing::warn!(target: "freeze::ebpf", "{said}"),
+            log::Level::Info => tracing::info!(target: "freeze::ebpf", "{said}"),
+            log::Level::Debug => tracing::debug!(target: "freeze::ebpf", "{said}"),
+            log::Level::Trace => tracing::trace!(target: "freeze::ebpf", "{said}"),
+        }
+    }
+
+    fn flush(&self) {}
+}

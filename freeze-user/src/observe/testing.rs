@@ -1,0 +1,56 @@
+//! Processes for the tests of this module: started, spoken to by lines, killed and waited for when dropped.
+
+use crate::ids::Pid;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+/// Whether the kernel will let these tests load programs; if not they say so and prove nothing.
+pub(super) fn privileged() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}
+
+/// A child with a line-wise conversation.
+pub(super) struct Subject {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Subject {
+    pub(super) fn start(program: &str, args: &[&str]) -> Subject {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{program}: {e}"));
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Subject { child, said }
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        Pid(self.child.id() as i32)
+    }
+
+    pub(super) fn say(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    pub(super) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Has it end, and waits until nothing is left of it.
+    pub(super) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
