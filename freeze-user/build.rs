@@ -20,6 +20,8 @@ bpf-linker is had by:
 `cargo xtask setup` does all of this.";
 
 const FLAGS: &str = "--cfg=bpf_target_arch=\"x86_64\" -Cdebuginfo=2 -Clink-arg=--btf";
+/// The newest LLVM whose output the linker of HELP reads.
+const LLVM: u32 = 22;
 const LIBRARY: &str = "lib/rustlib/src/rust/library/core/src/lib.rs";
 
 fn main() -> ExitCode {
@@ -83,13 +85,10 @@ fn compiler(tools: &Path) -> Option<Command> {
     nightly(tools).or_else(|| debian(tools))
 }
 
-/// rustup's nightly. Asked for only if it is installed: rustup would start to download it.
+/// rustup's nightly.
 fn nightly(tools: &Path) -> Option<Command> {
     let rustup = in_path("rustup")?;
-    let listed = answer(&rustup, &["toolchain", "list"])?;
-    listed.lines().find(|l| l.starts_with("nightly-"))?;
-    let root = answer(&rustup, &["run", "nightly", "rustc", "--print", "sysroot"])?;
-    Path::new(root.trim()).join(LIBRARY).exists().then(|| {
+    fits(&rustup, &["run", "nightly", "rustc"]).then(|| {
         let mut path = OsString::from(tools);
         path.push(":");
         path.push(env::var_os("PATH").unwrap_or_default());
@@ -102,14 +101,37 @@ fn nightly(tools: &Path) -> Option<Command> {
 /// The distribution's stable compiler, which takes unstable options only when told that it may. rustup is
 /// kept out of its PATH, where a `rustc` of another version would be found first.
 fn debian(tools: &Path) -> Option<Command> {
-    let root = answer(Path::new("/usr/bin/rustc"), &["--print", "sysroot"])?;
-    (Path::new(root.trim()).join(LIBRARY).exists() && Path::new("/usr/bin/cargo").exists()).then(|| {
+    let cargo = Path::new("/usr/bin/cargo");
+    (fits(Path::new("/usr/bin/rustc"), &[]) && cargo.exists()).then(|| {
         let mut path = OsString::from(tools);
         path.push(":/usr/bin:/bin");
-        let mut cargo = clean(Command::new("/usr/bin/cargo"));
+        let mut cargo = clean(Command::new(cargo));
         cargo.env("PATH", path).env("RUSTC_BOOTSTRAP", "1");
         cargo
     })
+}
+
+/// Whether a rustc has its sources, and an LLVM no newer than the linker's.
+fn fits(program: &Path, args: &[&str]) -> bool {
+    let ask = |more: &[&str]| {
+        let mut command = clean(Command::new(program));
+        // A rustup that lacks the toolchain must not begin to download it.
+        command.args(args).args(more).env("RUSTUP_AUTO_INSTALL", "0");
+        let done = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        done.status
+            .success()
+            .then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+    };
+    let sources =
+        ask(&["--print", "sysroot"]).is_some_and(|root| Path::new(root.trim()).join(LIBRARY).exists());
+    let llvm = ask(&["-vV"]).and_then(|text| {
+        let version = text
+            .lines()
+            .find_map(|line| line.strip_prefix("LLVM version: "))?
+            .to_owned();
+        version.split('.').next()?.parse::<u32>().ok()
+    });
+    sources && llvm.is_some_and(|llvm| llvm <= LLVM)
 }
 
 /// Takes out of the environment what the outer cargo put there for *this* crate and compiler.
@@ -163,19 +185,6 @@ fn in_path(name: &str) -> Option<PathBuf> {
         .chain(own.map(|dir| dir.join("bin")))
         .map(|dir| dir.join(name))
         .find(|file| file.is_file())
-}
-
-/// What a command says, if it succeeds.
-fn answer(program: &Path, args: &[&str]) -> Option<String> {
-    let done = clean(Command::new(program))
-        .args(args)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    done.status
-        .success()
-        .then(|| String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
 fn var(name: &str) -> Result<String, String> {

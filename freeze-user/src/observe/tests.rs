@@ -72,7 +72,7 @@ fn fds_are_followed_whatever_makes_them() {
     for (line, expected) in steps {
         run(&mut python, line);
         let told = observer.drain().unwrap();
-        let mut seen: Vec<(i32, How)> = told
+        let seen: Vec<(i32, How)> = told
             .iter()
             .filter_map(|e| match e {
                 Event::Fd { fd, how, .. } => Some((*fd, *how)),
