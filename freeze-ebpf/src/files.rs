@@ -1,33 +1,35 @@
 //! Fds: opened, duplicated, closed, received. A record says what the fd stands for **now**.
 
 use crate::process::IterMeta;
-use crate::{at, head, ipc, member, note, process, reserve, submit, watched_current};
+use crate::{at, current, head, ipc, member, note, process, reserve, submit, watched_current};
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{
-    bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_user, bpf_seq_write, bpf_task_pt_regs,
-};
-use aya_ebpf::macros::{btf_tracepoint, fexit, tracepoint};
-use aya_ebpf::programs::{BtfTracePointContext, FExitContext, TracePointContext};
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_user, bpf_seq_write};
+use aya_ebpf::macros::{btf_tracepoint, fexit};
+use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
 use core::ffi::c_void;
 use freeze_common::{Fd, Head, Member, kind};
 
 /// Offsets in `pt_regs` of the six arguments of a system call on x86-64, and of its number.
 const ARGUMENT: [u64; 6] = [112, 104, 96, 56, 72, 64];
-const NUMBER: u64 = 120;
+const NUMBER: usize = 120;
 
-/// Number and result of the system call whose exit a `syscalls:sys_exit_*` tracepoint reports.
-#[inline(always)]
-pub(crate) fn result(ctx: &TracePointContext) -> Option<(u32, i64)> {
-    // SAFETY: the layout of these tracepoints' context is fixed: common fields, number, result.
-    unsafe { Some((ctx.read_at::<u64>(8).ok()? as u32, ctx.read_at::<i64>(16).ok()?)) }
+/// A system call of a watched process, at its exit.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) tgid: u32,
+    pub(crate) tid: u32,
+    pub(crate) number: u32,
+    pub(crate) result: i64,
+    /// `struct pt_regs`
+    regs: u64,
 }
 
-/// Argument `n` of the system call the current thread is in.
-#[inline(always)]
-pub(crate) fn argument(n: usize) -> u64 {
-    // SAFETY: the helpers have no requirements beyond a valid task, which the current one is.
-    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
-    at(regs + ARGUMENT[n])
+impl Call {
+    /// Argument `N`, from 0.
+    #[inline(always)]
+    pub(crate) fn argument<const N: usize>(&self) -> u64 {
+        at(self.regs + const { ARGUMENT[N] })
+    }
 }
 
 /// Reads memory of the current process; 0 if the address is bad.
@@ -39,19 +41,24 @@ pub(crate) fn user<T: Copy + Default>(address: u64) -> T {
 
 /// Reports what `fd` of the current thread stands for.
 #[inline(always)]
-pub(crate) fn state(ctx: &impl EbpfContext, tgid: u32, tid: u32, call: u32, fd: u32) {
+pub(crate) fn state(ctx: &impl EbpfContext, call: &Call, fd: u32) {
     let Some(mut entry) = reserve::<Fd>(ctx) else {
         return;
     };
     // Only now: see the crate's first lines.
-    let files = process::current_files();
+    let files: u64 = member(current(), Member::TaskFiles);
     let table: u64 = member(files, Member::FilesFdt);
     let file = if fd < member::<u32>(table, Member::FdtMax) {
         at::<u64>(member::<u64>(table, Member::FdtFd) + u64::from(fd) * 8)
     } else {
         0
     };
-    entry.write(describe(head(kind::FD, tgid, tid, call), files, file, fd));
+    entry.write(describe(
+        head(kind::FD, call.tgid, call.tid, call.number),
+        files,
+        file,
+        fd,
+    ));
     submit(entry);
 }
 
@@ -84,60 +91,68 @@ fn describe(head: Head, files: u64, file: u64, fd: u32) -> Fd {
     }
 }
 
-/// Exit of a system call whose result is an fd: open, dup, accept, eventfd and their like.
-#[tracepoint]
-fn fd_returned(ctx: TracePointContext) -> u32 {
-    if let (Some((tgid, tid)), Some((call, ret))) = (watched_current(), result(&ctx)) {
-        returned(&ctx, tgid, tid, call, ret);
+/// `sys_exit(regs, ret)`: runs at the end of every system call on the machine, so its first question is
+/// whether the call is of any interest, and only the second who made it.
+#[btf_tracepoint(function = "sys_exit")]
+fn call_ended(ctx: BtfTracePointContext) -> i32 {
+    let regs: *const c_void = ctx.arg(0);
+    // SAFETY: the verifier knows the argument as a `struct pt_regs` and allows reading its members.
+    let number = unsafe { *regs.byte_add(NUMBER).cast::<u64>() } as u32;
+    if !is_of_interest(number) {
+        return 0;
+    }
+    let Some((tgid, tid)) = watched_current() else {
+        return 0;
+    };
+    let call = Call {
+        tgid,
+        tid,
+        number,
+        result: ctx.arg(1),
+        regs: regs as u64,
+    };
+    match number {
+        // close: also after an error, since the fd is gone even then.
+        3 => state(&ctx, &call, call.argument::<0>() as u32),
+        72 => controlled(&ctx, &call),
+        22 | 293 => ipc::pair(&ctx, &call, call.argument::<0>()),
+        53 => ipc::pair(&ctx, &call, call.argument::<3>()),
+        47 => ipc::message(&ctx, &call),
+        56 | 435 => process::pidfd_made(&ctx, &call),
+        109 | 112 => process::ids(&ctx, &call),
+        // unshare, recvmmsg, close_range: reading the whole table is cheaper.
+        272 | 299 | 436 => table(&ctx, &call),
+        // The rest returns an fd, or may.
+        _ => returned(&ctx, &call),
     }
     0
 }
 
 /// A result that may be an fd. If it is none, the record only repeats what is known.
 #[inline(always)]
-fn returned(ctx: &impl EbpfContext, tgid: u32, tid: u32, call: u32, ret: i64) {
-    if ret >= 0 {
-        state(ctx, tgid, tid, call, ret as u32);
+fn returned(ctx: &impl EbpfContext, call: &Call) {
+    if call.result >= 0 {
+        state(ctx, call, call.result as u32);
     }
 }
 
-/// Exit of `close`: also after an error, since the fd is gone even then.
-#[tracepoint]
-fn fd_closed(ctx: TracePointContext) -> u32 {
-    if let (Some((tgid, tid)), Some((call, _))) = (watched_current(), result(&ctx)) {
-        state(&ctx, tgid, tid, call, argument(0) as u32);
-    }
-    0
-}
-
-/// Exit of `fcntl`: of interest only when it duplicates.
-#[tracepoint]
-fn fd_controlled(ctx: TracePointContext) -> u32 {
-    if let (Some((tgid, tid)), Some((call, ret))) = (watched_current(), result(&ctx)) {
-        controlled(&ctx, tgid, tid, call, ret, argument(1) as u32);
-    }
-    0
-}
-
-/// A `fcntl` that made an fd.
+/// `fcntl`: of interest only when it duplicates.
 #[inline(always)]
-fn controlled(ctx: &impl EbpfContext, tgid: u32, tid: u32, call: u32, ret: i64, command: u32) {
-    const F_DUPFD: u32 = 0;
-    const F_DUPFD_CLOEXEC: u32 = 1030;
+fn controlled(ctx: &impl EbpfContext, call: &Call) {
+    const F_DUPFD: u64 = 0;
+    const F_DUPFD_CLOEXEC: u64 = 1030;
+    let command = call.argument::<1>();
     if command == F_DUPFD || command == F_DUPFD_CLOEXEC {
-        returned(ctx, tgid, tid, call, ret);
+        returned(ctx, call);
     }
 }
 
-/// Exit of a system call after which reading the whole table is cheaper: close_range, unshare.
-#[tracepoint]
-fn table_changed(ctx: TracePointContext) -> u32 {
-    if let (Some((tgid, tid)), Some((call, ret))) = (watched_current(), result(&ctx))
-        && ret >= 0
-    {
-        note(&ctx, kind::TABLE, tgid, tid, call);
+/// Something that may have changed any number of fds.
+#[inline(always)]
+pub(crate) fn table(ctx: &impl EbpfContext, call: &Call) {
+    if call.result >= 0 {
+        note(ctx, kind::TABLE, call.tgid, call.tid, call.number);
     }
-    0
 }
 
 /// `fd_install(fd, file)`, where fexit is granted: sees the fds that no system call's exit tells of
@@ -145,66 +160,47 @@ fn table_changed(ctx: TracePointContext) -> u32 {
 #[fexit(function = "fd_install")]
 fn fd_installed(ctx: FExitContext) -> i32 {
     if let Some((tgid, tid)) = watched_current() {
-        state(&ctx, tgid, tid, 0, ctx.arg::<u32>(0));
+        let call = Call {
+            tgid,
+            tid,
+            number: 0,
+            result: 0,
+            regs: 0,
+        };
+        state(&ctx, &call, ctx.arg::<u32>(0));
     }
     0
 }
 
-/// `sys_exit(regs, ret)`: does the work of all the tracepoints above and of those for pipes and sockets on
-/// kernels that have no tracepoint for each system call. It costs every system call on the machine more.
-#[btf_tracepoint(function = "sys_exit")]
-fn any_exit(ctx: BtfTracePointContext) -> i32 {
-    let Some((tgid, tid)) = watched_current() else {
-        return 0;
+/// Whether a system call can change what is kept of a process.
+#[inline(always)]
+fn is_of_interest(number: u32) -> bool {
+    const CALLS: [u32; 50] = [
+        // open, close, ioctl, pipe, dup, dup2, socket, accept, recvmsg, socketpair, clone, fcntl, creat
+        2, 3, 16, 22, 32, 33, 41, 43, 47, 53, 56, 72, 85,
+        // setpgid, setsid, epoll_create, mq_open, inotify_init, openat, unshare, signalfd, timerfd_create
+        109, 112, 213, 240, 253, 257, 272, 282, 283,
+        // eventfd, accept4, signalfd4, eventfd2, epoll_create1, dup3, pipe2, inotify_init1
+        284, 288, 289, 290, 291, 292, 293, 294,
+        // perf_event_open, recvmmsg, fanotify_init, open_by_handle_at, seccomp, memfd_create, bpf
+        298, 299, 300, 304, 317, 319, 321,
+        // userfaultfd, io_uring_setup, open_tree, fsopen, fsmount, fspick, pidfd_open, clone3
+        323, 425, 428, 430, 432, 433, 434, 435,
+        // close_range, openat2, pidfd_getfd, landlock_create_ruleset, memfd_secret
+        436, 437, 438, 444, 447,
+    ];
+    /// One bit for each number.
+    static WORDS: [u64; 8] = {
+        let mut words = [0; 8];
+        let mut i = 0;
+        while i < CALLS.len() {
+            words[CALLS[i] as usize / 64] |= 1 << (CALLS[i] % 64);
+            i += 1;
+        }
+        words
     };
-    let regs: u64 = ctx.arg(0);
-    let ret: i64 = ctx.arg(1);
-    let call = at::<u64>(regs + NUMBER) as u32;
-    let arg = |n: usize| at::<u64>(regs + ARGUMENT[n]);
-    match call {
-        3 => state(&ctx, tgid, tid, call, arg(0) as u32),
-        72 => controlled(&ctx, tgid, tid, call, ret, arg(1) as u32),
-        22 | 293 => ipc::pair(&ctx, tgid, tid, call, ret, arg(0)),
-        53 => ipc::pair(&ctx, tgid, tid, call, ret, arg(3)),
-        47 => ipc::message(&ctx, tgid, tid, call, ret, arg(1)),
-        56 | 435 => process::pidfd_made(&ctx, tgid, tid, call, ret, arg(0)),
-        109 | 112 => process::ids(&ctx, tgid, call, ret, arg(0) as u32),
-        272 | 299 | 436 if ret >= 0 => note(&ctx, kind::TABLE, tgid, tid, call),
-        // Keep in step with FD_RETURNED in freeze-user/src/observe/load.rs.
-        2
-        | 16
-        | 32
-        | 33
-        | 41
-        | 43
-        | 85
-        | 213
-        | 240
-        | 253
-        | 257
-        | 282..=284
-        | 288..=292
-        | 294
-        | 298
-        | 300
-        | 304
-        | 317
-        | 319
-        | 321
-        | 323
-        | 425
-        | 428
-        | 430
-        | 432
-        | 433
-        | 434
-        | 437
-        | 438
-        | 444
-        | 447 => returned(&ctx, tgid, tid, call, ret),
-        _ => {}
-    }
-    0
+    // The mask spares a bounds check, which kernel programs cannot fail.
+    number < 512 && WORDS[(number / 64 & 7) as usize] >> (number % 64) & 1 == 1
 }
 
 /// What the kernel hands to an iterator over open files.

@@ -32,6 +32,10 @@ static WATCHED: HashMap<u32, Watched> = HashMap::with_max_entries(65536, BPF_F_N
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
+/// When the agent was last woken because the ring was filling up, by CPU.
+#[map]
+static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 /// Offsets of [`Member::ALL`] in the running kernel.
 #[unsafe(no_mangle)]
 static OFFSETS: [Global<u32>; MEMBERS] = [const { Global::new(0) }; MEMBERS];
@@ -118,15 +122,33 @@ fn lose(ctx: &impl EbpfContext) {
     }
 }
 
-/// Hands a record over without waking the agent, unless the ring is half full.
+/// Hands a record over without waking the agent; if the ring is half full, it is woken now and then.
 #[inline(always)]
 fn submit<T: 'static>(entry: RingBufEntry<T>) {
     let half_full = EVENTS.query(BPF_RB_AVAIL_DATA) > EVENTS.query(BPF_RB_RING_SIZE) / 2;
-    entry.submit(if half_full {
+    entry.submit(if half_full && wake_is_due() {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP
     });
+}
+
+/// Whether this CPU has not woken the agent for a while: a wake-up costs twenty times what a record does.
+#[inline(never)]
+fn wake_is_due() -> bool {
+    const PERIOD: u64 = 1_000_000;
+    let Some(last) = WOKEN.get_ptr_mut(0) else {
+        return true;
+    };
+    // SAFETY: the helper has no requirements.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a per-CPU value; a race with a program that interrupts costs one more wake-up.
+    let due = now - unsafe { *last } > PERIOD;
+    if due {
+        // SAFETY: as above.
+        unsafe { *last = now };
+    }
+    due
 }
 
 /// Reports something that needs no more than a head.

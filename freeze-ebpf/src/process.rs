@@ -1,16 +1,16 @@
 //! Processes and threads: made, executing, ending, renamed, moved to another group.
 
-use crate::{WATCHED, current, head, member, note, reserve, submit, watched, watched_current};
+use crate::files::{Call, table, user};
+use crate::{WATCHED, head, member, note, reserve, submit, watched};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_seq_write};
-use aya_ebpf::macros::{btf_tracepoint, tracepoint};
-use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
 use core::ffi::c_void;
 use freeze_common::{Exec, Exit, Fork, Head, Member, Task, Watched, kind};
 
 /// `signal_struct.flags`: the exit status is the group's, not the leader's.
 const SIGNAL_GROUP_EXIT: u32 = 4;
-const CLONE_PIDFD: u64 = 0x1000;
 
 /// `sched_process_fork(parent, child)`: runs before the child does, for threads too.
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -150,46 +150,30 @@ fn renamed(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `setpgid`, `setsid`: which process it was done to is read from /proc by the agent.
-#[tracepoint]
-fn ids_set(ctx: TracePointContext) -> u32 {
-    if let (Some((tgid, _)), Some((call, ret))) = (watched_current(), crate::files::result(&ctx)) {
-        let arg = crate::files::argument(0) as u32;
-        ids(&ctx, tgid, call, ret, arg);
-    }
-    0
-}
-
-/// Reports that process group or session of the caller or of process `arg` may have changed.
+/// `setpgid`, `setsid`: the ids of the caller, or of the process that was named, may have changed.
 #[inline(always)]
-pub(crate) fn ids(ctx: &impl EbpfContext, tgid: u32, call: u32, ret: i64, arg: u32) {
+pub(crate) fn ids(ctx: &impl EbpfContext, call: &Call) {
     const SETPGID: u32 = 109;
-    if ret >= 0 {
-        let subject = if call == SETPGID && arg != 0 { arg } else { tgid };
-        note(ctx, kind::IDS, subject, subject, call);
+    if call.result >= 0 {
+        let named = call.argument::<0>() as u32;
+        let subject = if call.number == SETPGID && named != 0 {
+            named
+        } else {
+            call.tgid
+        };
+        note(ctx, kind::IDS, subject, subject, call.number);
     }
 }
 
-/// `clone`, `clone3` that made a pidfd, which no other call reports.
-#[tracepoint]
-fn cloned(ctx: TracePointContext) -> u32 {
-    if let (Some((tgid, tid)), Some((call, ret))) = (watched_current(), crate::files::result(&ctx)) {
-        pidfd_made(&ctx, tgid, tid, call, ret, crate::files::argument(0));
-    }
-    0
-}
-
-/// Reports a changed fd table if a `clone` or `clone3` was asked for a pidfd.
+/// `clone`, `clone3`: the pidfd that they may have made is reported by no other call.
 #[inline(always)]
-pub(crate) fn pidfd_made(ctx: &impl EbpfContext, tgid: u32, tid: u32, call: u32, ret: i64, arg: u64) {
+pub(crate) fn pidfd_made(ctx: &impl EbpfContext, call: &Call) {
     const CLONE3: u32 = 435;
-    let flags = if call == CLONE3 {
-        crate::files::user(arg)
-    } else {
-        arg
-    };
-    if ret > 0 && flags & CLONE_PIDFD != 0 {
-        note(ctx, kind::TABLE, tgid, tid, call);
+    const CLONE_PIDFD: u64 = 0x1000;
+    let first = call.argument::<0>();
+    let flags: u64 = if call.number == CLONE3 { user(first) } else { first };
+    if call.result > 0 && flags & CLONE_PIDFD != 0 {
+        table(ctx, call);
     }
 }
 
@@ -243,10 +227,4 @@ fn read_tasks(ctx: *mut c_void) -> i32 {
         )
     };
     0
-}
-
-/// The fd table of the current thread.
-#[inline(always)]
-pub(crate) fn current_files() -> u64 {
-    member(current(), Member::TaskFiles)
 }

@@ -11,6 +11,7 @@ pub mod sys;
 pub mod proc;
 pub mod store;
 pub mod observe;
+pub mod probe;
 pub mod tracee;
 pub mod dirty;
 pub mod nest;

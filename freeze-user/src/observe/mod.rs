@@ -8,7 +8,7 @@ pub mod livemap;
 mod load;
 pub mod mapview;
 pub mod observer;
-mod sockets;
+pub(crate) mod sockets;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! Which sockets are joined: unix peers from sock_diag(7), TCP and UDP addresses from /proc/PID/net.
 
 use crate::ids::Pid;
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// What is known of a socket by its inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,11 +77,10 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// All unix sockets of freeze's own network namespace.
-fn unix() -> nix::Result<Vec<(u64, Socket)>> {
+/// A question to sock_diag(7) about all sockets of a family, and the socket that its answer comes to.
+fn ask(family: i32, rest: &[u8]) -> nix::Result<OwnedFd> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const NLM_F_REQUEST_DUMP: u16 = 0x301;
-    const UDIAG_SHOW_NAME_AND_PEER: u32 = 1 | 4;
     let diag = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -89,18 +89,28 @@ fn unix() -> nix::Result<Vec<(u64, Socket)>> {
     )?;
     // The kernel answers at once or not at all.
     setsockopt(&diag, sockopt::ReceiveTimeout, &TimeVal::seconds(1))?;
-    // struct nlmsghdr, struct unix_diag_req.
-    let mut request = Vec::with_capacity(40);
-    request.extend(40u32.to_ne_bytes());
+    // struct nlmsghdr, then the family's request, which begins with the family.
+    let mut request = Vec::with_capacity(17 + rest.len());
+    request.extend((17 + rest.len() as u32).to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
     request.extend([0; 8]);
-    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
-    request.extend(u32::MAX.to_ne_bytes());
-    request.extend(0u32.to_ne_bytes());
-    request.extend(UDIAG_SHOW_NAME_AND_PEER.to_ne_bytes());
-    request.extend([0; 8]);
+    request.push(family as u8);
+    request.extend(rest);
     send(diag.as_raw_fd(), &request, MsgFlags::empty())?;
+    Ok(diag)
+}
+
+/// All unix sockets of freeze's own network namespace.
+fn unix() -> nix::Result<Vec<(u64, Socket)>> {
+    const UDIAG_SHOW_NAME_AND_PEER: u32 = 1 | 4;
+    // struct unix_diag_req after its first byte: states, inode, what to show, cookie.
+    let mut rest = vec![0; 3];
+    rest.extend(u32::MAX.to_ne_bytes());
+    rest.extend(0u32.to_ne_bytes());
+    rest.extend(UDIAG_SHOW_NAME_AND_PEER.to_ne_bytes());
+    rest.extend([0; 8]);
+    let diag = ask(libc::AF_UNIX, &rest)?;
     let mut out = Vec::new();
     let mut buffer = vec![0u8; 1 << 16];
     loop {
@@ -108,6 +118,29 @@ fn unix() -> nix::Result<Vec<(u64, Socket)>> {
         if length == 0 || !messages(&buffer[..length], &mut out) {
             return Ok(out);
         }
+    }
+}
+
+/// Whether sock_diag(7) knows a family: unix, internet, packet or netlink.
+pub(crate) fn diagnosed(family: i32) -> nix::Result<()> {
+    const NLMSG_ERROR: u16 = 2;
+    let length = match family {
+        libc::AF_UNIX => 24,
+        // struct inet_diag_req_v2, of which the second byte is the protocol.
+        libc::AF_INET | libc::AF_INET6 => 56,
+        _ => 20,
+    };
+    let mut rest = vec![0; length - 1];
+    if length == 56 {
+        rest[0] = libc::IPPROTO_TCP as u8;
+    }
+    let diag = ask(family, &rest)?;
+    let mut answer = vec![0u8; 1 << 16];
+    let length = recv(diag.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    let errno = u32_at(&answer[..length], 16).map(|e| (e as i32).wrapping_neg());
+    match (u16_at(&answer, 4), errno) {
+        (Some(NLMSG_ERROR), Some(errno)) if errno != 0 => Err(Errno::from_raw(errno)),
+        _ => Ok(()),
     }
 }
 

@@ -1,11 +1,11 @@
-//! What aya does not wrap: iterators over one process, tracepoints without a mounted tracefs.
+//! What aya does not wrap: iterators over one process, and trying out what bpf(2) grants.
 #![allow(unsafe_code, reason = "raw system calls have their address here")]
 
 use super::raw;
 use crate::ids::Pid;
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 type Sys<T> = nix::Result<T>;
 
@@ -61,51 +61,6 @@ pub fn iterate_process(program: BorrowedFd<'_>, process: Pid) -> Sys<OwnedFd> {
         )
     }
     .map(owned)
-}
-
-/// Attaches a program to the tracepoint with the number `id`, on all CPUs, until the fd is closed.
-pub fn attach_tracepoint(program: BorrowedFd<'_>, id: u64) -> Sys<OwnedFd> {
-    const PERF_TYPE_TRACEPOINT: u64 = 2;
-    const ATTR_SIZE: u64 = 128;
-    const PERF_FLAG_FD_CLOEXEC: u64 = 8;
-    const PERF_EVENT_IOC_ENABLE: u64 = 0x2400;
-    const PERF_EVENT_IOC_SET_BPF: u64 = 0x4004_2408;
-    // struct perf_event_attr: type and size, config, sample_period = 1, the rest 0.
-    let mut attr = [0u64; ATTR_SIZE as usize / 8];
-    attr[0] = PERF_TYPE_TRACEPOINT | ATTR_SIZE << 32;
-    attr[1] = id;
-    attr[2] = 1;
-    // One event suffices: a program hangs on the tracepoint itself and runs on every CPU.
-    let (any_process, first_cpu, no_group) = (u64::MAX, 0, u64::MAX);
-    // SAFETY: `attr` lives through the call and holds its own length.
-    let event = unsafe {
-        let args = [
-            attr.as_ptr() as u64,
-            any_process,
-            first_cpu,
-            no_group,
-            PERF_FLAG_FD_CLOEXEC,
-            0,
-        ];
-        raw(libc::SYS_perf_event_open, args)
-    }
-    .map(owned)?;
-    super::ioctl_number(event.as_fd(), PERF_EVENT_IOC_SET_BPF, program.as_raw_fd() as u64)?;
-    super::ioctl_number(event.as_fd(), PERF_EVENT_IOC_ENABLE, 0)?;
-    Ok(event)
-}
-
-/// A private view of a file system that needs no device: nothing appears in anybody's mount table.
-pub fn detached_mount(kind: &CStr) -> Sys<OwnedFd> {
-    const CLOEXEC: u64 = 1;
-    const FSCONFIG_CMD_CREATE: u64 = 6;
-    // SAFETY: `kind` is a C string that lives through the call.
-    let context = unsafe { raw(libc::SYS_fsopen, [kind.as_ptr() as u64, CLOEXEC, 0, 0, 0, 0]) }.map(owned)?;
-    let fd = context.as_raw_fd() as u64;
-    // SAFETY: no pointers but null ones.
-    unsafe { raw(libc::SYS_fsconfig, [fd, FSCONFIG_CMD_CREATE, 0, 0, 0, 0]) }?;
-    // SAFETY: no pointers.
-    unsafe { raw(libc::SYS_fsmount, [fd, CLOEXEC, 0, 0, 0, 0]) }.map(owned)
 }
 
 /// Gives memory that was freed back to the system (the kernel's BTF is large and read once).

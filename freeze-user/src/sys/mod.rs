@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod pagemap;
 pub mod interrupt;
 pub mod sched;
+pub mod trial;
 pub mod uffd;
 
 use crate::ids::{Pid, Range};
