@@ -211,6 +211,23 @@ impl Drop for Brood {
     }
 }
 
+/// Closes what whoever started this process left open beyond standard error, so that no child inherits it:
+/// a program that holds one end of a stranger's pipe cannot be checkpointed.
+///
+/// To be called before anything is opened here.
+pub(crate) fn close_inherited() {
+    let numbers = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .filter_map(numbers)
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // The directory just read is among them, and closed already.
+        let _ = nix::unistd::close(fd);
+    }
+}
+
 /// Whether there is such a process, a zombie included.
 pub(crate) fn exists(pid: Pid) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()

@@ -482,7 +482,7 @@ impl<'a> Stage<'a> {
             println!("\nthe end of freezed's log:");
         }
         for line in &lines[lines.len().saturating_sub(20)..] {
-            println!("    {line}");
+            println!("    {}", line.chars().take(300).collect::<String>());
         }
     }
 }

@@ -46,6 +46,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    brood::close_inherited();
     match Args::parse().task.play() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
