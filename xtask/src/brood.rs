@@ -156,6 +156,8 @@ impl Brood {
             );
             self.nap(TICK)?;
         }
+        // A restored process has the same pid: its end must not be taken for this one.
+        self.ended.retain(|pid, _| !pids.contains(pid));
         Ok(())
     }
 
