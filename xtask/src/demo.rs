@@ -24,7 +24,7 @@ const KEYS: u64 = 100_000;
 const WATCHED: Duration = Duration::from_secs(10);
 
 /// How long gzip would take by itself; it must be busy still when it is killed.
-const ZIPPING: Duration = Duration::from_secs(20);
+const ZIPPING: Duration = Duration::from_secs(25);
 
 /// How long any one command of freeze may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -186,17 +186,22 @@ impl<'a> Stage<'a> {
     /// A file that gzip is busy with for about [`ZIPPING`]: random letters of an alphabet of four.
     fn letters(&mut self) -> Result<PathBuf> {
         let sample = self.dir.join("sample");
-        write_letters(&sample, 1 << 20)?;
-        let started = Instant::now();
-        let zip = self.zip(&sample)?;
-        let status = self.brood.wait(zip.0, started + PATIENCE)?;
-        ensure!(status.is_some_and(|s| s.success()), "gzip of 1 MiB: {status:?}");
-        let mib = ZIPPING.as_secs_f64() / started.elapsed().as_secs_f64();
+        write_letters(&sample, 1 << 19)?;
+        let mut best = PATIENCE;
+        // The best of three: whatever else the machine is busy with now may end in a moment.
+        for _ in 0..3 {
+            let started = Instant::now();
+            let (gzip, _) = self.zip(&sample)?;
+            let status = self.brood.wait(gzip, started + PATIENCE)?;
+            ensure!(
+                status.is_some_and(|s| s.success()),
+                "gzip of half a MiB: {status:?}"
+            );
+            best = best.min(started.elapsed());
+        }
+        let size = (f64::from(1 << 19) * ZIPPING.as_secs_f64() / best.as_secs_f64()) as u64;
         let letters = self.dir.join("big");
-        write_letters(
-            &letters,
-            ((mib * f64::from(1 << 20)) as u64).clamp(1 << 23, 1 << 30),
-        )?;
+        write_letters(&letters, size.clamp(1 << 23, 1 << 30))?;
         Ok(letters)
     }
 
