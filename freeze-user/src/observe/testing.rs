@@ -1,7 +1,8 @@
-//! Processes for the tests of this module: started, spoken to by lines, killed and waited for when dropped.
+//! Processes for the tests of this module: started, spoken to by lines, killed with their group when dropped.
 
 use crate::ids::Pid;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Whether the kernel will let these tests load programs; if not they say so and prove nothing.
@@ -16,16 +17,25 @@ pub(super) fn privileged() -> bool {
 /// A child with a line-wise conversation.
 pub(super) struct Subject {
     child: Child,
+    ended: bool,
     said: BufReader<ChildStdout>,
 }
 
 impl Subject {
     pub(super) fn start(program: &str, args: &[&str]) -> Subject {
         let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0);
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{program}: {e}"));
         let said = BufReader::new(child.stdout.take().unwrap());
-        Subject { child, said }
+        Subject {
+            child,
+            ended: false,
+            said,
+        }
     }
 
     pub(super) fn pid(&self) -> Pid {
@@ -44,7 +54,11 @@ impl Subject {
 
     /// Has it end, and waits until nothing is left of it.
     pub(super) fn kill(&mut self) {
-        let _ = self.child.kill();
+        // Once only: afterwards its number may be that of others.
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let _ = nix::sys::signal::killpg(self.pid().nix(), nix::sys::signal::Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }

@@ -101,7 +101,7 @@ fn a_pipeline_is_told_and_its_deaths_too() {
     observer.watch(pid).unwrap();
     run(
         &mut python,
-        "import subprocess; q=subprocess.Popen(['sh','-c','cat | cat | sleep 1000; exit 3'],stdin=subprocess.PIPE)",
+        "import subprocess; q=subprocess.Popen(['sh','-c','cat | cat | sleep 100; exit 3'],stdin=subprocess.PIPE)",
     );
     let three = |told: &[Event]| {
         let count = |name: &str| {
@@ -112,6 +112,8 @@ fn a_pipeline_is_told_and_its_deaths_too() {
         count("cat") == 2 && count("sleep") == 1
     };
     let told = until(&mut observer, three);
+    // Until the programs have loaded their libraries.
+    std::thread::sleep(Duration::from_millis(500));
     assert!(
         told.iter()
             .any(|e| matches!(e, Event::Forked { parent, .. } if *parent == pid))
@@ -198,7 +200,7 @@ fn threads_groups_names_and_orphans_are_kept() {
     run(&mut python, "open('/proc/self/comm','w').write('renamed')");
     assert_eq!(observer.map(pid).unwrap().processes[0].comm, "renamed");
     // A fork in a program with threads: the child's fds cannot be a mere copy.
-    run(&mut python, "a=os.fork() or (time.sleep(1000), os._exit(0))");
+    run(&mut python, "a=os.fork() or (time.sleep(100), os._exit(0))");
     assert_true_to_proc(&mut observer, pid);
     run(
         &mut python,
@@ -209,7 +211,7 @@ fn threads_groups_names_and_orphans_are_kept() {
     // A daemon: its parent, a subshell, ends.
     let mut shell = Subject::start(
         "sh",
-        &["-c", "echo ready; read x; (setsid sleep 1000 & echo $!); read y"],
+        &["-c", "echo ready; read x; (setsid sleep 100 & echo $!); read y"],
     );
     assert_eq!(shell.line(), "ready");
     observer.watch(shell.pid()).unwrap();
@@ -283,4 +285,36 @@ fn nothing_is_told_of_others_and_nothing_after_the_end() {
     assert!(observer.live().processes().is_empty());
     let error = observer.watch(Pid(i32::MAX)).unwrap_err();
     assert_eq!(error.exit_code(), 4);
+}
+
+#[test]
+fn storms_from_many_threads_end_in_a_true_map() {
+    if !privileged() {
+        return;
+    }
+    // The ring is large enough or not: either way the map must be true when it is quiet.
+    for ring in [8192, 1 << 20] {
+        let mut python = python();
+        let pid = python.pid();
+        let mut observer = Observer::with_ring(ring).unwrap();
+        observer.watch(pid).unwrap();
+        let storm = "def work():\n n=time.time()+1\n while time.time()<n:\n  a=os.dup(0); b=os.open('/dev/null',0); r,w=os.pipe(); os.dup2(a,b); os.close(r); os.close(a); os.close(w); os.close(b)\n  c=os.fork()\n  if c==0:\n   os.dup(1); os._exit(0)\n  os.waitpid(c,0)\nts=[threading.Thread(target=work) for _ in range(4)]\n[t.start() for t in ts]; [t.join() for t in ts]\nkeep=os.pipe()";
+        python.say(&format!("exec({storm:?})"));
+        let end = Instant::now() + Duration::from_millis(1200);
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            observer.drain().unwrap();
+        }
+        assert_eq!(python.line(), "done");
+        std::thread::sleep(Duration::from_millis(1000));
+        assert_true_to_proc(&mut observer, pid);
+        assert_eq!(observer.members(pid).collect::<Vec<_>>(), [pid]);
+    }
+}
+
+#[test]
+fn an_observer_may_live_in_any_thread() {
+    fn may_move<T: Send>() {}
+    may_move::<Observer>();
+    may_move::<crate::observe::FaultLog>();
 }
