@@ -6,7 +6,7 @@ use crate::ids::Pid;
 use crate::observe::view::{Depth, View};
 use crate::plan::{Host, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
-use crate::stop::stop;
+use crate::stop::{stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
 use crate::sys::interrupt;
 use serde::Serialize;
@@ -74,14 +74,31 @@ impl fmt::Display for Report {
             self.pause_us as f64 / 1000.0,
             self.total_us as f64 / 1000.0
         )?;
-        if self.killed { f.write_str("; the processes were ended") } else { Ok(()) }
+        if self.killed {
+            f.write_str("; the processes were ended")
+        } else {
+            Ok(())
+        }
     }
 }
 
 /// Checkpoints a set. Whatever fails, the processes run on as they were.
 pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
+    // Flags that changed while we looked are rare; then they are read where nothing can change, at the price of a pause.
+    match attempt(request, host, trackings, !request.kill)? {
+        Some(report) => Ok(report),
+        None => attempt(request, host, trackings, false)?
+            .ok_or_else(|| Error::kernel("read", "smaps", nix::errno::Errno::EAGAIN)),
+    }
+}
+
+/// One attempt; `None` if what was trusted turned out to have changed, and the checkpoint was thrown away.
+fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: bool) -> Result<Option<Report>> {
     let began = Instant::now();
-    let mut clock = Clock { last: began, parts: Vec::new() };
+    let mut clock = Clock {
+        last: began,
+        parts: Vec::new(),
+    };
     let view = View::read(&request.roots, Depth::Smaps).map_err(|e| no_such(&request.roots, e))?;
     let planned = plan(view, host)?;
     clock.note("plan");
@@ -98,16 +115,20 @@ pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> 
         interrupt::check()?;
     }
     clock.note("pre-copy");
-    let depth = Depth::Smaps;
-    let mut frozen = stop(planned, host, depth).map_err(|e| e.fate(Fate::PutBack))?;
+    let mut frozen = stop(planned, host, trust).map_err(|e| e.fate(Fate::PutBack))?;
     clock.note("stop");
     collect(&mut frozen, &mut draft, &mut copier).map_err(|e| e.fate(Fate::PutBack))?;
     interrupt::check()?;
     clock.note("collect");
-    let processes = frozen.processes.len();
+    let processes = frozen.view.processes.len();
     let threads = frozen.processes.iter().map(|p| p.threads().len()).sum();
     let pids: Vec<Pid> = frozen.processes.iter().map(|p| p.pid()).collect();
-    let command = frozen.view.processes.first().map(|p| p.cmdline.clone()).unwrap_or_default();
+    let command = frozen
+        .view
+        .processes
+        .first()
+        .map(|p| p.cmdline.clone())
+        .unwrap_or_default();
     let about = |pause_us: u64| About {
         roots: request.roots.clone(),
         group: request.group.clone(),
@@ -123,20 +144,29 @@ pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> 
     };
     let (committed, pause) = if request.kill {
         // Stored before killed.
-        let committed = commit(draft, about(frozen.since.elapsed().as_micros() as u64), Fate::PutBack)?;
+        let committed = commit(
+            draft,
+            about(frozen.since.elapsed().as_micros() as u64),
+            Fate::PutBack,
+        )?;
         clock.note("commit");
         let pause = frozen.kill(&committed)?;
         clock.note("kill");
         (committed, pause)
     } else {
+        let trusted = std::mem::take(&mut frozen.trusted);
         let pause = frozen.release()?;
         clock.note("resume");
+        if !trust_was_right(&trusted) {
+            return Ok(None);
+        }
+        clock.note("verify");
         let committed = commit(draft, about(pause / 1000), Fate::PutBack)?;
         clock.note("commit");
         (committed, pause)
     };
     copier.committed(committed.id, &pids);
-    Ok(Report {
+    Ok(Some(Report {
         id: committed.id.to_string(),
         path: committed.path.clone(),
         processes,
@@ -148,7 +178,7 @@ pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> 
         total_us: began.elapsed().as_micros() as u64,
         killed: request.kill,
         parts: clock.parts,
-    })
+    }))
 }
 
 fn commit(draft: Draft, about: About, fate: Fate) -> Result<Committed> {
@@ -159,7 +189,11 @@ fn commit(draft: Draft, about: About, fate: Fate) -> Result<Committed> {
 fn no_such(roots: &[Pid], e: Error) -> Error {
     match e {
         Error::Died { pid, how } if roots.contains(&pid) => Blocker::of(pid, "", "")
-            .why(if how == "does not exist" { "there is no such process".to_owned() } else { how })
+            .why(if how == "does not exist" {
+                "there is no such process".to_owned()
+            } else {
+                how
+            })
             .remedy("check the pid; it is looked up in freeze's own pid namespace")
             .refuse(),
         e => e,

@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Result};
 use crate::ids::{FileId, Pid};
+use crate::kinds::kinship::collect_zombies;
 use crate::kinds::{PROCESS_KINDS, PageSource, Shared, Source, kind_of};
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
@@ -14,10 +15,20 @@ use std::os::fd::RawFd;
 pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSource) -> Result<()> {
     let Frozen { processes, view, .. } = frozen;
     let (files, firsts) = descriptions(view)?;
-    let mut shared = Shared { files, ..Shared::default() };
+    let mut shared = Shared {
+        files,
+        ..Shared::default()
+    };
+    collect_zombies(view, draft)?;
     for process in processes.iter_mut() {
         let pid = process.pid();
-        let mut source = Source { process, view, draft, shared: &mut shared, pages };
+        let mut source = Source {
+            process,
+            view,
+            draft,
+            shared: &mut shared,
+            pages,
+        };
         for (id, fd) in firsts.iter().filter(|(_, fd)| fd.pid == pid) {
             let refused = || fd.blocker().why("no kind claims it").refuse();
             kind_of(fd).ok_or_else(refused)?.collect(*id, fd, &mut source)?;
@@ -39,11 +50,15 @@ fn descriptions(view: &View) -> Result<Descriptions<'_>> {
     let mut firsts: Vec<(FileId, &FdView)> = Vec::new();
     let mut alike: HashMap<(&[u8], u64, u64, i32, i64), Vec<(FileId, &FdView)>> = HashMap::new();
     for fd in view.fds() {
-        let known = alike.entry((&fd.link, fd.stat.dev, fd.stat.ino, fd.flags(), fd.info.pos)).or_default();
+        let known = alike
+            .entry((&fd.link, fd.stat.dev, fd.stat.ino, fd.flags(), fd.info.pos))
+            .or_default();
         let mut found = None;
         for (id, other) in known.iter() {
             let same = sys::same_file(fd.pid, fd.fd, other.pid, other.fd);
-            if same.on("kcmp", || format!("fd {} of {} and fd {} of {}", fd.fd, fd.pid, other.fd, other.pid))? {
+            if same.on("kcmp", || {
+                format!("fd {} of {} and fd {} of {}", fd.fd, fd.pid, other.fd, other.pid)
+            })? {
                 found = Some(*id);
                 break;
             }

@@ -59,7 +59,13 @@ impl Blocker {
 
     /// A blocker that belongs to no single process (a path, the host).
     pub fn at(place: impl Into<String>, object: impl Into<String>) -> Blocker {
-        Blocker { pid: None, place: place.into(), object: object.into(), why: String::new(), remedy: String::new() }
+        Blocker {
+            pid: None,
+            place: place.into(),
+            object: object.into(),
+            why: String::new(),
+            remedy: String::new(),
+        }
     }
 
     pub fn why(mut self, why: impl Into<String>) -> Blocker {
@@ -106,28 +112,54 @@ pub enum Error {
     /// freeze looked and said no: all reasons at once, the target untouched.
     Refused(Vec<Blocker>),
     /// A system call failed.
-    Kernel { call: String, object: String, errno: Errno, fate: Fate },
+    Kernel {
+        call: String,
+        object: String,
+        errno: Errno,
+        fate: Fate,
+    },
     /// A process ended while it was being worked on.
     Died { pid: Pid, how: String },
     /// An image is damaged, incomplete or from another version.
-    Image { file: PathBuf, offset: Option<u64>, expected: String, found: String },
+    Image {
+        file: PathBuf,
+        offset: Option<u64>,
+        expected: String,
+        found: String,
+    },
 }
 
 impl Error {
     /// A failed system call on an object; the fate is set by whoever undoes.
     pub fn kernel(call: impl Into<String>, object: impl Into<String>, errno: Errno) -> Error {
-        Error::Kernel { call: call.into(), object: object.into(), errno, fate: Fate::Untouched }
+        Error::Kernel {
+            call: call.into(),
+            object: object.into(),
+            errno,
+            fate: Fate::Untouched,
+        }
     }
 
     /// A failed std::io operation on an object.
     pub fn io(call: impl Into<String>, object: impl Into<String>, e: &std::io::Error) -> Error {
-        Error::kernel(call, object, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+        Error::kernel(
+            call,
+            object,
+            Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)),
+        )
     }
 
     /// The same error, telling what became of the target.
     pub fn fate(self, fate: Fate) -> Error {
         match self {
-            Error::Kernel { call, object, errno, .. } => Error::Kernel { call, object, errno, fate },
+            Error::Kernel {
+                call, object, errno, ..
+            } => Error::Kernel {
+                call,
+                object,
+                errno,
+                fate,
+            },
             other => other,
         }
     }
@@ -164,11 +196,21 @@ impl fmt::Display for Error {
                 }
                 Ok(())
             }
-            Error::Kernel { call, object, errno, fate } => {
+            Error::Kernel {
+                call,
+                object,
+                errno,
+                fate,
+            } => {
                 write!(f, "{object}: {call}: {} ({errno:?}); {fate}", errno.desc())
             }
             Error::Died { pid, how } => write!(f, "pid {pid} {how}"),
-            Error::Image { file, offset, expected, found } => {
+            Error::Image {
+                file,
+                offset,
+                expected,
+                found,
+            } => {
                 write!(f, "{}", file.display())?;
                 if let Some(offset) = offset {
                     write!(f, ", offset {offset}")?;
@@ -206,7 +248,9 @@ mod tests {
     #[test]
     fn a_refusal_lists_every_reason() {
         let e = Error::Refused(vec![
-            Blocker::of(Pid(42), "fd 7", "io_uring").why("requests in flight").remedy("wait for them"),
+            Blocker::of(Pid(42), "fd 7", "io_uring")
+                .why("requests in flight")
+                .remedy("wait for them"),
             Blocker::at("/tmp/x", "").why("is gone"),
         ]);
         assert_eq!(
@@ -219,6 +263,9 @@ mod tests {
     #[test]
     fn a_failed_call_tells_the_fate() {
         let e = Error::kernel("openat", "/x", Errno::ENOSPC).fate(Fate::PutBack);
-        assert_eq!(e.to_string(), "/x: openat: No space left on device (ENOSPC); the target runs on as it was found");
+        assert_eq!(
+            e.to_string(),
+            "/x: openat: No space left on device (ENOSPC); the target runs on as it was found"
+        );
     }
 }

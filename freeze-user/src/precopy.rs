@@ -10,8 +10,8 @@ use crate::proc::maps::Vma;
 use crate::store::{CheckpointId, Draft, Opened};
 use crate::sys::pagemap::{self, Contents};
 use crate::sys::{self, uffd};
-use crate::tracee::process::StoppedProcess;
 use crate::tracee::Seized;
+use crate::tracee::process::StoppedProcess;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -62,18 +62,36 @@ impl<'a> Copier<'a> {
     pub fn new(trackings: &'a mut Trackings, compare: Option<Opened>) -> Copier<'a> {
         // Faulted in here and not in the pause.
         let buffer = vec![1; PIECE as usize];
-        Copier { trackings, carry: BTreeMap::new(), copied_before: 0, copied_at_cut: 0, compare, buffer }
+        Copier {
+            trackings,
+            carry: BTreeMap::new(),
+            copied_before: 0,
+            copied_at_cut: 0,
+            compare,
+            buffer,
+        }
     }
 
     /// Copies what can be copied while the process runs; starts to track it if nobody does yet.
     pub fn precopy(&mut self, p: &ProcessView, draft: &mut Draft) -> Result<()> {
         let pid = p.pid;
-        if self.trackings.get(&pid).is_some_and(|t| t.start_time != p.stat.start_time) {
+        if self
+            .trackings
+            .get(&pid)
+            .is_some_and(|t| t.start_time != p.stat.start_time)
+        {
             self.trackings.remove(&pid);
         }
         if !self.trackings.contains_key(&pid) {
-            let Some(tracker) = start_tracking(p)? else { return Ok(()) };
-            let fresh = Tracking { tracker, basis: None, taken: Vec::new(), start_time: p.stat.start_time };
+            let Some(tracker) = start_tracking(p)? else {
+                return Ok(());
+            };
+            let fresh = Tracking {
+                tracker,
+                basis: None,
+                taken: Vec::new(),
+                start_time: p.stat.start_time,
+            };
             self.trackings.insert(pid, fresh);
         }
         let done = self.rounds(pid, draft);
@@ -91,28 +109,46 @@ impl<'a> Copier<'a> {
 
     fn rounds(&mut self, pid: Pid, draft: &mut Draft) -> Result<()> {
         let space = SpaceId::private(pid);
-        let Some(tracking) = self.trackings.get_mut(&pid) else { return Ok(()) };
-        let inherits = draft.parent().is_some_and(|p| Some(p.id()) == tracking.basis && p.has_space(space));
+        let Some(tracking) = self.trackings.get_mut(&pid) else {
+            return Ok(());
+        };
+        let inherits = draft
+            .parent()
+            .is_some_and(|p| Some(p.id()) == tracking.basis && p.has_space(space));
         if inherits {
             draft.inherit(space, &[Range::new(0, TASK_SIZE)])?;
         }
         let mem = open_mem(pid)?;
         let mut last = u64::MAX;
         for round in 0..ROUNDS {
-            let Some(tracking) = self.trackings.get_mut(&pid) else { break };
+            let Some(tracking) = self.trackings.get_mut(&pid) else {
+                break;
+            };
             let ranges = private_ranges(&read_vmas(pid, Depth::Maps)?);
             tracking.tracker.track(&ranges)?;
             let written = tracking.tracker.take_written(&ranges)?;
             let bytes: u64 = written.iter().map(|r| r.len()).sum();
             tracking.taken = normalize([std::mem::take(&mut tracking.taken), written.clone()].concat());
             // The first round makes up for checkpoints that failed after their pages were told.
-            let todo = if round == 0 { tracking.taken.clone() } else { written };
+            let todo = if round == 0 {
+                tracking.taken.clone()
+            } else {
+                written
+            };
             let compare = self.compare.clone().filter(|_| !inherits && round == 0);
             let mut missed = Vec::new();
-            copy(pid, &mem, &todo, &mut self.buffer, compare.as_ref(), draft, &mut |r| {
-                missed.push(r);
-                Ok(())
-            })?;
+            copy(
+                pid,
+                &mem,
+                &todo,
+                &mut self.buffer,
+                compare.as_ref(),
+                draft,
+                &mut |r| {
+                    missed.push(r);
+                    Ok(())
+                },
+            )?;
             self.copied_before += bytes;
             let carry = self.carry.entry(pid).or_default();
             *carry = normalize([std::mem::take(carry), missed].concat());
@@ -144,7 +180,8 @@ impl PageSource for Copier<'_> {
             None => None,
             Some(tracking) => match tracking.tracker.survey(&private) {
                 Ok(pages) => {
-                    tracking.taken = normalize([std::mem::take(&mut tracking.taken), pages.written.clone()].concat());
+                    tracking.taken =
+                        normalize([std::mem::take(&mut tracking.taken), pages.written.clone()].concat());
                     Some(pages)
                 }
                 // After exec(2) the tracker watches an address space that is gone.
@@ -168,32 +205,59 @@ impl PageSource for Copier<'_> {
         // Pages that the parent or an earlier round had, and that are holes now.
         draft.forget(space, &subtract(&[Range::new(0, TASK_SIZE)], &populated))?;
         self.copied_at_cut += todo.iter().map(|r| r.len()).sum::<u64>();
-        let compare = self.compare.clone().filter(|_| !self.trackings.contains_key(&pid));
+        let compare = self
+            .compare
+            .clone()
+            .filter(|_| !self.trackings.contains_key(&pid));
         let mem = open_mem(pid)?;
-        copy(pid, &mem, &todo, &mut self.buffer, compare.as_ref(), draft, &mut |r| {
-            Err(Error::kernel("read", format!("memory of {pid} at {r}"), Errno::EFAULT))
-        })
+        copy(
+            pid,
+            &mem,
+            &todo,
+            &mut self.buffer,
+            compare.as_ref(),
+            draft,
+            &mut |r| {
+                Err(Error::kernel(
+                    "read",
+                    format!("memory of {pid} at {r}"),
+                    Errno::EFAULT,
+                ))
+            },
+        )
     }
 }
 
 /// The private mappings, in order and joined.
 fn private_ranges(vmas: &[Vma]) -> Vec<Range> {
-    let private = vmas.iter().filter(|v| !v.shared && !is_vdso(&v.name) && v.name != b"[vsyscall]");
+    let private = vmas
+        .iter()
+        .filter(|v| !v.shared && !is_vdso(&v.name) && v.name != b"[vsyscall]");
     normalize(private.map(|v| v.range()).collect())
 }
 
 /// Starts to track a running process; `None` if the kernel has no tracking, or the process is in no state for it.
 fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
-    let owns = p.fds.iter().any(|f| f.anon_inode().is_some_and(|n| n.contains("userfaultfd")));
+    let owns = p
+        .fds
+        .iter()
+        .any(|f| f.anon_inode().is_some_and(|n| n.contains("userfaultfd")));
     if owns || Tier::best() != Tier::AsyncWp {
         // Soft-dirty bits can be taken from a stopped process only, and everything needs no tracker at all.
         return Ok(None);
     }
     let pid = p.pid;
-    let Some(seized) = Seized::seize(pid, 0).map_err(|e| traced(pid, e))? else { return Ok(None) };
+    let Some(seized) = Seized::seize(pid, 0).map_err(|e| traced(pid, e))? else {
+        return Ok(None);
+    };
     seized.interrupt();
-    let Some(leader) = seized.halted()? else { return Ok(None) };
-    let view = ProcessView { vmas: read_vmas(pid, Depth::Maps)?, ..p.clone() };
+    let Some(leader) = seized.halted()? else {
+        return Ok(None);
+    };
+    let view = ProcessView {
+        vmas: read_vmas(pid, Depth::Maps)?,
+        ..p.clone()
+    };
     let mut process = StoppedProcess::new(view, vec![leader])?;
     let (ran, at) = process.tape(|t| t.try_call("userfaultfd", libc::SYS_userfaultfd, &[uffd::FLAGS]))?;
     let Ok(number) = ran.result(at) else {
@@ -211,7 +275,9 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
 
 fn traced(pid: Pid, e: Error) -> Error {
     match e {
-        Error::Kernel { errno: Errno::EPERM, .. } => Blocker::of(pid, "", "")
+        Error::Kernel {
+            errno: Errno::EPERM, ..
+        } => Blocker::of(pid, "", "")
             .why("it is being traced already, or the kernel forbids tracing it")
             .remedy("end the debugger or the other checkpoint, or run freeze as root")
             .refuse(),
@@ -255,7 +321,12 @@ fn copy(
         let got = match sys::vm_read(pid, &batch, &mut buffer[..at as usize]) {
             Ok(n) => n as u64,
             Err(Errno::EFAULT) => 0,
-            Err(Errno::ESRCH) => return Err(Error::Died { pid, how: "ended while its memory was copied".into() }),
+            Err(Errno::ESRCH) => {
+                return Err(Error::Died {
+                    pid,
+                    how: "ended while its memory was copied".into(),
+                });
+            }
             Err(e) => return Err(e).on("process_vm_readv", || format!("memory of {pid}")),
         };
         let mut from = 0;
@@ -292,7 +363,11 @@ fn read_slowly(mem: &File, r: Range, into: &mut [u8]) -> std::result::Result<(),
             holes.push(Range::new(at, at + PAGE));
         }
     }
-    if holes.is_empty() { Ok(()) } else { Err(normalize(holes)) }
+    if holes.is_empty() {
+        Ok(())
+    } else {
+        Err(normalize(holes))
+    }
 }
 
 fn store_readable(
@@ -315,7 +390,12 @@ fn store_changed(space: SpaceId, r: Range, bytes: &[u8], parent: &Opened, draft:
     let mut reader = parent.reader();
     let mut theirs = vec![0; PAGE as usize];
     let mut same: Vec<Range> = Vec::new();
-    let stored: Vec<Range> = normalize(parent.runs(space).filter_map(|run| run.range.intersect(r)).collect());
+    let stored: Vec<Range> = normalize(
+        parent
+            .runs(space)
+            .filter_map(|run| run.range.intersect(r))
+            .collect(),
+    );
     for part in &stored {
         let mut at = part.start;
         while at < part.end {

@@ -108,7 +108,11 @@ fn main() -> ExitCode {
 
 fn report(e: &Error, json: bool) -> ExitCode {
     if json {
-        let blockers = if let Error::Refused(list) = e { list.as_slice() } else { &[] };
+        let blockers = if let Error::Refused(list) = e {
+            list.as_slice()
+        } else {
+            &[]
+        };
         let value = serde_json::json!({ "error": e.kind(), "message": e.to_string(), "reasons": blockers });
         println!("{value}");
     } else {
@@ -135,7 +139,11 @@ fn open_image(store: &Path, name: &str) -> Result<Opened> {
 fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Result<ExitCode> {
     freeze_user::kinds::credentials::must_be_root()?;
     interrupt::install();
-    let parent = args.parent.as_deref().map(|p| open_image(&cli.store, p)).transpose()?;
+    let parent = args
+        .parent
+        .as_deref()
+        .map(|p| open_image(&cli.store, p))
+        .transpose()?;
     let place = match &args.to {
         Some(dir) => Place::Directory(dir.clone()),
         None => Place::Store(Store::open(&cli.store)?),
@@ -147,7 +155,10 @@ fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Result<ExitCode> {
         parent,
         kill: args.kill,
         group: None,
-        options: Options { form, ..Options::default() },
+        options: Options {
+            form,
+            ..Options::default()
+        },
         track: false,
     };
     let report = checkpoint(&request, &Host::here()?, &mut BTreeMap::new())?;
@@ -183,7 +194,11 @@ fn run_restore(cli: &Cli, args: &RestoreArgs) -> Result<ExitCode> {
     if args.detach {
         match cli.json {
             true => println!("{}", serde_json::to_string(&restored).unwrap_or_default()),
-            false => println!("restored pid {root}, {} process(es), {:.1} ms", restored.processes, restored.took_us as f64 / 1000.0),
+            false => println!(
+                "restored pid {root}, {} process(es), {:.1} ms",
+                restored.processes,
+                restored.took_us as f64 / 1000.0
+            ),
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -192,4 +207,3 @@ fn run_restore(cli: &Cli, args: &RestoreArgs) -> Result<ExitCode> {
         Ended::Signal(signal) => Ok(ExitCode::from((128 + signal) as u8)),
     }
 }
-

@@ -64,15 +64,29 @@ impl ProcessKind for Credentials {
         for n in 0..from.process.threads().len() {
             let (ran, at) = from.process.tape_on(n, |t| {
                 let at = t.space(4);
-                t.call("prctl(PR_GET_PDEATHSIG)", libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, at]);
+                t.call(
+                    "prctl(PR_GET_PDEATHSIG)",
+                    libc::SYS_prctl,
+                    &[libc::PR_GET_PDEATHSIG as u64, at],
+                );
                 at
             })?;
-            signals.push(u32::from_ne_bytes(ran.bytes(at, 4).try_into().unwrap_or_default()));
+            signals.push(u32::from_ne_bytes(
+                ran.bytes(at, 4).try_into().unwrap_or_default(),
+            ));
         }
         let (ran, (dumpable, bits)) = from.process.tape(|t| {
             (
-                t.call("prctl(PR_GET_DUMPABLE)", libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64]),
-                t.call("prctl(PR_GET_SECUREBITS)", libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64]),
+                t.call(
+                    "prctl(PR_GET_DUMPABLE)",
+                    libc::SYS_prctl,
+                    &[libc::PR_GET_DUMPABLE as u64],
+                ),
+                t.call(
+                    "prctl(PR_GET_SECUREBITS)",
+                    libc::SYS_prctl,
+                    &[libc::PR_GET_SECUREBITS as u64],
+                ),
             )
         })?;
         let s = &from.process.view.status;
@@ -99,7 +113,9 @@ impl ProcessKind for Credentials {
         if lacks != 0 {
             out.push(
                 Blocker::of(pid, "capabilities", format!("{:#x}", record.permitted))
-                    .why(format!("freeze itself lacks {lacks:#x} of them and cannot give them"))
+                    .why(format!(
+                        "freeze itself lacks {lacks:#x} of them and cannot give them"
+                    ))
                     .remedy("run freeze with all capabilities of the program"),
             );
         }
@@ -120,10 +136,19 @@ impl ProcessKind for Credentials {
                     t.call(name, libc::SYS_prctl, &[option as u64, a, 0, 0, 0])
                 };
                 // The order matters: nothing may take capabilities away before the last id is set.
-                prctl(t, "prctl(PR_SET_SECUREBITS)", libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP);
+                prctl(
+                    t,
+                    "prctl(PR_SET_SECUREBITS)",
+                    libc::PR_SET_SECUREBITS,
+                    SECBIT_NO_SETUID_FIXUP,
+                );
                 let groups: Vec<u8> = record.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
                 let at = t.bytes(&groups);
-                t.call("setgroups", libc::SYS_setgroups, &[record.groups.len() as u64, at]);
+                t.call(
+                    "setgroups",
+                    libc::SYS_setgroups,
+                    &[record.groups.len() as u64, at],
+                );
                 let id = u64::from;
                 let [r, e, s, f] = record.gid;
                 t.call("setresgid", libc::SYS_setresgid, &[id(r), id(e), id(s)]);
@@ -136,22 +161,53 @@ impl ProcessKind for Credentials {
                     let args = [libc::PR_CAPBSET_DROP as u64, cap, 0, 0, 0];
                     t.try_call("prctl(PR_CAPBSET_DROP)", libc::SYS_prctl, &args);
                 }
-                capset(t, record.effective | CAP_SETPCAP, record.permitted | CAP_SETPCAP, record.inheritable);
-                prctl(t, "prctl(PR_CAP_AMBIENT)", libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64);
+                capset(
+                    t,
+                    record.effective | CAP_SETPCAP,
+                    record.permitted | CAP_SETPCAP,
+                    record.inheritable,
+                );
+                prctl(
+                    t,
+                    "prctl(PR_CAP_AMBIENT)",
+                    libc::PR_CAP_AMBIENT,
+                    libc::PR_CAP_AMBIENT_CLEAR_ALL as u64,
+                );
                 for cap in (0..64u64).filter(|c| record.ambient & 1 << c != 0) {
-                    let args = [libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_RAISE as u64, cap, 0, 0];
+                    let args = [
+                        libc::PR_CAP_AMBIENT as u64,
+                        libc::PR_CAP_AMBIENT_RAISE as u64,
+                        cap,
+                        0,
+                        0,
+                    ];
                     t.call("prctl(PR_CAP_AMBIENT_RAISE)", libc::SYS_prctl, &args);
                 }
-                prctl(t, "prctl(PR_SET_SECUREBITS)", libc::PR_SET_SECUREBITS, record.securebits);
+                prctl(
+                    t,
+                    "prctl(PR_SET_SECUREBITS)",
+                    libc::PR_SET_SECUREBITS,
+                    record.securebits,
+                );
                 capset(t, record.effective, record.permitted, record.inheritable);
                 if record.no_new_privs {
                     prctl(t, "prctl(PR_SET_NO_NEW_PRIVS)", libc::PR_SET_NO_NEW_PRIVS, 1);
                 }
                 // Changing ids clears both of these, so they come last.
                 let signal = record.parent_death_signals.get(n).copied().unwrap_or(0);
-                prctl(t, "prctl(PR_SET_PDEATHSIG)", libc::PR_SET_PDEATHSIG, u64::from(signal));
+                prctl(
+                    t,
+                    "prctl(PR_SET_PDEATHSIG)",
+                    libc::PR_SET_PDEATHSIG,
+                    u64::from(signal),
+                );
                 if n == 0 && record.dumpable < 2 {
-                    prctl(t, "prctl(PR_SET_DUMPABLE)", libc::PR_SET_DUMPABLE, record.dumpable);
+                    prctl(
+                        t,
+                        "prctl(PR_SET_DUMPABLE)",
+                        libc::PR_SET_DUMPABLE,
+                        record.dumpable,
+                    );
                 }
             })?;
         }
@@ -179,7 +235,10 @@ pub fn must_be_root() -> Result<(), Error> {
         return Ok(());
     }
     Err(Blocker::at("freeze", "")
-        .why(format!("it runs as uid {}, and taking processes apart needs root", nix::unistd::geteuid()))
+        .why(format!(
+            "it runs as uid {}, and taking processes apart needs root",
+            nix::unistd::geteuid()
+        ))
         .remedy("run it with sudo")
         .refuse())
 }

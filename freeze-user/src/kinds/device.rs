@@ -45,7 +45,11 @@ impl FdKind for Device {
 
     fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
         let number = (major(fd.stat.rdev), minor(fd.stat.rdev));
-        Ok(Record { path: OsStr::from_bytes(&fd.link).into(), number, flags: fd.flags() })
+        Ok(Record {
+            path: OsStr::from_bytes(&fd.link).into(),
+            number,
+            flags: fd.flags(),
+        })
     }
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
@@ -56,7 +60,10 @@ impl FdKind for Device {
         };
         out.push(
             Blocker::at(record.path.display().to_string(), "")
-                .why(format!("expected the device {}:{}, found {found}", record.number.0, record.number.1))
+                .why(format!(
+                    "expected the device {}:{}, found {found}",
+                    record.number.0, record.number.1
+                ))
                 .remedy("create the device node"),
         );
     }

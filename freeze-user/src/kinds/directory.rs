@@ -40,7 +40,11 @@ impl FdKind for Directory {
     }
 
     fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
-        Ok(Record { path: OsStr::from_bytes(&fd.link).into(), flags: fd.flags(), position: fd.info.pos })
+        Ok(Record {
+            path: OsStr::from_bytes(&fd.link).into(),
+            flags: fd.flags(),
+            position: fd.info.pos,
+        })
     }
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
@@ -56,7 +60,8 @@ impl FdKind for Directory {
         let flags = OFlag::from_bits_retain(record.flags) | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY;
         let fd = nix::fcntl::open(&record.path, flags, Mode::empty()).on("open", name)?;
         if record.position != 0 {
-            nix::unistd::lseek64(fd.as_fd(), record.position, nix::unistd::Whence::SeekSet).on("lseek", name)?;
+            nix::unistd::lseek64(fd.as_fd(), record.position, nix::unistd::Whence::SeekSet)
+                .on("lseek", name)?;
         }
         Ok(fd)
     }

@@ -65,7 +65,9 @@ impl FdKind for EventFd {
 }
 
 fn unseen(fd: &FdView) -> Blocker {
-    fd.blocker().why("the kernel does not show its counter").remedy("close it before the checkpoint")
+    fd.blocker()
+        .why("the kernel does not show its counter")
+        .remedy("close it before the checkpoint")
 }
 
 /// Hexadecimal in fdinfo, padded with blanks.
@@ -76,7 +78,13 @@ fn count(fd: &FdView) -> Option<u64> {
 /// Finds the mode on kernels before 6.5, whose fdinfo does not tell it: at a count of two or more a read
 /// takes one from a semaphore and all from a counter. The count is put back; the process stands still meanwhile.
 fn try_semaphore(fd: BorrowedFd<'_>, count: u64) -> nix::Result<bool> {
-    let raise = |by: u64| if by == 0 { Ok(0) } else { nix::unistd::write(fd, &by.to_ne_bytes()) };
+    let raise = |by: u64| {
+        if by == 0 {
+            Ok(0)
+        } else {
+            nix::unistd::write(fd, &by.to_ne_bytes())
+        }
+    };
     let added = 2u64.saturating_sub(count);
     raise(added)?;
     let mut got = [0; 8];

@@ -59,19 +59,38 @@ impl ProcessKind for FdTable {
         let mut locks = Vec::new();
         let mut locked = std::collections::BTreeSet::new();
         for fd in &p.fds {
-            let Some(&file) = from.shared.files.get(&(p.pid, fd.fd)) else { continue };
-            slots.push(Slot { fd: fd.fd, file, cloexec: fd.cloexec() });
+            let Some(&file) = from.shared.files.get(&(p.pid, fd.fd)) else {
+                continue;
+            };
+            slots.push(Slot {
+                fd: fd.fd,
+                file,
+                cloexec: fd.cloexec(),
+            });
             // Every descriptor of a file shows all the process's locks on it: take them once.
             if !locked.insert((fd.stat.dev, fd.stat.ino)) {
                 continue;
             }
             let posix = fd.info.locks.iter().filter(|l| l.class == "POSIX");
-            locks.extend(posix.map(|l| PosixLock { fd: fd.fd, write: l.kind == "WRITE", start: l.start, end: l.end }));
+            locks.extend(posix.map(|l| PosixLock {
+                fd: fd.fd,
+                write: l.kind == "WRITE",
+                start: l.start,
+                end: l.end,
+            }));
         }
         for lock in &mut locks {
             // A write lock can be set through a writable descriptor only.
-            let file = p.fds.iter().find(|f| f.fd == lock.fd).map(|f| (f.stat.dev, f.stat.ino));
-            let wanted = if lock.write { libc::O_WRONLY } else { libc::O_RDONLY };
+            let file = p
+                .fds
+                .iter()
+                .find(|f| f.fd == lock.fd)
+                .map(|f| (f.stat.dev, f.stat.ino));
+            let wanted = if lock.write {
+                libc::O_WRONLY
+            } else {
+                libc::O_RDONLY
+            };
             let fits = |f: &&crate::observe::view::FdView| {
                 let access = f.flags() & libc::O_ACCMODE;
                 Some((f.stat.dev, f.stat.ino)) == file && (access == wanted || access == libc::O_RDWR)
@@ -96,13 +115,22 @@ impl ProcessKind for FdTable {
             let flags = if slot.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
             if next == fd {
                 let flag = if slot.cloexec { libc::FD_CLOEXEC as u64 } else { 0 };
-                calls.push(("fcntl(F_SETFD)", libc::SYS_fcntl, [fd, libc::F_SETFD as u64, flag, 0, 0, 0]));
+                calls.push((
+                    "fcntl(F_SETFD)",
+                    libc::SYS_fcntl,
+                    [fd, libc::F_SETFD as u64, flag, 0, 0, 0],
+                ));
                 next += 1;
             } else {
                 calls.push(("dup3", libc::SYS_dup3, [next, fd, flags, 0, 0, 0]));
                 calls.push(("close", libc::SYS_close, [next, 0, 0, 0, 0, 0]));
             }
-            while record.slots.binary_search_by_key(&(next as i32), |s| s.fd).is_ok() && next <= fd {
+            while record
+                .slots
+                .binary_search_by_key(&(next as i32), |s| s.fd)
+                .is_ok()
+                && next <= fd
+            {
                 next += 1;
             }
         }
@@ -112,7 +140,11 @@ impl ProcessKind for FdTable {
             building.tape(|t| {
                 for lock in some {
                     let arg = t.bytes(&sys::flock64(lock.write, lock.start, lock.end));
-                    t.call("fcntl(F_SETLK)", libc::SYS_fcntl, &[lock.fd as u64, libc::F_SETLK as u64, arg]);
+                    t.call(
+                        "fcntl(F_SETLK)",
+                        libc::SYS_fcntl,
+                        &[lock.fd as u64, libc::F_SETLK as u64, arg],
+                    );
                 }
             })?;
         }
@@ -137,6 +169,7 @@ fn unknown(fd: &crate::observe::view::FdView) -> Blocker {
         (libc::S_IFBLK, _) => "a block device",
         _ => "a kind of file freeze does not know",
     };
-    fd.blocker().why(format!("{what} is not carried")).remedy("let the program close it before the checkpoint")
+    fd.blocker()
+        .why(format!("{what} is not carried"))
+        .remedy("let the program close it before the checkpoint")
 }
-

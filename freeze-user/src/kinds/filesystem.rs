@@ -36,10 +36,17 @@ impl ProcessKind for Filesystem {
         }
         for (place, link) in [("cwd", &p.cwd), ("root", &p.root)] {
             let path = String::from_utf8_lossy(&link.path).into_owned();
-            out.extend(obstacle(&link.path, &link.stat).map(|(why, remedy)| p.blocker(place, path).why(why).remedy(remedy)));
+            out.extend(
+                obstacle(&link.path, &link.stat)
+                    .map(|(why, remedy)| p.blocker(place, path).why(why).remedy(remedy)),
+            );
         }
         if p.status.umask.is_none() {
-            out.push(p.blocker("umask", "").why("this kernel does not show it").remedy("use Linux 4.7 or newer"));
+            out.push(
+                p.blocker("umask", "")
+                    .why("this kernel does not show it")
+                    .remedy("use Linux 4.7 or newer"),
+            );
         }
     }
 

@@ -6,6 +6,7 @@ use crate::ids::Pid;
 use crate::nest::family::Family;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
+use crate::store::Draft;
 use crate::sys::{self, Kcmp};
 
 #[derive(Debug)]
@@ -19,9 +20,20 @@ impl ProcessKind for Kinship {
     type Record = Family;
 
     fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
-        if p.stat.is_zombie() {
-            let what = if p.stat.threads > 1 { "a process whose first thread has ended" } else { "a zombie" };
-            out.push(p.blocker("", what).why("there is nothing of it to carry").remedy("let its parent reap it (wait)"));
+        if p.stat.is_zombie() && p.stat.threads > 1 {
+            out.push(
+                p.blocker("", "a process whose first thread has ended")
+                    .why("it is not carried yet")
+                    .remedy("let the main thread wait for the others"),
+            );
+        } else if p.stat.is_zombie() && view.get(Pid(p.stat.ppid)).is_none() {
+            let why =
+                "it is a zombie whose parent is not part of the checkpoint: there is nothing of it to carry";
+            out.push(
+                p.blocker("", "a zombie")
+                    .why(why)
+                    .remedy("let its parent reap it (wait)"),
+            );
         }
         if p.stat.exit_signal != libc::SIGCHLD && !view.roots.contains(&p.pid) {
             out.push(
@@ -43,7 +55,9 @@ impl ProcessKind for Kinship {
                     out.push(
                         p.blocker("", name)
                             .why(format!("it is shared with its parent {parent}"))
-                            .remedy("try again when the program has executed another, or has stopped sharing"),
+                            .remedy(
+                                "try again when the program has executed another, or has stopped sharing",
+                            ),
                     );
                 }
             }
@@ -51,15 +65,7 @@ impl ProcessKind for Kinship {
     }
 
     fn collect(from: &mut Source<'_>) -> Result<Family> {
-        let p = &from.process.view;
-        Ok(Family {
-            pid: p.pid,
-            parent: Pid(p.stat.ppid),
-            pgid: Pid(p.stat.pgrp),
-            sid: Pid(p.stat.session),
-            root: from.view.get(Pid(p.stat.ppid)).is_none(),
-            tids: p.threads.iter().map(|t| t.tid).filter(|t| *t != p.pid).collect(),
-        })
+        Ok(family(&from.process.view, from.view))
     }
 
     fn precheck(_: &Family, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
@@ -68,4 +74,24 @@ impl ProcessKind for Kinship {
         // The nest was made from these records before any stage began.
         Ok(())
     }
+}
+
+fn family(p: &ProcessView, view: &View) -> Family {
+    Family {
+        pid: p.pid,
+        parent: Pid(p.stat.ppid),
+        pgid: Pid(p.stat.pgrp),
+        sid: Pid(p.stat.session),
+        root: view.get(Pid(p.stat.ppid)).is_none(),
+        tids: p.threads.iter().map(|t| t.tid).filter(|t| *t != p.pid).collect(),
+        ended: p.stat.is_zombie().then_some(p.stat.exit_code),
+    }
+}
+
+/// Records the processes that have ended and wait for their parents: of them there is kinship and nothing else.
+pub fn collect_zombies(view: &View, draft: &mut Draft) -> Result<()> {
+    for p in view.processes.iter().filter(|p| p.stat.is_zombie()) {
+        super::put_process::<Kinship>(p.pid, family(p, view), draft)?;
+    }
+    Ok(())
 }

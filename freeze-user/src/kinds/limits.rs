@@ -41,7 +41,9 @@ impl ProcessKind for Limits {
             }
             at
         })?;
-        let rlimits = (0..RESOURCES).map(|n| (ran.word(at + n * 16), ran.word(at + n * 16 + 8))).collect();
+        let rlimits = (0..RESOURCES)
+            .map(|n| (ran.word(at + n * 16), ran.word(at + n * 16 + 8)))
+            .collect();
         let number = |name: &str| {
             let path = format!("/proc/{pid}/{name}");
             std::fs::read_to_string(&path).on("read", || path)
@@ -62,7 +64,9 @@ impl ProcessKind for Limits {
             if *hard > own {
                 out.push(
                     Blocker::of(pid, format!("limit {}", name(n)), format!("hard limit {hard}"))
-                        .why(format!("freeze's own is {own}, and raising it needs CAP_SYS_RESOURCE"))
+                        .why(format!(
+                            "freeze's own is {own}, and raising it needs CAP_SYS_RESOURCE"
+                        ))
                         .remedy("raise it in the shell that starts freeze (ulimit -H)"),
                 );
             }
@@ -79,10 +83,16 @@ impl ProcessKind for Limits {
             }
         };
         if let Err(e) = write("oom_score_adj", record.oom_score_adj.to_string()) {
-            nest.warnings.push(format!("pid {pid}: oom_score_adj {} could not be set: {e}", record.oom_score_adj));
+            nest.warnings.push(format!(
+                "pid {pid}: oom_score_adj {} could not be set: {e}",
+                record.oom_score_adj
+            ));
         }
-        std::fs::write(format!("/proc/{pid}/coredump_filter"), format!("{:#x}", record.coredump_filter))
-            .on("write", || format!("/proc/{pid}/coredump_filter"))?;
+        std::fs::write(
+            format!("/proc/{pid}/coredump_filter"),
+            format!("{:#x}", record.coredump_filter),
+        )
+        .on("write", || format!("/proc/{pid}/coredump_filter"))?;
         nest.process(pid)?.tape(|t| {
             for (n, (soft, hard)) in record.rlimits.iter().enumerate() {
                 let mut bytes = soft.to_ne_bytes().to_vec();
@@ -97,8 +107,22 @@ impl ProcessKind for Limits {
 
 fn name(resource: usize) -> &'static str {
     const NAMES: [&str; RESOURCES as usize] = [
-        "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as", "locks", "sigpending",
-        "msgqueue", "nice", "rtprio", "rttime",
+        "cpu",
+        "fsize",
+        "data",
+        "stack",
+        "core",
+        "rss",
+        "nproc",
+        "nofile",
+        "memlock",
+        "as",
+        "locks",
+        "sigpending",
+        "msgqueue",
+        "nice",
+        "rtprio",
+        "rttime",
     ];
     NAMES.get(resource).copied().unwrap_or("unknown")
 }

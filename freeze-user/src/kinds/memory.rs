@@ -87,10 +87,26 @@ const OTHER_FLAGS: [&str; 5] = ["gd", "lo", "lf", "nr", "mw"];
 const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 6] = [
     (b"io", "device memory is mapped", "close the device first"),
     (b"pf", "device pages are mapped", "close the device first"),
-    (b"ht", "huge pages (hugetlb) are not carried yet", "start the program without hugetlb"),
-    (b"ss", "a shadow stack is not carried", "start the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"),
-    (b"sl", "it is sealed (mseal) and could not be moved into place", "start the program without sealing"),
-    (b"um", "the program tracks it with a userfaultfd of its own", "let it unregister the range"),
+    (
+        b"ht",
+        "huge pages (hugetlb) are not carried yet",
+        "start the program without hugetlb",
+    ),
+    (
+        b"ss",
+        "a shadow stack is not carried",
+        "start the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK",
+    ),
+    (
+        b"sl",
+        "it is sealed (mseal) and could not be moved into place",
+        "start the program without sealing",
+    ),
+    (
+        b"um",
+        "the program tracks it with a userfaultfd of its own",
+        "let it unregister the range",
+    ),
 ];
 
 fn is_shared_anon(v: &Vma) -> bool {
@@ -110,7 +126,11 @@ impl ProcessKind for Memory {
             return;
         }
         if let Some((why, remedy)) = FileRef::obstacle(&p.exe.path, &p.exe.stat) {
-            out.push(p.blocker("exe", String::from_utf8_lossy(&p.exe.path)).why(why).remedy(remedy));
+            out.push(
+                p.blocker("exe", String::from_utf8_lossy(&p.exe.path))
+                    .why(why)
+                    .remedy(remedy),
+            );
         }
         let mut stats: BTreeMap<&[u8], Option<FileStat>> = BTreeMap::new();
         for v in p.vmas.iter().filter(|v| !is_special(v)) {
@@ -123,23 +143,55 @@ impl ProcessKind for Memory {
                 continue;
             }
             let known = [
-                (&b"/SYSV"[..], "System V shared memory is not carried yet", "detach it first"),
-                (b"/memfd:", "a memfd is not carried yet", "unmap and close it first"),
-                (b"/anon_hugepage", "huge pages (hugetlb) are not carried yet", "start the program without hugetlb"),
-                (b"/[aio]", "a Linux AIO context is not carried yet", "let the program end it (io_destroy)"),
-                (b"anon_inode:", "a mapped kernel object (io_uring, perf, eBPF) is not carried", "let the program unmap it"),
-                (b"/secretmem", "memfd_secret memory cannot be read", "let the program unmap it"),
-                (b"[uprobes]", "a uprobe was set on it", "remove the probe and restart the program"),
+                (
+                    &b"/SYSV"[..],
+                    "System V shared memory is not carried yet",
+                    "detach it first",
+                ),
+                (
+                    b"/memfd:",
+                    "a memfd is not carried yet",
+                    "unmap and close it first",
+                ),
+                (
+                    b"/anon_hugepage",
+                    "huge pages (hugetlb) are not carried yet",
+                    "start the program without hugetlb",
+                ),
+                (
+                    b"/[aio]",
+                    "a Linux AIO context is not carried yet",
+                    "let the program end it (io_destroy)",
+                ),
+                (
+                    b"anon_inode:",
+                    "a mapped kernel object (io_uring, perf, eBPF) is not carried",
+                    "let the program unmap it",
+                ),
+                (
+                    b"/secretmem",
+                    "memfd_secret memory cannot be read",
+                    "let the program unmap it",
+                ),
+                (
+                    b"[uprobes]",
+                    "a uprobe was set on it",
+                    "remove the probe and restart the program",
+                ),
             ];
             if let Some((_, why, remedy)) = known.iter().find(|(prefix, ..)| v.name.starts_with(prefix)) {
                 out.push(at().why(*why).remedy(*remedy));
                 continue;
             }
             // The inode behind a mapping, not what lies at its path now.
-            let stat = stats.entry(&v.name).or_insert_with(|| FileStat::of(&map_file(p.pid, v)).ok());
+            let stat = stats
+                .entry(&v.name)
+                .or_insert_with(|| FileStat::of(&map_file(p.pid, v)).ok());
             match stat {
                 Some(stat) if stat.kind() == libc::S_IFREG => {
-                    out.extend(FileRef::obstacle(&v.name, stat).map(|(why, remedy)| at().why(why).remedy(remedy)));
+                    out.extend(
+                        FileRef::obstacle(&v.name, stat).map(|(why, remedy)| at().why(why).remedy(remedy)),
+                    );
                 }
                 Some(_) => out.push(at().why("a device is mapped").remedy("let the program unmap it")),
                 None => out.push(
@@ -161,7 +213,9 @@ impl ProcessKind for Memory {
             objects: Vec::new(),
             exe: from_exe(&view, from)?,
             layout: layout(&view, brk),
-            auxv: Bytes(std::fs::read(format!("/proc/{pid}/auxv")).on("read", || format!("/proc/{pid}/auxv"))?),
+            auxv: Bytes(
+                std::fs::read(format!("/proc/{pid}/auxv")).on("read", || format!("/proc/{pid}/auxv"))?,
+            ),
             vdso: Vec::new(),
             vdso_code: Bytes::default(),
         };
@@ -170,7 +224,9 @@ impl ProcessKind for Memory {
         let mut private = Vec::new();
         for v in &view.vmas {
             if is_vdso(&v.name) {
-                record.vdso.push((String::from_utf8_lossy(&v.name).into_owned(), v.range()));
+                record
+                    .vdso
+                    .push((String::from_utf8_lossy(&v.name).into_owned(), v.range()));
                 if v.name == b"[vdso]" {
                     record.vdso_code = Bytes(read_code(pid, v.range())?);
                 }
@@ -224,22 +280,33 @@ impl ProcessKind for Memory {
         set_layout(record, pid, nest)?;
         let handed = hand_over_backings(record, pid, nest)?;
         let space = SpaceId::private(pid);
-        let filled: Vec<Range> =
-            crate::ids::normalize(nest.image.runs(space).map(|r| r.range).collect());
+        let filled: Vec<Range> = crate::ids::normalize(nest.image.runs(space).map(|r| r.range).collect());
         let mut calls = Vec::with_capacity(record.vmas.len());
         let mut after = Vec::new();
         for m in &record.vmas {
             // Contents can be written while it is writable only.
             let has_contents = !m.shared && intersects(&filled, m.range);
-            let interim = if has_contents { libc::PROT_READ | libc::PROT_WRITE } else { m.prot };
+            let interim = if has_contents {
+                libc::PROT_READ | libc::PROT_WRITE
+            } else {
+                m.prot
+            };
             let fd = match m.backing {
                 Backing::Anonymous => !0,
                 Backing::File(i) => handed.files[&(i, needs_write(m))],
                 Backing::Object(i) => handed.objects[i],
             };
             let (at, len) = (m.range.start, m.range.len());
-            let offset = if matches!(m.backing, Backing::Anonymous) { 0 } else { m.offset };
-            calls.push(("mmap", libc::SYS_mmap, [at, len, interim as u64, mmap_flags(m) as u64, fd, offset]));
+            let offset = if matches!(m.backing, Backing::Anonymous) {
+                0
+            } else {
+                m.offset
+            };
+            calls.push((
+                "mmap",
+                libc::SYS_mmap,
+                [at, len, interim as u64, mmap_flags(m) as u64, fd, offset],
+            ));
             if interim != m.prot {
                 after.push(("mprotect", libc::SYS_mprotect, [at, len, m.prot as u64, 0, 0, 0]));
             }
@@ -255,10 +322,19 @@ impl ProcessKind for Memory {
         }
         let building = nest.process(pid)?;
         building.play(&calls)?;
-        let closes: Vec<_> = handed.all.iter().map(|fd| ("close", libc::SYS_close, [*fd, 0, 0, 0, 0, 0])).collect();
+        let closes: Vec<_> = handed
+            .all
+            .iter()
+            .map(|fd| ("close", libc::SYS_close, [*fd, 0, 0, 0, 0, 0]))
+            .collect();
         building.play(&closes)?;
         let anonymous: Vec<Range> = crate::ids::normalize(
-            record.vmas.iter().filter(|m| matches!(m.backing, Backing::Anonymous)).map(|m| m.range).collect(),
+            record
+                .vmas
+                .iter()
+                .filter(|m| matches!(m.backing, Backing::Anonymous))
+                .map(|m| m.range)
+                .collect(),
         );
         nest.image.for_each_run(space, |at, content| match content {
             Content::Bytes(bytes) => write_pages(pid, at.start, bytes),
@@ -275,7 +351,11 @@ impl ProcessKind for Memory {
                 const PR_SET_VMA: u64 = 0x5356_4d41;
                 let text = t.bytes(&[&name.0[..], b"\0"].concat());
                 // A kernel without CONFIG_ANON_VMA_NAME shows no names either.
-                t.try_call("prctl(PR_SET_VMA)", libc::SYS_prctl, &[PR_SET_VMA, 0, m.range.start, m.range.len(), text]);
+                t.try_call(
+                    "prctl(PR_SET_VMA)",
+                    libc::SYS_prctl,
+                    &[PR_SET_VMA, 0, m.range.start, m.range.len(), text],
+                );
             })?;
         }
         Ok(())
@@ -284,7 +364,11 @@ impl ProcessKind for Memory {
 
 /// Every address the process will map.
 pub fn occupied(record: &Record) -> impl Iterator<Item = Range> + '_ {
-    record.vmas.iter().map(|m| m.range).chain(record.vdso.iter().map(|(_, r)| *r))
+    record
+        .vmas
+        .iter()
+        .map(|m| m.range)
+        .chain(record.vdso.iter().map(|(_, r)| *r))
 }
 
 fn is_special(v: &Vma) -> bool {
@@ -297,12 +381,16 @@ fn map_file(pid: Pid, v: &Vma) -> String {
 
 fn kept_flags(v: &Vma) -> Vec<String> {
     let kept = ADVICE.iter().map(|(flag, _)| *flag).chain(OTHER_FLAGS);
-    kept.filter(|f| <&[u8; 2]>::try_from(f.as_bytes()).is_ok_and(|two| v.has(two))).map(str::to_owned).collect()
+    kept.filter(|f| <&[u8; 2]>::try_from(f.as_bytes()).is_ok_and(|two| v.has(two)))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// `[anon:x]` and `[anon_shmem:x]` carry a name that the program gave.
 fn given_name(name: &[u8]) -> Option<Bytes> {
-    let inner = name.strip_prefix(b"[anon:").or_else(|| name.strip_prefix(b"[anon_shmem:"))?;
+    let inner = name
+        .strip_prefix(b"[anon:")
+        .or_else(|| name.strip_prefix(b"[anon_shmem:"))?;
     inner.strip_suffix(b"]").map(|n| Bytes(n.to_vec()))
 }
 
@@ -351,7 +439,14 @@ fn file(
         return Ok(i);
     }
     let open = || File::open(&path).on("open", || path.clone());
-    files.push(FileRef::collect(&v.name, &stat, written, open, from.shared, from.draft)?);
+    files.push(FileRef::collect(
+        &v.name,
+        &stat,
+        written,
+        open,
+        from.shared,
+        from.draft,
+    )?);
     seen.insert((stat.dev, stat.ino), files.len() - 1);
     Ok(files.len() - 1)
 }
@@ -373,7 +468,11 @@ fn object(
         let file = File::open(&path).on("open", || path.clone())?;
         store_contents(&file, stat.size, space, from.draft, &|| path.clone())?;
     }
-    objects.push(Object { space, size: stat.size, noreserve: v.has(b"nr") });
+    objects.push(Object {
+        space,
+        size: stat.size,
+        noreserve: v.has(b"nr"),
+    });
     seen.insert(v.inode, objects.len() - 1);
     Ok(objects.len() - 1)
 }
@@ -395,7 +494,12 @@ fn needs_write(m: &Mapping) -> bool {
 
 fn mmap_flags(m: &Mapping) -> i32 {
     let has = |flag: &str| m.flags.iter().any(|f| f == flag);
-    let mut flags = libc::MAP_FIXED_NOREPLACE | if m.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    let mut flags = libc::MAP_FIXED_NOREPLACE
+        | if m.shared {
+            libc::MAP_SHARED
+        } else {
+            libc::MAP_PRIVATE
+        };
     if matches!(m.backing, Backing::Anonymous) {
         flags |= libc::MAP_ANONYMOUS;
     }
@@ -416,15 +520,30 @@ fn place_vdso(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         .map(|v| (v.name.clone(), v.range()))
         .collect();
     let scratch = nest.process(pid)?.scratch();
-    let wanted = |name: &[u8]| record.vdso.iter().find(|(n, _)| n.as_bytes() == name).map(|(_, r)| *r);
+    let wanted = |name: &[u8]| {
+        record
+            .vdso
+            .iter()
+            .find(|(n, _)| n.as_bytes() == name)
+            .map(|(_, r)| *r)
+    };
     // Old and new places may overlap in any way, so all go through a third place.
-    let mut taken: Vec<Range> = now.iter().map(|(_, r)| *r).chain(occupied(record)).chain([scratch]).collect();
+    let mut taken: Vec<Range> = now
+        .iter()
+        .map(|(_, r)| *r)
+        .chain(occupied(record))
+        .chain([scratch])
+        .collect();
     taken.push(Range::new(TASK_SIZE, TASK_SIZE));
     let total = now.iter().map(|(_, r)| r.len()).sum();
     let mut aside = free_place(crate::ids::normalize(taken), total).start;
     let remap = |from: Range, to: u64| {
         let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-        ("mremap", libc::SYS_mremap, [from.start, from.len(), from.len(), flags, to, 0])
+        (
+            "mremap",
+            libc::SYS_mremap,
+            [from.start, from.len(), from.len(), flags, to, 0],
+        )
     };
     if now.iter().all(|(name, r)| wanted(name) == Some(*r)) && now.len() == record.vdso.len() {
         return Ok(());
@@ -459,7 +578,11 @@ fn set_layout(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         map.extend_from_slice(&(at[0] as u32).to_ne_bytes());
         let len = map.len() as u64;
         let map = t.bytes(&map);
-        t.call("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, map, len, 0]);
+        t.call(
+            "prctl(PR_SET_MM_MAP)",
+            libc::SYS_prctl,
+            &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, map, len, 0],
+        );
         t.call("close", libc::SYS_close, &[at[0]]);
     })?;
     Ok(())
@@ -514,11 +637,16 @@ fn hand_over_backings(record: &Record, pid: Pid, nest: &mut Nest) -> Result<Hand
 fn write_pages(pid: Pid, at: u64, bytes: &[u8]) -> Result<()> {
     let mut done = 0;
     while done < bytes.len() {
-        let n = sys::vm_write(pid, at + done as u64, &bytes[done..])
-            .on("process_vm_writev", || format!("memory of {pid} at {:#x}", at + done as u64))?;
+        let n = sys::vm_write(pid, at + done as u64, &bytes[done..]).on("process_vm_writev", || {
+            format!("memory of {pid} at {:#x}", at + done as u64)
+        })?;
         if n == 0 {
             let errno = nix::errno::Errno::EFAULT;
-            return Err(Error::kernel("process_vm_writev", format!("memory of {pid} at {:#x}", at + done as u64), errno));
+            return Err(Error::kernel(
+                "process_vm_writev",
+                format!("memory of {pid} at {:#x}", at + done as u64),
+                errno,
+            ));
         }
         done += n;
     }

@@ -178,7 +178,11 @@ impl Common {
     fn collect(fd: &FdView, from: &Source<'_>) -> Result<Common> {
         let flags = fd.flags();
         if flags & libc::O_PATH != 0 {
-            return Ok(Common { flags, owner: (0, 0), signal: 0 });
+            return Ok(Common {
+                flags,
+                owner: (0, 0),
+                signal: 0,
+            });
         }
         let here = from.process.fd(fd.fd)?;
         let name = || format!("fd {} of {}", fd.fd, fd.pid);
@@ -299,7 +303,7 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
         collect: |from| {
             let pid = from.process.pid();
             let record = K::collect(from)?;
-            put(from.draft, K::TAG, K::VERSION, &ProcessFrame { pid, record })
+            put_process::<K>(pid, record, from.draft)
         },
         precheck: |payload, options, out| {
             let (pid, record) = peek::<K>(payload)?;
@@ -354,7 +358,12 @@ impl FdEntry {
 
 impl ProcessEntry {
     /// Adds what speaks against restoring one process's record here and now.
-    pub fn precheck(&self, payload: &[u8], options: &Options, out: &mut Vec<Blocker>) -> std::result::Result<(), String> {
+    pub fn precheck(
+        &self,
+        payload: &[u8],
+        options: &Options,
+        out: &mut Vec<Blocker>,
+    ) -> std::result::Result<(), String> {
         (self.precheck)(payload, options, out)
     }
 
@@ -368,6 +377,10 @@ impl ProcessEntry {
 pub fn peek<K: ProcessKind>(payload: &[u8]) -> std::result::Result<(Pid, K::Record), String> {
     let frame: ProcessFrame<K::Record> = rmp_serde::from_slice(payload).map_err(|e| e.to_string())?;
     Ok((frame.pid, frame.record))
+}
+
+fn put_process<K: ProcessKind>(pid: Pid, record: K::Record, draft: &mut Draft) -> Result<()> {
+    put(draft, K::TAG, K::VERSION, &ProcessFrame { pid, record })
 }
 
 fn put<T: Serialize>(draft: &mut Draft, tag: &'static str, version: u16, record: &T) -> Result<()> {
@@ -387,7 +400,11 @@ mod tests {
 
     #[test]
     fn tags_are_unique() {
-        let mut tags: Vec<&str> = FD_KINDS.iter().map(|k| k.tag).chain(PROCESS_KINDS.iter().map(|k| k.tag)).collect();
+        let mut tags: Vec<&str> = FD_KINDS
+            .iter()
+            .map(|k| k.tag)
+            .chain(PROCESS_KINDS.iter().map(|k| k.tag))
+            .collect();
         let n = tags.len();
         tags.sort_unstable();
         tags.dedup();

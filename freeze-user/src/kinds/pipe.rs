@@ -87,8 +87,7 @@ struct Ends {
 impl FdKind for Pipe {
     const TAG: &'static str = "pipe";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str =
-        "pipes: contents, capacity, packet mode, owner; every end in the checkpoint, however often it was opened";
+    const ABOUT: &'static str = "pipes: contents, capacity, packet mode, owner; every end in the checkpoint, however often it was opened";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -103,7 +102,9 @@ impl FdKind for Pipe {
                         "the pipe is also held outside the checkpoint, by pid {} ({}) as fd {}",
                         holder.pid, holder.command, holder.fd
                     ))
-                    .remedy("checkpoint a common ancestor, or start the program with its output going to a file"),
+                    .remedy(
+                        "checkpoint a common ancestor, or start the program with its output going to a file",
+                    ),
             );
         }
     }
@@ -132,10 +133,16 @@ impl FdKind for Pipe {
         if !nest.state::<Made>().pipes.contains_key(&record.pipe) {
             let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).on("pipe2", name)?;
             let any = reopen(read.as_fd(), libc::O_RDWR).on("open", name)?;
-            let ends = Ends { read: Some(read), write: Some(write), any };
+            let ends = Ends {
+                read: Some(read),
+                write: Some(write),
+                any,
+            };
             nest.state::<Made>().pipes.insert(record.pipe, ends);
         }
-        let Some(ends) = nest.state::<Made>().pipes.get_mut(&record.pipe) else { unreachable!("made just above") };
+        let Some(ends) = nest.state::<Made>().pipes.get_mut(&record.pipe) else {
+            unreachable!("made just above")
+        };
         if let Some(buffer) = &record.buffer {
             fill(ends.any.as_fd(), buffer).on("write", name)?;
         }
@@ -173,7 +180,10 @@ fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer> {
     let reader = reopen(held.as_fd(), libc::O_RDONLY)?;
     let inside = sys::ioctl_int(reader.as_fd(), libc::FIONREAD)? as usize;
     let mut pieces = Vec::new();
-    let packets = from.view.fds().any(|f| f.link == fd.link && f.flags() & libc::O_DIRECT != 0);
+    let packets = from
+        .view
+        .fds()
+        .any(|f| f.link == fd.link && f.flags() & libc::O_DIRECT != 0);
     if inside > 0 {
         let (copy, into) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         sys::fcntl(into.as_fd(), libc::F_SETPIPE_SZ, capacity)?;
@@ -193,7 +203,14 @@ fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer> {
             }
         }
     }
-    Ok(Buffer { capacity, pieces, packets, mode: fd.stat.mode & 0o7777, uid: fd.stat.uid, gid: fd.stat.gid })
+    Ok(Buffer {
+        capacity,
+        pieces,
+        packets,
+        mode: fd.stat.mode & 0o7777,
+        uid: fd.stat.uid,
+        gid: fd.stat.gid,
+    })
 }
 
 fn fill(pipe: BorrowedFd<'_>, buffer: &Buffer) -> nix::Result<()> {

@@ -59,19 +59,31 @@ impl FileRef {
             let name = String::from_utf8_lossy(path).into_owned();
             if stat.nlink > 0 {
                 return Some((
-                    format!("{name} was unlinked, but the file has {} other name(s) that the kernel does not tell", stat.nlink),
+                    format!(
+                        "{name} was unlinked, but the file has {} other name(s) that the kernel does not tell",
+                        stat.nlink
+                    ),
                     "link it to its old name again (ln), or let the program open it under a name that stays",
                 ));
             }
             return None;
         }
         if !link.starts_with(b"/") || link.starts_with(b"(unreachable)") {
-            return Some(("its path lies outside the file system tree that freeze sees".into(), "run freeze where the program sees its files (nsenter, chroot)"));
+            return Some((
+                "its path lies outside the file system tree that freeze sees".into(),
+                "run freeze where the program sees its files (nsenter, chroot)",
+            ));
         }
         match std::fs::symlink_metadata(OsStr::from_bytes(link)).map(|m| FileStat::from(&m)) {
             Ok(now) if (now.dev, now.ino) == (stat.dev, stat.ino) => None,
-            Ok(_) => Some(("another file or mount lies at its path now".into(), "unmount what covers it, or move the file back")),
-            Err(e) => Some((format!("its path cannot be followed: {e}"), "put the file back where it was opened")),
+            Ok(_) => Some((
+                "another file or mount lies at its path now".into(),
+                "unmount what covers it, or move the file back",
+            )),
+            Err(e) => Some((
+                format!("its path cannot be followed: {e}"),
+                "put the file back where it was opened",
+            )),
         }
     }
 
@@ -86,7 +98,11 @@ impl FileRef {
     ) -> Result<FileRef> {
         let name = || String::from_utf8_lossy(link).into_owned();
         let gone = link.ends_with(DELETED) && !leads_to(link, stat);
-        let path = if gone { &link[..link.len() - DELETED.len()] } else { link };
+        let path = if gone {
+            &link[..link.len() - DELETED.len()]
+        } else {
+            link
+        };
         let unlinked = gone.then(|| object_space(stat.dev, stat.ino));
         if let Some(space) = unlinked
             && shared.first_sight(stat.dev, stat.ino)
@@ -94,7 +110,13 @@ impl FileRef {
             store_contents(&open()?, stat.size, space, draft, &name)?;
         }
         let virtual_file = path.starts_with(b"/proc/") || path.starts_with(b"/sys/");
-        Ok(FileRef { path: OsStr::from_bytes(path).into(), stat: *stat, written, unlinked, virtual_file })
+        Ok(FileRef {
+            path: OsStr::from_bytes(path).into(),
+            stat: *stat,
+            written,
+            unlinked,
+            virtual_file,
+        })
     }
 
     /// Adds what has become of the file since: missing, replaced, shortened, changed.
@@ -106,19 +128,33 @@ impl FileRef {
         if self.unlinked.is_some() {
             match self.path.parent().map(std::fs::metadata) {
                 Some(Ok(m)) if m.is_dir() => {}
-                _ => out.push(at().why("the directory of this unlinked file is gone").remedy("create the directory")),
+                _ => out.push(
+                    at().why("the directory of this unlinked file is gone")
+                        .remedy("create the directory"),
+                ),
             }
             return;
         }
-        let accept = format!("put it back, or accept it as it is with --accept-changed {}", self.path.display());
+        let accept = format!(
+            "put it back, or accept it as it is with --accept-changed {}",
+            self.path.display()
+        );
         let now = match std::fs::symlink_metadata(&self.path) {
             Ok(m) => FileStat::from(&m),
-            Err(e) => return out.push(at().why(format!("the file is missing: {e}")).remedy("put it back where it was")),
+            Err(e) => {
+                return out.push(
+                    at().why(format!("the file is missing: {e}"))
+                        .remedy("put it back where it was"),
+                );
+            }
         };
         let same_file = (now.dev, now.ino) == (self.stat.dev, self.stat.ino);
         let same_bytes = now.size == self.stat.size && now.mtime == self.stat.mtime;
         if now.kind() != self.stat.kind() {
-            out.push(at().why("expected a regular file, found something else").remedy(accept));
+            out.push(
+                at().why("expected a regular file, found something else")
+                    .remedy(accept),
+            );
         } else if same_bytes {
         } else if !self.written {
             out.push(
@@ -141,8 +177,11 @@ impl FileRef {
             );
         } else if now.size < self.stat.size {
             out.push(
-                at().why(format!("the file was shortened: expected {} bytes or more, found {}", self.stat.size, now.size))
-                    .remedy(accept),
+                at().why(format!(
+                    "the file was shortened: expected {} bytes or more, found {}",
+                    self.stat.size, now.size
+                ))
+                .remedy(accept),
             );
         }
     }
@@ -150,16 +189,23 @@ impl FileRef {
     /// Opens it anew, with a description of its own.
     pub fn open(&self, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
         let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
-        let flags = OFlag::from_bits_retain(flags & !mask | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
+        let flags =
+            OFlag::from_bits_retain(flags & !mask | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
         let open = |path: &Path| {
             nix::fcntl::open(path, flags, Mode::empty()).on("open", || self.path.display().to_string())
         };
-        let Some(space) = self.unlinked else { return open(&self.path) };
+        let Some(space) = self.unlinked else {
+            return open(&self.path);
+        };
         if !nest.state::<Ghosts>().files.contains_key(&space) {
             let file = self.revive(space, nest)?;
             nest.state::<Ghosts>().files.insert(space, file);
         }
-        let file = nest.state::<Ghosts>().files.get(&space).map_or(-1, |g| g.1.as_raw_fd());
+        let file = nest
+            .state::<Ghosts>()
+            .files
+            .get(&space)
+            .map_or(-1, |g| g.1.as_raw_fd());
         open(Path::new(&format!("/proc/self/fd/{file}")))
     }
 
@@ -167,7 +213,13 @@ impl FileRef {
     fn revive(&self, space: SpaceId, nest: &mut Nest) -> Result<(Name, File)> {
         let name = || self.path.display().to_string();
         let create = |path: &Path| {
-            File::options().read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
+            File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(path)
         };
         // Somebody else's file may have that name by now; then any other will do.
         let mut path = self.path.clone();
@@ -175,7 +227,9 @@ impl FileRef {
         for n in 0.. {
             match &made {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && n < 1000 => {
-                    path = self.path.with_extension(format!("freeze-{}-{n}", std::process::id()));
+                    path = self
+                        .path
+                        .with_extension(format!("freeze-{}-{n}", std::process::id()));
                     made = create(&path);
                 }
                 _ => break,
@@ -188,8 +242,14 @@ impl FileRef {
             Error::Kernel { call, errno, .. } => Error::kernel(call, name(), errno),
             e => e,
         })?;
-        nix::unistd::fchown(file.as_fd(), Some(self.stat.uid.into()), Some(self.stat.gid.into())).on("fchown", name)?;
-        nix::sys::stat::fchmod(file.as_fd(), Mode::from_bits_truncate(self.stat.mode & 0o7777)).on("fchmod", name)?;
+        nix::unistd::fchown(
+            file.as_fd(),
+            Some(self.stat.uid.into()),
+            Some(self.stat.gid.into()),
+        )
+        .on("fchown", name)?;
+        nix::sys::stat::fchmod(file.as_fd(), Mode::from_bits_truncate(self.stat.mode & 0o7777))
+            .on("fchmod", name)?;
         let at = nix::sys::time::TimeSpec::new(self.stat.mtime.0, self.stat.mtime.1);
         nix::sys::stat::futimens(file.as_fd(), &at, &at).on("futimens", name)?;
         Ok((link, file))
@@ -208,9 +268,15 @@ impl FileRef {
         }
         let grown = now.size.saturating_sub(self.stat.size);
         if grown == 0 {
-            nest.warnings.push(format!("{}: written since the checkpoint; its contents are newer than the program", name()));
+            nest.warnings.push(format!(
+                "{}: written since the checkpoint; its contents are newer than the program",
+                name()
+            ));
         } else if nest.options.rewind_files {
-            let tail = nest.image.path().with_extension(format!("tail-{}-{}", self.stat.ino, self.stat.size));
+            let tail = nest
+                .image
+                .path()
+                .with_extension(format!("tail-{}-{}", self.stat.ino, self.stat.size));
             copy_tail(&self.path, self.stat.size, &tail).on("copy", || tail.display().to_string())?;
             let file = File::options().write(true).open(&self.path).on("open", name)?;
             file.set_len(self.stat.size).on("ftruncate", name)?;
@@ -278,7 +344,8 @@ pub fn store_contents(
             Err(Errno::ENXIO) => return Ok(()),
             Err(e) => return Err(e).on("lseek(SEEK_DATA)", name),
         };
-        let end = nix::unistd::lseek64(file, from as i64, Whence::SeekHole).on("lseek(SEEK_HOLE)", name)? as u64;
+        let end =
+            nix::unistd::lseek64(file, from as i64, Whence::SeekHole).on("lseek(SEEK_HOLE)", name)? as u64;
         let mut here = from.max(at / PAGE * PAGE);
         while here < end {
             let want = (end - here).min(buf.len() as u64) as usize;
@@ -290,7 +357,11 @@ pub fn store_contents(
             buf[got..whole].fill(0);
             // A short read inside a page would misalign the rest.
             draft.pages(space, here, &buf[..whole])?;
-            here += if got % PAGE as usize == 0 { got as u64 } else { whole as u64 };
+            here += if got % PAGE as usize == 0 {
+                got as u64
+            } else {
+                whole as u64
+            };
         }
         at = end.max(at + 1);
     }
@@ -301,9 +372,12 @@ pub fn store_contents(
 pub fn fill_from(file: &File, space: SpaceId, size: u64, nest: &Nest) -> Result<()> {
     nest.image.for_each_run(space, |at, content| {
         // Zeros need no writing: the file was made by growing it.
-        let Content::Bytes(bytes) = content else { return Ok(()) };
+        let Content::Bytes(bytes) = content else {
+            return Ok(());
+        };
         let len = (bytes.len() as u64).min(size.saturating_sub(at.start)) as usize;
-        file.write_all_at(&bytes[..len], at.start).on("write", || "a file from the image")
+        file.write_all_at(&bytes[..len], at.start)
+            .on("write", || "a file from the image")
     })
 }
 
@@ -311,7 +385,12 @@ fn copy_tail(path: &Path, from: u64, to: &Path) -> std::io::Result<()> {
     use std::io::{Seek, SeekFrom};
     let mut source = File::open(path)?;
     source.seek(SeekFrom::Start(from))?;
-    let mut tail = File::options().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    let mut tail = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(to)?;
     std::io::copy(&mut source, &mut tail)?;
     tail.sync_all()
 }
@@ -319,7 +398,8 @@ fn copy_tail(path: &Path, from: u64, to: &Path) -> std::io::Result<()> {
 impl FdKind for Regular {
     const TAG: &'static str = "regular-file";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "regular files: position, flags, flock and OFD locks; unlinked ones travel in the image";
+    const ABOUT: &'static str =
+        "regular files: position, flags, flock and OFD locks; unlinked ones travel in the image";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -330,8 +410,17 @@ impl FdKind for Regular {
         if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat) {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
-        for lock in fd.info.locks.iter().filter(|l| matches!(l.class.as_str(), "LEASE" | "DELEG")) {
-            out.push(fd.blocker().why(format!("a {} is held on it", lock.class.to_lowercase())).remedy("release it first"));
+        for lock in fd
+            .info
+            .locks
+            .iter()
+            .filter(|l| matches!(l.class.as_str(), "LEASE" | "DELEG"))
+        {
+            out.push(
+                fd.blocker()
+                    .why(format!("a {} is held on it", lock.class.to_lowercase()))
+                    .remedy("release it first"),
+            );
         }
     }
 
@@ -343,13 +432,23 @@ impl FdKind for Regular {
         };
         let written = fd.flags() & libc::O_ACCMODE != libc::O_RDONLY && fd.flags() & libc::O_PATH == 0;
         let file = FileRef::collect(&fd.link, &fd.stat, written, open, from.shared, from.draft)?;
-        let of = |class: &str| fd.info.locks.iter().filter(move |l| l.class == class).cloned().collect::<Vec<Lock>>();
+        let of = |class: &str| {
+            fd.info
+                .locks
+                .iter()
+                .filter(move |l| l.class == class)
+                .cloned()
+                .collect::<Vec<Lock>>()
+        };
         Ok(Record {
             file,
             flags: fd.flags(),
             position: fd.info.pos,
             flock: of("FLOCK").first().map(|l| l.kind.clone()),
-            ofd_locks: of("OFDLCK").into_iter().map(|l| (l.kind, l.start, l.end)).collect(),
+            ofd_locks: of("OFDLCK")
+                .into_iter()
+                .map(|l| (l.kind, l.start, l.end))
+                .collect(),
         })
     }
 
@@ -371,7 +470,11 @@ impl FdKind for Regular {
             nix::unistd::lseek64(fd.as_fd(), record.position, Whence::SeekSet).on("lseek", name)?;
         }
         if let Some(kind) = &record.flock {
-            let how = if kind == "WRITE" { libc::LOCK_EX } else { libc::LOCK_SH };
+            let how = if kind == "WRITE" {
+                libc::LOCK_EX
+            } else {
+                libc::LOCK_SH
+            };
             sys::flock(fd.as_fd(), how | libc::LOCK_NB).on("flock", name)?;
         }
         const F_OFD_SETLK: i32 = 37;

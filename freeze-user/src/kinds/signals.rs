@@ -46,7 +46,11 @@ impl ProcessKind for Signals {
             let at = t.space(64 * 32);
             for signal in changeable() {
                 let slot = at + (signal as u64 - 1) * 32;
-                t.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal as u64, 0, slot, 8]);
+                t.call(
+                    "rt_sigaction",
+                    libc::SYS_rt_sigaction,
+                    &[signal as u64, 0, slot, 8],
+                );
             }
             at
         })?;
@@ -60,7 +64,9 @@ impl ProcessKind for Signals {
                 mask: ran.word(slot + 24),
             }
         };
-        Ok(Record { actions: changeable().map(action).collect() })
+        Ok(Record {
+            actions: changeable().map(action).collect(),
+        })
     }
 
     fn precheck(_: &Record, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
@@ -69,14 +75,22 @@ impl ProcessKind for Signals {
         nest.process(pid)?.tape(|t| {
             // Ignoring it once flushes the SIGCHLDs of interim processes that freeze dismissed.
             let ignore = t.bytes(&[&1u64.to_ne_bytes()[..], &[0; 24]].concat());
-            t.call("rt_sigaction", libc::SYS_rt_sigaction, &[libc::SIGCHLD as u64, ignore, 0, 8]);
+            t.call(
+                "rt_sigaction",
+                libc::SYS_rt_sigaction,
+                &[libc::SIGCHLD as u64, ignore, 0, 8],
+            );
             for a in &record.actions {
                 let mut bytes = Vec::with_capacity(32);
                 for word in [a.handler, a.flags, a.restorer, a.mask] {
                     bytes.extend_from_slice(&word.to_ne_bytes());
                 }
                 let at = t.bytes(&bytes);
-                t.call("rt_sigaction", libc::SYS_rt_sigaction, &[a.signal as u64, at, 0, 8]);
+                t.call(
+                    "rt_sigaction",
+                    libc::SYS_rt_sigaction,
+                    &[a.signal as u64, at, 0, 8],
+                );
             }
         })?;
         Ok(())
@@ -104,8 +118,12 @@ impl ProcessKind for PendingSignals {
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
 
     fn collect(from: &mut Source<'_>) -> Result<Pending> {
-        let bytes = |list: Vec<crate::tracee::Pending>| list.into_iter().map(|p| Bytes(p.0)).collect::<Vec<_>>();
-        let mut out = Pending { process: Vec::new(), threads: Vec::new() };
+        let bytes =
+            |list: Vec<crate::tracee::Pending>| list.into_iter().map(|p| Bytes(p.0)).collect::<Vec<_>>();
+        let mut out = Pending {
+            process: Vec::new(),
+            threads: Vec::new(),
+        };
         for (n, thread) in from.process.threads().iter().enumerate() {
             if n == 0 {
                 out.process = bytes(thread.pending(true)?);
@@ -122,19 +140,28 @@ impl ProcessKind for PendingSignals {
 
     fn restore(record: &Pending, pid: Pid, nest: &mut Nest) -> Result<()> {
         let building = nest.process(pid)?;
-        let all = record.process.iter().chain(record.threads.iter().flat_map(|(_, list)| list));
+        let all = record
+            .process
+            .iter()
+            .chain(record.threads.iter().flat_map(|(_, list)| list));
         building.avoid_signals(all.filter_map(signal_of));
         for some in record.process.chunks(64) {
             building.tape(|t| {
                 for info in some {
                     let at = t.bytes(&info.0);
                     let signal = signal_of(info).unwrap_or(0) as u64;
-                    t.call("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &[pid.0 as u64, signal, at]);
+                    t.call(
+                        "rt_sigqueueinfo",
+                        libc::SYS_rt_sigqueueinfo,
+                        &[pid.0 as u64, signal, at],
+                    );
                 }
             })?;
         }
         for (tid, list) in &record.threads {
-            let Some(n) = building.threads.iter().position(|t| t.tid() == *tid) else { continue };
+            let Some(n) = building.threads.iter().position(|t| t.tid() == *tid) else {
+                continue;
+            };
             for some in list.chunks(64) {
                 building.tape_on(n, |t| {
                     for info in some {

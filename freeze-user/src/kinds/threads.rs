@@ -20,6 +20,8 @@ pub struct Threads;
 pub struct Record {
     /// The leader first.
     pub threads: Vec<Thread>,
+    /// The signal by which job control had stopped the process; 0 if it ran.
+    pub stopped_by: i32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,13 +88,6 @@ impl ProcessKind for Threads {
                         .remedy("let the main thread wait for the others"),
                 );
             }
-            if t.stat.state == 'T' {
-                out.push(
-                    Blocker::of(p.pid, format!("thread {}", t.tid), "")
-                        .why("it is stopped by job control, which is not carried yet")
-                        .remedy("continue it (kill -CONT)"),
-                );
-            }
         }
     }
 
@@ -104,11 +99,24 @@ impl ProcessKind for Threads {
                 let stack = t.space(24);
                 let address = t.space(8);
                 t.call("sigaltstack", libc::SYS_sigaltstack, &[0, stack]);
-                t.call("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &[PR_GET_TID_ADDRESS, address]);
-                (stack, address, t.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64]))
+                t.call(
+                    "prctl(PR_GET_TID_ADDRESS)",
+                    libc::SYS_prctl,
+                    &[PR_GET_TID_ADDRESS, address],
+                );
+                (
+                    stack,
+                    address,
+                    t.call(
+                        "prctl(PR_GET_TIMERSLACK)",
+                        libc::SYS_prctl,
+                        &[libc::PR_GET_TIMERSLACK as u64],
+                    ),
+                )
             })?;
             let name = || format!("thread {tid}");
-            let comm = std::fs::read(format!("/proc/{}/task/{tid}/comm", from.process.pid())).on("read", name)?;
+            let comm =
+                std::fs::read(format!("/proc/{}/task/{tid}/comm", from.process.pid())).on("read", name)?;
             let thread = &from.process.threads()[n];
             threads.push(Thread {
                 tid,
@@ -116,7 +124,11 @@ impl ProcessKind for Threads {
                 xstate: Bytes(thread.xstate()?),
                 mask: thread.mask(),
                 // SS_ONSTACK is where the stack pointer is, not a setting.
-                altstack: [ran.word(stack), ran.word(stack + 8) & 0xffff_ffff & !1, ran.word(stack + 16)],
+                altstack: [
+                    ran.word(stack),
+                    ran.word(stack + 8) & 0xffff_ffff & !1,
+                    ran.word(stack + 16),
+                ],
                 tid_address: ran.word(address),
                 robust_list: crate::sys::get_robust_list(tid).on("get_robust_list", name)?,
                 rseq: thread.rseq()?,
@@ -127,7 +139,8 @@ impl ProcessKind for Threads {
                 timer_slack: ran.value(slack) as u64,
             });
         }
-        Ok(Record { threads })
+        let stopped_by = from.process.threads().first().map_or(0, |t| t.group_stop());
+        Ok(Record { threads, stopped_by })
     }
 
     fn precheck(record: &Record, pid: Pid, _: &Options, out: &mut Vec<Blocker>) {
@@ -143,6 +156,7 @@ impl ProcessKind for Threads {
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         let building = nest.process(pid)?;
+        building.stopped_by = record.stopped_by;
         for some in record.threads[1..].chunks(128) {
             building.tape(|t| {
                 for thread in some {
@@ -154,15 +168,24 @@ impl ProcessKind for Threads {
                         | libc::CLONE_THREAD
                         | libc::CLONE_SYSVSEM
                         | libc::CLONE_PTRACE;
-                    let args =
-                        CloneArgs { flags: flags as u64, set_tid: tid, set_tid_size: 1, ..CloneArgs::default() };
+                    let args = CloneArgs {
+                        flags: flags as u64,
+                        set_tid: tid,
+                        set_tid_size: 1,
+                        ..CloneArgs::default()
+                    };
                     let args = t.bytes(&args.bytes());
                     t.call("clone3(CLONE_THREAD)", libc::SYS_clone3, &[args, 88]);
                 }
             })?;
             for thread in some {
-                let died = || crate::error::Error::Died { pid: thread.tid, how: "ended while it was built".into() };
-                building.threads.push(Seized::inherited(thread.tid).halted()?.ok_or_else(died)?);
+                let died = || crate::error::Error::Died {
+                    pid: thread.tid,
+                    how: "ended while it was built".into(),
+                };
+                building
+                    .threads
+                    .push(Seized::inherited(thread.tid).halted()?.ok_or_else(died)?);
             }
         }
         for (n, thread) in record.threads.iter().enumerate() {
@@ -171,17 +194,33 @@ impl ProcessKind for Threads {
                     let (head, len) = thread.robust_list;
                     t.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
                 }
-                t.call("set_tid_address", libc::SYS_set_tid_address, &[thread.tid_address]);
+                t.call(
+                    "set_tid_address",
+                    libc::SYS_set_tid_address,
+                    &[thread.tid_address],
+                );
                 let stack: Vec<u8> = thread.altstack.iter().flat_map(|w| w.to_ne_bytes()).collect();
                 let stack = t.bytes(&stack);
                 t.call("sigaltstack", libc::SYS_sigaltstack, &[stack, 0]);
                 let name = t.bytes(&[&thread.name.0[..], b"\0"].concat());
-                t.call("prctl(PR_SET_NAME)", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name]);
-                t.call("prctl(PR_SET_TIMERSLACK)", libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack]);
+                t.call(
+                    "prctl(PR_SET_NAME)",
+                    libc::SYS_prctl,
+                    &[libc::PR_SET_NAME as u64, name],
+                );
+                t.call(
+                    "prctl(PR_SET_TIMERSLACK)",
+                    libc::SYS_prctl,
+                    &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack],
+                );
                 // Last: from here on the kernel writes into the area on every way back.
                 let (address, len, signature) = thread.rseq;
                 if address != 0 {
-                    t.call("rseq", libc::SYS_rseq, &[address, u64::from(len), 0, u64::from(signature)]);
+                    t.call(
+                        "rseq",
+                        libc::SYS_rseq,
+                        &[address, u64::from(len), 0, u64::from(signature)],
+                    );
                 }
             })?;
             let name = || format!("thread {}", thread.tid);
@@ -217,7 +256,11 @@ fn schedule(thread: &Thread) -> nix::Result<()> {
 /// A call that the kernel restarts by itself goes on verbatim, except where its memory of the call (the restart
 /// block) is gone: it is made anew. An absolute wait is exact then; a relative one may wait longer, never less.
 fn resumed(regs: &Regs) -> Regs {
-    if regs.restarts_by_block() { regs.rewound() } else { *regs }
+    if regs.restarts_by_block() {
+        regs.rewound()
+    } else {
+        *regs
+    }
 }
 
 /// What a stopped thread's registers must be amended to, so that it sees no interruption; called right after the stop.
@@ -249,15 +292,27 @@ mod tests {
     use super::*;
 
     fn waiting(nr: i64, result: i64) -> Regs {
-        Regs { rip: 0x1002, orig_rax: nr as u64, rax: result as u64, ..Regs::default() }
+        Regs {
+            rip: 0x1002,
+            orig_rax: nr as u64,
+            rax: result as u64,
+            ..Regs::default()
+        }
     }
 
     #[test]
     fn a_wait_is_made_anew_unless_a_signal_waits() {
         let r = waiting(libc::SYS_epoll_wait, -4);
         let anew = undisturbed(&r, 0, 0, None);
-        assert_eq!((anew.rip, anew.rax, anew.orig_rax), (0x1000, libc::SYS_epoll_wait as u64, !0));
-        assert_eq!(undisturbed(&r, 0, 1 << 14, None), r, "SIGTERM is about to be handled");
+        assert_eq!(
+            (anew.rip, anew.rax, anew.orig_rax),
+            (0x1000, libc::SYS_epoll_wait as u64, !0)
+        );
+        assert_eq!(
+            undisturbed(&r, 0, 1 << 14, None),
+            r,
+            "SIGTERM is about to be handled"
+        );
         assert_eq!(undisturbed(&r, 1 << 14, 1 << 14, None), anew, "it is blocked");
         let read = waiting(libc::SYS_read, -4);
         assert_eq!(undisturbed(&read, 0, 0, None), read);
@@ -265,7 +320,11 @@ mod tests {
 
     #[test]
     fn a_critical_section_is_aborted() {
-        let r = Regs { rip: 0x105, orig_rax: !0, ..Regs::default() };
+        let r = Regs {
+            rip: 0x105,
+            orig_rax: !0,
+            ..Regs::default()
+        };
         assert_eq!(undisturbed(&r, 0, 0, Some((0x100, 0x10, 0x900))).rip, 0x900);
         assert_eq!(undisturbed(&r, 0, 0, Some((0x106, 0x10, 0x900))).rip, 0x105);
     }

@@ -38,7 +38,8 @@ const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 impl ProcessKind for Timers {
     const TAG: &'static str = "timers";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "interval timers and POSIX timers with their ids; what remained when frozen remains when restored";
+    const ABOUT: &'static str =
+        "interval timers and POSIX timers with their ids; what remained when frozen remains when restored";
     const STAGE: Stage = Stage::Last;
     type Record = Record;
 
@@ -86,7 +87,11 @@ impl ProcessKind for Timers {
                     (_, true) => libc::SIGEV_THREAD_ID,
                     _ => libc::SIGEV_SIGNAL,
                 },
-                thread: if timer.to_thread { Pid(timer.target) } else { Pid(0) },
+                thread: if timer.to_thread {
+                    Pid(timer.target)
+                } else {
+                    Pid(0)
+                },
                 value: timer.value,
                 setting: four(&ran, at),
             }));
@@ -103,7 +108,11 @@ impl ProcessKind for Timers {
             true => false,
             false => {
                 let prctl = building.tape(|t| {
-                    t.try_call("prctl", libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0])
+                    t.try_call(
+                        "prctl",
+                        libc::SYS_prctl,
+                        &[PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0],
+                    )
                 });
                 let (ran, at) = prctl?;
                 ran.result(at).is_ok()
@@ -117,28 +126,49 @@ impl ProcessKind for Timers {
                     let event = sigevent(timer);
                     let event = t.bytes(&event);
                     let slot = t.bytes(&timer.id.to_ne_bytes());
-                    (t.try_call("timer_create", libc::SYS_timer_create, &[timer.clock as u64, event, slot]), slot)
+                    (
+                        t.try_call(
+                            "timer_create",
+                            libc::SYS_timer_create,
+                            &[timer.clock as u64, event, slot],
+                        ),
+                        slot,
+                    )
                 })?;
-                ran.result(made).map_err(|e| crate::error::Error::kernel("timer_create", format!("timer {} of {pid}", timer.id), e))?;
+                ran.result(made).map_err(|e| {
+                    crate::error::Error::kernel("timer_create", format!("timer {} of {pid}", timer.id), e)
+                })?;
                 let got = i32::from_ne_bytes(ran.bytes(slot, 4).try_into().unwrap_or_default());
                 if got == timer.id {
                     break;
                 }
                 if by_id || got > timer.id || got < next {
-                    return Err(crate::error::Error::kernel("timer_create", format!("timer {} of {pid}", timer.id), Errno::EEXIST));
+                    return Err(crate::error::Error::kernel(
+                        "timer_create",
+                        format!("timer {} of {pid}", timer.id),
+                        Errno::EEXIST,
+                    ));
                 }
                 next = got;
                 building.call("timer_delete", libc::SYS_timer_delete, &[got as u64])?;
             }
         }
         if by_id {
-            building.call("prctl", libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0])?;
+            building.call(
+                "prctl",
+                libc::SYS_prctl,
+                &[PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0],
+            )?;
         }
         for some in record.posix.chunks(64) {
             building.tape(|t| {
                 for timer in some {
                     let at = t.bytes(&words(&timer.setting));
-                    t.call("timer_settime", libc::SYS_timer_settime, &[timer.id as u64, 0, at, 0]);
+                    t.call(
+                        "timer_settime",
+                        libc::SYS_timer_settime,
+                        &[timer.id as u64, 0, at, 0],
+                    );
                 }
             })?;
         }

@@ -44,7 +44,11 @@ impl ProcessKind for Traits {
 
     fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
         for t in p.threads.iter().filter(|t| t.status.seccomp != 0) {
-            let mode = if t.status.seccomp == 1 { "seccomp strict mode" } else { "a seccomp filter" };
+            let mode = if t.status.seccomp == 1 {
+                "seccomp strict mode"
+            } else {
+                "a seccomp filter"
+            };
             out.push(
                 Blocker::of(p.pid, format!("thread {}", t.tid), mode)
                     .why("seccomp is not carried yet")
@@ -63,8 +67,14 @@ impl ProcessKind for Traits {
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let (ran, ask) = from.process.tape(|t| {
             let subreaper = t.space(4);
-            t.call("prctl(PR_GET_CHILD_SUBREAPER)", libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, subreaper]);
-            let get = |t: &mut crate::tracee::tape::Tape<'_>, option: u64| t.try_call("prctl", libc::SYS_prctl, &[option]);
+            t.call(
+                "prctl(PR_GET_CHILD_SUBREAPER)",
+                libc::SYS_prctl,
+                &[libc::PR_GET_CHILD_SUBREAPER as u64, subreaper],
+            );
+            let get = |t: &mut crate::tracee::tape::Tape<'_>, option: u64| {
+                t.try_call("prctl", libc::SYS_prctl, &[option])
+            };
             (
                 subreaper,
                 t.call("personality", libc::SYS_personality, &[0xffff_ffff]),
@@ -73,7 +83,11 @@ impl ProcessKind for Traits {
                 get(t, PR_GET_MDWE),
                 get(t, PR_GET_MEMORY_MERGE),
                 get(t, libc::PR_GET_KEEPCAPS as u64),
-                t.try_call("membarrier", libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS]),
+                t.try_call(
+                    "membarrier",
+                    libc::SYS_membarrier,
+                    &[MEMBARRIER_CMD_GET_REGISTRATIONS],
+                ),
             )
         })?;
         let or_none = |index| ran.result(index).unwrap_or(0) as u64;
@@ -94,8 +108,13 @@ impl ProcessKind for Traits {
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         nest.process(pid)?.tape(|t| {
             t.call("personality", libc::SYS_personality, &[record.personality]);
-            let mut set = |option: u64, a: u64, b: u64| t.call("prctl", libc::SYS_prctl, &[option, a, b, 0, 0]);
-            set(libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(record.subreaper), 0);
+            let mut set =
+                |option: u64, a: u64, b: u64| t.call("prctl", libc::SYS_prctl, &[option, a, b, 0, 0]);
+            set(
+                libc::PR_SET_CHILD_SUBREAPER as u64,
+                u64::from(record.subreaper),
+                0,
+            );
             set(PR_SET_THP_DISABLE, u64::from(record.thp_disable != 0), 0);
             // 1 = set, with the policy that the query named (0 late, 1 early, 2 default).
             set(PR_MCE_KILL, 1, record.mce_kill);

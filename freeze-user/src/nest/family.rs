@@ -15,6 +15,8 @@ pub struct Family {
     pub root: bool,
     /// Its threads other than the leader.
     pub tids: Vec<Pid>,
+    /// For a zombie, the status its parent will get from wait(2).
+    pub ended: Option<i32>,
 }
 
 impl Family {
@@ -39,7 +41,10 @@ pub fn own_session() -> Pid {
 
 /// Whether no process has this number, so that it can be had for an interim leader.
 pub fn free(pid: Pid) -> bool {
-    pid.0 > 1 && !std::path::Path::new(&format!("/proc/{pid}")).exists() && !group_exists(pid) && !session_exists(pid)
+    pid.0 > 1
+        && !std::path::Path::new(&format!("/proc/{pid}")).exists()
+        && !group_exists(pid)
+        && !session_exists(pid)
 }
 
 /// Whether some process is in the group `pgid`.
@@ -60,7 +65,15 @@ mod tests {
     use super::*;
 
     fn one(pid: i32, parent: i32, sid: i32) -> Family {
-        Family { pid: Pid(pid), parent: Pid(parent), pgid: Pid(sid), sid: Pid(sid), root: false, tids: vec![] }
+        Family {
+            pid: Pid(pid),
+            parent: Pid(parent),
+            pgid: Pid(sid),
+            sid: Pid(sid),
+            root: false,
+            tids: vec![],
+            ended: None,
+        }
     }
 
     #[test]
@@ -68,6 +81,10 @@ mod tests {
         let all = [one(10, 1, 10), one(11, 10, 10), one(12, 10, 12), one(13, 12, 10)];
         assert_eq!(all[0].born_in(&all), None);
         assert_eq!(all[1].born_in(&all), Some(Pid(10)));
-        assert_eq!(all[2].born_in(&all), Some(Pid(10)), "13 was forked before 12 made its session");
+        assert_eq!(
+            all[2].born_in(&all),
+            Some(Pid(10)),
+            "13 was forked before 12 made its session"
+        );
     }
 }

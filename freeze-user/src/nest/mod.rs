@@ -42,6 +42,8 @@ pub struct Building {
     pub pid: Pid,
     /// The leader first.
     pub threads: Vec<Stopped>,
+    /// The job-control signal it was stopped by when recorded; 0 for none.
+    pub stopped_by: i32,
     scratch: Scratch,
 }
 
@@ -69,7 +71,11 @@ impl Building {
         let mut out = Vec::with_capacity(calls.len());
         let room = self.scratch.tape().room() / 64;
         for some in calls.chunks(room.max(1)) {
-            let (ran, n) = self.tape(|t| some.iter().map(|(name, nr, args)| t.call(name, *nr, args)).count())?;
+            let (ran, n) = self.tape(|t| {
+                some.iter()
+                    .map(|(name, nr, args)| t.call(name, *nr, args))
+                    .count()
+            })?;
             out.extend((0..n).map(|i| ran.value(i)));
         }
         Ok(out)
@@ -87,9 +93,17 @@ impl Building {
 
     /// Removes the scratch mapping and sets every thread going with the registers it was amended with.
     fn finish(self) -> Result<()> {
-        let Building { mut threads, scratch, .. } = self;
+        let Building {
+            pid,
+            mut threads,
+            stopped_by,
+            scratch,
+        } = self;
         scratch.unmap(&mut threads[0])?;
         threads.iter_mut().try_for_each(Stopped::park)?;
+        if stopped_by != 0 {
+            threads.remove(0).release_stopped(pid, stopped_by)?;
+        }
         // EXITKILL must not outlive the building: detaching ends it.
         threads.into_iter().try_for_each(Stopped::release)
     }
@@ -127,8 +141,9 @@ impl Nest {
         check_pids(families)?;
         let own = Pid(std::process::id() as i32);
         let door = sys::pidfd_open(own).on("pidfd_open", || "freeze itself")?;
-        let door = sys::dup_above(door.as_fd(), max_fd + 1)
-            .on("fcntl(F_DUPFD)", || format!("descriptor {} (is RLIMIT_NOFILE too low?)", max_fd + 1))?;
+        let door = sys::dup_above(door.as_fd(), max_fd + 1).on("fcntl(F_DUPFD)", || {
+            format!("descriptor {} (is RLIMIT_NOFILE too low?)", max_fd + 1)
+        })?;
         let mut nest = Nest {
             image,
             options,
@@ -141,7 +156,8 @@ impl Nest {
             door,
             states: HashMap::new(),
         };
-        nest.hatch(families, occupied).map_err(|e| e.fate(Fate::TakenDown))?;
+        nest.hatch(families, occupied)
+            .map_err(|e| e.fate(Fate::TakenDown))?;
         Ok(nest)
     }
 
@@ -157,12 +173,18 @@ impl Nest {
 
     /// A process under construction.
     pub fn process(&mut self, pid: Pid) -> Result<&mut Building> {
-        self.processes.get_mut(&pid).ok_or_else(|| Error::Died { pid, how: "is not part of the image".into() })
+        self.processes.get_mut(&pid).ok_or_else(|| Error::Died {
+            pid,
+            how: "is not part of the image".into(),
+        })
     }
 
     /// A kind's own state for the time of the restore.
     pub fn state<T: Any + Default>(&mut self) -> &mut T {
-        let any = self.states.entry(TypeId::of::<T>()).or_insert_with(|| Box::<T>::default());
+        let any = self
+            .states
+            .entry(TypeId::of::<T>())
+            .or_insert_with(|| Box::<T>::default());
         any.downcast_mut().expect("the map is keyed by the type")
     }
 
@@ -201,9 +223,20 @@ impl Nest {
         let door = self.door();
         let calls: Vec<_> = fds
             .iter()
-            .map(|fd| ("pidfd_getfd", libc::SYS_pidfd_getfd, [door, *fd as u64, 0, 0, 0, 0]))
+            .map(|fd| {
+                (
+                    "pidfd_getfd",
+                    libc::SYS_pidfd_getfd,
+                    [door, *fd as u64, 0, 0, 0, 0],
+                )
+            })
             .collect();
-        Ok(self.process(pid)?.play(&calls)?.into_iter().map(|n| n as u64).collect())
+        Ok(self
+            .process(pid)?
+            .play(&calls)?
+            .into_iter()
+            .map(|n| n as u64)
+            .collect())
     }
 
     /// Sets everything going: the end of a restore. From here on nothing can be taken back.
@@ -227,6 +260,37 @@ impl Nest {
         Ok(std::mem::take(&mut self.roots))
     }
 
+    /// Ends the processes that had ended when they were recorded, and leaves them to their parents.
+    pub fn end_zombies(&mut self, families: &[Family]) -> Result<()> {
+        for f in families {
+            let Some(status) = f.ended else { continue };
+            let building = self.process(f.pid)?;
+            building.tape(|t| {
+                let no_core = t.bytes(&[0; 16]);
+                t.call(
+                    "prlimit64",
+                    libc::SYS_prlimit64,
+                    &[0, u64::from(libc::RLIMIT_CORE), no_core, 0],
+                );
+                // Handlers that freeze itself has must not run in its place.
+                let default = t.bytes(&[0; 32]);
+                for signal in (1..=31).filter(|s| *s != libc::SIGKILL && *s != libc::SIGSTOP) {
+                    t.call(
+                        "rt_sigaction",
+                        libc::SYS_rt_sigaction,
+                        &[signal as u64, default, 0, 8],
+                    );
+                }
+            })?;
+            if let Some(mut building) = self.processes.remove(&f.pid) {
+                let insn = building.scratch.syscall_insn();
+                building.threads.remove(0).end(status, insn)?;
+            }
+            self.made.retain(|p| *p != f.pid);
+        }
+        Ok(())
+    }
+
     fn hatch(&mut self, families: &[Family], occupied: &[Range]) -> Result<()> {
         let own = Pid(std::process::id() as i32);
         let here = read_vmas(own, Depth::Maps)?;
@@ -235,7 +299,10 @@ impl Nest {
         let place = free_place(crate::ids::normalize(taken), (SCRATCH_PAGES + 1) * PAGE);
         for root in families.iter().filter(|f| f.root) {
             let session = family::own_session();
-            if root.born_in(families).is_some_and(|s| s != session && family::free(s)) {
+            if root
+                .born_in(families)
+                .is_some_and(|s| s != session && family::free(s))
+            {
                 // Its session's leader is gone: an interim process with that pid leads it just long enough.
                 let sid = root.born_in(families).unwrap_or(root.pid);
                 self.spawn_root(sid, place)?;
@@ -256,7 +323,10 @@ impl Nest {
     fn spawn_root(&mut self, pid: Pid, place: Range) -> Result<()> {
         sys::spawn_blank(pid).map_err(|e| pid_refused(pid, e))?;
         self.made.push(pid);
-        let dead = || Error::Died { pid, how: "ended while it was built".into() };
+        let dead = || Error::Died {
+            pid,
+            how: "ended while it was built".into(),
+        };
         let seized = Seized::seize(pid, EXITKILL)?.ok_or_else(dead)?;
         seized.interrupt();
         let mut leader = seized.halted()?.ok_or_else(dead)?;
@@ -264,9 +334,18 @@ impl Nest {
         let insn = find_syscall(pid, &vmas)?;
         let (rseq, rseq_len, rseq_sig) = leader.rseq()?;
         let scratch = Scratch::map_at(&mut leader, pid, pid.0, insn, place)?;
-        let mut building = Building { pid, threads: vec![leader], scratch };
+        let mut building = Building {
+            pid,
+            threads: vec![leader],
+            stopped_by: 0,
+            scratch,
+        };
         let door = self.door();
-        let mut keep: Vec<Range> = vmas.iter().filter(|v| is_vdso(&v.name)).map(|v| v.range()).collect();
+        let mut keep: Vec<Range> = vmas
+            .iter()
+            .filter(|v| is_vdso(&v.name))
+            .map(|v| v.range())
+            .collect();
         keep.push(place);
         let keep = crate::ids::normalize(keep);
         let everything = [Range::new(0, TASK_SIZE)];
@@ -279,7 +358,11 @@ impl Nest {
             if door > 0 {
                 t.call("close_range", libc::SYS_close_range, &[0, door - 1, 0]);
             }
-            t.call("close_range", libc::SYS_close_range, &[door + 1, u64::from(u32::MAX), 0]);
+            t.call(
+                "close_range",
+                libc::SYS_close_range,
+                &[door + 1, u64::from(u32::MAX), 0],
+            );
             for gap in crate::ids::subtract(&everything, &keep) {
                 t.call("munmap", libc::SYS_munmap, &[gap.start, gap.len()]);
             }
@@ -293,7 +376,11 @@ impl Nest {
         let building = self.process(parent)?;
         let made = building.tape(|t| {
             let tid = t.bytes(&pid.0.to_ne_bytes());
-            let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
+            let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 {
+                libc::SIGCHLD as u64
+            } else {
+                0
+            };
             let args = CloneArgs {
                 flags: flags | libc::CLONE_PTRACE as u64,
                 exit_signal,
@@ -312,8 +399,19 @@ impl Nest {
         }
         self.made.push(pid);
         let child = Seized::inherited(pid).halted()?;
-        let child = child.ok_or_else(|| Error::Died { pid, how: "ended while it was built".into() })?;
-        self.processes.insert(pid, Building { pid, threads: vec![child], scratch });
+        let child = child.ok_or_else(|| Error::Died {
+            pid,
+            how: "ended while it was built".into(),
+        })?;
+        self.processes.insert(
+            pid,
+            Building {
+                pid,
+                threads: vec![child],
+                stopped_by: 0,
+                scratch,
+            },
+        );
         Ok(())
     }
 
@@ -327,11 +425,15 @@ impl Nest {
 
     /// Forks the descendants of `me`, which stands in session `session`, and makes the sessions they lead.
     fn grow(&mut self, families: &[Family], me: &Family, session: Pid) -> Result<()> {
-        let children: Vec<&Family> = families.iter().filter(|f| !f.root && f.parent == me.pid).collect();
+        let children: Vec<&Family> = families
+            .iter()
+            .filter(|f| !f.root && f.parent == me.pid)
+            .collect();
         let leads = me.sid == me.pid;
         // A session leader's children that are in its session come after setsid(2), all others before.
-        let (later, first): (Vec<&Family>, Vec<&Family>) =
-            children.into_iter().partition(|c| leads && c.born_in(families).is_none_or(|s| s == me.pid));
+        let (later, first): (Vec<&Family>, Vec<&Family>) = children
+            .into_iter()
+            .partition(|c| leads && c.born_in(families).is_none_or(|s| s == me.pid));
         for child in first {
             self.bear(families, me.pid, child, session)?;
         }
@@ -373,9 +475,12 @@ impl Nest {
             let interim = !families.iter().any(|l| l.pid == f.pgid) && family::free(f.pgid);
             if interim && !family::group_exists(f.pgid) {
                 self.fork(f.pid, f.pgid, 0)?;
-                self.process(f.pgid)?.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
+                self.process(f.pgid)?
+                    .call("setpgid", libc::SYS_setpgid, &[0, 0])?;
             }
-            let joined = self.process(f.pid)?.call("setpgid", libc::SYS_setpgid, &[0, f.pgid.0 as u64]);
+            let joined = self
+                .process(f.pid)?
+                .call("setpgid", libc::SYS_setpgid, &[0, f.pgid.0 as u64]);
             if interim && self.processes.contains_key(&f.pgid) {
                 self.dismiss(f.pgid)?;
                 let reap = [f.pgid.0 as u64, 0, libc::__WALL as u64, 0];
@@ -446,7 +551,10 @@ pub fn is_vdso(name: &[u8]) -> bool {
 pub fn free_place(taken: Vec<Range>, len: u64) -> Range {
     // Away from zero, where mmap_min_addr reigns, and with a page of air on both sides.
     let all = [Range::new(0x1000_0000, TASK_SIZE - PAGE)];
-    let gap = crate::ids::subtract(&all, &taken).into_iter().filter(|g| g.len() >= len + 2 * PAGE).max_by_key(|g| g.len());
+    let gap = crate::ids::subtract(&all, &taken)
+        .into_iter()
+        .filter(|g| g.len() >= len + 2 * PAGE)
+        .max_by_key(|g| g.len());
     let start = gap.map_or(0x1000_0000, |g| g.start + (g.len() - len) / 2 / PAGE * PAGE);
     Range::new(start, start + len)
 }
@@ -465,14 +573,23 @@ fn pid_refused(pid: Pid, errno: nix::errno::Errno) -> Error {
 }
 
 fn taken(pid: Pid) -> Blocker {
-    let who = std::fs::read(format!("/proc/{pid}/stat")).ok().and_then(|t| Stat::parse(&t));
+    let who = std::fs::read(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|t| Stat::parse(&t));
     let (object, why) = match who {
         Some(s) if s.is_zombie() => (
             format!("a zombie of {}", String::from_utf8_lossy(&s.comm)),
-            format!("the pid is still taken: its parent {} ({}) has not reaped it", s.ppid, command_of(Pid(s.ppid))),
+            format!(
+                "the pid is still taken: its parent {} ({}) has not reaped it",
+                s.ppid,
+                command_of(Pid(s.ppid))
+            ),
         ),
         Some(_) => (command_of(pid), "the pid is taken".to_owned()),
-        None => ("in use as a thread, process group or session".to_owned(), "the pid is taken".to_owned()),
+        None => (
+            "in use as a thread, process group or session".to_owned(),
+            "the pid is taken".to_owned(),
+        ),
     };
     Blocker::at(format!("pid {pid}"), object)
         .why(why)
@@ -488,13 +605,17 @@ fn in_use(pid: Pid) -> bool {
 fn check_pids(families: &[Family]) -> Result<()> {
     let began = Instant::now();
     loop {
-        let wanted = families.iter().flat_map(|f| std::iter::once(f.pid).chain(f.tids.iter().copied()));
+        let wanted = families
+            .iter()
+            .flat_map(|f| std::iter::once(f.pid).chain(f.tids.iter().copied()));
         let busy: BTreeSet<Pid> = wanted.filter(|p| in_use(*p)).collect();
         if busy.is_empty() {
             return Ok(());
         }
         let dying = |p: &Pid| {
-            let stat = std::fs::read(format!("/proc/{p}/stat")).ok().and_then(|t| Stat::parse(&t));
+            let stat = std::fs::read(format!("/proc/{p}/stat"))
+                .ok()
+                .and_then(|t| Stat::parse(&t));
             stat.is_none_or(|s| s.is_zombie())
         };
         if began.elapsed() > REAPING || !busy.iter().all(dying) {

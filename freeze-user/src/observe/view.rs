@@ -86,7 +86,10 @@ impl FdView {
     /// The `x` of `anon_inode:[x]` or `anon_inode:x`.
     pub fn anon_inode(&self) -> Option<&str> {
         let rest = self.link.strip_prefix(b"anon_inode:")?;
-        let rest = rest.strip_prefix(b"[").and_then(|r| r.strip_suffix(b"]")).unwrap_or(rest);
+        let rest = rest
+            .strip_prefix(b"[")
+            .and_then(|r| r.strip_suffix(b"]"))
+            .unwrap_or(rest);
         std::str::from_utf8(rest).ok()
     }
 
@@ -144,7 +147,9 @@ impl ProcessView {
 
     /// Whether smaps was read, so that the vmas carry their flags.
     pub fn has_flags(&self) -> bool {
-        self.vmas.iter().all(|v| !v.flags.is_empty() || v.name == b"[vsyscall]")
+        self.vmas
+            .iter()
+            .all(|v| !v.flags.is_empty() || v.name == b"[vsyscall]")
     }
 }
 
@@ -187,9 +192,17 @@ impl View {
                 continue;
             }
             set.push(pid);
-            queue.extend(parents.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child));
+            queue.extend(
+                parents
+                    .iter()
+                    .filter(|(_, parent)| *parent == pid)
+                    .map(|(child, _)| *child),
+            );
         }
-        let mut view = View { roots: roots.to_vec(), ..View::default() };
+        let mut view = View {
+            roots: roots.to_vec(),
+            ..View::default()
+        };
         for &pid in &set {
             match ProcessView::read(pid, depth) {
                 Ok(p) => view.processes.push(p),
@@ -228,17 +241,24 @@ impl View {
                 continue;
             }
             // Processes that end, or that we may not look into, hold nothing we could name.
-            let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+            let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+                continue;
+            };
             let mut command = None;
             for entry in dir.flatten() {
-                let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+                let Ok(link) = std::fs::read_link(entry.path()) else {
+                    continue;
+                };
                 let link = link.into_os_string().into_vec();
                 if !joint.contains(&link) {
                     continue;
                 }
                 let fd = entry.file_name().to_string_lossy().parse().unwrap_or(-1);
                 let command = command.get_or_insert_with(|| command_of(pid)).clone();
-                self.outside.entry(link).or_default().push(Holder { pid, fd, command });
+                self.outside
+                    .entry(link)
+                    .or_default()
+                    .push(Holder { pid, fd, command });
             }
         }
         Ok(())
@@ -250,9 +270,13 @@ impl ProcessView {
     pub fn read(pid: Pid, depth: Depth) -> Result<ProcessView> {
         let dir = format!("/proc/{pid}");
         let gone = |e: Error| match e {
-            Error::Kernel { errno: Errno::ENOENT | Errno::ESRCH, .. } => {
-                Error::Died { pid, how: "does not exist".into() }
-            }
+            Error::Kernel {
+                errno: Errno::ENOENT | Errno::ESRCH,
+                ..
+            } => Error::Died {
+                pid,
+                how: "does not exist".into(),
+            },
             e => e,
         };
         let stat = read_stat(&dir).map_err(gone)?;
@@ -327,8 +351,10 @@ pub fn read_vmas(pid: Pid, depth: Depth) -> Result<Vec<Vma>> {
 /// All processes of this pid namespace, in order.
 pub fn all_pids() -> Result<Vec<Pid>> {
     let dir = std::fs::read_dir("/proc").on("readdir", || "/proc")?;
-    let mut pids: Vec<Pid> =
-        dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid)).collect();
+    let mut pids: Vec<Pid> = dir
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid))
+        .collect();
     pids.sort_unstable();
     Ok(pids)
 }
@@ -354,7 +380,10 @@ fn command_text(cmdline: &[u8], comm: &[u8]) -> String {
         return String::from_utf8_lossy(comm).into_owned();
     }
     let text = String::from_utf8_lossy(cmdline.strip_suffix(b"\0").unwrap_or(cmdline)).replace('\0', " ");
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(60)
+        .collect()
 }
 
 fn malformed(path: &str) -> Error {
@@ -377,7 +406,10 @@ fn read_link(dir: &str, name: &str) -> Result<LinkView> {
     let path = format!("{dir}/{name}");
     let link = std::fs::read_link(&path).on("readlink", || path.clone())?;
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
-    Ok(LinkView { path: link.into_os_string().into_vec(), stat })
+    Ok(LinkView {
+        path: link.into_os_string().into_vec(),
+        stat,
+    })
 }
 
 /// Byte 4 of an ELF file is its class: 1 for 32 bits.
@@ -391,11 +423,25 @@ fn is_32_bit(dir: &str) -> Result<bool> {
 
 fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
     let mut out = BTreeMap::new();
-    for kind in ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"]
-    {
-        let Ok(link) = std::fs::read_link(format!("{dir}/ns/{kind}")) else { continue };
+    for kind in [
+        "cgroup",
+        "ipc",
+        "mnt",
+        "net",
+        "pid",
+        "pid_for_children",
+        "time",
+        "time_for_children",
+        "user",
+        "uts",
+    ] {
+        let Ok(link) = std::fs::read_link(format!("{dir}/ns/{kind}")) else {
+            continue;
+        };
         let text = link.to_string_lossy();
-        let inode = text.split_once('[').and_then(|(_, n)| n.strip_suffix(']')?.parse().ok());
+        let inode = text
+            .split_once('[')
+            .and_then(|(_, n)| n.strip_suffix(']')?.parse().ok());
         if let Some(inode) = inode {
             out.insert(kind.to_owned(), inode);
         }
@@ -415,13 +461,24 @@ fn read_threads(dir: &str, p: &ProcessView) -> Result<Vec<ThreadView>> {
     for tid in tids {
         if tid == p.pid.0 {
             // The process's own stat sums over the threads; state and masks are the leader's either way.
-            out.push(ThreadView { tid: p.pid, stat: p.stat.clone(), status: p.status.clone() });
+            out.push(ThreadView {
+                tid: p.pid,
+                stat: p.stat.clone(),
+                status: p.status.clone(),
+            });
             continue;
         }
         let dir = format!("{path}/{tid}");
         match read_stat(&dir).and_then(|stat| Ok((stat, read_status(&dir)?))) {
-            Ok((stat, status)) => out.push(ThreadView { tid: Pid(tid), stat, status }),
-            Err(Error::Kernel { errno: Errno::ENOENT | Errno::ESRCH, .. }) => {}
+            Ok((stat, status)) => out.push(ThreadView {
+                tid: Pid(tid),
+                stat,
+                status,
+            }),
+            Err(Error::Kernel {
+                errno: Errno::ENOENT | Errno::ESRCH,
+                ..
+            }) => {}
             Err(e) => return Err(e),
         }
     }
@@ -448,7 +505,9 @@ fn read_fds(pid: Pid, dir: &str) -> Result<Vec<FdView>> {
         match read_fd(pid, fd) {
             Ok(view) => out.push(view),
             // Closed since the directory was read.
-            Err(Error::Kernel { errno: Errno::ENOENT, .. }) => {}
+            Err(Error::Kernel {
+                errno: Errno::ENOENT, ..
+            }) => {}
             Err(e) => return Err(e),
         }
     }
@@ -458,12 +517,21 @@ fn read_fds(pid: Pid, dir: &str) -> Result<Vec<FdView>> {
 /// Reads one fd of a process.
 pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
     let path = format!("/proc/{pid}/fd/{fd}");
-    let link = std::fs::read_link(&path).on("readlink", || path.clone())?.into_os_string().into_vec();
+    let link = std::fs::read_link(&path)
+        .on("readlink", || path.clone())?
+        .into_os_string()
+        .into_vec();
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
     let info_path = format!("/proc/{pid}/fdinfo/{fd}");
     let text = std::fs::read_to_string(&info_path).on("read", || info_path.clone())?;
     let info = FdInfo::parse(&text).ok_or_else(|| malformed(&info_path))?;
-    Ok(FdView { pid, fd, link, stat, info })
+    Ok(FdView {
+        pid,
+        fd,
+        link,
+        stat,
+        info,
+    })
 }
 
 #[cfg(test)]
@@ -477,13 +545,26 @@ mod tests {
         let v = View::read(&[pid], Depth::Maps).unwrap();
         let p = v.get(pid).unwrap();
         assert!(!p.vmas.is_empty() && !p.threads.is_empty() && p.namespaces.contains_key("pid"));
-        let fd = p.fds.iter().find(|f| f.fd == std::os::fd::AsRawFd::as_raw_fd(&read)).unwrap();
+        let fd = p
+            .fds
+            .iter()
+            .find(|f| f.fd == std::os::fd::AsRawFd::as_raw_fd(&read))
+            .unwrap();
         assert!(fd.link.starts_with(b"pipe:["));
     }
 
     #[test]
     fn a_pid_that_is_not_there_is_named() {
         let e = View::read(&[Pid(0x3fff_ffff)], Depth::Maps).unwrap_err();
-        assert!(matches!(e, Error::Died { pid: Pid(0x3fff_ffff), .. }), "{e}");
+        assert!(
+            matches!(
+                e,
+                Error::Died {
+                    pid: Pid(0x3fff_ffff),
+                    ..
+                }
+            ),
+            "{e}"
+        );
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::error::{Blocker, Error, Result};
 use crate::ids::Pid;
-use crate::kinds::PROCESS_KINDS;
+use crate::kinds::kinship::Kinship;
+use crate::kinds::{PROCESS_KINDS, ProcessKind};
 use crate::observe::view::{ProcessView, View};
 
 /// A set of processes that can be checkpointed as far as can be told from outside.
@@ -25,7 +26,11 @@ impl Host {
     pub fn here() -> Result<Host> {
         let own_pid = Pid(std::process::id() as i32);
         let own = ProcessView::read(own_pid, crate::observe::view::Depth::Maps)?;
-        Ok(Host { own_pid, agent: None, namespaces: own.namespaces })
+        Ok(Host {
+            own_pid,
+            agent: None,
+            namespaces: own.namespaces,
+        })
     }
 }
 
@@ -43,20 +48,36 @@ pub fn plan(view: View, host: &Host) -> Result<Plan> {
 
 fn verdict(p: &ProcessView, view: &View, host: &Host, out: &mut Vec<Blocker>) {
     if p.stat.is_kernel_thread() {
-        out.push(p.blocker("", p.command()).why("it is a kernel thread").remedy("name a process"));
+        out.push(
+            p.blocker("", p.command())
+                .why("it is a kernel thread")
+                .remedy("name a process"),
+        );
         return;
     }
     if p.pid == Pid(1) {
-        out.push(p.blocker("", p.command()).why("it is the init of this pid namespace").remedy("name one of its children"));
+        out.push(
+            p.blocker("", p.command())
+                .why("it is the init of this pid namespace")
+                .remedy("name one of its children"),
+        );
         return;
     }
     if p.pid == host.own_pid || Some(p.pid) == host.agent {
-        let what = if p.pid == host.own_pid { "freeze itself" } else { "the agent of freeze" };
+        let what = if p.pid == host.own_pid {
+            "freeze itself"
+        } else {
+            "the agent of freeze"
+        };
         out.push(
             p.blocker("", p.command())
                 .why(format!("it is {what}, which cannot stop itself"))
                 .remedy("start freeze from outside the process tree that is to be frozen"),
         );
+        return;
+    }
+    if p.stat.is_zombie() {
+        Kinship::verdict(p, view, out);
         return;
     }
     namespaces(p, host, out);

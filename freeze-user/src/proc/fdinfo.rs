@@ -34,7 +34,9 @@ impl FdInfo {
         let mut out = FdInfo::default();
         let mut seen = false;
         for line in text.lines() {
-            let Some((key, value)) = line.split_once(':') else { continue };
+            let Some((key, value)) = line.split_once(':') else {
+                continue;
+            };
             let (key, value) = (key.trim(), value.trim());
             match key {
                 "pos" => out.pos = value.parse().ok()?,
@@ -58,7 +60,10 @@ impl FdInfo {
 
     /// All values under `key`, in order.
     pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        self.rest.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
+        self.rest
+            .iter()
+            .filter(move |(k, _)| k == key)
+            .map(|(_, v)| v.as_str())
     }
 }
 
@@ -91,7 +96,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!((i.pos, i.flags, i.mnt_id), (17, 0o2100002, 29));
-        assert_eq!((i.locks[0].start, i.locks[0].end, i.locks[1].end), (10, Some(19), None));
+        assert_eq!(
+            (i.locks[0].start, i.locks[0].end, i.locks[1].end),
+            (10, Some(19), None)
+        );
         assert_eq!(i.get("eventfd-count"), Some("2"));
     }
 

@@ -63,11 +63,17 @@ pub fn parse_smaps(text: &[u8]) -> Option<Vec<Vma>> {
     let mut out: Vec<Vma> = Vec::new();
     for line in lines(text) {
         // A header starts with a hexadecimal digit, lower case; every other line with a capital letter.
-        if line.first().is_some_and(|b| b.is_ascii_digit() || b.is_ascii_lowercase()) {
+        if line
+            .first()
+            .is_some_and(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
+        {
             out.push(parse_line(line)?);
         } else if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             let last = out.last_mut()?;
-            last.flags = flags.split(|&b| b == b' ').filter_map(|w| <[u8; 2]>::try_from(w).ok()).collect();
+            last.flags = flags
+                .split(|&b| b == b' ')
+                .filter_map(|w| <[u8; 2]>::try_from(w).ok())
+                .collect();
         }
     }
     Some(out)
@@ -87,7 +93,9 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
         while at < line.len() && line[at] != b' ' {
             at += 1;
         }
-        (from < at).then_some(()).and_then(|()| std::str::from_utf8(&line[from..at]).ok())
+        (from < at)
+            .then_some(())
+            .and_then(|()| std::str::from_utf8(&line[from..at]).ok())
     };
     let (start, end) = word()?.split_once('-')?;
     let perms = word()?.as_bytes();
@@ -97,7 +105,10 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
     while line.get(at) == Some(&b' ') {
         at += 1;
     }
-    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+    let (start, end) = (
+        u64::from_str_radix(start, 16).ok()?,
+        u64::from_str_radix(end, 16).ok()?,
+    );
     if perms.len() != 4 || start >= end {
         return None;
     }
@@ -109,7 +120,10 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
         exec: perms[2] == b'x',
         shared: perms[3] == b's',
         offset: u64::from_str_radix(offset, 16).ok()?,
-        dev: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
+        dev: (
+            u32::from_str_radix(major, 16).ok()?,
+            u32::from_str_radix(minor, 16).ok()?,
+        ),
         inode: inode.parse().ok()?,
         name: unescape(&line[at..]),
         flags: BTreeSet::new(),
@@ -121,7 +135,9 @@ fn unescape(s: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(s.len());
     let mut at = 0;
     while at < s.len() {
-        let octal = s.get(at + 1..at + 4).filter(|d| s[at] == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        let octal = s
+            .get(at + 1..at + 4)
+            .filter(|d| s[at] == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
         match octal {
             Some(d) => {
                 out.push(d.iter().fold(0u32, |n, c| n * 8 + u32::from(c - b'0')) as u8);
@@ -142,10 +158,14 @@ mod tests {
 
     #[test]
     fn reads_names_with_blanks_and_newlines() {
-        let text = b"5500-5600 rw-s 00001000 fe:01 123  /tmp/a b\\012c (deleted)\n7f00-7f10 ---p 00000000 00:00 0\n";
+        let text =
+            b"5500-5600 rw-s 00001000 fe:01 123  /tmp/a b\\012c (deleted)\n7f00-7f10 ---p 00000000 00:00 0\n";
         let v = parse_maps(text).unwrap();
         assert_eq!(v[0].name, b"/tmp/a b\nc (deleted)");
-        assert_eq!((v[0].dev, v[0].inode, v[0].shared, v[0].offset), ((0xfe, 1), 123, true, 0x1000));
+        assert_eq!(
+            (v[0].dev, v[0].inode, v[0].shared, v[0].offset),
+            ((0xfe, 1), 123, true, 0x1000)
+        );
         assert_eq!((v[1].prot(), v[1].name.len(), v[1].has_file()), (0, 0, false));
     }
 

@@ -41,7 +41,10 @@ impl Stat {
         let close = text.iter().rposition(|&b| b == b')')?;
         let pid = std::str::from_utf8(text.get(..open)?).ok()?.trim().parse().ok()?;
         let comm = text.get(open + 1..close)?.to_vec();
-        let rest: Vec<&str> = std::str::from_utf8(text.get(close + 1..)?).ok()?.split_ascii_whitespace().collect();
+        let rest: Vec<&str> = std::str::from_utf8(text.get(close + 1..)?)
+            .ok()?
+            .split_ascii_whitespace()
+            .collect();
         // `rest[0]` is field 3 of the manual page.
         let field = |n: usize| rest.get(n - 3).copied();
         let int = |n: usize| field(n)?.parse::<i64>().ok();
@@ -99,8 +102,14 @@ mod tests {
     #[test]
     fn a_command_may_hold_parentheses() {
         let s = Stat::parse(LINE).unwrap();
-        assert_eq!((s.pid, s.comm.as_slice(), s.state, s.ppid, s.nice), (42, b"a) (b c".as_slice(), 'S', 1, 5));
-        assert_eq!((s.start_code, s.start_stack, s.start_data, s.env_end, s.exit_code), (94, 96, 45, 51, 9));
+        assert_eq!(
+            (s.pid, s.comm.as_slice(), s.state, s.ppid, s.nice),
+            (42, b"a) (b c".as_slice(), 'S', 1, 5)
+        );
+        assert_eq!(
+            (s.start_code, s.start_stack, s.start_data, s.env_end, s.exit_code),
+            (94, 96, 45, 51, 9)
+        );
     }
 
     #[test]

@@ -39,7 +39,9 @@ impl Status {
         let mut s = Status::default();
         let mut seen_tgid = false;
         for line in text.lines() {
-            let Some((key, value)) = line.split_once(':') else { continue };
+            let Some((key, value)) = line.split_once(':') else {
+                continue;
+            };
             let value = value.trim();
             match key {
                 "Umask" => s.umask = Some(u32::from_str_radix(value, 8).ok()?),
@@ -109,6 +111,11 @@ mod tests {
     fn a_damaged_line_is_no_status() {
         assert_eq!(Status::parse("Tgid:\t1\nUid:\t0\t0\t0\n"), None);
         assert_eq!(Status::parse("Name:\tx\n"), None);
-        assert_eq!(Status::parse("Tgid:\t7\nGroups:\t1 2 3 \nSigBlk:\t0000000000000102\n").unwrap().groups, [1, 2, 3]);
+        assert_eq!(
+            Status::parse("Tgid:\t7\nGroups:\t1 2 3 \nSigBlk:\t0000000000000102\n")
+                .unwrap()
+                .groups,
+            [1, 2, 3]
+        );
     }
 }

@@ -65,8 +65,14 @@ mod tests {
     #[test]
     fn reads_two_timers() {
         let t = parse("ID: 1\nsignal: 34/00007ffe1234\nnotify: signal/tid.77\nClockID: 1\nID: 0\nsignal: 14/(null)\nnotify: signal/pid.5\nClockID: -6\n").unwrap();
-        assert_eq!((t[0].id, t[0].signal, t[0].value, t[0].to_thread, t[0].target), (1, 34, 0x7ffe1234, true, 77));
-        assert_eq!((t[1].id, t[1].value, t[1].to_thread, t[1].clock), (0, 0, false, -6));
+        assert_eq!(
+            (t[0].id, t[0].signal, t[0].value, t[0].to_thread, t[0].target),
+            (1, 34, 0x7ffe1234, true, 77)
+        );
+        assert_eq!(
+            (t[1].id, t[1].value, t[1].to_thread, t[1].clock),
+            (0, 0, false, -6)
+        );
         assert_eq!(parse(""), Some(vec![]));
         assert_eq!(parse("signal: 1/2\n"), None);
     }

@@ -34,12 +34,23 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     records.precheck(&options)?;
     image.leftovers()?;
     raise_own_limits();
-    let mut nest = Nest::new(image.clone(), options, &records.families, &records.occupied, records.max_fd)?;
+    let mut nest = Nest::new(
+        image.clone(),
+        options,
+        &records.families,
+        &records.occupied,
+        records.max_fd,
+    )?;
     build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
     let warnings = std::mem::take(&mut nest.warnings);
     let processes = records.families.len();
     let roots = nest.fly()?;
-    Ok(Restored { roots, processes, warnings, took_us: began.elapsed().as_micros() as u64 })
+    Ok(Restored {
+        roots,
+        processes,
+        warnings,
+        took_us: began.elapsed().as_micros() as u64,
+    })
 }
 
 /// The image's records, decoded as far as the order of work needs them.
@@ -77,11 +88,17 @@ impl<'a> Records<'a> {
                 continue;
             }
             // A frame of a kind nobody knows stays untaken, and `leftovers` names it.
-            let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag) else { continue };
+            let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag) else {
+                continue;
+            };
             out.version(frame, kind.version)?;
             frame.take();
             match frame.tag.as_str() {
-                Kinship::TAG => out.families.push(peek::<Kinship>(&frame.payload).map_err(|e| out.damaged(frame, e))?.1),
+                Kinship::TAG => out.families.push(
+                    peek::<Kinship>(&frame.payload)
+                        .map_err(|e| out.damaged(frame, e))?
+                        .1,
+                ),
                 Memory::TAG => {
                     let (_, memory) = peek::<Memory>(&frame.payload).map_err(|e| out.damaged(frame, e))?;
                     out.occupied.extend(occupied(&memory));
@@ -89,7 +106,8 @@ impl<'a> Records<'a> {
                 FdTable::TAG => {
                     let (pid, table) = peek::<FdTable>(&frame.payload).map_err(|e| out.damaged(frame, e))?;
                     out.max_fd = table.slots.iter().map(|s| s.fd).fold(out.max_fd, i32::max);
-                    out.holders.extend(table.slots.iter().map(|s| (s.file, pid, s.fd)));
+                    out.holders
+                        .extend(table.slots.iter().map(|s| (s.file, pid, s.fd)));
                 }
                 _ => {}
             }
@@ -125,12 +143,19 @@ impl<'a> Records<'a> {
             file.precheck(options, &mut out);
         }
         for frame in self.frames {
-            let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag) else { continue };
-            kind.precheck(&frame.payload, options, &mut out).map_err(|e| self.damaged(frame, e))?;
+            let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag) else {
+                continue;
+            };
+            kind.precheck(&frame.payload, options, &mut out)
+                .map_err(|e| self.damaged(frame, e))?;
         }
         let mut seen = BTreeSet::new();
         out.retain(|b| seen.insert(b.to_string()));
-        if out.is_empty() { Ok(()) } else { Err(Error::Refused(out)) }
+        if out.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Refused(out))
+        }
     }
 
     /// The descriptions in an order in which members come first.
@@ -171,17 +196,33 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
     use Stage::{Credentials, Files, Last, Limits, Memory, Place, Signals, Threads};
     for stage in [Memory, Place, Files, Threads, Signals, Limits, Credentials, Last] {
         interrupt::check()?;
-        let order = if stage == Files { records.order()? } else { Vec::new() };
+        let order = if stage == Files {
+            records.order()?
+        } else {
+            Vec::new()
+        };
         for id in &order {
             let fd = records.files[id].restore(nest)?;
             nest.put_file(*id, fd);
         }
+        if stage == Signals {
+            // Before dispositions are set, which flushes what their ends made pending in their parents.
+            nest.end_zombies(&records.families)?;
+        }
         for frame in image.records() {
-            let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag && k.stage == stage) else { continue };
-            kind.restore(&frame.payload, nest)?.map_err(|e| records.damaged(frame, e))?;
+            let Some(kind) = PROCESS_KINDS
+                .iter()
+                .find(|k| k.tag == frame.tag && k.stage == stage)
+            else {
+                continue;
+            };
+            kind.restore(&frame.payload, nest)?
+                .map_err(|e| records.damaged(frame, e))?;
         }
         for id in &order {
-            let Some(&(pid, fd)) = nest.holders(*id).first() else { continue };
+            let Some(&(pid, fd)) = nest.holders(*id).first() else {
+                continue;
+            };
             records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
         }
     }
@@ -214,7 +255,10 @@ pub fn wait(root: Pid) -> Result<Ended> {
             Err(e) => return Err(e).on("waitpid", || format!("pid {root}")),
         }
         use std::os::fd::AsFd;
-        let mut fds = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let mut fds = [nix::poll::PollFd::new(
+            pidfd.as_fd(),
+            nix::poll::PollFlags::POLLIN,
+        )];
         // A signal interrupts the wait; the timeout is for one that comes just before it.
         let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(200u8));
         if let Some(signal) = interrupt::take() {

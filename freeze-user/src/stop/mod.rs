@@ -3,10 +3,12 @@
 use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::{Pid, Range};
 use crate::kinds::threads::{is_64_bit, undisturbed};
-use crate::observe::view::{Depth, View};
+use crate::observe::view::{Depth, View, read_vmas};
 use crate::plan::{Host, Plan, plan};
+use crate::proc::maps::Vma;
 use crate::store::Committed;
 use crate::sys;
+use crate::sys::sched::Realtime;
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Seized, Stopped};
 use std::collections::BTreeMap;
@@ -20,23 +22,33 @@ pub struct Frozen {
     pub view: View,
     /// When the first thread was asked to halt.
     pub since: Instant,
+    /// Which processes' VmFlags were read before the stop, and must be found the same after it.
+    pub trusted: Vec<(Pid, Vec<Vma>)>,
+    _ahead: Realtime,
 }
+
+/// From how many resident bytes on a process's VmFlags are not read in the pause: smaps walks its page tables.
+const LARGE: u64 = 32 << 20;
 
 /// How often the set is looked over again for threads and children that came while it was being stopped.
 const LOOKS: usize = 100;
 
 /// Stops everything that the plan holds, and what has been forked since; refuses what came and can't be carried.
-pub fn stop(planned: Plan, host: &Host, depth: Depth) -> Result<Frozen> {
+///
+/// With `trust`, the VmFlags of large processes are taken from the plan where a mapping is the same; the caller then
+/// has to compare [`Frozen::trusted`] after the resume.
+pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
     let roots = planned.view.roots.clone();
+    let ahead = Realtime::enter();
     let since = Instant::now();
     let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
-    drop(planned);
     halt_all(&roots, &mut stopped)?;
-    let view = View::read(&roots, depth)?;
+    let mut view = View::read(&roots, Depth::Maps)?;
+    let trusted = fill_flags(&mut view, &planned.view, trust)?;
     // The same verdict once more, on what is there now: a change for the worse lets everything go again.
     let Plan { view } = plan(view, host)?;
     let mut processes = Vec::with_capacity(view.processes.len());
-    for p in &view.processes {
+    for p in view.processes.iter().filter(|p| !p.stat.is_zombie()) {
         let mut threads = stopped.remove(&p.pid).unwrap_or_default();
         threads.sort_by_key(|t| (t.tid() != p.pid, t.tid()));
         if threads.len() != p.threads.len() {
@@ -47,7 +59,57 @@ pub fn stop(planned: Plan, host: &Host, depth: Depth) -> Result<Frozen> {
         smooth(&mut process)?;
         processes.push(process);
     }
-    Ok(Frozen { processes, view, since })
+    Ok(Frozen {
+        processes,
+        view,
+        since,
+        trusted,
+        _ahead: ahead,
+    })
+}
+
+/// Gives the vmas of a stopped set their VmFlags: read anew, or for large processes those of `before`.
+fn fill_flags(view: &mut View, before: &View, trust: bool) -> Result<Vec<(Pid, Vec<Vma>)>> {
+    let mut trusted = Vec::new();
+    for p in view.processes.iter_mut().filter(|p| !p.stat.is_zombie()) {
+        let known = before
+            .get(p.pid)
+            .filter(|b| trust && b.status.rss_kib << 10 >= LARGE && b.stat.start_time == p.stat.start_time);
+        match known.is_some_and(|b| take_flags(&mut p.vmas, &b.vmas)) {
+            true => trusted.push((p.pid, p.vmas.clone())),
+            false => p.vmas = read_vmas(p.pid, Depth::Smaps)?,
+        }
+    }
+    Ok(trusted)
+}
+
+/// Copies the flags of mappings that are the same in `before`; tells whether all are. Both are in order of address.
+fn take_flags(vmas: &mut [Vma], before: &[Vma]) -> bool {
+    vmas.iter_mut().all(|vma| {
+        let found = before
+            .binary_search_by_key(&vma.start, |o| o.start)
+            .map(|i| &before[i]);
+        let Ok(old) = found else { return false };
+        vma.flags = old.flags.clone();
+        *vma == *old
+    })
+}
+
+/// Whether every mapping that was trusted has the flags it was trusted to have.
+///
+/// The same before the stop and after the resume is the same in between, short of being changed twice within the
+/// milliseconds of a checkpoint.
+pub fn trust_was_right(trusted: &[(Pid, Vec<Vma>)]) -> bool {
+    trusted.iter().all(|(pid, vmas)| {
+        let Ok(now) = read_vmas(*pid, Depth::Smaps) else {
+            return true;
+        };
+        vmas.iter().all(|v| {
+            now.iter()
+                .find(|n| n.range() == v.range())
+                .is_none_or(|n| n.flags == v.flags)
+        })
+    })
 }
 
 /// Halts rounds of threads until a look at /proc finds none that is not halted.
@@ -55,7 +117,9 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
         for (pid, tid) in tasks(roots)? {
-            let known = stopped.get(&pid).is_some_and(|list| list.iter().any(|t| t.tid() == tid));
+            let known = stopped
+                .get(&pid)
+                .is_some_and(|list| list.iter().any(|t| t.tid() == tid));
             if !known && let Some(seized) = Seized::seize(tid, 0).map_err(|e| already_traced(pid, tid, e))? {
                 seized.interrupt();
                 fresh.push((pid, seized));
@@ -63,7 +127,10 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
         }
         if fresh.is_empty() {
             return match roots.iter().find(|r| !stopped.contains_key(r)) {
-                Some(gone) => Err(Error::Died { pid: *gone, how: "ended while it was being stopped".into() }),
+                Some(gone) => Err(Error::Died {
+                    pid: *gone,
+                    how: "ended while it was being stopped".into(),
+                }),
                 None => Ok(()),
             };
         }
@@ -73,7 +140,10 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
             }
         }
     }
-    Err(Blocker::at("the set", "").why("it makes threads or processes faster than they can be stopped").remedy("try again").refuse())
+    Err(Blocker::at("the set", "")
+        .why("it makes threads or processes faster than they can be stopped")
+        .remedy("try again")
+        .refuse())
 }
 
 /// All live threads of the trees below `roots`, with their process.
@@ -82,20 +152,35 @@ fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
     let mut queue: Vec<Pid> = roots.to_vec();
     let mut parents: Option<Vec<(Pid, Pid)>> = None;
     while let Some(pid) = queue.pop() {
-        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            continue;
+        };
         for entry in dir.flatten() {
-            let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()).map(Pid) else { continue };
+            let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()).map(Pid) else {
+                continue;
+            };
             out.push((pid, tid));
             match std::fs::read_to_string(entry.path().join("children")) {
-                Ok(list) => queue.extend(list.split_ascii_whitespace().filter_map(|w| w.parse().ok()).map(Pid)),
+                Ok(list) => queue.extend(
+                    list.split_ascii_whitespace()
+                        .filter_map(|w| w.parse().ok())
+                        .map(Pid),
+                ),
                 // Without CONFIG_PROC_CHILDREN: everybody's parent instead.
                 Err(_) => {
                     if parents.is_none() {
                         parents = Some(crate::observe::view::parents()?);
                     }
                     let all = parents.as_deref().unwrap_or_default();
-                    let children = all.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child);
-                    queue.extend(children.filter(|c| !out.iter().any(|(p, _)| p == c)).collect::<Vec<_>>());
+                    let children = all
+                        .iter()
+                        .filter(|(_, parent)| *parent == pid)
+                        .map(|(child, _)| *child);
+                    queue.extend(
+                        children
+                            .filter(|c| !out.iter().any(|(p, _)| p == c))
+                            .collect::<Vec<_>>(),
+                    );
                 }
             }
         }
@@ -105,7 +190,10 @@ fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
 
 fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
     match e {
-        Error::Kernel { errno: nix::errno::Errno::EPERM, .. } => Blocker::of(pid, format!("thread {tid}"), "")
+        Error::Kernel {
+            errno: nix::errno::Errno::EPERM,
+            ..
+        } => Blocker::of(pid, format!("thread {tid}"), "")
             .why("it is being traced already, or the kernel forbids tracing it")
             .remedy("end the debugger, or run freeze as root with CAP_SYS_PTRACE")
             .refuse(),
@@ -175,7 +263,11 @@ impl Frozen {
         }
         let pause = self.since.elapsed().as_nanos() as u64;
         // Leaders last: the kernel reports their end only once no other thread is left to be reaped.
-        let pids: Vec<Pid> = self.processes.iter().flat_map(|p| p.threads().iter().rev().map(Stopped::tid)).collect();
+        let pids: Vec<Pid> = self
+            .processes
+            .iter()
+            .flat_map(|p| p.threads().iter().rev().map(Stopped::tid))
+            .collect();
         drop(self);
         // As their tracer we hear of their end first; waiting makes sure that none of them is left when we return.
         for pid in pids {

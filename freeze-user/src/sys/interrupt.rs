@@ -43,7 +43,9 @@ pub fn check() -> Result<()> {
         0 => Ok(()),
         signal => {
             let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
-            Err(Blocker::at("freeze", "").why(format!("it was interrupted by {name}")).refuse())
+            Err(Blocker::at("freeze", "")
+                .why(format!("it was interrupted by {name}"))
+                .refuse())
         }
     }
 }

@@ -43,12 +43,20 @@ pub fn pidfd_open(pid: Pid) -> Sys<OwnedFd> {
 
 /// pidfd_getfd(2): a duplicate of another process's descriptor, close-on-exec.
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> Sys<OwnedFd> {
-    plain(libc::SYS_pidfd_getfd, [pidfd.as_raw_fd() as u64, fd as u64, 0, 0, 0, 0]).map(owned)
+    plain(
+        libc::SYS_pidfd_getfd,
+        [pidfd.as_raw_fd() as u64, fd as u64, 0, 0, 0, 0],
+    )
+    .map(owned)
 }
 
 /// pidfd_send_signal(2) with a plain signal.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Sys<()> {
-    plain(libc::SYS_pidfd_send_signal, [pidfd.as_raw_fd() as u64, signal as u64, 0, 0, 0, 0]).map(drop)
+    plain(
+        libc::SYS_pidfd_send_signal,
+        [pidfd.as_raw_fd() as u64, signal as u64, 0, 0, 0, 0],
+    )
+    .map(drop)
 }
 
 /// What kcmp(2) can compare.
@@ -67,7 +75,10 @@ pub enum Kcmp {
 /// kcmp(2): how the kernel orders two objects; `Equal` means they are one.
 pub fn kcmp(a: Pid, b: Pid, what: Kcmp, in_a: u64, in_b: u64) -> Sys<std::cmp::Ordering> {
     use std::cmp::Ordering::{Equal, Greater, Less};
-    match plain(libc::SYS_kcmp, [a.0 as u64, b.0 as u64, what as u64, in_a, in_b, 0])? {
+    match plain(
+        libc::SYS_kcmp,
+        [a.0 as u64, b.0 as u64, what as u64, in_a, in_b, 0],
+    )? {
         0 => Ok(Equal),
         1 => Ok(Less),
         2 => Ok(Greater),
@@ -96,7 +107,11 @@ pub fn get_robust_list(tid: Pid) -> Sys<(u64, u64)> {
 
 /// Sends `signal` to one thread; used on freeze's own children only.
 pub fn tgkill(tgid: Pid, tid: Pid, signal: i32) -> Sys<()> {
-    plain(libc::SYS_tgkill, [tgid.0 as u64, tid.0 as u64, signal as u64, 0, 0, 0]).map(drop)
+    plain(
+        libc::SYS_tgkill,
+        [tgid.0 as u64, tid.0 as u64, signal as u64, 0, 0, 0],
+    )
+    .map(drop)
 }
 
 /// process_vm_readv(2) of scattered ranges into one buffer, which must be as long as they are together.
@@ -105,14 +120,20 @@ pub fn tgkill(tgid: Pid, tid: Pid, signal: i32) -> Sys<()> {
 pub fn vm_read(pid: Pid, from: &[Range], into: &mut [u8]) -> Sys<usize> {
     let remote: Vec<nix::sys::uio::RemoteIoVec> = from
         .iter()
-        .map(|r| nix::sys::uio::RemoteIoVec { base: r.start as usize, len: r.len() as usize })
+        .map(|r| nix::sys::uio::RemoteIoVec {
+            base: r.start as usize,
+            len: r.len() as usize,
+        })
         .collect();
     nix::sys::uio::process_vm_readv(pid.nix(), &mut [IoSliceMut::new(into)], &remote)
 }
 
 /// process_vm_writev(2) of one buffer to one address; pages must be writable.
 pub fn vm_write(pid: Pid, to: u64, from: &[u8]) -> Sys<usize> {
-    let remote = [nix::sys::uio::RemoteIoVec { base: to as usize, len: from.len() }];
+    let remote = [nix::sys::uio::RemoteIoVec {
+        base: to as usize,
+        len: from.len(),
+    }];
     nix::sys::uio::process_vm_writev(pid.nix(), &[IoSlice::new(from)], &remote)
 }
 
@@ -175,11 +196,19 @@ pub fn spawn_blank(pid: Pid) -> Sys<()> {
     // SAFETY: the masks are 8 bytes, as the call is told; it touches nothing else.
     unsafe {
         let set = libc::SIG_SETMASK as u64;
-        raw(libc::SYS_rt_sigprocmask, [set, &raw const all as u64, &raw mut old as u64, 8, 0, 0])?;
+        raw(
+            libc::SYS_rt_sigprocmask,
+            [set, &raw const all as u64, &raw mut old as u64, 8, 0, 0],
+        )?;
     }
     // SAFETY: without CLONE_VM the child has its own copy of everything; in it only system calls
     // follow, none of which needs a lock that another thread of this process may hold.
-    let made = unsafe { raw(libc::SYS_clone3, [&raw const args as u64, size_of::<CloneArgs>() as u64, 0, 0, 0, 0]) };
+    let made = unsafe {
+        raw(
+            libc::SYS_clone3,
+            [&raw const args as u64, size_of::<CloneArgs>() as u64, 0, 0, 0, 0],
+        )
+    };
     if made == Ok(0) {
         // SAFETY: raw system calls with plain numbers.
         unsafe {
@@ -199,12 +228,26 @@ pub fn spawn_blank(pid: Pid) -> Sys<()> {
 
 /// Duplicates a descriptor to a number of at least `least`, close-on-exec.
 pub fn dup_above(fd: BorrowedFd<'_>, least: RawFd) -> Sys<OwnedFd> {
-    plain(libc::SYS_fcntl, [fd.as_raw_fd() as u64, libc::F_DUPFD_CLOEXEC as u64, least as u64, 0, 0, 0]).map(owned)
+    plain(
+        libc::SYS_fcntl,
+        [
+            fd.as_raw_fd() as u64,
+            libc::F_DUPFD_CLOEXEC as u64,
+            least as u64,
+            0,
+            0,
+            0,
+        ],
+    )
+    .map(owned)
 }
 
 /// fcntl(2) with a number as argument, for the commands nix does not know.
 pub fn fcntl(fd: BorrowedFd<'_>, command: i32, arg: u64) -> Sys<i64> {
-    plain(libc::SYS_fcntl, [fd.as_raw_fd() as u64, command as u64, arg, 0, 0, 0])
+    plain(
+        libc::SYS_fcntl,
+        [fd.as_raw_fd() as u64, command as u64, arg, 0, 0, 0],
+    )
 }
 
 /// fcntl(2) with `F_GETOWN_EX` or `F_SETOWN_EX`: kind (0 thread, 1 process, 2 group) and id.
@@ -212,7 +255,19 @@ pub fn owner_ex(fd: BorrowedFd<'_>) -> Sys<(i32, i32)> {
     const F_GETOWN_EX: u64 = 16;
     let mut owner = [0i32; 2];
     // SAFETY: the call writes two ints.
-    unsafe { raw(libc::SYS_fcntl, [fd.as_raw_fd() as u64, F_GETOWN_EX, owner.as_mut_ptr() as u64, 0, 0, 0])? };
+    unsafe {
+        raw(
+            libc::SYS_fcntl,
+            [
+                fd.as_raw_fd() as u64,
+                F_GETOWN_EX,
+                owner.as_mut_ptr() as u64,
+                0,
+                0,
+                0,
+            ],
+        )?
+    };
     Ok((owner[0], owner[1]))
 }
 
@@ -221,14 +276,25 @@ pub fn set_owner_ex(fd: BorrowedFd<'_>, kind: i32, id: i32) -> Sys<()> {
     const F_SETOWN_EX: u64 = 15;
     let owner = [kind, id];
     // SAFETY: the call reads two ints.
-    unsafe { raw(libc::SYS_fcntl, [fd.as_raw_fd() as u64, F_SETOWN_EX, owner.as_ptr() as u64, 0, 0, 0]).map(drop) }
+    unsafe {
+        raw(
+            libc::SYS_fcntl,
+            [fd.as_raw_fd() as u64, F_SETOWN_EX, owner.as_ptr() as u64, 0, 0, 0],
+        )
+        .map(drop)
+    }
 }
 
 /// ioctl(2) that writes one int.
 pub fn ioctl_int(fd: BorrowedFd<'_>, request: u64) -> Sys<i32> {
     let mut out = 0i32;
     // SAFETY: used with requests documented to write one int.
-    unsafe { raw(libc::SYS_ioctl, [fd.as_raw_fd() as u64, request, &raw mut out as u64, 0, 0, 0])? };
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [fd.as_raw_fd() as u64, request, &raw mut out as u64, 0, 0, 0],
+        )?
+    };
     Ok(out)
 }
 
@@ -239,7 +305,12 @@ pub fn ioctl_bytes(fd: BorrowedFd<'_>, request: u64, bytes: &mut [u8]) -> Sys<i6
         return Err(Errno::EINVAL);
     }
     // SAFETY: the request carries the size of its structure, and the buffer is at least that long.
-    unsafe { raw(libc::SYS_ioctl, [fd.as_raw_fd() as u64, request, bytes.as_mut_ptr() as u64, 0, 0, 0]) }
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [fd.as_raw_fd() as u64, request, bytes.as_mut_ptr() as u64, 0, 0, 0],
+        )
+    }
 }
 
 /// ioctl(2) with a number as argument.
@@ -252,7 +323,14 @@ pub fn getsockopt(fd: BorrowedFd<'_>, level: i32, name: i32, into: &mut [u8]) ->
     let mut len = into.len() as u32;
     // SAFETY: buffer and length belong together.
     unsafe {
-        let args = [fd.as_raw_fd() as u64, level as u64, name as u64, into.as_mut_ptr() as u64, &raw mut len as u64, 0];
+        let args = [
+            fd.as_raw_fd() as u64,
+            level as u64,
+            name as u64,
+            into.as_mut_ptr() as u64,
+            &raw mut len as u64,
+            0,
+        ];
         raw(libc::SYS_getsockopt, args)?;
     }
     Ok(len as usize)
@@ -262,36 +340,77 @@ pub fn getsockopt(fd: BorrowedFd<'_>, level: i32, name: i32, into: &mut [u8]) ->
 pub fn setsockopt(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Sys<()> {
     // SAFETY: pointer and length belong together.
     unsafe {
-        let args =
-            [fd.as_raw_fd() as u64, level as u64, name as u64, value.as_ptr() as u64, value.len() as u64, 0];
+        let args = [
+            fd.as_raw_fd() as u64,
+            level as u64,
+            name as u64,
+            value.as_ptr() as u64,
+            value.len() as u64,
+            0,
+        ];
         raw(libc::SYS_setsockopt, args).map(drop)
     }
 }
 
 /// The raw bytes of a socket's own (`peer` false) or peer address.
 pub fn socket_name(fd: BorrowedFd<'_>, peer: bool) -> Sys<Vec<u8>> {
-    let nr = if peer { libc::SYS_getpeername } else { libc::SYS_getsockname };
+    let nr = if peer {
+        libc::SYS_getpeername
+    } else {
+        libc::SYS_getsockname
+    };
     let mut buf = vec![0u8; 256];
     let mut len = buf.len() as u32;
     // SAFETY: buffer and length belong together.
-    unsafe { raw(nr, [fd.as_raw_fd() as u64, buf.as_mut_ptr() as u64, &raw mut len as u64, 0, 0, 0])? };
+    unsafe {
+        raw(
+            nr,
+            [
+                fd.as_raw_fd() as u64,
+                buf.as_mut_ptr() as u64,
+                &raw mut len as u64,
+                0,
+                0,
+                0,
+            ],
+        )?
+    };
     buf.truncate(len as usize);
     Ok(buf)
 }
 
 /// bind(2) (`connect` false) or connect(2) with a raw address.
 pub fn socket_to(fd: BorrowedFd<'_>, connect: bool, address: &[u8]) -> Sys<()> {
-    let nr = if connect { libc::SYS_connect } else { libc::SYS_bind };
+    let nr = if connect {
+        libc::SYS_connect
+    } else {
+        libc::SYS_bind
+    };
     // SAFETY: pointer and length belong together.
     unsafe {
-        raw(nr, [fd.as_raw_fd() as u64, address.as_ptr() as u64, address.len() as u64, 0, 0, 0]).map(drop)
+        raw(
+            nr,
+            [
+                fd.as_raw_fd() as u64,
+                address.as_ptr() as u64,
+                address.len() as u64,
+                0,
+                0,
+                0,
+            ],
+        )
+        .map(drop)
     }
 }
 
 /// socket(2) with any numbers, close-on-exec.
 pub fn socket(domain: i32, kind: i32, protocol: i32) -> Sys<OwnedFd> {
     let kind = kind | libc::SOCK_CLOEXEC;
-    plain(libc::SYS_socket, [domain as u64, kind as u64, protocol as u64, 0, 0, 0]).map(owned)
+    plain(
+        libc::SYS_socket,
+        [domain as u64, kind as u64, protocol as u64, 0, 0, 0],
+    )
+    .map(owned)
 }
 
 /// eventfd2(2) with a counter that may need more than 32 bits set afterwards by a write.
@@ -302,7 +421,13 @@ pub fn eventfd(flags: i32) -> Sys<OwnedFd> {
 /// signalfd4(2) with a mask of 64 signals.
 pub fn signalfd(mask: u64, flags: i32) -> Sys<OwnedFd> {
     // SAFETY: the mask is 8 bytes, as the call is told.
-    unsafe { raw(libc::SYS_signalfd4, [!0, &raw const mask as u64, 8, flags as u64, 0, 0]).map(owned) }
+    unsafe {
+        raw(
+            libc::SYS_signalfd4,
+            [!0, &raw const mask as u64, 8, flags as u64, 0, 0],
+        )
+        .map(owned)
+    }
 }
 
 /// timerfd_create(2).
@@ -321,26 +446,52 @@ pub fn timerfd_settime(fd: BorrowedFd<'_>, flags: i32, spec: [i64; 4]) -> Sys<()
 pub fn timerfd_gettime(fd: BorrowedFd<'_>) -> Sys<[i64; 4]> {
     let mut spec = [0i64; 4];
     // SAFETY: `spec` is a struct itimerspec.
-    unsafe { raw(libc::SYS_timerfd_gettime, [fd.as_raw_fd() as u64, spec.as_mut_ptr() as u64, 0, 0, 0, 0])? };
+    unsafe {
+        raw(
+            libc::SYS_timerfd_gettime,
+            [fd.as_raw_fd() as u64, spec.as_mut_ptr() as u64, 0, 0, 0, 0],
+        )?
+    };
     Ok(spec)
 }
 
 /// epoll_create1(2).
 pub fn epoll_create() -> Sys<OwnedFd> {
-    plain(libc::SYS_epoll_create1, [libc::EPOLL_CLOEXEC as u64, 0, 0, 0, 0, 0]).map(owned)
+    plain(
+        libc::SYS_epoll_create1,
+        [libc::EPOLL_CLOEXEC as u64, 0, 0, 0, 0, 0],
+    )
+    .map(owned)
 }
 
 /// memfd_create(2) with a name of at most 249 bytes.
 pub fn memfd_create(name: &[u8], flags: u32) -> Sys<OwnedFd> {
     let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
     // SAFETY: a terminated string.
-    unsafe { raw(libc::SYS_memfd_create, [name.as_ptr() as u64, u64::from(flags), 0, 0, 0, 0]).map(owned) }
+    unsafe {
+        raw(
+            libc::SYS_memfd_create,
+            [name.as_ptr() as u64, u64::from(flags), 0, 0, 0, 0],
+        )
+        .map(owned)
+    }
 }
 
 /// tee(2): copies what is in one pipe into another without taking it out.
 pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> Sys<usize> {
     let flags = libc::SPLICE_F_NONBLOCK as u64;
-    plain(libc::SYS_tee, [from.as_raw_fd() as u64, to.as_raw_fd() as u64, len as u64, flags, 0, 0]).map(|n| n as usize)
+    plain(
+        libc::SYS_tee,
+        [
+            from.as_raw_fd() as u64,
+            to.as_raw_fd() as u64,
+            len as u64,
+            flags,
+            0,
+            0,
+        ],
+    )
+    .map(|n| n as usize)
 }
 
 /// A shared anonymous mapping of this process, made to be handed to others through map_files; gone when dropped.
@@ -357,7 +508,10 @@ impl SharedAnon {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at a place of the kernel's choice.
         let at = unsafe { raw(libc::SYS_mmap, [0, len, prot as u64, flags as u64, !0, 0])? };
-        Ok(SharedAnon { at: at as usize, len: len as usize })
+        Ok(SharedAnon {
+            at: at as usize,
+            len: len as usize,
+        })
     }
 
     /// A descriptor of the object behind it (needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN).
@@ -399,14 +553,32 @@ const _: () = assert!(size_of::<libc::flock64>() == 32);
 /// fcntl(2) with a structure of lock commands, given as the 32 bytes of [`flock64`].
 pub fn fcntl_bytes(fd: BorrowedFd<'_>, command: i32, arg: &[u8; 32]) -> Sys<()> {
     // SAFETY: lock commands read a struct flock64, which the bytes are.
-    unsafe { raw(libc::SYS_fcntl, [fd.as_raw_fd() as u64, command as u64, arg.as_ptr() as u64, 0, 0, 0]).map(drop) }
+    unsafe {
+        raw(
+            libc::SYS_fcntl,
+            [
+                fd.as_raw_fd() as u64,
+                command as u64,
+                arg.as_ptr() as u64,
+                0,
+                0,
+                0,
+            ],
+        )
+        .map(drop)
+    }
 }
 
 /// getrlimit(2) of this process: soft and hard.
 pub fn own_rlimit(resource: u32) -> Sys<(u64, u64)> {
     let mut pair = [0u64; 2];
     // SAFETY: the call writes two u64.
-    unsafe { raw(libc::SYS_prlimit64, [0, u64::from(resource), 0, pair.as_mut_ptr() as u64, 0, 0])? };
+    unsafe {
+        raw(
+            libc::SYS_prlimit64,
+            [0, u64::from(resource), 0, pair.as_mut_ptr() as u64, 0, 0],
+        )?
+    };
     Ok((pair[0], pair[1]))
 }
 
@@ -414,5 +586,11 @@ pub fn own_rlimit(resource: u32) -> Sys<(u64, u64)> {
 pub fn set_own_rlimit(resource: u32, soft: u64, hard: u64) -> Sys<()> {
     let pair = [soft, hard];
     // SAFETY: the call reads two u64.
-    unsafe { raw(libc::SYS_prlimit64, [0, u64::from(resource), pair.as_ptr() as u64, 0, 0, 0]).map(drop) }
+    unsafe {
+        raw(
+            libc::SYS_prlimit64,
+            [0, u64::from(resource), pair.as_ptr() as u64, 0, 0, 0],
+        )
+        .map(drop)
+    }
 }

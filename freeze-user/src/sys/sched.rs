@@ -27,7 +27,17 @@ pub fn getattr(tid: Pid) -> nix::Result<SchedAttr> {
     let mut attr = SchedAttr::default();
     // SAFETY: the buffer is as large as the call is told.
     unsafe {
-        raw(libc::SYS_sched_getattr, [tid.0 as u64, &raw mut attr as u64, size_of::<SchedAttr>() as u64, 0, 0, 0])?;
+        raw(
+            libc::SYS_sched_getattr,
+            [
+                tid.0 as u64,
+                &raw mut attr as u64,
+                size_of::<SchedAttr>() as u64,
+                0,
+                0,
+                0,
+            ],
+        )?;
     }
     Ok(attr)
 }
@@ -35,7 +45,13 @@ pub fn getattr(tid: Pid) -> nix::Result<SchedAttr> {
 /// sched_setattr(2).
 pub fn setattr(tid: Pid, attr: &SchedAttr) -> nix::Result<()> {
     // SAFETY: `attr` carries its own size.
-    unsafe { raw(libc::SYS_sched_setattr, [tid.0 as u64, std::ptr::from_ref(attr) as u64, 0, 0, 0, 0]).map(drop) }
+    unsafe {
+        raw(
+            libc::SYS_sched_setattr,
+            [tid.0 as u64, std::ptr::from_ref(attr) as u64, 0, 0, 0, 0],
+        )
+        .map(drop)
+    }
 }
 
 /// sched_getaffinity(2): the mask as bytes, as long as the kernel makes it.
@@ -43,7 +59,10 @@ pub fn affinity(tid: Pid) -> nix::Result<Vec<u8>> {
     let mut mask = vec![0u8; 1024];
     // SAFETY: the buffer is as large as the call is told.
     let n = unsafe {
-        raw(libc::SYS_sched_getaffinity, [tid.0 as u64, mask.len() as u64, mask.as_mut_ptr() as u64, 0, 0, 0])?
+        raw(
+            libc::SYS_sched_getaffinity,
+            [tid.0 as u64, mask.len() as u64, mask.as_mut_ptr() as u64, 0, 0, 0],
+        )?
     };
     mask.truncate(n as usize);
     Ok(mask)
@@ -53,7 +72,11 @@ pub fn affinity(tid: Pid) -> nix::Result<Vec<u8>> {
 pub fn set_affinity(tid: Pid, mask: &[u8]) -> nix::Result<()> {
     // SAFETY: pointer and length belong together.
     unsafe {
-        raw(libc::SYS_sched_setaffinity, [tid.0 as u64, mask.len() as u64, mask.as_ptr() as u64, 0, 0, 0]).map(drop)
+        raw(
+            libc::SYS_sched_setaffinity,
+            [tid.0 as u64, mask.len() as u64, mask.as_ptr() as u64, 0, 0, 0],
+        )
+        .map(drop)
     }
 }
 
@@ -67,6 +90,43 @@ pub fn ioprio(tid: Pid) -> nix::Result<i32> {
 pub fn set_ioprio(tid: Pid, value: i32) -> nix::Result<()> {
     // SAFETY: no pointers.
     unsafe { raw(libc::SYS_ioprio_set, [1, tid.0 as u64, value as u64, 0, 0, 0]).map(drop) }
+}
+
+/// While this lives, the calling thread runs in a real-time class, ahead of everything ordinary.
+///
+/// For the time in which somebody else's program stands still: waiting for a CPU would be part of its pause. Where
+/// it is not allowed (CAP_SYS_NICE) nothing changes. Not inherited over fork(2).
+#[derive(Debug)]
+pub struct Realtime {
+    before: Option<SchedAttr>,
+}
+
+impl Realtime {
+    /// Enters the class SCHED_FIFO at its lowest priority.
+    pub fn enter() -> Realtime {
+        const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
+        let before = getattr(Pid(0)).ok();
+        let fifo = SchedAttr {
+            size: size_of::<SchedAttr>() as u32,
+            policy: libc::SCHED_FIFO as u32,
+            flags: SCHED_FLAG_RESET_ON_FORK,
+            priority: 1,
+            ..SchedAttr::default()
+        };
+        let entered =
+            before.is_some_and(|b| b.policy == libc::SCHED_OTHER as u32) && setattr(Pid(0), &fifo).is_ok();
+        Realtime {
+            before: before.filter(|_| entered),
+        }
+    }
+}
+
+impl Drop for Realtime {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = setattr(Pid(0), before);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -77,7 +77,10 @@ impl Seized {
     /// PTRACE_SEIZE; `None` if the thread is gone. It goes on running.
     pub fn seize(tid: Pid, options: u64) -> Result<Option<Seized>> {
         match ptrace(libc::PTRACE_SEIZE, tid, 0, options) {
-            Ok(_) => Ok(Some(Seized { tid, _one_thread: PhantomData })),
+            Ok(_) => Ok(Some(Seized {
+                tid,
+                _one_thread: PhantomData,
+            })),
             Err(Errno::ESRCH) => Ok(None),
             // A thread that has ended, or is traced by somebody else, answers the same: look.
             Err(Errno::EPERM) if ended(tid) => Ok(None),
@@ -87,7 +90,10 @@ impl Seized {
 
     /// A child that a traced process made with CLONE_PTRACE: it is ours already and about to halt.
     pub fn inherited(tid: Pid) -> Seized {
-        Seized { tid, _one_thread: PhantomData }
+        Seized {
+            tid,
+            _one_thread: PhantomData,
+        }
     }
 
     /// Its thread id.
@@ -109,8 +115,8 @@ impl Seized {
                 Halt::Signal(signal) => {
                     let _ = ptrace(libc::PTRACE_CONT, self.tid, 0, signal as u64);
                 }
-                Halt::Interrupted => return Stopped::take(self.tid, false),
-                Halt::Group(_) => return Stopped::take(self.tid, true),
+                Halt::Interrupted => return Stopped::take(self.tid, 0),
+                Halt::Group(signal) => return Stopped::take(self.tid, signal),
             }
         }
     }
@@ -136,15 +142,15 @@ pub struct Stopped {
     mask: u64,
     /// Registers, mask or the kind of stop are no longer as found.
     changed: bool,
-    /// It stood in a group stop when found, and falls back into it.
-    group: bool,
+    /// The signal of the group stop it stood in when found, and falls back into; 0 for none.
+    group: i32,
     /// A signal that arrived while we worked and could not be blocked.
     withheld: i32,
     _one_thread: PhantomData<*const ()>,
 }
 
 impl Stopped {
-    fn take(tid: Pid, group: bool) -> Result<Option<Stopped>> {
+    fn take(tid: Pid, group: i32) -> Result<Option<Stopped>> {
         let look = || -> nix::Result<(Regs, u64)> { Ok((get_regs(tid)?, get_mask(tid)?)) };
         match look() {
             Ok((found, mask)) => Ok(Some(Stopped {
@@ -176,8 +182,8 @@ impl Stopped {
         self.mask
     }
 
-    /// Whether job control had stopped it before we came.
-    pub fn group_stopped(&self) -> bool {
+    /// The job-control signal that had stopped it before we came; 0 if none had.
+    pub fn group_stop(&self) -> i32 {
         self.group
     }
 
@@ -192,9 +198,17 @@ impl Stopped {
     pub fn xstate(&self) -> Result<Vec<u8>> {
         let mut buf = vec![0u8; 16384];
         loop {
-            let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-            ptrace(libc::PTRACE_GETREGSET, self.tid, NT_X86_XSTATE, &raw mut iov as u64)
-                .on("ptrace(GETREGSET, X86_XSTATE)", || format!("thread {}", self.tid))?;
+            let mut iov = libc::iovec {
+                iov_base: buf.as_mut_ptr().cast(),
+                iov_len: buf.len(),
+            };
+            ptrace(
+                libc::PTRACE_GETREGSET,
+                self.tid,
+                NT_X86_XSTATE,
+                &raw mut iov as u64,
+            )
+            .on("ptrace(GETREGSET, X86_XSTATE)", || format!("thread {}", self.tid))?;
             if iov.iov_len < buf.len() {
                 buf.truncate(iov.iov_len);
                 return Ok(buf);
@@ -205,10 +219,18 @@ impl Stopped {
 
     /// Sets its extended state.
     pub fn set_xstate(&self, state: &[u8]) -> Result<()> {
-        let iov = libc::iovec { iov_base: state.as_ptr().cast_mut().cast(), iov_len: state.len() };
-        ptrace(libc::PTRACE_SETREGSET, self.tid, NT_X86_XSTATE, &raw const iov as u64)
-            .on("ptrace(SETREGSET, X86_XSTATE)", || format!("thread {}", self.tid))
-            .map(drop)
+        let iov = libc::iovec {
+            iov_base: state.as_ptr().cast_mut().cast(),
+            iov_len: state.len(),
+        };
+        ptrace(
+            libc::PTRACE_SETREGSET,
+            self.tid,
+            NT_X86_XSTATE,
+            &raw const iov as u64,
+        )
+        .on("ptrace(SETREGSET, X86_XSTATE)", || format!("thread {}", self.tid))
+        .map(drop)
     }
 
     /// The signals queued for it (`shared` false) or for its whole process, in order.
@@ -222,10 +244,18 @@ impl Stopped {
         let mut out = Vec::new();
         loop {
             let mut buf = [[0u8; 128]; 32];
-            let args =
-                Args { off: out.len() as u64, flags: if shared { PEEKSIGINFO_SHARED } else { 0 }, nr: buf.len() as i32 };
-            let n = ptrace(libc::PTRACE_PEEKSIGINFO, self.tid, &raw const args as u64, buf.as_mut_ptr() as u64)
-                .on("ptrace(PEEKSIGINFO)", || format!("thread {}", self.tid))?;
+            let args = Args {
+                off: out.len() as u64,
+                flags: if shared { PEEKSIGINFO_SHARED } else { 0 },
+                nr: buf.len() as i32,
+            };
+            let n = ptrace(
+                libc::PTRACE_PEEKSIGINFO,
+                self.tid,
+                &raw const args as u64,
+                buf.as_mut_ptr() as u64,
+            )
+            .on("ptrace(PEEKSIGINFO)", || format!("thread {}", self.tid))?;
             if n == 0 {
                 return Ok(out);
             }
@@ -244,12 +274,25 @@ impl Stopped {
             pad: u32,
         }
         const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
-        let mut conf = Conf { pointer: 0, size: 0, signature: 0, flags: 0, pad: 0 };
-        match ptrace(PTRACE_GET_RSEQ_CONFIGURATION, self.tid, size_of::<Conf>() as u64, &raw mut conf as u64) {
+        let mut conf = Conf {
+            pointer: 0,
+            size: 0,
+            signature: 0,
+            flags: 0,
+            pad: 0,
+        };
+        match ptrace(
+            PTRACE_GET_RSEQ_CONFIGURATION,
+            self.tid,
+            size_of::<Conf>() as u64,
+            &raw mut conf as u64,
+        ) {
             Ok(_) => Ok((conf.pointer, conf.size, conf.signature)),
             // A kernel without CONFIG_RSEQ knows no registrations.
             Err(Errno::EIO | Errno::EINVAL) => Ok((0, 0, 0)),
-            Err(e) => Err(e).on("ptrace(GET_RSEQ_CONFIGURATION)", || format!("thread {}", self.tid)),
+            Err(e) => Err(e).on("ptrace(GET_RSEQ_CONFIGURATION)", || {
+                format!("thread {}", self.tid)
+            }),
         }
     }
 
@@ -269,8 +312,13 @@ impl Stopped {
             Err(e) => return Err(e).on("ptrace(SECCOMP_GET_FILTER)", || format!("thread {}", self.tid)),
         };
         let mut out = vec![0u8; n * 8];
-        ptrace(PTRACE_SECCOMP_GET_FILTER, self.tid, index, out.as_mut_ptr() as u64)
-            .on("ptrace(SECCOMP_GET_FILTER)", || format!("thread {}", self.tid))?;
+        ptrace(
+            PTRACE_SECCOMP_GET_FILTER,
+            self.tid,
+            index,
+            out.as_mut_ptr() as u64,
+        )
+        .on("ptrace(SECCOMP_GET_FILTER)", || format!("thread {}", self.tid))?;
         Ok(Some(out))
     }
 
@@ -286,20 +334,30 @@ impl Stopped {
 
     fn lost(&self, call: &str, errno: Errno) -> Error {
         match errno {
-            Errno::ESRCH => Error::Died { pid: self.tid, how: "ended while it was stopped".into() },
+            Errno::ESRCH => Error::Died {
+                pid: self.tid,
+                how: "ended while it was stopped".into(),
+            },
             e => Error::kernel(call, format!("thread {}", self.tid), e),
         }
     }
 
     /// Lets it run until the signal `end` arrives at an instruction pointer of `at`.
     fn run_to(&mut self, step: bool, end: i32, at: u64) -> Result<Regs> {
-        let request = if step { libc::PTRACE_SINGLESTEP } else { libc::PTRACE_CONT };
+        let request = if step {
+            libc::PTRACE_SINGLESTEP
+        } else {
+            libc::PTRACE_CONT
+        };
         loop {
             ptrace(request, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
             match wait(self.tid)? {
                 Halt::Gone(status) => {
                     let how = match libc::WIFSIGNALED(status) {
-                        true => format!("was ended by signal {} while it was stopped", libc::WTERMSIG(status)),
+                        true => format!(
+                            "was ended by signal {} while it was stopped",
+                            libc::WTERMSIG(status)
+                        ),
                         false => "ended while it was stopped".into(),
                     };
                     return Err(Error::Died { pid: self.tid, how });
@@ -328,7 +386,18 @@ impl Stopped {
     /// Makes one system call at the address of a `syscall` instruction.
     pub fn step_syscall(&mut self, insn: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
         let [rdi, rsi, rdx, r10, r8, r9] = args;
-        let regs = Regs { rip: insn, rax: nr as u64, rdi, rsi, rdx, r10, r8, r9, orig_rax: !0, ..self.found };
+        let regs = Regs {
+            rip: insn,
+            rax: nr as u64,
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            orig_rax: !0,
+            ..self.found
+        };
         self.drive(&regs)?;
         set_mask(self.tid, !(1 << (libc::SIGTRAP - 1))).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         let now = self.run_to(true, libc::SIGTRAP, insn + 2)?;
@@ -358,6 +427,37 @@ impl Stopped {
         Ok(())
     }
 
+    /// Ends the process of a thread that has just played a tape, so that its parent will get the wait status `status`.
+    ///
+    /// `insn` is the address of a `syscall` instruction. A core-dump flag in the status is passed over.
+    pub fn end(mut self, status: i32, insn: u64) -> Result<()> {
+        let signal = libc::WTERMSIG(status);
+        if libc::WIFSIGNALED(status) {
+            set_mask(self.tid, 0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+            // Standing before the delivery of a tape's last signal, it takes this one in its place.
+            ptrace(libc::PTRACE_CONT, self.tid, 0, signal as u64)
+                .map_err(|e| self.lost("ptrace(CONT)", e))?;
+        } else {
+            let code = libc::WEXITSTATUS(status) as u64;
+            let regs = Regs {
+                rip: insn,
+                rax: libc::SYS_exit_group as u64,
+                rdi: code,
+                orig_rax: !0,
+                ..self.found
+            };
+            self.drive(&regs)?;
+            ptrace(libc::PTRACE_CONT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
+        }
+        let tid = self.tid;
+        std::mem::forget(self);
+        // The tracer hears of it first; then the zombie stays for its parent.
+        while !matches!(wait(tid)?, Halt::Gone(_)) {
+            let _ = ptrace(libc::PTRACE_CONT, tid, 0, signal as u64);
+        }
+        Ok(())
+    }
+
     /// Lets it go on as found, and leaves it a job-control stop if one is due.
     pub fn release(mut self) -> Result<()> {
         self.let_go()?;
@@ -365,10 +465,29 @@ impl Stopped {
         Ok(())
     }
 
-    /// Lets it go into a stop by `signal`, for a process that was stopped when it was recorded.
-    pub fn release_stopped(mut self, signal: i32) -> Result<()> {
+    /// Lets a parked thread go into a stop by `signal`, for a process that was stopped when it was recorded.
+    ///
+    /// The whole group stops with it: the others may be let go once this returns, and run no instruction.
+    pub fn release_stopped(mut self, pid: Pid, signal: i32) -> Result<()> {
+        crate::sys::tgkill(pid, self.tid, libc::SIGSTOP).map_err(|e| self.lost("tgkill", e))?;
+        loop {
+            ptrace(libc::PTRACE_CONT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
+            match wait(self.tid)? {
+                Halt::Signal(libc::SIGSTOP) => break,
+                Halt::Gone(_) => return Err(self.lost("wait", Errno::ESRCH)),
+                _ => {}
+            }
+        }
+        self.changed = true;
+        // Any stopping signal has the same effect once it is delivered; the one recorded is what wait(2) will tell.
         self.withheld = signal;
-        self.release()
+        let tid = self.tid;
+        self.release()?;
+        let stopped = |text: Vec<u8>| crate::proc::stat::Stat::parse(&text).is_none_or(|s| s.state != 'T');
+        while std::fs::read(format!("/proc/{tid}/stat")).is_ok_and(stopped) {
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     fn let_go(&mut self) -> Result<()> {
@@ -397,13 +516,19 @@ pub fn xstate_size() -> usize {
 
 fn get_regs(tid: Pid) -> nix::Result<Regs> {
     let mut regs = Regs::default();
-    let mut iov = libc::iovec { iov_base: (&raw mut regs).cast(), iov_len: size_of::<Regs>() };
+    let mut iov = libc::iovec {
+        iov_base: (&raw mut regs).cast(),
+        iov_len: size_of::<Regs>(),
+    };
     ptrace(libc::PTRACE_GETREGSET, tid, NT_PRSTATUS, &raw mut iov as u64)?;
     Ok(regs)
 }
 
 fn set_regs(tid: Pid, regs: &Regs) -> nix::Result<()> {
-    let iov = libc::iovec { iov_base: std::ptr::from_ref(regs).cast_mut().cast(), iov_len: size_of::<Regs>() };
+    let iov = libc::iovec {
+        iov_base: std::ptr::from_ref(regs).cast_mut().cast(),
+        iov_len: size_of::<Regs>(),
+    };
     ptrace(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &raw const iov as u64).map(drop)
 }
 

@@ -26,7 +26,12 @@ impl StoppedProcess {
     pub fn new(view: ProcessView, threads: Vec<Stopped>) -> Result<StoppedProcess> {
         let pid = view.pid;
         let pidfd = sys::pidfd_open(pid).on("pidfd_open", || format!("pid {pid}"))?;
-        Ok(StoppedProcess { view, threads, scratch: None, pidfd })
+        Ok(StoppedProcess {
+            view,
+            threads,
+            scratch: None,
+            pidfd,
+        })
     }
 
     /// Its process id.
@@ -59,14 +64,22 @@ impl StoppedProcess {
         if self.scratch.is_none() {
             let pid = self.pid();
             let Some(first) = self.threads.first_mut() else {
-                return Err(Error::Died { pid, how: "has no thread left".into() });
+                return Err(Error::Died {
+                    pid,
+                    how: "has no thread left".into(),
+                });
             };
             let scratch = Scratch::map(first, pid, &self.view.vmas, &self.view.status, SCRATCH_PAGES)?;
             self.scratch = Some(scratch);
         }
         let scratch = self.scratch.as_ref().expect("mapped just above");
         let thread = &mut self.threads[index];
-        if self.view.threads.iter().any(|t| t.tid == thread.tid() && t.status.seccomp != 0) {
+        if self
+            .view
+            .threads
+            .iter()
+            .any(|t| t.tid == thread.tid() && t.status.seccomp != 0)
+        {
             thread.options(SUSPEND_SECCOMP)?;
         }
         let mut tape = scratch.tape();

@@ -66,7 +66,12 @@ impl Regs {
 
     /// These registers with the interrupted call about to be made anew from its first instruction.
     pub fn rewound(&self) -> Regs {
-        Regs { rax: self.orig_rax, rip: self.rip.wrapping_sub(2), orig_rax: !0, ..*self }
+        Regs {
+            rax: self.orig_rax,
+            rip: self.rip.wrapping_sub(2),
+            orig_rax: !0,
+            ..*self
+        }
     }
 }
 
@@ -92,8 +97,12 @@ pub fn return_frame(regs: &Regs, mask: u64, xstate: &[u8], at: u64) -> Vec<u8> {
     words(&[UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS]);
     words(&[0]); // uc_link
     words(&[0, 0xdead, 0]); // uc_stack: no such flags
-    words(&[regs.r8, regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15]);
-    words(&[regs.rdi, regs.rsi, regs.rbp, regs.rbx, regs.rdx, regs.rax, regs.rcx, regs.rsp, regs.rip]);
+    words(&[
+        regs.r8, regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ]);
+    words(&[
+        regs.rdi, regs.rsi, regs.rbp, regs.rbx, regs.rdx, regs.rax, regs.rcx, regs.rsp, regs.rip,
+    ]);
     words(&[regs.eflags]);
     words(&[regs.cs & 0xffff | (regs.ss & 0xffff) << 48]); // cs, gs, fs, ss: two bytes each
     words(&[0, 0, mask, 0]); // err, trapno, oldmask, cr2

@@ -22,11 +22,11 @@ use nix::errno::Errno;
 /// parked: mov rsp,r13; mov eax,rt_sigreturn; syscall; int3
 /// ```
 const CODE: [u8; 81] = [
-    0x8b, 0x03, 0x48, 0x8b, 0x7b, 0x08, 0x48, 0x8b, 0x73, 0x10, 0x48, 0x8b, 0x53, 0x18, 0x4c, 0x8b, 0x53, 0x20, 0x4c,
-    0x8b, 0x43, 0x28, 0x4c, 0x8b, 0x4b, 0x30, 0x0f, 0x05, 0x48, 0x89, 0x43, 0x38, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff,
-    0x72, 0x06, 0x80, 0x7b, 0x07, 0x00, 0x74, 0x09, 0x48, 0x83, 0xc3, 0x40, 0x49, 0xff, 0xcc, 0x75, 0xc9, 0xb8, 0xea,
-    0x00, 0x00, 0x00, 0x44, 0x89, 0xf7, 0x44, 0x89, 0xfe, 0x89, 0xea, 0x0f, 0x05, 0x4c, 0x89, 0xec, 0xb8, 0x0f, 0x00,
-    0x00, 0x00, 0x0f, 0x05, 0xcc,
+    0x8b, 0x03, 0x48, 0x8b, 0x7b, 0x08, 0x48, 0x8b, 0x73, 0x10, 0x48, 0x8b, 0x53, 0x18, 0x4c, 0x8b, 0x53,
+    0x20, 0x4c, 0x8b, 0x43, 0x28, 0x4c, 0x8b, 0x4b, 0x30, 0x0f, 0x05, 0x48, 0x89, 0x43, 0x38, 0x48, 0x3d,
+    0x01, 0xf0, 0xff, 0xff, 0x72, 0x06, 0x80, 0x7b, 0x07, 0x00, 0x74, 0x09, 0x48, 0x83, 0xc3, 0x40, 0x49,
+    0xff, 0xcc, 0x75, 0xc9, 0xb8, 0xea, 0x00, 0x00, 0x00, 0x44, 0x89, 0xf7, 0x44, 0x89, 0xfe, 0x89, 0xea,
+    0x0f, 0x05, 0x4c, 0x89, 0xec, 0xb8, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05, 0xcc,
 ];
 /// Where the loop's `syscall` stands.
 const SYSCALL_AT: u64 = 0x1a;
@@ -74,7 +74,11 @@ impl Scratch {
         let busy = status.sig_cgt | status.sig_pnd | status.shd_pnd;
         let free = |s: &&i32| busy & 1 << (**s - 1) == 0;
         let unblocked = |s: &&i32| free(s) && status.sig_blk & 1 << (**s - 1) == 0;
-        let signal = HARMLESS.iter().find(unblocked).or(HARMLESS.iter().find(free)).unwrap_or(&libc::SIGTRAP);
+        let signal = HARMLESS
+            .iter()
+            .find(unblocked)
+            .or(HARMLESS.iter().find(free))
+            .unwrap_or(&libc::SIGTRAP);
         let scratch = Scratch {
             range: Range::new(base, base + len),
             tgid: *status.ns_pid.last().unwrap_or(&pid.0),
@@ -83,7 +87,11 @@ impl Scratch {
             escape: true,
         };
         let code = thread
-            .step_syscall(insn, libc::SYS_mprotect, [base, PAGE, (libc::PROT_READ | libc::PROT_EXEC) as u64, 0, 0, 0])
+            .step_syscall(
+                insn,
+                libc::SYS_mprotect,
+                [base, PAGE, (libc::PROT_READ | libc::PROT_EXEC) as u64, 0, 0, 0],
+            )
             .and_then(|n| check(pid, "mprotect", n))
             .and_then(|_| poke(pid, base, &CODE));
         match code {
@@ -103,15 +111,38 @@ impl Scratch {
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let args = [range.start, range.len(), prot, flags as u64, !0, 0];
         check(pid, "mmap", thread.step_syscall(insn, libc::SYS_mmap, args)?)?;
-        let args = [range.start, PAGE, (libc::PROT_READ | libc::PROT_EXEC) as u64, 0, 0, 0];
-        check(pid, "mprotect", thread.step_syscall(insn, libc::SYS_mprotect, args)?)?;
+        let args = [
+            range.start,
+            PAGE,
+            (libc::PROT_READ | libc::PROT_EXEC) as u64,
+            0,
+            0,
+            0,
+        ];
+        check(
+            pid,
+            "mprotect",
+            thread.step_syscall(insn, libc::SYS_mprotect, args)?,
+        )?;
         poke(pid, range.start, &CODE)?;
-        Ok(Scratch { range, tgid: inner, signal: libc::SIGURG, nested: inner != pid.0, escape: false })
+        Ok(Scratch {
+            range,
+            tgid: inner,
+            signal: libc::SIGURG,
+            nested: inner != pid.0,
+            escape: false,
+        })
     }
 
     /// The same mapping in a child that was forked with it.
     pub fn inherited(&self, inner: i32) -> Scratch {
-        Scratch { range: self.range, tgid: inner, signal: self.signal, nested: self.nested, escape: self.escape }
+        Scratch {
+            range: self.range,
+            tgid: inner,
+            signal: self.signal,
+            nested: self.nested,
+            escape: self.escape,
+        }
     }
 
     /// Ends the tapes to come by a signal that is none of `queued`.
@@ -121,6 +152,11 @@ impl Scratch {
         }
     }
 
+    /// The address of its `syscall` instruction.
+    pub fn syscall_insn(&self) -> u64 {
+        self.range.start + SYSCALL_AT
+    }
+
     /// Where it lies.
     pub fn range(&self) -> Range {
         self.range
@@ -128,7 +164,11 @@ impl Scratch {
 
     /// A tape to be filled.
     pub fn tape(&self) -> Tape<'_> {
-        Tape { scratch: self, calls: Vec::new(), data: Vec::new() }
+        Tape {
+            scratch: self,
+            calls: Vec::new(),
+            data: Vec::new(),
+        }
     }
 
     /// Removes the mapping by a single step of its own last system call.
@@ -161,7 +201,12 @@ impl Tape<'_> {
     fn push(&mut self, name: &'static str, nr: i64, args: &[u64], may_fail: bool) -> usize {
         let mut all = [0; 6];
         all[..args.len()].copy_from_slice(args);
-        self.calls.push(Call { name, nr, args: all, may_fail });
+        self.calls.push(Call {
+            name,
+            nr,
+            args: all,
+            may_fail,
+        });
         self.calls.len() - 1
     }
 
@@ -223,10 +268,19 @@ impl Tape<'_> {
         if self.scratch.escape {
             image.resize(image.len().next_multiple_of(64), 0);
             frame_at = base + image.len() as u64;
-            image.extend_from_slice(&return_frame(&thread.found, thread.mask, &thread.xstate()?, frame_at));
+            image.extend_from_slice(&return_frame(
+                &thread.found,
+                thread.mask,
+                &thread.xstate()?,
+                frame_at,
+            ));
         }
         if image.len() > room {
-            return Err(Error::kernel("tape", format!("pid {pid}: {} bytes of calls", image.len()), Errno::ENOBUFS));
+            return Err(Error::kernel(
+                "tape",
+                format!("pid {pid}: {} bytes of calls", image.len()),
+                Errno::ENOBUFS,
+            ));
         }
         poke(pid, base, &image)?;
         let regs = Regs {
@@ -235,7 +289,11 @@ impl Tape<'_> {
             r12: self.calls.len() as u64,
             r13: frame_at + 8,
             r14: self.scratch.tgid as u64,
-            r15: if self.scratch.nested { inner_tid(pid, self.scratch.tgid) } else { pid.0 as u64 },
+            r15: if self.scratch.nested {
+                inner_tid(pid, self.scratch.tgid)
+            } else {
+                pid.0 as u64
+            },
             rbp: self.scratch.signal as u64,
             orig_rax: !0,
             // The loop counts upwards, and a trap flag would end it at once.
@@ -261,7 +319,10 @@ const NOT_RUN: u64 = i64::MIN as u64;
 /// The thread's id in its own pid namespace.
 fn inner_tid(tid: Pid, tgid_inner: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{tid}/status"));
-    let inner = text.ok().and_then(|t| Status::parse(&t)).and_then(|s| s.ns_pid.last().copied());
+    let inner = text
+        .ok()
+        .and_then(|t| Status::parse(&t))
+        .and_then(|s| s.ns_pid.last().copied());
     inner.unwrap_or(tgid_inner) as u64
 }
 
@@ -279,15 +340,24 @@ struct Started {
 impl Started {
     fn finish(self, thread: &mut Stopped) -> Result<Ran> {
         if self.calls.is_empty() {
-            return Ok(Ran { results: Vec::new(), data: Vec::new(), base: self.base });
+            return Ok(Ran {
+                results: Vec::new(),
+                data: Vec::new(),
+                base: self.base,
+            });
         }
         thread.run_to(false, self.signal, self.end)?;
         set_mask(thread.tid(), !0).map_err(|e| thread.lost("ptrace(SETSIGMASK)", e))?;
         let mut image = vec![0; self.data_len];
         let from = [Range::new(self.base, self.base + self.data_len as u64)];
-        let n = sys::vm_read(thread.tid(), &from, &mut image).map_err(|e| thread.lost("process_vm_readv", e))?;
+        let n =
+            sys::vm_read(thread.tid(), &from, &mut image).map_err(|e| thread.lost("process_vm_readv", e))?;
         if n != image.len() {
-            return Err(Error::kernel("process_vm_readv", format!("scratch of thread {}", thread.tid()), Errno::EFAULT));
+            return Err(Error::kernel(
+                "process_vm_readv",
+                format!("scratch of thread {}", thread.tid()),
+                Errno::EFAULT,
+            ));
         }
         let mut results = Vec::with_capacity(self.calls.len());
         for (i, call) in self.calls.iter().enumerate() {
@@ -304,7 +374,11 @@ impl Started {
             results.push(value);
         }
         image.truncate(self.calls_at);
-        Ok(Ran { results, data: image, base: self.base })
+        Ok(Ran {
+            results,
+            data: image,
+            base: self.base,
+        })
     }
 }
 
@@ -344,9 +418,11 @@ impl Ran {
 
 fn check(pid: Pid, call: &'static str, result: i64) -> Result<i64> {
     match result {
-        n @ -4095..0 => {
-            Err(Error::kernel(call, format!("pid {pid}: remote {call}"), Errno::from_raw(-n as i32)))
-        }
+        n @ -4095..0 => Err(Error::kernel(
+            call,
+            format!("pid {pid}: remote {call}"),
+            Errno::from_raw(-n as i32),
+        )),
         n => Ok(n),
     }
 }
@@ -358,14 +434,20 @@ pub fn poke(pid: Pid, at: u64, bytes: &[u8]) -> Result<()> {
     }
     use std::os::unix::fs::FileExt;
     let path = format!("/proc/{pid}/mem");
-    let mem = std::fs::File::options().write(true).open(&path).on("open", || path.clone())?;
-    mem.write_all_at(bytes, at).on("write", || format!("{path} at {at:#x}"))
+    let mem = std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .on("open", || path.clone())?;
+    mem.write_all_at(bytes, at)
+        .on("write", || format!("{path} at {at:#x}"))
 }
 
 /// The address of a `syscall` instruction in a process: in its vDSO, else in any code that it maps.
 pub fn find_syscall(pid: Pid, vmas: &[Vma]) -> Result<u64> {
     let vdso = vmas.iter().filter(|v| v.name == b"[vdso]");
-    let other = vmas.iter().filter(|v| v.exec && v.read && v.name != b"[vdso]" && v.name != b"[vsyscall]");
+    let other = vmas
+        .iter()
+        .filter(|v| v.exec && v.read && v.name != b"[vdso]" && v.name != b"[vsyscall]");
     for vma in vdso.chain(other) {
         let mut at = vma.start;
         while at < vma.end {
@@ -378,7 +460,11 @@ pub fn find_syscall(pid: Pid, vmas: &[Vma]) -> Result<u64> {
             at += len;
         }
     }
-    Err(Error::kernel("ptrace", format!("pid {pid}: no syscall instruction in its mappings"), Errno::ENOEXEC))
+    Err(Error::kernel(
+        "ptrace",
+        format!("pid {pid}: no syscall instruction in its mappings"),
+        Errno::ENOEXEC,
+    ))
 }
 
 /// The registers a thread stands with right now, for tests and messages.
@@ -405,7 +491,11 @@ mod tests {
     /// python3 in a sleep, which it reports the length of.
     fn sleeper() -> (Subject, Pid) {
         let script = "import time,sys\nt=time.monotonic()\nprint('up',flush=True)\ntime.sleep(1)\nd=time.monotonic()-t\nsys.exit(0 if 0.99<d<1.3 else 1)";
-        let mut child = Command::new("python3").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         use std::io::Read;
         child.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -445,7 +535,10 @@ mod tests {
         assert_eq!(current_regs(&thread).unwrap(), found);
         thread.release().unwrap();
         assert_eq!(read_vmas(pid, Depth::Maps).unwrap(), before);
-        assert!(subject.0.wait().unwrap().success(), "the interrupted sleep was not exact");
+        assert!(
+            subject.0.wait().unwrap().success(),
+            "the interrupted sleep was not exact"
+        );
     }
 
     #[test]
@@ -467,6 +560,10 @@ mod tests {
         .unwrap();
         // Python sleeps until an absolute time, so even a call that is begun anew ends when it should.
         let status = subject.0.wait().unwrap();
-        assert_eq!(status.code(), Some(0), "python did not survive its tracer: {status}");
+        assert_eq!(
+            status.code(),
+            Some(0),
+            "python did not survive its tracer: {status}"
+        );
     }
 }
