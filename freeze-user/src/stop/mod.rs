@@ -107,9 +107,14 @@ pub fn trust_was_right(trusted: &[(Pid, Vec<Vma>)]) -> bool {
         vmas.iter().all(|v| {
             now.iter()
                 .find(|n| n.range() == v.range())
-                .is_none_or(|n| n.flags == v.flags)
+                .is_none_or(|n| lasting(n) == lasting(v))
         })
     })
+}
+
+/// The flags that are the program's own doing: `uw` is the tracking of written pages, `sd` a page's soft-dirty bit.
+fn lasting(v: &Vma) -> Vec<&[u8; 2]> {
+    v.flags.iter().filter(|f| *f != b"uw" && *f != b"sd").collect()
 }
 
 /// Halts rounds of threads until a look at /proc finds none that is not halted.
