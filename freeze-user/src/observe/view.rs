@@ -184,21 +184,26 @@ pub enum Depth {
 impl View {
     /// Reads the trees below `roots`.
     pub fn read(roots: &[Pid], depth: Depth) -> Result<View> {
-        let parents = parents()?;
+        View::read_after(roots, depth, None)
+    }
+
+    /// The same, trusting an earlier look as to who outside the set holds what: searching all processes of the machine
+    /// takes longer than everything else, and only for pipes and sockets that are new since is it done again.
+    pub fn read_after(roots: &[Pid], depth: Depth, before: Option<&View>) -> Result<View> {
         let mut set: Vec<Pid> = Vec::new();
-        let mut queue: std::collections::VecDeque<Pid> = roots.iter().copied().collect();
-        while let Some(pid) = queue.pop_front() {
-            if set.contains(&pid) {
-                continue;
+        for (pid, _) in tasks(roots)? {
+            if !set.contains(&pid) {
+                set.push(pid);
             }
-            set.push(pid);
-            queue.extend(
-                parents
-                    .iter()
-                    .filter(|(_, parent)| *parent == pid)
-                    .map(|(child, _)| *child),
-            );
         }
+        // A root that is not there has no tasks; reading it says so.
+        set.extend(
+            roots
+                .iter()
+                .filter(|r| !set.contains(r))
+                .copied()
+                .collect::<Vec<_>>(),
+        );
         let mut view = View {
             roots: roots.to_vec(),
             ..View::default()
@@ -211,7 +216,7 @@ impl View {
                 Err(e) => return Err(e),
             }
         }
-        view.look_outside()?;
+        view.look_outside(before)?;
         Ok(view)
     }
 
@@ -226,12 +231,20 @@ impl View {
     }
 
     /// Finds who else on the machine holds the pipes and sockets of the set.
-    fn look_outside(&mut self) -> Result<()> {
-        let joint: BTreeSet<Vec<u8>> = self
-            .fds()
-            .filter(|f| f.link.starts_with(b"pipe:[") || f.link.starts_with(b"socket:["))
-            .map(|f| f.link.clone())
-            .collect();
+    fn look_outside(&mut self, before: Option<&View>) -> Result<()> {
+        let joint = |v: &View| -> BTreeSet<Vec<u8>> {
+            let shared = v
+                .fds()
+                .filter(|f| f.link.starts_with(b"pipe:[") || f.link.starts_with(b"socket:["));
+            shared.map(|f| f.link.clone()).collect()
+        };
+        let mut joint_now = joint(self);
+        if let Some(before) = before {
+            self.outside = before.outside.clone();
+            let known = joint(before);
+            joint_now.retain(|link| !known.contains(link));
+        }
+        let joint = joint_now;
         if joint.is_empty() {
             return Ok(());
         }
@@ -357,6 +370,51 @@ pub fn all_pids() -> Result<Vec<Pid>> {
         .collect();
     pids.sort_unstable();
     Ok(pids)
+}
+
+/// All threads of the trees below `roots`, zombies included, each with its process; parents come before their children.
+///
+/// Complete only once all of them stand still: children forked meanwhile may be missed (proc_pid_task(5), `children`).
+pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
+    let mut out: Vec<(Pid, Pid)> = Vec::new();
+    let mut queue: std::collections::VecDeque<Pid> = roots.iter().copied().collect();
+    let mut everybody: Option<Vec<(Pid, Pid)>> = None;
+    while let Some(pid) = queue.pop_front() {
+        if out.iter().any(|(p, _)| *p == pid) {
+            continue;
+        }
+        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            continue;
+        };
+        for entry in dir.flatten() {
+            let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()).map(Pid) else {
+                continue;
+            };
+            out.push((pid, tid));
+            match std::fs::read_to_string(entry.path().join("children")) {
+                Ok(list) => queue.extend(
+                    list.split_ascii_whitespace()
+                        .filter_map(|w| w.parse().ok())
+                        .map(Pid),
+                ),
+                // The thread has ended, and its children went to another.
+                Err(e) if e.raw_os_error() != Some(libc::ENOENT) || !entry.path().exists() => {}
+                // Without CONFIG_PROC_CHILDREN: everybody's parent instead.
+                Err(_) => {
+                    if everybody.is_none() {
+                        everybody = Some(parents()?);
+                    }
+                    let all = everybody.as_deref().unwrap_or_default();
+                    queue.extend(
+                        all.iter()
+                            .filter(|(_, parent)| *parent == pid)
+                            .map(|(child, _)| *child),
+                    );
+                }
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// Every process with its parent.

@@ -3,7 +3,7 @@
 use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::{Pid, Range};
 use crate::kinds::threads::{is_64_bit, undisturbed};
-use crate::observe::view::{Depth, View, read_vmas};
+use crate::observe::view::{Depth, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
 use crate::store::Committed;
@@ -43,7 +43,7 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
     let since = Instant::now();
     let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
     halt_all(&roots, &mut stopped)?;
-    let mut view = View::read(&roots, Depth::Maps)?;
+    let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
     let trusted = fill_flags(&mut view, &planned.view, trust)?;
     // The same verdict once more, on what is there now: a change for the worse lets everything go again.
     let Plan { view } = plan(view, host)?;
@@ -149,48 +149,6 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
         .why("it makes threads or processes faster than they can be stopped")
         .remedy("try again")
         .refuse())
-}
-
-/// All live threads of the trees below `roots`, with their process.
-fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
-    let mut out = Vec::new();
-    let mut queue: Vec<Pid> = roots.to_vec();
-    let mut parents: Option<Vec<(Pid, Pid)>> = None;
-    while let Some(pid) = queue.pop() {
-        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-            continue;
-        };
-        for entry in dir.flatten() {
-            let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()).map(Pid) else {
-                continue;
-            };
-            out.push((pid, tid));
-            match std::fs::read_to_string(entry.path().join("children")) {
-                Ok(list) => queue.extend(
-                    list.split_ascii_whitespace()
-                        .filter_map(|w| w.parse().ok())
-                        .map(Pid),
-                ),
-                // Without CONFIG_PROC_CHILDREN: everybody's parent instead.
-                Err(_) => {
-                    if parents.is_none() {
-                        parents = Some(crate::observe::view::parents()?);
-                    }
-                    let all = parents.as_deref().unwrap_or_default();
-                    let children = all
-                        .iter()
-                        .filter(|(_, parent)| *parent == pid)
-                        .map(|(child, _)| *child);
-                    queue.extend(
-                        children
-                            .filter(|c| !out.iter().any(|(p, _)| p == c))
-                            .collect::<Vec<_>>(),
-                    );
-                }
-            }
-        }
-    }
-    Ok(out)
 }
 
 fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
