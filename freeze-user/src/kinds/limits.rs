@@ -134,6 +134,7 @@ fn own_limit(resource: usize) -> Option<(u64, u64)> {
 
 /// Capabilities of freeze itself, by number (capabilities(7)).
 pub mod caps {
+    pub const SYS_ADMIN: u32 = 21;
     pub const SYS_RESOURCE: u32 = 24;
 
     /// Whether freeze has this capability in effect.

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod memory;
 pub mod pipe;
 pub mod regular;
+pub mod seccomp;
 pub mod signals;
 pub mod threads;
 pub mod timers;
@@ -336,6 +337,7 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     process::<timers::Timers>(),
     process::<traits::Traits>(),
     process::<limits::Limits>(),
+    process::<seccomp::Seccomp>(),
     process::<credentials::Credentials>(),
     process::<filesystem::Filesystem>(),
     process::<fdtable::FdTable>(),

@@ -38,23 +38,11 @@ const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 impl ProcessKind for Traits {
     const TAG: &'static str = "traits";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "personality, subreaper, THP-disable, machine-check policy, MDWE, KSM, membarrier registration; seccomp is refused";
+    const ABOUT: &'static str = "personality, subreaper, THP-disable, machine-check policy, MDWE, KSM, membarrier registration; shadow stacks are refused";
     const STAGE: Stage = Stage::Last;
     type Record = Record;
 
     fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
-        for t in p.threads.iter().filter(|t| t.status.seccomp != 0) {
-            let mode = if t.status.seccomp == 1 {
-                "seccomp strict mode"
-            } else {
-                "a seccomp filter"
-            };
-            out.push(
-                Blocker::of(p.pid, format!("thread {}", t.tid), mode)
-                    .why("seccomp is not carried yet")
-                    .remedy("start the program without it (systemd: SystemCallFilter=)"),
-            );
-        }
         if !p.status.thread_features.is_empty() {
             out.push(
                 p.blocker("threads", format!("CET features: {}", p.status.thread_features))

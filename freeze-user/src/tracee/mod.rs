@@ -303,9 +303,11 @@ impl Stopped {
             .map(drop)
     }
 
-    /// The number of seccomp filters, oldest last, each as raw BPF instructions.
-    pub fn seccomp_filter(&self, index: u64) -> Result<Option<Vec<u8>>> {
+    /// Its seccomp filter number `index`, counted from the oldest: raw instructions of 8 bytes, and the flags it was
+    /// installed with. `None` past the newest.
+    pub fn seccomp_filter(&self, index: u64) -> Result<Option<(Vec<u8>, u64)>> {
         const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+        const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
         let n = match ptrace(PTRACE_SECCOMP_GET_FILTER, self.tid, index, 0) {
             Ok(n) => n as usize,
             Err(Errno::ENOENT) => return Ok(None),
@@ -319,7 +321,16 @@ impl Stopped {
             out.as_mut_ptr() as u64,
         )
         .on("ptrace(SECCOMP_GET_FILTER)", || format!("thread {}", self.tid))?;
-        Ok(Some(out))
+        // struct seccomp_metadata: which filter (in), its flags (out).
+        let mut metadata = [index, 0u64];
+        ptrace(
+            PTRACE_SECCOMP_GET_METADATA,
+            self.tid,
+            16,
+            metadata.as_mut_ptr() as u64,
+        )
+        .on("ptrace(SECCOMP_GET_METADATA)", || format!("thread {}", self.tid))?;
+        Ok(Some((out, metadata[1])))
     }
 
     /// Sets raw registers without remembering them: for what is run in its place.
