@@ -8,7 +8,7 @@ use crate::plan::{Host, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
-use crate::sys::interrupt;
+use crate::sys::{fault, interrupt};
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
@@ -102,6 +102,7 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
     let view = View::read(&request.roots, Depth::Smaps).map_err(|e| no_such(&request.roots, e))?;
     let planned = plan(view, host)?;
     clock.note("plan");
+    fault::point("begin")?;
     let mut draft = match &request.place {
         Place::Store(store) => store.begin(request.parent.as_ref(), &request.options)?,
         Place::Directory(dir) => Store::begin_at(dir, request.parent.as_ref(), &request.options)?,
@@ -115,9 +116,11 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
         interrupt::check()?;
     }
     clock.note("pre-copy");
+    fault::point("stop")?;
     let mut frozen = stop(planned, host, trust).map_err(|e| e.fate(Fate::PutBack))?;
     clock.note("stop");
     collect(&mut frozen, &mut draft, &mut copier).map_err(|e| e.fate(Fate::PutBack))?;
+    fault::point("collected").map_err(|e| e.fate(Fate::PutBack))?;
     interrupt::check()?;
     clock.note("collect");
     let processes = frozen.view.processes.len();

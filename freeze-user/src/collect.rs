@@ -7,7 +7,7 @@ use crate::kinds::{PROCESS_KINDS, PageSource, Shared, Source, kind_of};
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
-use crate::sys;
+use crate::sys::{self, fault};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
@@ -30,10 +30,12 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
             pages,
         };
         for (id, fd) in firsts.iter().filter(|(_, fd)| fd.pid == pid) {
+            fault::point("a file")?;
             let refused = || fd.blocker().why("no kind claims it").refuse();
             kind_of(fd).ok_or_else(refused)?.collect(*id, fd, &mut source)?;
         }
         for kind in PROCESS_KINDS {
+            fault::point(kind.tag)?;
             (kind.collect)(&mut source)?;
         }
     }

@@ -9,7 +9,7 @@ use crate::observe::view::{Depth, ProcessView, read_vmas};
 use crate::proc::maps::Vma;
 use crate::store::{CheckpointId, Draft, Opened};
 use crate::sys::pagemap::{self, Contents};
-use crate::sys::{self, uffd};
+use crate::sys::{self, fault, uffd};
 use crate::tracee::Seized;
 use crate::tracee::process::StoppedProcess;
 use nix::errno::Errno;
@@ -121,6 +121,7 @@ impl<'a> Copier<'a> {
         let mem = open_mem(pid)?;
         let mut last = u64::MAX;
         for round in 0..ROUNDS {
+            fault::point("pre-copy")?;
             let Some(tracking) = self.trackings.get_mut(&pid) else {
                 break;
             };
@@ -173,6 +174,7 @@ impl<'a> Copier<'a> {
 
 impl PageSource for Copier<'_> {
     fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()> {
+        fault::point("memory")?;
         let space = SpaceId::private(pid);
         draft.space(space);
         let private = normalize(private.to_vec());
@@ -258,13 +260,16 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
         vmas: read_vmas(pid, Depth::Maps)?,
         ..p.clone()
     };
+    fault::point("tracker")?;
     let mut process = StoppedProcess::new(view, vec![leader])?;
     let (ran, at) = process.tape(|t| t.try_call("userfaultfd", libc::SYS_userfaultfd, &[uffd::FLAGS]))?;
     let Ok(number) = ran.result(at) else {
         process.release()?;
         return Ok(None);
     };
-    let fd = process.fd(number as i32);
+    let fd = process
+        .fd(number as i32)
+        .and_then(|fd| fault::point("tracker's descriptor").map(|()| fd));
     process.tape(|t| t.call("close", libc::SYS_close, &[number as u64]))?;
     process.release()?;
     Ok(match AsyncWp::new(pid, fd?) {

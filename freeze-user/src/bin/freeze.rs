@@ -95,6 +95,8 @@ struct RestoreArgs {
 }
 
 fn main() -> ExitCode {
+    #[cfg(debug_assertions)]
+    freeze_user::sys::fault::arm_from_env();
     let cli = Cli::parse();
     let outcome = match &cli.command {
         Command::Checkpoint(args) => run_checkpoint(&cli, args),

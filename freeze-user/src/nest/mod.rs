@@ -9,7 +9,7 @@ use crate::ids::{FileId, PAGE, Pid, Range};
 use crate::observe::view::{Depth, command_of, read_vmas};
 use crate::proc::stat::Stat;
 use crate::store::Opened;
-use crate::sys::{self, CloneArgs};
+use crate::sys::{self, CloneArgs, fault};
 use crate::tracee::tape::{Ran, Scratch, Tape, find_syscall};
 use crate::tracee::{EXITKILL, Seized, Stopped};
 use family::Family;
@@ -323,6 +323,7 @@ impl Nest {
     fn spawn_root(&mut self, pid: Pid, place: Range) -> Result<()> {
         sys::spawn_blank(pid).map_err(|e| pid_refused(pid, e))?;
         self.made.push(pid);
+        fault::point("spawned")?;
         let dead = || Error::Died {
             pid,
             how: "ended while it was built".into(),
@@ -368,7 +369,7 @@ impl Nest {
             }
         })?;
         self.processes.insert(pid, building);
-        Ok(())
+        fault::point("blank")
     }
 
     /// Forks a blank child off a blank process.
@@ -398,6 +399,7 @@ impl Nest {
             Err(e) => return Err(e),
         }
         self.made.push(pid);
+        fault::point("forked")?;
         let child = Seized::inherited(pid).halted()?;
         let child = child.ok_or_else(|| Error::Died {
             pid,
@@ -515,6 +517,7 @@ impl Drop for Nest {
             return;
         }
         // While we tear down, orphans of what we built come to us and not to init, so that all can be reaped here.
+        let reaper = nix::sys::prctl::get_child_subreaper().unwrap_or(false);
         let _ = nix::sys::prctl::set_child_subreaper(true);
         for pid in self.made.iter().rev() {
             // They are ours: made by this nest, traced by this thread, and reaped by nobody else yet.
@@ -524,7 +527,7 @@ impl Drop for Nest {
         for pid in self.made.iter().rev() {
             kill(*pid);
         }
-        let _ = nix::sys::prctl::set_child_subreaper(false);
+        let _ = nix::sys::prctl::set_child_subreaper(reaper);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, 
 use crate::nest::family::Family;
 use crate::nest::{Nest, Options};
 use crate::store::{Frame, Opened};
-use crate::sys::{self, interrupt};
+use crate::sys::{self, fault, interrupt};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,7 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     let records = Records::read(&image)?;
     records.precheck(&options)?;
     image.leftovers()?;
+    fault::point("nest")?;
     raise_own_limits();
     let mut nest = Nest::new(
         image.clone(),
@@ -44,6 +45,7 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
     let warnings = std::mem::take(&mut nest.warnings);
     let processes = records.families.len();
+    fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
     let roots = nest.fly()?;
     Ok(Restored {
         roots,
@@ -202,6 +204,7 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             Vec::new()
         };
         for id in &order {
+            fault::point("a file")?;
             let fd = records.files[id].restore(nest)?;
             nest.put_file(*id, fd);
         }
@@ -216,6 +219,7 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             else {
                 continue;
             };
+            fault::point(kind.tag)?;
             kind.restore(&frame.payload, nest)?
                 .map_err(|e| records.damaged(frame, e))?;
         }
@@ -223,6 +227,7 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             let Some(&(pid, fd)) = nest.holders(*id).first() else {
                 continue;
             };
+            fault::point("a file's end")?;
             records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
         }
     }

@@ -7,8 +7,8 @@ use crate::observe::view::{Depth, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
 use crate::store::Committed;
-use crate::sys;
 use crate::sys::sched::Realtime;
+use crate::sys::{self, fault};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Seized, Stopped};
 use std::collections::BTreeMap;
@@ -45,6 +45,7 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
     halt_all(&roots, &mut stopped)?;
     let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
     let trusted = fill_flags(&mut view, &planned.view, trust)?;
+    fault::point("view")?;
     // The same verdict once more, on what is there now: a change for the worse lets everything go again.
     let Plan { view } = plan(view, host)?;
     let mut processes = Vec::with_capacity(view.processes.len());
@@ -56,6 +57,7 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
             return Err(Error::Died { pid: p.pid, how });
         }
         let mut process = StoppedProcess::new(p.clone(), threads)?;
+        fault::point("smooth")?;
         smooth(&mut process)?;
         processes.push(process);
     }
@@ -139,7 +141,9 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
                 None => Ok(()),
             };
         }
+        fault::point("seized")?;
         for (pid, seized) in fresh {
+            fault::point("halt")?;
             if let Some(thread) = seized.halted()? {
                 stopped.entry(pid).or_default().push(thread);
             }

@@ -8,6 +8,7 @@ use super::pages::{CHUNK_PAGES, Cache, ENTRY, Form, PageWriter, is_zero};
 use super::{CheckpointId, INCOMPLETE, INDEX, MANIFEST, PAGES, RECORDS, create, lock, retention, sync_dir};
 use crate::error::{Context, Error, Result};
 use crate::ids::{PAGE, Range, SpaceId};
+use crate::sys::fault;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
@@ -333,6 +334,7 @@ impl Draft {
 
     /// Makes it a checkpoint: when this returns it is whole, durable and can be found.
     pub fn commit(mut self, about: About) -> Result<Committed> {
+        fault::point("commit")?;
         let mut manifest = Manifest::new(self.id, self.created_ms);
         manifest.about = about;
         manifest.parent = match &self.parent {
@@ -413,6 +415,7 @@ impl Draft {
                 .on("fsync", || self.file(name).display().to_string())?;
         }
         sync_dir(self.place.now())?;
+        fault::point("publish")?;
         self.publish()?;
         self.committed = true;
         Ok(Committed {

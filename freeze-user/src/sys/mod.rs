@@ -2,6 +2,8 @@
 #![allow(unsafe_code, reason = "raw system calls have their address here")]
 
 pub mod bpf;
+pub mod fault;
+pub mod launch;
 pub mod pagemap;
 pub mod interrupt;
 pub mod sched;

@@ -1,0 +1,256 @@
+//! The modes in which every subject is taken through checkpoint and restore.
+
+use crate::portrait::Portrait;
+use crate::subject::{PATIENCE, Running, Subject, exists, freeze, output};
+use freeze_user::checkpoint::{Place, Report, Request, checkpoint};
+use freeze_user::ids::Pid;
+use freeze_user::nest::Options as RestoreOptions;
+use freeze_user::plan::Host;
+use freeze_user::precopy::Trackings;
+use freeze_user::restore::{Restored, restore};
+use freeze_user::store::{Opened, Options};
+use freeze_user::sys::fault::{self, Act};
+use freeze_user::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What happens in the hole of a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Checkpointed and let go.
+    Resume,
+    /// Checkpointed, killed, restored.
+    Restore,
+    /// The same once more, from a checkpoint of the restored one.
+    RestoreTwice,
+    /// Three checkpoints, each on its parent; killed after the last, which is restored.
+    Incremental3,
+    /// Checkpointed and restored by the command, each time in a fresh process.
+    OtherAgent,
+    /// The engine fails at every step in turn, of a checkpoint and of a restore; then all goes well.
+    FaultAtStep,
+}
+
+/// Takes a subject through a mode; fails, saying how, if it does not come out as it went in.
+pub fn run(mode: Mode, test: &str, subject: impl FnOnce() -> Subject) {
+    let subject = subject();
+    if subject.play(test) {
+        return;
+    }
+    let mut running = Running::start(&subject, test);
+    let before = Portrait::settled(running.pid);
+    running.pids();
+    match mode {
+        Mode::Resume => {
+            take(&running, "image", false);
+            same(&before, &running, "after it was let go");
+        }
+        Mode::Restore => kill_and_restore(&mut running, &before, "image"),
+        Mode::RestoreTwice => {
+            kill_and_restore(&mut running, &before, "first");
+            kill_and_restore(&mut running, &before, "second");
+        }
+        Mode::Incremental3 => incremental(&mut running, &before),
+        Mode::OtherAgent => by_command(&mut running, &before),
+        Mode::FaultAtStep => {
+            let image = fail_checkpoints(&mut running, &before);
+            fail_restores(&mut running, &image);
+            same(&before, &running, "after a restore at last");
+        }
+    }
+    nothing_unfinished(running.dir());
+    running.verdict();
+}
+
+/// What is asked of the engine.
+pub fn request(pid: Pid, image: PathBuf, kill: bool) -> Request {
+    Request {
+        roots: vec![pid],
+        place: Place::Directory(image),
+        parent: None,
+        kill,
+        group: None,
+        options: Options::default(),
+        track: false,
+    }
+}
+
+/// Checkpoints by the library, in this process.
+pub fn checkpoint_now(request: &Request, trackings: &mut Trackings) -> Result<Report> {
+    checkpoint(request, &Host::here()?, trackings)
+}
+
+/// Restores by the library, in this process.
+pub fn restore_now(image: &Path) -> Result<Restored> {
+    restore(Opened::open(image)?, RestoreOptions::default())
+}
+
+fn take(running: &Running, name: &str, kill: bool) -> PathBuf {
+    let image = running.dir().join(name);
+    let request = request(running.pid, image.clone(), kill);
+    checkpoint_now(&request, &mut Trackings::new()).unwrap_or_else(|e| panic!("checkpoint: {e}"));
+    image
+}
+
+fn kill_and_restore(running: &mut Running, before: &Portrait, name: &str) {
+    let image = take(running, name, true);
+    running.wait_gone();
+    restored(running, &image);
+    same(before, running, "after the restore");
+}
+
+fn restored(running: &mut Running, image: &Path) {
+    let restored = restore_now(image).unwrap_or_else(|e| panic!("restore: {e}"));
+    assert_eq!(restored.roots, [running.pid], "{restored:?}");
+    assert_eq!(
+        restored.warnings, [""; 0],
+        "a restore in place has nothing to warn of"
+    );
+    running.pids();
+}
+
+fn incremental(running: &mut Running, before: &Portrait) {
+    let mut trackings = Trackings::new();
+    let mut parent: Option<PathBuf> = None;
+    for n in 1..=3 {
+        let image = running.dir().join(format!("image-{n}"));
+        let open = |p: &PathBuf| Opened::open(p).unwrap_or_else(|e| panic!("opening the parent: {e}"));
+        let request = Request {
+            parent: parent.as_ref().map(open),
+            track: true,
+            ..request(running.pid, image.clone(), n == 3)
+        };
+        let report =
+            checkpoint_now(&request, &mut trackings).unwrap_or_else(|e| panic!("checkpoint {n}: {e}"));
+        assert!(
+            n == 1 || report.own_pages < report.pages,
+            "nothing was taken over from the parent: {report}"
+        );
+        if n < 3 {
+            same(before, running, "between two checkpoints");
+        }
+        parent = Some(image);
+    }
+    drop(trackings);
+    running.wait_gone();
+    restored(running, &running.dir().join("image-3"));
+    same(before, running, "after the restore");
+}
+
+fn by_command(running: &mut Running, before: &Portrait) {
+    let image = running.dir().join("image");
+    let done = output(
+        freeze()
+            .arg("checkpoint")
+            .arg(running.pid.to_string())
+            .arg("--to")
+            .arg(&image)
+            .arg("--kill"),
+    );
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    running.wait_gone();
+    let done = output(freeze().arg("restore").arg(&image).arg("--detach"));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(
+        String::from_utf8_lossy(&done.stderr),
+        "",
+        "a restore in place has nothing to warn of"
+    );
+    same(before, running, "after the restore");
+}
+
+/// Fails at every step of a checkpoint until one is not reached any more; that one is good, and kills.
+fn fail_checkpoints(running: &mut Running, before: &Portrait) -> PathBuf {
+    for n in 1.. {
+        let image = running.dir().join("image");
+        let request = Request {
+            track: true,
+            ..request(running.pid, image.clone(), true)
+        };
+        let armed = fault::arm(n, Act::Fail);
+        let outcome = checkpoint_now(&request, &mut Trackings::new());
+        let Some(step) = armed.fired() else {
+            outcome.unwrap_or_else(|e| panic!("checkpoint without a fault: {e}"));
+            assert!(n > 20, "a checkpoint has more than {n} steps");
+            running.wait_gone();
+            return image;
+        };
+        drop(armed);
+        match outcome {
+            Err(Error::Kernel { .. }) => {}
+            other => panic!("step {n} ({step}) failed, and the checkpoint ended with {other:?}"),
+        }
+        assert!(
+            running.is_alive(),
+            "step {n} ({step}) failed, and the target is dead"
+        );
+        assert!(
+            !image.exists(),
+            "step {n} ({step}) failed and left {}",
+            image.display()
+        );
+        nothing_unfinished(running.dir());
+        same(
+            before,
+            running,
+            &format!("after step {n} ({step}) of a checkpoint failed"),
+        );
+    }
+    unreachable!("the loop has no end of its own");
+}
+
+/// Fails at every step of a restore until one is not reached any more; that one is good.
+fn fail_restores(running: &mut Running, image: &Path) {
+    for n in 1.. {
+        let armed = fault::arm(n, Act::Fail);
+        let outcome = restore_now(image);
+        let Some(step) = armed.fired() else {
+            outcome.unwrap_or_else(|e| panic!("restore without a fault: {e}"));
+            assert!(n > 15, "a restore has more than {n} steps");
+            running.pids();
+            return;
+        };
+        drop(armed);
+        assert!(
+            matches!(outcome, Err(Error::Kernel { .. })),
+            "step {n} ({step}) failed, and the restore ended with {outcome:?}"
+        );
+        assert!(
+            !exists(running.pid),
+            "step {n} ({step}) of a restore failed, and {} is there",
+            running.pid
+        );
+        running.wait_gone();
+        Opened::open(image)
+            .and_then(|i| i.verify())
+            .unwrap_or_else(|e| panic!("the image after step {n} ({step}): {e}"));
+    }
+}
+
+/// Waits until the tree looks as before; fails with every difference if it never does.
+pub fn same(before: &Portrait, running: &Running, when: &str) {
+    let began = Instant::now();
+    loop {
+        let differences = before.differences(&Portrait::now(running.pid));
+        if differences.is_empty() {
+            return;
+        }
+        // A thread may be between two instructions that show; a lasting difference lasts.
+        if began.elapsed() > PATIENCE / 10 || !running.is_alive() {
+            panic!(
+                "{when}, the subject differs in {} places:\n  {}",
+                differences.len(),
+                differences.join("\n  ")
+            );
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// No draft may be left in the directory.
+pub fn nothing_unfinished(dir: &Path) {
+    for entry in std::fs::read_dir(dir).expect("the subject's directory").flatten() {
+        let name = entry.file_name().display().to_string();
+        assert!(!name.contains("incomplete"), "{name} was left behind");
+    }
+}

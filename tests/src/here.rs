@@ -1,0 +1,121 @@
+//! The hole in the middle of a subject: it says that it is ready, and waits to be told to go on.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The variable that names the directory in which subject and test meet.
+pub const HERE: &str = "FREEZE_HERE";
+
+/// What a subject written in Rust is given.
+#[derive(Debug)]
+pub struct Here {
+    dir: PathBuf,
+    ready: PathBuf,
+    go: PathBuf,
+}
+
+impl Here {
+    /// As the environment says, in the subject.
+    pub(crate) fn from_env() -> Here {
+        let dir = PathBuf::from(std::env::var_os(HERE).expect("the harness names a directory"));
+        Here {
+            ready: dir.join("ready"),
+            go: dir.join("go"),
+            dir,
+        }
+    }
+
+    /// A directory of the subject's own, which is gone after the test.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// Says that everything is set up, and waits. The process that returns from this may be a restored one.
+    pub fn freeze_here(&self) {
+        std::fs::write(&self.ready, "").expect("a writable directory");
+        while !self.go.exists() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// `here.h` for subjects in C: the hole, and checks that say what failed.
+pub const C: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Ends the subject, saying where and with which errno. */
+#define DIE(...) do { fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); fprintf(stderr, __VA_ARGS__); \
+    fprintf(stderr, " (errno %d: %s)\n", errno, strerror(errno)); fflush(stderr); _exit(99); } while (0)
+#define CHECK(x) do { if (!(x)) DIE("not so: %s", #x); } while (0)
+#define SAME(a, b) do { long long _a = (long long)(a), _b = (long long)(b); \
+    if (_a != _b) DIE("%s is %lld and not %lld", #a, _a, _b); } while (0)
+/* A system call that must not fail; its value. */
+#define OK(x) ({ __typeof__(x) _r = (x); if (_r == (__typeof__(x))-1) DIE("%s failed", #x); _r; })
+
+static char here_ready[PATH_MAX], here_go[PATH_MAX], here_dir[PATH_MAX];
+
+__attribute__((constructor)) static void here_start(void) {
+    const char *dir = getenv("FREEZE_HERE");
+    if (!dir) { fprintf(stderr, "no FREEZE_HERE\n"); _exit(98); }
+    snprintf(here_dir, sizeof here_dir, "%s", dir);
+    snprintf(here_ready, sizeof here_ready, "%.4000s/ready", dir);
+    snprintf(here_go, sizeof here_go, "%.4000s/go", dir);
+}
+
+/* Sleeps although signals come. */
+static inline void nap(long ms) {
+    struct timespec t = { ms / 1000, ms % 1000 * 1000000 };
+    while (nanosleep(&t, &t) && errno == EINTR) {}
+}
+
+/* Whether the go-ahead has been given, for processes and threads beside the one that waits for it. */
+static inline int gone_ahead(void) { return syscall(SYS_access, here_go, F_OK) == 0; }
+
+static inline void freeze_here(void) {
+    int fd = OK(open(here_ready, O_CREAT | O_WRONLY | O_CLOEXEC, 0666));
+    close(fd);
+    while (!gone_ahead()) nap(2);
+}
+
+static inline char *in_here(const char *name) {
+    static _Thread_local char path[PATH_MAX];
+    snprintf(path, sizeof path, "%.2000s/%.1000s", here_dir, name);
+    return path;
+}
+"#;
+
+/// What goes before the text of a subject in Python.
+pub const PYTHON: &str = r#"
+import os, sys, time
+HERE = os.environ["FREEZE_HERE"]
+def gone_ahead():
+    return os.path.exists(HERE + "/go")
+def freeze_here():
+    open(HERE + "/ready", "w").close()
+    while not gone_ahead():
+        time.sleep(0.002)
+"#;

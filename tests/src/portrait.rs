@@ -1,0 +1,460 @@
+//! A portrait of a process tree: everything /proc and kcmp(2) show of it that a restore must not change.
+//!
+//! It is a flat map from a readable place (`12/fd/3/fdinfo/pos`) to a value, so that a difference names itself.
+//! What may lawfully change is left out, and listed here with its reason.
+
+use crate::subject::{descendants, stat_fields};
+use freeze_user::ids::Pid;
+use freeze_user::sys::{self, Kcmp, sched};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+
+/// Lines of `status` that are no part of what a program is.
+const STATUS_CHANGES: &[(&str, &str)] = &[
+    ("State", "running or asleep, from one moment to the next"),
+    ("VmPeak", "a high-water mark, counted from the restore"),
+    ("VmHWM", "a high-water mark, counted from the restore"),
+    ("VmRSS", "pages come back when they are touched"),
+    ("RssAnon", "pages come back when they are touched"),
+    ("RssFile", "pages come back when they are touched"),
+    ("RssShmem", "pages come back when they are touched"),
+    ("VmPTE", "page tables follow what is resident"),
+    ("VmSwap", "where a page lies is the kernel's affair"),
+    ("FDSize", "room in the kernel's table, not descriptors"),
+    ("SigQ", "counts all signals queued by the user, of every process"),
+    ("voluntary_ctxt_switches", "a counter"),
+    ("nonvoluntary_ctxt_switches", "a counter"),
+];
+
+/// Fields of `stat` that are compared, by their number in proc(5) less 3; the others are counters, or in `status`.
+const STAT_KEPT: &[(usize, &str)] = &[
+    (2, "pgrp"),
+    (3, "session"),
+    (4, "tty_nr"),
+    (5, "tpgid"),
+    (15, "priority"),
+    (16, "nice"),
+    (17, "num_threads"),
+    (20, "vsize"),
+    (22, "rsslim"),
+    (23, "startcode"),
+    (24, "endcode"),
+    (25, "startstack"),
+    (35, "exit_signal"),
+    (37, "rt_priority"),
+    (38, "policy"),
+    (42, "start_data"),
+    (43, "end_data"),
+    (44, "start_brk"),
+    (45, "arg_start"),
+    (46, "arg_end"),
+    (47, "env_start"),
+    (48, "env_end"),
+];
+
+/// Files whose whole text must stay.
+const FILES: &[&str] = &[
+    "limits",
+    "timers",
+    "environ",
+    "cmdline",
+    "auxv",
+    "personality",
+    "oom_score_adj",
+    "coredump_filter",
+    "timerslack_ns",
+    "loginuid",
+    "uid_map",
+    "gid_map",
+    "setgroups",
+    "cgroup",
+    "timens_offsets",
+    "attr/current",
+];
+
+/// Lines of `fdinfo` that may change.
+const FDINFO_CHANGES: &[(&str, &str)] = &[
+    (
+        "ino",
+        "objects without a name get a new inode; files are compared by their path",
+    ),
+    ("eventfd-id", "the kernel's own number"),
+    ("it_value", "the time left runs"),
+    ("drops", "a counter"),
+];
+
+/// Flags of a mapping that are the kernel's notes, not the program's wishes.
+const VM_FLAGS_CHANGE: &[(&str, &str)] = &[
+    ("sd", "soft-dirty: written since somebody asked"),
+    ("uw", "write-protected to track writes"),
+];
+
+/// What a tree looks like from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Portrait(BTreeMap<String, String>);
+
+impl Portrait {
+    /// Of the tree below `root`, as it is now.
+    pub fn now(root: Pid) -> Portrait {
+        let mut portrait = Portrait::default();
+        let pids = descendants(root);
+        portrait.put("processes", format!("{pids:?}"));
+        let mut names = Names::default();
+        for &pid in &pids {
+            portrait.process(pid, pid == root, &mut names);
+        }
+        portrait.sharing(&pids);
+        portrait
+    }
+
+    /// Of a tree that has come to rest: two looks in a row show the same.
+    pub fn settled(root: Pid) -> Portrait {
+        let mut last = Portrait::now(root);
+        for _ in 0..200 {
+            std::thread::sleep(std::time::Duration::from_millis(3));
+            let next = Portrait::now(root);
+            if next == last {
+                return next;
+            }
+            last = next;
+        }
+        last
+    }
+
+    /// Every difference, a line each; empty if a restore (or a checkpoint) left everything as it was.
+    pub fn differences(&self, after: &Portrait) -> Vec<String> {
+        let mut out = Vec::new();
+        for (place, was) in &self.0 {
+            match after.0.get(place) {
+                None => out.push(format!("{place}: was {was}, is gone")),
+                Some(is) if is != was => out.push(format!("{place}: was {was}, is {is}")),
+                Some(_) => {}
+            }
+        }
+        out.extend(
+            after
+                .0
+                .iter()
+                .filter(|(p, _)| !self.0.contains_key(*p))
+                .map(|(p, is)| format!("{p}: new, {is}")),
+        );
+        out
+    }
+
+    /// What it holds about one place, such as `12/status/Umask`.
+    pub fn get(&self, place: &str) -> Option<&str> {
+        self.0.get(place).map(String::as_str)
+    }
+
+    fn put(&mut self, place: impl Into<String>, value: impl Into<String>) {
+        self.0.insert(place.into(), value.into());
+    }
+
+    fn process(&mut self, pid: Pid, root: bool, names: &mut Names) {
+        let dir = format!("/proc/{pid}");
+        self.status(&dir, &pid.to_string(), root);
+        self.stat(&dir, &pid.to_string());
+        for file in FILES {
+            if let Ok(text) = fs::read(format!("{dir}/{file}")) {
+                self.put(format!("{pid}/{file}"), printable(&text));
+            }
+        }
+        for link in ["cwd", "root", "exe"] {
+            self.put(format!("{pid}/{link}"), read_link(&format!("{dir}/{link}")));
+        }
+        for entry in fs::read_dir(format!("{dir}/ns")).into_iter().flatten().flatten() {
+            let place = format!("{pid}/ns/{}", entry.file_name().display());
+            self.put(place, read_link(&entry.path().display().to_string()));
+        }
+        self.threads(pid, &dir);
+        self.memory(pid, &dir);
+        self.files(pid, &dir, names);
+    }
+
+    fn status(&mut self, dir: &str, place: &str, root: bool) {
+        let text = fs::read(format!("{dir}/status")).unwrap_or_default();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Some((key, value)) = line.split_once(':') else {
+                continue;
+            };
+            // The parent of the whole tree is whoever started or restored it.
+            let changes = STATUS_CHANGES.iter().any(|(k, _)| *k == key) || (root && key == "PPid");
+            if !changes {
+                self.put(
+                    format!("{place}/status/{key}"),
+                    value.split_whitespace().collect::<Vec<_>>().join(" "),
+                );
+            }
+        }
+    }
+
+    fn stat(&mut self, dir: &str, place: &str) {
+        let Some(fields) = stat_fields(&format!("{dir}/stat")) else {
+            return;
+        };
+        for (index, name) in STAT_KEPT {
+            if let Some(value) = fields.get(*index) {
+                self.put(format!("{place}/stat/{name}"), value);
+            }
+        }
+    }
+
+    fn threads(&mut self, pid: Pid, dir: &str) {
+        let tids: Vec<i32> = fs::read_dir(format!("{dir}/task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .collect();
+        for tid in tids {
+            let place = format!("{pid}/task/{tid}");
+            let task = format!("{dir}/task/{tid}");
+            self.put(&place, "there");
+            self.status(&task, &place, tid == pid.0);
+            self.stat(&task, &place);
+            self.put(
+                format!("{place}/comm"),
+                printable(&fs::read(format!("{task}/comm")).unwrap_or_default()),
+            );
+            self.put(
+                format!("{place}/sched"),
+                format!("{:?}", sched::getattr(Pid(tid))),
+            );
+            self.put(
+                format!("{place}/ioprio"),
+                format!("{:?}", sched::ioprio(Pid(tid))),
+            );
+            for (what, name) in [
+                (Kcmp::Vm, "memory"),
+                (Kcmp::Files, "descriptors"),
+                (Kcmp::Fs, "cwd"),
+                (Kcmp::Sighand, "handlers"),
+            ] {
+                let same = sys::kcmp(Pid(tid), pid, what, 0, 0).map(std::cmp::Ordering::is_eq);
+                self.put(
+                    format!("{place}/shares {name} with its leader"),
+                    format!("{same:?}"),
+                );
+            }
+        }
+    }
+
+    /// The mappings, neighbours alike in everything joined: where the kernel cuts them tells nothing.
+    fn memory(&mut self, pid: Pid, dir: &str) {
+        let text = fs::read(format!("{dir}/smaps")).unwrap_or_default();
+        let mut vmas: Vec<(u64, u64, u64, String)> = Vec::new();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Some((key, rest)) = line.split_once(char::is_whitespace) else {
+                continue;
+            };
+            if let Some((start, end)) = key.split_once('-').filter(|_| !key.ends_with(':')) {
+                let number = |s: &str| u64::from_str_radix(s, 16).unwrap_or(0);
+                let mut words = rest.trim_start().splitn(5, ' ');
+                let mut word = || words.next().unwrap_or("");
+                let (perms, offset, dev, inode, name) = (word(), word(), word(), word(), word().trim());
+                let nameless =
+                    !name.starts_with('/') || name.ends_with(" (deleted)") || name.starts_with("/memfd:");
+                let file = if nameless {
+                    String::new()
+                } else {
+                    format!(" {dev} {inode}")
+                };
+                let about = format!("{perms}{file} {name}");
+                vmas.push((number(start), number(end), number(offset), about));
+            } else if let Some((_, _, _, about)) = vmas.last_mut() {
+                match key {
+                    "VmFlags:" => {
+                        let flags = rest
+                            .split_whitespace()
+                            .filter(|f| !VM_FLAGS_CHANGE.iter().any(|(c, _)| c == f));
+                        *about += &format!(" [{}]", flags.collect::<Vec<_>>().join(" "));
+                    }
+                    "ProtectionKey:" => *about += &format!(" key {}", rest.trim()),
+                    _ => {}
+                }
+            }
+        }
+        let mut joined: Vec<(u64, u64, u64, String)> = Vec::new();
+        for (start, end, offset, about) in vmas {
+            match joined.last_mut() {
+                Some((s, e, o, a))
+                    if *e == start
+                        && *a == about
+                        && (*o + (start - *s) == offset || (*o == 0 && offset == 0)) =>
+                {
+                    *e = end;
+                }
+                _ => joined.push((start, end, offset, about)),
+            }
+        }
+        for (start, end, offset, about) in joined {
+            self.put(
+                format!("{pid}/maps/{start:012x}-{end:012x}"),
+                format!("{offset:x} {about}"),
+            );
+        }
+    }
+
+    fn files(&mut self, pid: Pid, dir: &str, names: &mut Names) {
+        let mut fds: Vec<i32> = fs::read_dir(format!("{dir}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .collect();
+        fds.sort_unstable();
+        for fd in fds {
+            let place = format!("{pid}/fd/{fd}");
+            let link = read_link(&format!("{dir}/fd/{fd}"));
+            self.put(&place, names.canonical(&link));
+            let text = fs::read_to_string(format!("{dir}/fdinfo/{fd}")).unwrap_or_default();
+            let mut many: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for line in text.lines() {
+                let Some((key, value)) = line.split_once(':') else {
+                    continue;
+                };
+                let key = key.trim();
+                if FDINFO_CHANGES.iter().any(|(k, _)| *k == key) {
+                    continue;
+                }
+                let value = match key {
+                    "lock" => lock(value),
+                    // Of a watched file, the number and the events: its inode and position are its own affair.
+                    "tfd" => value
+                        .split("pos:")
+                        .next()
+                        .unwrap_or(value)
+                        .split_whitespace()
+                        .collect::<Vec<_>>()
+                        .join(" "),
+                    _ => value.trim().to_owned(),
+                };
+                many.entry(key.to_owned()).or_default().push(value);
+            }
+            for (key, mut values) in many {
+                values.sort();
+                self.put(format!("{place}/fdinfo/{key}"), values.join(" | "));
+            }
+        }
+    }
+
+    /// Which descriptors are one description, and which processes share a table, as kcmp(2) tells.
+    fn sharing(&mut self, pids: &[Pid]) {
+        let mut alike: BTreeMap<String, Vec<(Pid, i32)>> = BTreeMap::new();
+        for &pid in pids {
+            for entry in fs::read_dir(format!("/proc/{pid}/fd"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let Some(fd) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                    continue;
+                };
+                let link = read_link(&entry.path().display().to_string());
+                alike.entry(link).or_default().push((pid, fd));
+            }
+        }
+        for mut group in alike.into_values() {
+            group.sort_unstable();
+            for (n, (pid, fd)) in group.iter().enumerate() {
+                let same = |(p, f): &&(Pid, i32)| sys::same_file(*pid, *fd, *p, *f).unwrap_or(false);
+                if let Some((first, at)) = group[..n].iter().find(same) {
+                    self.put(format!("{pid}/fd/{fd}/one with"), format!("{first}/fd/{at}"));
+                }
+            }
+        }
+        for (n, &pid) in pids.iter().enumerate() {
+            for (what, name) in [
+                (Kcmp::Vm, "memory"),
+                (Kcmp::Files, "descriptors"),
+                (Kcmp::Fs, "cwd"),
+                (Kcmp::Sighand, "handlers"),
+            ] {
+                let same = |p: &&Pid| sys::kcmp(pid, **p, what, 0, 0).is_ok_and(std::cmp::Ordering::is_eq);
+                if let Some(first) = pids[..n].iter().find(same) {
+                    self.put(format!("{pid}/shares {name} with"), first.to_string());
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of pipes and sockets by the order in which they are met: a restore makes new ones.
+#[derive(Default)]
+struct Names(BTreeMap<String, usize>);
+
+impl Names {
+    fn canonical(&mut self, link: &str) -> String {
+        let Some((kind, rest)) = link.split_once(":[") else {
+            return link.to_owned();
+        };
+        if rest.trim_end_matches(']').parse::<u64>().is_err() {
+            return link.to_owned();
+        }
+        let next = self.0.len();
+        let number = *self.0.entry(link.to_owned()).or_insert(next);
+        format!("{kind}:[#{number}]")
+    }
+}
+
+/// A lock without its index in the kernel's list, and without the inode.
+///
+/// For flock and OFD locks the pid is whoever placed it, which a restorer does on the program's behalf.
+fn lock(value: &str) -> String {
+    let words: Vec<&str> = value.split_whitespace().skip(1).collect();
+    let owned = words.first() == Some(&"POSIX");
+    let keep = |n: usize| (n != 3 || owned) && n != 4;
+    words
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| keep(*n))
+        .map(|(_, w)| *w)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn read_link(path: &str) -> String {
+    match fs::read_link(path) {
+        Ok(to) => printable(to.as_os_str().as_bytes()),
+        Err(e) => e.to_string(),
+    }
+}
+
+fn printable(bytes: &[u8]) -> String {
+    bytes.trim_ascii_end().escape_ascii().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portrait_of_ourselves_has_a_face_and_sees_a_change() {
+        let own = Pid(std::process::id() as i32);
+        let before = Portrait::now(own);
+        assert!(before.get(&format!("{own}/status/Umask")).is_some());
+        assert!(before.0.keys().any(|k| k.contains("/maps/")));
+        let file = fs::File::open("/dev/null").expect("/dev/null");
+        let changed = before.differences(&Portrait::now(own));
+        assert!(
+            changed
+                .iter()
+                .any(|d| d.contains("/fd/") && d.contains("/dev/null")),
+            "{changed:?}"
+        );
+        drop(file);
+    }
+
+    #[test]
+    fn locks_are_told_without_numbers_of_the_kernel() {
+        assert_eq!(
+            lock("\t1: POSIX  ADVISORY  WRITE 77 fe:00:123 0 EOF"),
+            "POSIX ADVISORY WRITE 77 0 EOF"
+        );
+        assert_eq!(
+            lock("\t1: FLOCK  ADVISORY  READ 77 fe:00:123 0 EOF"),
+            "FLOCK ADVISORY READ 0 EOF"
+        );
+    }
+}
