@@ -109,6 +109,13 @@ impl Seized {
 
     /// Waits until it has halted; signals that come first are delivered as they would have been. `None` if it ended.
     pub fn halted(self) -> Result<Option<Stopped>> {
+        let halted = self.halt();
+        // It is stopped, or gone: no longer this one's to let go.
+        std::mem::forget(self);
+        halted
+    }
+
+    fn halt(&self) -> Result<Option<Stopped>> {
         loop {
             match wait(self.tid)? {
                 Halt::Gone(_) => return Ok(None),
@@ -119,6 +126,14 @@ impl Seized {
                 Halt::Group(signal) => return Stopped::take(self.tid, signal),
             }
         }
+    }
+}
+
+impl Drop for Seized {
+    /// Only a thread at a halt can be let go (ptrace(2), PTRACE_DETACH), so it halts for an instant.
+    fn drop(&mut self) {
+        self.interrupt();
+        drop(self.halt());
     }
 }
 
