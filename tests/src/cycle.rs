@@ -176,6 +176,7 @@ fn fail_checkpoints(running: &mut Running, before: &Portrait) -> PathBuf {
             return image;
         };
         drop(armed);
+        println!("checkpoint: step {n} ({step}) failed: {}", why(&outcome));
         match outcome {
             Err(Error::Kernel { .. }) => {}
             other => panic!("step {n} ({step}) failed, and the checkpoint ended with {other:?}"),
@@ -211,6 +212,7 @@ fn fail_restores(running: &mut Running, image: &Path) {
             return;
         };
         drop(armed);
+        println!("restore: step {n} ({step}) failed: {}", why(&outcome));
         assert!(
             matches!(outcome, Err(Error::Kernel { .. })),
             "step {n} ({step}) failed, and the restore ended with {outcome:?}"
@@ -225,6 +227,10 @@ fn fail_restores(running: &mut Running, image: &Path) {
             .and_then(|i| i.verify())
             .unwrap_or_else(|e| panic!("the image after step {n} ({step}): {e}"));
     }
+}
+
+fn why<T>(outcome: &Result<T>) -> String {
+    outcome.as_ref().err().map_or("no error".into(), Error::to_string)
 }
 
 /// Waits until the tree looks as before; fails with every difference if it never does.

@@ -1,0 +1,133 @@
+//! Conformance of signals: handlers, masks, what is pending, alternate stacks in use.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    handlers,
+    c(r#"
+/* Every disposition, with its mask and flags, as the kernel itself tells it. */
+struct kernel_action { void *handler; unsigned long flags; void *restorer; uint64_t mask; };
+static struct kernel_action before[65], after[65];
+static volatile int seen;
+static void handler(int n) { seen = n; }
+static void handler3(int n, siginfo_t *info, void *context) { seen = info->si_value.sival_int; }
+int main(void) {
+    struct sigaction action = { .sa_handler = handler, .sa_flags = SA_RESTART | SA_ONSTACK };
+    sigfillset(&action.sa_mask);
+    OK(sigaction(SIGUSR1, &action, 0));
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESETHAND;
+    action.sa_sigaction = handler3;
+    sigemptyset(&action.sa_mask);
+    sigaddset(&action.sa_mask, 64);
+    OK(sigaction(SIGRTMAX, &action, 0));
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGCHLD, SIG_IGN);
+    sigset_t set, now;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR2);
+    sigaddset(&set, 64);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    for (int n = 1; n < 65; n++) OK(syscall(SYS_rt_sigaction, n, 0, &before[n], 8));
+    freeze_here();
+    for (int n = 1; n < 65; n++) {
+        OK(syscall(SYS_rt_sigaction, n, 0, &after[n], 8));
+        if (memcmp(&before[n], &after[n], sizeof *after)) DIE("signal %d", n);
+    }
+    sigprocmask(SIG_BLOCK, 0, &now);
+    CHECK(sigismember(&now, SIGUSR2) && sigismember(&now, 64) && !sigismember(&now, SIGUSR1));
+    raise(SIGUSR1);
+    SAME(seen, SIGUSR1);
+    sigprocmask(SIG_UNBLOCK, &set, 0);
+    OK(sigqueue(getpid(), 64, (union sigval){ .sival_int = 4711 }));
+    SAME(seen, 4711);
+}
+"#)
+);
+
+conformance!(
+    pending,
+    c(r#"
+/* Signals that wait are delivered once, in their order, with everything that was sent along. */
+static sigset_t set;
+static volatile int thread_ready, thread_tid;
+static void expect(int signal, int code, int value) {
+    siginfo_t info;
+    struct timespec zero = { 0, 0 };
+    memset(&info, 0, sizeof info);
+    int got = OK(sigtimedwait(&set, &info, &zero));
+    SAME(got, signal);
+    SAME(info.si_signo, signal);
+    SAME(info.si_code, code);
+    if (code == SI_QUEUE) SAME(info.si_value.sival_int, value);
+    SAME(info.si_pid, getpid());
+    SAME(info.si_uid, getuid());
+}
+static void *thread(void *unused) {
+    thread_tid = gettid();
+    thread_ready = 1;
+    while (!gone_ahead()) nap(2);
+    /* Those of the thread first, the lowest number first. */
+    expect(SIGUSR2, SI_TKILL, 0);
+    expect(SIGRTMIN + 3, SI_QUEUE, 31);
+    expect(SIGRTMIN + 3, SI_QUEUE, 32);
+    return 0;
+}
+int main(void) {
+    sigfillset(&set);
+    sigprocmask(SIG_SETMASK, &set, 0);
+    pthread_t t;
+    CHECK(!pthread_create(&t, 0, thread, 0));
+    while (!thread_ready) nap(1);
+    for (int n = 1; n <= 3; n++) OK(sigqueue(getpid(), SIGRTMIN + 1, (union sigval){ .sival_int = n }));
+    OK(kill(getpid(), SIGUSR1));
+    OK(kill(getpid(), SIGUSR1));
+    OK(kill(getpid(), SIGTERM));
+    CHECK(!pthread_sigqueue(t, SIGRTMIN + 3, (union sigval){ .sival_int = 31 }));
+    CHECK(!pthread_sigqueue(t, SIGRTMIN + 3, (union sigval){ .sival_int = 32 }));
+    OK(syscall(SYS_tgkill, getpid(), thread_tid, SIGUSR2));
+    freeze_here();
+    CHECK(!pthread_join(t, 0));
+    expect(SIGUSR1, SI_USER, 0);
+    expect(SIGTERM, SI_USER, 0);
+    for (int n = 1; n <= 3; n++) expect(SIGRTMIN + 1, SI_QUEUE, n);
+    struct timespec zero = { 0, 0 };
+    CHECK(sigtimedwait(&set, 0, &zero) == -1 && errno == EAGAIN);
+}
+"#)
+);
+
+conformance!(
+    inside_a_handler,
+    c(r#"
+/* Frozen in a handler on the alternate stack, it returns to where it was interrupted. */
+static char room[65536];
+static volatile int inside;
+static void handler(int n) {
+    stack_t now;
+    OK(sigaltstack(0, &now));
+    CHECK(now.ss_flags & SS_ONSTACK);
+    freeze_here();
+    OK(sigaltstack(0, &now));
+    CHECK(now.ss_flags & SS_ONSTACK);
+    CHECK(now.ss_sp == room);
+    inside = 1;
+}
+int main(void) {
+    stack_t stack = { .ss_sp = room, .ss_size = sizeof room }, now;
+    OK(sigaltstack(&stack, 0));
+    struct sigaction action = { .sa_handler = handler, .sa_flags = SA_ONSTACK };
+    OK(sigaction(SIGUSR1, &action, 0));
+    register unsigned long kept __asm__("r12") = 0x123456789abcdef;
+    __asm__ volatile("" : "+r"(kept));
+    raise(SIGUSR1);
+    __asm__ volatile("" : "+r"(kept));
+    CHECK(kept == 0x123456789abcdef);
+    SAME(inside, 1);
+    OK(sigaltstack(0, &now));
+    SAME(now.ss_flags, 0);
+    sigset_t set;
+    sigprocmask(SIG_BLOCK, 0, &set);
+    CHECK(!sigismember(&set, SIGUSR1));
+}
+"#)
+);

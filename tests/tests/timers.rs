@@ -1,0 +1,84 @@
+//! Conformance of timers: interval timers and POSIX timers of every way to notify.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    intervals,
+    c(r#"
+/* What was left is left, less what has passed while it ran. */
+int main(void) {
+    struct itimerval real = { { 7, 500000 }, { 1000, 0 } }, virtual = { { 0, 0 }, { 50, 0 } }, prof = { { 3, 0 }, { 60, 0 } };
+    OK(setitimer(ITIMER_REAL, &real, 0));
+    OK(setitimer(ITIMER_VIRTUAL, &virtual, 0));
+    OK(setitimer(ITIMER_PROF, &prof, 0));
+    freeze_here();
+    struct itimerval now;
+    OK(getitimer(ITIMER_REAL, &now));
+    SAME(now.it_interval.tv_sec, 7); SAME(now.it_interval.tv_usec, 500000);
+    CHECK(now.it_value.tv_sec >= 900 && now.it_value.tv_sec <= 1000);
+    OK(getitimer(ITIMER_VIRTUAL, &now));
+    SAME(now.it_interval.tv_sec, 0);
+    CHECK(now.it_value.tv_sec >= 45 && now.it_value.tv_sec <= 50);
+    OK(getitimer(ITIMER_PROF, &now));
+    SAME(now.it_interval.tv_sec, 3);
+    CHECK(now.it_value.tv_sec >= 50 && now.it_value.tv_sec <= 60);
+}
+"#)
+);
+
+conformance!(
+    posix,
+    c(r#"
+/* Timers keep their ids (with a gap), their clocks, their ways to notify, and go on. */
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+static volatile int ticks, value, threads, directed;
+static void tick(int n, siginfo_t *info, void *context) { ticks++; value = info->si_value.sival_int; }
+static void direct(int n, siginfo_t *info, void *context) { directed = gettid(); }
+static void in_thread(union sigval v) { threads += v.sival_int; }
+static int other_tid;
+static void *other(void *unused) { other_tid = gettid(); while (!gone_ahead() || !directed) nap(2); return 0; }
+static timer_t make(int clock, struct sigevent event) { timer_t t; OK(timer_create(clock, &event, &t)); return t; }
+int main(void) {
+    struct sigaction action = { .sa_sigaction = tick, .sa_flags = SA_SIGINFO | SA_RESTART };
+    OK(sigaction(SIGRTMIN + 1, &action, 0));
+    action.sa_sigaction = direct;
+    OK(sigaction(SIGRTMIN + 2, &action, 0));
+    pthread_t o;
+    CHECK(!pthread_create(&o, 0, other, 0));
+    while (!other_tid) nap(1);
+    timer_t a = make(CLOCK_MONOTONIC, (struct sigevent){ .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 1, .sigev_value.sival_int = 99 });
+    timer_t gap = make(CLOCK_REALTIME, (struct sigevent){ .sigev_notify = SIGEV_NONE });
+    timer_t none = make(CLOCK_BOOTTIME, (struct sigevent){ .sigev_notify = SIGEV_NONE });
+    struct sigevent to_thread = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN + 2 };
+    to_thread.sigev_notify_thread_id = other_tid;
+    timer_t t = make(CLOCK_REALTIME, to_thread);
+    timer_t called = make(CLOCK_MONOTONIC, (struct sigevent){ .sigev_notify = SIGEV_THREAD, .sigev_notify_function = in_thread, .sigev_value.sival_int = 5 });
+    timer_t cpu = make(CLOCK_PROCESS_CPUTIME_ID, (struct sigevent){ .sigev_notify = SIGEV_NONE });
+    OK(timer_delete(gap));
+    struct itimerspec fast = { { 0, 10000000 }, { 0, 10000000 } }, slow = { { 5, 6 }, { 1000, 0 } }, now;
+    OK(timer_settime(a, 0, &fast, 0));
+    OK(timer_settime(none, 0, &slow, 0));
+    OK(timer_settime(cpu, 0, &slow, 0));
+    nap(30);
+    freeze_here();
+    OK(timer_gettime(none, &now));
+    SAME(now.it_interval.tv_sec, 5); SAME(now.it_interval.tv_nsec, 6);
+    CHECK(now.it_value.tv_sec >= 900 && now.it_value.tv_sec <= 1000);
+    OK(timer_gettime(cpu, &now));
+    CHECK(now.it_value.tv_sec >= 990 && now.it_value.tv_sec <= 1000);
+    int had = ticks;
+    for (int i = 0; i < 200 && ticks < had + 3; i++) nap(5);
+    CHECK(ticks >= had + 3);
+    SAME(value, 99);
+    struct itimerspec once = { { 0, 0 }, { 0, 1000000 } };
+    OK(timer_settime(t, 0, &once, 0));
+    OK(timer_settime(called, 0, &once, 0));
+    CHECK(!pthread_join(o, 0));
+    SAME(directed, other_tid);
+    for (int i = 0; i < 400 && !threads; i++) nap(5);
+    SAME(threads, 5);
+}
+"#)
+);
