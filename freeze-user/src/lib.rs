@@ -22,5 +22,7 @@ pub mod precopy;
 pub mod collect;
 pub mod checkpoint;
 pub mod restore;
+pub mod agent;
+
 
 pub use error::{Blocker, Error, Fate, Result};

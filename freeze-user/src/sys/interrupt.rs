@@ -20,6 +20,11 @@ pub fn install() {
     }
 }
 
+/// Has the next question answered as if this signal had come.
+pub fn raise(signal: i32) {
+    note(signal);
+}
+
 /// Gives the signals their default actions back.
 pub fn uninstall() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
