@@ -23,6 +23,7 @@ pub mod collect;
 pub mod checkpoint;
 pub mod restore;
 pub mod agent;
+pub mod cli;
 
 
 pub use error::{Blocker, Error, Fate, Result};

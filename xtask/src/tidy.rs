@@ -23,6 +23,7 @@ const ORDER: &[&str] = &[
     "checkpoint",
     "restore",
     "agent",
+    "cli",
     "bin",
 ];
 

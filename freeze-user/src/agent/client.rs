@@ -106,6 +106,10 @@ impl Agent {
     }
 
     fn hung_up(&self) -> Error {
-        Error::kernel("read", self.socket.display().to_string(), nix::errno::Errno::ECONNRESET)
+        Error::kernel(
+            "read",
+            self.socket.display().to_string(),
+            nix::errno::Errno::ECONNRESET,
+        )
     }
 }

@@ -60,15 +60,26 @@ pub(super) type Answer = Result<Value, Failure>;
 /// What the engine is told.
 #[derive(Debug)]
 pub(super) enum Message {
-    Job { caller: Caller, request: Request, reply: oneshot::Sender<Answer> },
-    Restored { name: String, since_ms: u64, outcome: Outcome },
+    Job {
+        caller: Caller,
+        request: Request,
+        reply: oneshot::Sender<Answer>,
+    },
+    Restored {
+        name: String,
+        since_ms: u64,
+        outcome: Outcome,
+    },
     Stop,
 }
 
 /// What came of a restore.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Runs { warnings: Vec<String>, took: Duration },
+    Runs {
+        warnings: Vec<String>,
+        took: Duration,
+    },
     /// The image is damaged.
     Damaged(String),
     Failed(String),
@@ -85,7 +96,10 @@ impl Post {
     /// Puts a message in and wakes the engine; `false` if it is gone.
     pub(super) fn send(&self, message: Message) -> bool {
         // A full counter is as good as a rung bell.
-        self.messages.send(message).is_ok() && { let _ = self.bell.write(1); true }
+        self.messages.send(message).is_ok() && {
+            let _ = self.bell.write(1);
+            true
+        }
     }
 }
 
@@ -98,7 +112,10 @@ pub(super) struct Board {
 
 impl Board {
     pub(super) fn new() -> Board {
-        Board { groups: Mutex::default(), events: broadcast::Sender::new(256) }
+        Board {
+            groups: Mutex::default(),
+            events: broadcast::Sender::new(256),
+        }
     }
 
     /// The groups as they are.
@@ -131,7 +148,10 @@ impl Engine {
         let kernel = |errno| Error::kernel("eventfd", "the engine", errno);
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(kernel)?;
         let (sender, messages) = mpsc::channel();
-        let post = Post { messages: sender, bell: Arc::new(bell) };
+        let post = Post {
+            messages: sender,
+            bell: Arc::new(bell),
+        };
         let engine = Engine {
             store,
             host: Host::here()?,
@@ -186,7 +206,12 @@ impl Engine {
             fds.push(PollFd::new(epoll.0.as_fd(), PollFlags::POLLIN));
         }
         let first = fds.len();
-        let living: Vec<&String> = self.groups.iter().filter(|(_, g)| g.root.is_some()).map(|(n, _)| n).collect();
+        let living: Vec<&String> = self
+            .groups
+            .iter()
+            .filter(|(_, g)| g.root.is_some())
+            .map(|(n, _)| n)
+            .collect();
         let roots = self.groups.values().filter_map(|g| g.root.as_ref());
         fds.extend(roots.map(|r| PollFd::new(r.pidfd.as_fd(), PollFlags::POLLIN)));
         let timeout = match until.map(|t| t.saturating_duration_since(Instant::now())) {
@@ -201,19 +226,28 @@ impl Engine {
         Awake {
             bell: ready(&fds[0]),
             observer: first > 1 && ready(&fds[1]),
-            dead: living.iter().zip(&fds[first..]).filter(|(_, fd)| ready(fd)).map(|(n, _)| (*n).clone()).collect(),
+            dead: living
+                .iter()
+                .zip(&fds[first..])
+                .filter(|(_, fd)| ready(fd))
+                .map(|(n, _)| (*n).clone())
+                .collect(),
         }
     }
 
     /// Does what is due for a group.
     fn act(&mut self, name: &str) {
-        let Some(g) = self.groups.get_mut(name) else { return };
+        let Some(g) = self.groups.get_mut(name) else {
+            return;
+        };
         match g.shown.state {
             State::Watching => {
                 let every = g.policy.every();
                 let due = g.due.unwrap_or_else(Instant::now);
                 let outcome = self.checkpoint(name);
-                let Some(g) = self.groups.get_mut(name) else { return };
+                let Some(g) = self.groups.get_mut(name) else {
+                    return;
+                };
                 let now = Instant::now();
                 g.due = Some(match outcome {
                     Ok(_) => next_beat(due, every, now),
@@ -227,8 +261,15 @@ impl Engine {
 
     /// Makes a checkpoint of a group, on top of its last one.
     fn checkpoint(&mut self, name: &str) -> Result<Checkpoint, Failure> {
-        let Some(g) = self.groups.get_mut(name) else { return Err(not_watched(name)) };
-        let parent = g.shown.last.as_ref().filter(|_| g.continues).and_then(|c| self.store.find(&c.id).ok());
+        let Some(g) = self.groups.get_mut(name) else {
+            return Err(not_watched(name));
+        };
+        let parent = g
+            .shown
+            .last
+            .as_ref()
+            .filter(|_| g.continues)
+            .and_then(|c| self.store.find(&c.id).ok());
         if parent.is_none() {
             // The trackings tell what was written since the last checkpoint, which counts for nothing without it.
             g.trackings.clear();
@@ -239,7 +280,10 @@ impl Engine {
             parent,
             kill: false,
             group: Some(name.to_owned()),
-            options: Options { chain_limit: g.policy.chain_limit(), ..Options::default() },
+            options: Options {
+                chain_limit: g.policy.chain_limit(),
+                ..Options::default()
+            },
             track: true,
         };
         let (host, trackings) = (&self.host, &mut g.trackings);
@@ -248,7 +292,10 @@ impl Engine {
             Ok(Err(e)) => Err(Failure::from(e)),
             Err(_) => {
                 g.trackings.clear();
-                Err(Failure::own("Internal", "a bug: see the agent's log; the target runs on as it was found"))
+                Err(Failure::own(
+                    "Internal",
+                    "a bug: see the agent's log; the target runs on as it was found",
+                ))
             }
         };
         match &outcome {
@@ -286,7 +333,9 @@ impl Engine {
 
     /// Removes what the policy keeps no longer, and trackings of processes that are gone.
     fn tidy_up(&mut self, name: &str, processes: usize) {
-        let Some(g) = self.groups.get_mut(name) else { return };
+        let Some(g) = self.groups.get_mut(name) else {
+            return;
+        };
         if g.trackings.len() > processes {
             g.trackings.retain(|pid, _| read_stat(*pid).is_some());
         }
@@ -298,22 +347,28 @@ impl Engine {
 
     /// Finds out who of the groups has died, and deals with it.
     fn bury(&mut self, dead: Vec<String>) {
-        let mut endings: BTreeMap<String, Ending> = dead.into_iter().map(|name| (name, Ending::Unknown)).collect();
+        let mut endings: BTreeMap<String, Ending> =
+            dead.into_iter().map(|name| (name, Ending::Unknown)).collect();
         for event in self.drain() {
             match event {
-                observe::Event::Death { pid, code, signal, .. } => {
+                observe::Event::Death {
+                    pid, code, signal, ..
+                } => {
                     let ending = match (code, signal) {
                         (Some(code), _) => Ending::Code(code),
                         (_, Some(signal)) => Ending::Signal(signal),
                         _ => Ending::Unknown,
                     };
-                    let of_root = |g: &&Watched| g.root.as_ref().is_some_and(|r| r.pid == pid && has_ended(r));
+                    let of_root =
+                        |g: &&Watched| g.root.as_ref().is_some_and(|r| r.pid == pid && has_ended(r));
                     match self.groups.values().find(of_root) {
                         Some(g) => drop(endings.insert(g.shown.name.clone(), ending)),
                         None => debug!("pid {pid} {ending}"),
                     }
                 }
-                observe::Event::Resynced { lost } => info!("{lost} kernel events were lost: read everything anew"),
+                observe::Event::Resynced { lost } => {
+                    info!("{lost} kernel events were lost: read everything anew")
+                }
                 _ => {}
             }
         }
@@ -324,7 +379,9 @@ impl Engine {
 
     /// What the kernel programs have reported since the last look.
     fn drain(&mut self) -> Vec<observe::Event> {
-        let Some((observer, epoll)) = &mut self.observer else { return Vec::new() };
+        let Some((observer, epoll)) = &mut self.observer else {
+            return Vec::new();
+        };
         let mut event = [EpollEvent::empty()];
         // Edge-triggered: to ask is to forget that the bell rang.
         let _ = epoll.wait(&mut event, EpollTimeout::ZERO);
@@ -341,9 +398,15 @@ impl Engine {
     /// A group's root has ended.
     fn ended(&mut self, name: &str, seen: Ending) {
         let leftovers = self.members(name);
-        let Some(g) = self.groups.get_mut(name) else { return };
+        let Some(g) = self.groups.get_mut(name) else {
+            return;
+        };
         let Some(root) = &g.root else { return };
-        let ending = if seen == Ending::Unknown { root.ending() } else { seen };
+        let ending = if seen == Ending::Unknown {
+            root.ending()
+        } else {
+            seen
+        };
         let lived = g.lived();
         let pid = root.pid;
         g.root = None;
@@ -362,7 +425,11 @@ impl Engine {
         }
         g.leftovers = leftovers;
         let last = g.shown.last.as_ref().map(|c| c.id.clone());
-        warn!(group = name, "pid {pid} {ending}; last checkpoint: {}", last.as_deref().unwrap_or("none"));
+        warn!(
+            group = name,
+            "pid {pid} {ending}; last checkpoint: {}",
+            last.as_deref().unwrap_or("none")
+        );
         let text = format!("pid {pid} {ending}");
         g.shown.problem = Some(text.clone());
         g.shown.state = State::Crashed;
@@ -377,7 +444,9 @@ impl Engine {
 
     /// Sets the time of the next restore of a group that lived for `lived`, or gives up.
     fn plan_restore(&mut self, name: &str, lived: Duration) {
-        let Some(g) = self.groups.get_mut(name) else { return };
+        let Some(g) = self.groups.get_mut(name) else {
+            return;
+        };
         match g.backoff.next(lived) {
             Some(wait) => {
                 g.shown.state = State::Restoring;
@@ -405,20 +474,29 @@ impl Engine {
     ///
     /// By a process of its own: what it restores has nothing to do with the agent, and outlives it.
     fn bring_back(&mut self, name: &str) {
-        let Some(g) = self.groups.get_mut(name) else { return };
+        let Some(g) = self.groups.get_mut(name) else {
+            return;
+        };
         g.due = None;
         let Some(last) = &g.shown.last else { return };
         let path = self.store.dir().join(&last.id);
         end_leftovers(name, &std::mem::take(&mut g.leftovers), Opened::open(&path).ok());
         let mut command = Command::new(&self.freeze);
-        command.arg("restore").arg(&path).args(["--detach", "--rewind-files", "--json"]);
+        command
+            .arg("restore")
+            .arg(&path)
+            .args(["--detach", "--rewind-files", "--json"]);
         command.stdin(Stdio::null());
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let (post, name, since_ms) = (self.post.clone(), name.to_owned(), g.shown.since_ms);
         let started = std::thread::Builder::new().name("restore".into()).spawn(move || {
             let began = Instant::now();
             let outcome = outcome(command.output(), began);
-            post.send(Message::Restored { name, since_ms, outcome });
+            post.send(Message::Restored {
+                name,
+                since_ms,
+                outcome,
+            });
         });
         if let Err(e) = started {
             error!("no thread for a restore: {e}");
@@ -427,14 +505,20 @@ impl Engine {
 
     /// A restore has come to its end.
     fn restored(&mut self, name: &str, outcome: Outcome) {
-        let Some(g) = self.groups.get_mut(name) else { return };
+        let Some(g) = self.groups.get_mut(name) else {
+            return;
+        };
         let pid = Pid(g.shown.root);
         match outcome {
             Outcome::Runs { warnings, took } => {
                 for warning in warnings {
                     warn!(group = name, "{warning}");
                 }
-                info!(group = name, "pid {pid} restored in {:.1} ms", took.as_secs_f64() * 1000.0);
+                info!(
+                    group = name,
+                    "pid {pid} restored in {:.1} ms",
+                    took.as_secs_f64() * 1000.0
+                );
                 g.shown.restores += 1;
                 g.root = Root::find(pid);
                 if g.root.is_none() {
@@ -477,14 +561,26 @@ impl Engine {
     /// Does what it is told.
     fn heed(&mut self, message: Message) {
         match message {
-            Message::Job { caller, request, reply } => {
+            Message::Job {
+                caller,
+                request,
+                reply,
+            } => {
                 let done = catch_unwind(AssertUnwindSafe(|| self.serve(caller, request)));
                 let bug = |_| Err(Failure::own("Internal", "a bug: see the agent's log"));
                 let _ = reply.send(done.unwrap_or_else(bug));
             }
-            Message::Restored { name, since_ms, outcome } => {
+            Message::Restored {
+                name,
+                since_ms,
+                outcome,
+            } => {
                 // A group of the same name may have taken its place meanwhile.
-                if self.groups.get(&name).is_some_and(|g| g.shown.since_ms == since_ms) {
+                if self
+                    .groups
+                    .get(&name)
+                    .is_some_and(|g| g.shown.since_ms == since_ms)
+                {
                     self.restored(&name, outcome);
                 }
             }
@@ -501,7 +597,9 @@ impl Engine {
             Request::Unwatch(t) => {
                 let name = self.target(caller, &t.target)?;
                 self.tell(What::Unwatched, &name, None, None);
-                let Some(g) = self.groups.remove(&name) else { return Err(not_watched(&name)) };
+                let Some(g) = self.groups.remove(&name) else {
+                    return Err(not_watched(&name));
+                };
                 self.board.lock().remove(&name);
                 if let Some((observer, _)) = &mut self.observer {
                     observer.unwatch(Pid(g.shown.root));
@@ -512,7 +610,10 @@ impl Engine {
             }
             Request::Map(t) => {
                 let root = self.living(caller, &t.target)?;
-                let seen = self.observer.as_mut().filter(|(o, _)| o.roots().any(|r| r == root));
+                let seen = self
+                    .observer
+                    .as_mut()
+                    .filter(|(o, _)| o.roots().any(|r| r == root));
                 let map = match seen {
                     Some((observer, _)) => observer.map(root)?,
                     None => MapView::from_proc(root)?,
@@ -524,17 +625,32 @@ impl Engine {
             }
             Request::Audit(t) => {
                 let root = self.living(caller, &t.target)?;
-                let Some((observer, _)) = self.observer.as_mut().filter(|(o, _)| o.roots().any(|r| r == root)) else {
+                let Some((observer, _)) = self
+                    .observer
+                    .as_mut()
+                    .filter(|(o, _)| o.roots().any(|r| r == root))
+                else {
                     let why = "kernel events are not granted here, so there is no map to compare with /proc";
-                    return Err(Blocker::of(root, "", "").why(why).remedy("freeze doctor says what is missing").refuse().into());
+                    return Err(Blocker::of(root, "", "")
+                        .why(why)
+                        .remedy("freeze doctor says what is missing")
+                        .refuse()
+                        .into());
                 };
-                for pid in observer.members(root).filter(|p| read_stat(*p).is_some_and(|s| !s.is_zombie())) {
+                for pid in observer
+                    .members(root)
+                    .filter(|p| read_stat(*p).is_some_and(|s| !s.is_zombie()))
+                {
                     permitted(caller, pid)?;
                 }
                 let found: Vec<Difference> = observer.audit(root)?;
                 let text = match found.as_slice() {
                     [] => "no difference between the map and /proc".to_owned(),
-                    list => list.iter().map(Difference::to_string).collect::<Vec<_>>().join("\n"),
+                    list => list
+                        .iter()
+                        .map(Difference::to_string)
+                        .collect::<Vec<_>>()
+                        .join("\n"),
                 };
                 Ok(json!({ "differences": found, "text": text }))
             }
@@ -557,7 +673,13 @@ impl Engine {
         if let Some(fault) = policy.fault() {
             return Err(refused(pid, fault, "choose another value"));
         }
-        let no_such = || refused(pid, "there is no such process", "check the pid; it is looked up in freezed's own pid namespace");
+        let no_such = || {
+            refused(
+                pid,
+                "there is no such process",
+                "check the pid; it is looked up in freezed's own pid namespace",
+            )
+        };
         let root = Root::find(pid).ok_or_else(no_such)?;
         permitted(caller, pid)?;
         // Who is refused a checkpoint is refused a watch: with all reasons, now, and not in the log, every second.
@@ -571,7 +693,11 @@ impl Engine {
         let overlap = self.overlap(&view);
         plan(view, &self.host)?;
         if let Some(other) = overlap {
-            return Err(refused(pid, format!("it is watched already, as {other}"), format!("freeze unwatch {other}")));
+            return Err(refused(
+                pid,
+                format!("it is watched already, as {other}"),
+                format!("freeze unwatch {other}"),
+            ));
         }
         let name = self.free_name(asked.name, pid)?;
         let mut watched = Watched::new(name.clone(), root, policy);
@@ -591,7 +717,10 @@ impl Engine {
         );
         self.tell(What::Watched, &name, None, None);
         self.persist();
-        self.groups.get(&name).map(|g| g.shown.clone()).ok_or_else(|| not_watched(&name))
+        self.groups
+            .get(&name)
+            .map(|g| g.shown.clone())
+            .ok_or_else(|| not_watched(&name))
     }
 
     /// The group that has a process in common with a tree.
@@ -613,21 +742,45 @@ impl Engine {
 
     /// The name for a new group: the one that is asked for, or one made of the process's.
     fn free_name(&self, asked: Option<String>, pid: Pid) -> Result<String, Failure> {
-        let taken = |name: &str| self.groups.get(name).is_some_and(|g| g.shown.state != State::Crashed);
+        let taken = |name: &str| {
+            self.groups
+                .get(name)
+                .is_some_and(|g| g.shown.state != State::Crashed)
+        };
         if let Some(name) = asked {
             let plain = |c: char| c.is_ascii_alphanumeric() || "._-+@:".contains(c);
             // A name of digits would be taken for a pid.
-            if name.is_empty() || name.len() > 64 || !name.chars().all(plain) || name.chars().all(|c| c.is_ascii_digit()) {
+            if name.is_empty()
+                || name.len() > 64
+                || !name.chars().all(plain)
+                || name.chars().all(|c| c.is_ascii_digit())
+            {
                 let why = format!("{name:?} is no name for a group");
-                return Err(refused(pid, why, "use up to 64 letters, digits and . _ - + @ :, not digits alone"));
+                return Err(refused(
+                    pid,
+                    why,
+                    "use up to 64 letters, digits and . _ - + @ :, not digits alone",
+                ));
             }
             if taken(&name) {
-                return Err(refused(pid, format!("another group has the name {name}"), "choose another with --name"));
+                return Err(refused(
+                    pid,
+                    format!("another group has the name {name}"),
+                    "choose another with --name",
+                ));
             }
             return Ok(name);
         }
-        let comm = read_stat(pid).map(|s| String::from_utf8_lossy(&s.comm).into_owned()).unwrap_or_default();
-        let letter = |c: char| if c.is_ascii_alphanumeric() || "._-+".contains(c) { c } else { '_' };
+        let comm = read_stat(pid)
+            .map(|s| String::from_utf8_lossy(&s.comm).into_owned())
+            .unwrap_or_default();
+        let letter = |c: char| {
+            if c.is_ascii_alphanumeric() || "._-+".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        };
         let name: String = comm.chars().map(letter).collect();
         // The pid tells apart what has no name of its own, and keeps one program's checkpoints from being another's.
         Ok(format!("{name}-{pid}"))
@@ -638,22 +791,33 @@ impl Engine {
         if let Some((observer, _)) = &mut self.observer
             && let Err(e) = observer.watch(pid)
         {
-            warn!(group = name, "no kernel events of it, only its end is noticed: {e}");
+            warn!(
+                group = name,
+                "no kernel events of it, only its end is noticed: {e}"
+            );
         }
     }
 
     /// The members of a group other than its root that are alive, with their start times.
     fn members(&self, name: &str) -> Vec<(Pid, u64)> {
         let root = self.groups.get(name).and_then(|g| g.root.as_ref()).map(|r| r.pid);
-        let (Some((observer, _)), Some(root)) = (&self.observer, root) else { return Vec::new() };
+        let (Some((observer, _)), Some(root)) = (&self.observer, root) else {
+            return Vec::new();
+        };
         let members = observer.members(root).filter(|pid| *pid != root);
-        members.filter_map(|pid| Some((pid, read_stat(pid)?.start_time))).collect()
+        members
+            .filter_map(|pid| Some((pid, read_stat(pid)?.start_time)))
+            .collect()
     }
 
     /// The name of the group that a caller means, if the caller may use it.
     fn target(&self, caller: Caller, target: &str) -> Result<String, Failure> {
         let by_pid = |g: &&Watched| target.parse() == Ok(g.shown.root);
-        let Some(g) = self.groups.get(target).or_else(|| self.groups.values().find(by_pid)) else {
+        let Some(g) = self
+            .groups
+            .get(target)
+            .or_else(|| self.groups.values().find(by_pid))
+        else {
             return Err(not_watched(target));
         };
         // What is not one's own is not there, but for root.
@@ -696,12 +860,19 @@ impl Engine {
                     info!(group = name, "its restore is taken up again");
                     self.groups.insert(name, Watched::resumed(r.group, None));
                 }
-                None => warn!(group = name, "pid {} ended while no agent ran; last checkpoint: {last}", r.group.root),
+                None => warn!(
+                    group = name,
+                    "pid {} ended while no agent ran; last checkpoint: {last}", r.group.root
+                ),
                 Some(_) if r.group.state == State::Crashed => {}
                 Some(root) => {
                     let pid = root.pid;
-                    info!(group = name, "pid {pid} is watched again; last checkpoint: {last}");
-                    self.groups.insert(name.clone(), Watched::resumed(r.group, Some(root)));
+                    info!(
+                        group = name,
+                        "pid {pid} is watched again; last checkpoint: {last}"
+                    );
+                    self.groups
+                        .insert(name.clone(), Watched::resumed(r.group, Some(root)));
                     self.observe(&name, pid);
                 }
             }
@@ -730,7 +901,14 @@ impl Engine {
     fn tell(&self, event: What, name: &str, message: Option<String>, checkpoint: Option<Checkpoint>) {
         self.show(name);
         let root = self.groups.get(name).map_or(0, |g| g.shown.root);
-        let event = Event { event, group: name.to_owned(), root, at_ms: now_ms(), message, checkpoint };
+        let event = Event {
+            event,
+            group: name.to_owned(),
+            root,
+            at_ms: now_ms(),
+            message,
+            checkpoint,
+        };
         // Nobody listening is no error.
         let _ = self.board.events.send(event);
     }
@@ -752,7 +930,10 @@ fn start_observer() -> Option<(Observer, Epoll)> {
     let observer = Observer::start().inspect_err(|e| without(e)).ok()?;
     let rung = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).and_then(|epoll| {
         // Edge-triggered: the ring is readable whenever it holds anything, and rings when it is time.
-        epoll.add(observer.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
+        epoll.add(
+            observer.as_fd(),
+            EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0),
+        )?;
         Ok(epoll)
     });
     let epoll = rung.inspect_err(|e| without(e)).ok()?;
@@ -763,13 +944,16 @@ fn start_observer() -> Option<(Observer, Epoll)> {
 /// Whether a root has ended: an event may be late, of one before it that had its pid.
 fn has_ended(root: &Root) -> bool {
     match read_stat(root.pid) {
-        Some(stat) => stat.start_time != root.start_time || observe::is_dead(&stat),
+        Some(stat) => stat.start_time != root.start_time || (stat.is_zombie() && stat.threads <= 1),
         None => true,
     }
 }
 
 fn not_watched(target: &str) -> Failure {
-    Failure::own("NotWatched", format!("{target} is not watched; freeze status lists what is"))
+    Failure::own(
+        "NotWatched",
+        format!("{target} is not watched; freeze status lists what is"),
+    )
 }
 
 fn refused(pid: Pid, why: impl Into<String>, remedy: impl Into<String>) -> Failure {
@@ -781,7 +965,10 @@ fn permitted(caller: Caller, pid: Pid) -> Result<(), Failure> {
     match caller.may_use(group::owner_of(pid)) {
         true => Ok(()),
         false => {
-            let text = format!("pid {pid} does not belong to uid {}; its owner and root may do this", caller.uid);
+            let text = format!(
+                "pid {pid} does not belong to uid {}; its owner and root may do this",
+                caller.uid
+            );
             Err(Failure::own("NotPermitted", text))
         }
     }
@@ -819,8 +1006,13 @@ fn families(image: &Opened) -> Option<Vec<Family>> {
 /// The newest checkpoint of a group that is older than `id`.
 fn older(store: &Store, group: &str, id: &str) -> Option<Checkpoint> {
     let list = store.list().ok()?;
-    let fits = list.into_iter().rev().filter(|l| l.id.as_str() < id && !l.pages_only);
-    let m = fits.filter_map(|l| l.manifest).find(|m| m.about.group.as_deref() == Some(group))?;
+    let fits = list
+        .into_iter()
+        .rev()
+        .filter(|l| l.id.as_str() < id && !l.pages_only);
+    let m = fits
+        .filter_map(|l| l.manifest)
+        .find(|m| m.about.group.as_deref() == Some(group))?;
     Some(Checkpoint {
         id: m.id.to_string(),
         at_ms: m.created_ms,
@@ -841,13 +1033,26 @@ fn outcome(output: std::io::Result<std::process::Output>, began: Instant) -> Out
         Err(e) => return Outcome::Failed(format!("freeze could not be started: {e}")),
     };
     let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let lines = |v: &Value| v.as_array().into_iter().flatten().filter_map(|w| w.as_str().map(str::to_owned)).collect();
+    let lines = |v: &Value| {
+        v.as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|w| w.as_str().map(str::to_owned))
+            .collect()
+    };
     if output.status.success() {
-        return Outcome::Runs { warnings: lines(&said["warnings"]), took: began.elapsed() };
+        return Outcome::Runs {
+            warnings: lines(&said["warnings"]),
+            took: began.elapsed(),
+        };
     }
     let text = match said["message"].as_str() {
         Some(message) => message.to_owned(),
-        None => format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end()),
+        None => format!(
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        ),
     };
     match output.status.code() {
         Some(6) => Outcome::Damaged(text),

@@ -181,7 +181,10 @@ pub(super) fn remember<'a>(dir: &Path, groups: impl Iterator<Item = &'a Watched>
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     // Not fsynced: the groups are of this boot only, and what the rename replaces is whole either way.
-    options.open(&fresh).and_then(|mut f| f.write_all(&text)).on("write", name)?;
+    options
+        .open(&fresh)
+        .and_then(|mut f| f.write_all(&text))
+        .on("write", name)?;
     std::fs::rename(&fresh, &file).on("rename", name)
 }
 
@@ -209,14 +212,21 @@ pub(super) fn recall(dir: &Path) -> Result<(Vec<Remembered>, bool)> {
 pub(super) fn lock(dir: &Path) -> Result<nix::fcntl::Flock<File>> {
     let path = dir.join("agent.lock");
     let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
     let file = file.on("open", || path.display().to_string())?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => Blocker::at(dir.display().to_string(), "")
-            .why("another agent looks after this store")
-            .remedy("use that one, or another --store and --socket")
-            .refuse(),
-        errno => Error::kernel("flock", path.display().to_string(), errno),
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        match errno {
+            nix::errno::Errno::EWOULDBLOCK => Blocker::at(dir.display().to_string(), "")
+                .why("another agent looks after this store")
+                .remedy("use that one, or another --store and --socket")
+                .refuse(),
+            errno => Error::kernel("flock", path.display().to_string(), errno),
+        }
     })
 }
 
@@ -233,7 +243,11 @@ impl Watched {
     /// A remembered group, as it goes on: with its root, or without one that is to be restored.
     pub(super) fn resumed(group: Group, root: Option<Root>) -> Watched {
         let policy = policy_of(&group);
-        let state = if root.is_some() { State::Watching } else { State::Restoring };
+        let state = if root.is_some() {
+            State::Watching
+        } else {
+            State::Restoring
+        };
         Watched {
             shown: Group {
                 state,
@@ -263,13 +277,20 @@ mod tests {
 
     /// Waits until a pidfd says that its process has ended.
     fn ended(root: &Root) {
-        let mut fds = [nix::poll::PollFd::new(root.pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let mut fds = [nix::poll::PollFd::new(
+            root.pidfd.as_fd(),
+            nix::poll::PollFlags::POLLIN,
+        )];
         assert_eq!(nix::poll::poll(&mut fds, 10_000u16), Ok(1));
     }
 
     #[test]
     fn a_zombie_tells_how_it_ended() {
-        let mut child = Command::new("sh").args(["-c", "read x; exit 3"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", "read x; exit 3"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         let pid = Pid(child.id() as i32);
         let root = Root::find(pid).unwrap();
         drop(child.stdin.take());
@@ -292,7 +313,10 @@ mod tests {
         remember(&dir, [&watched].into_iter()).unwrap();
         let (groups, rebooted) = recall(&dir).unwrap();
         assert!(!rebooted);
-        assert_eq!((groups[0].group.clone(), groups[0].start_time), (watched.shown.clone(), Some(start)));
+        assert_eq!(
+            (groups[0].group.clone(), groups[0].start_time),
+            (watched.shown.clone(), Some(start))
+        );
         std::fs::write(dir.join(FILE), "{").unwrap();
         assert_eq!(recall(&dir).unwrap_err().kind(), "image");
         std::fs::remove_dir_all(&dir).unwrap();

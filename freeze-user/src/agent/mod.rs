@@ -45,7 +45,10 @@ pub fn run(config: &Config) -> Result<()> {
     let store = Store::open(&config.store)?;
     let lock = group::lock(store.dir())?;
     for path in store.sweep() {
-        info!("{}: left unfinished by a writer that died, removed", path.display());
+        info!(
+            "{}: left unfinished by a writer that died, removed",
+            path.display()
+        );
     }
     raise_limits();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -57,7 +60,11 @@ pub fn run(config: &Config) -> Result<()> {
 
 async fn live(config: &Config, store: Store) -> Result<()> {
     let mut signals = Vec::new();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ] {
         signals.push(signal(kind).on("sigaction", || "freezed")?);
     }
     let door = Door::open(&config.socket).await?;
@@ -72,7 +79,11 @@ async fn live(config: &Config, store: Store) -> Result<()> {
     });
     let thread = thread.on("clone", || "the engine thread")?;
     if ready.await.is_ok() {
-        info!("freezed {} listens at {}", env!("CARGO_PKG_VERSION"), config.socket.display());
+        info!(
+            "freezed {} listens at {}",
+            env!("CARGO_PKG_VERSION"),
+            config.socket.display()
+        );
         notify::tell("READY=1\nSTATUS=Watching");
     }
     let mut failed = false;
@@ -90,7 +101,11 @@ async fn live(config: &Config, store: Store) -> Result<()> {
     let ended = tokio::task::spawn_blocking(move || thread.join()).await;
     if failed || !matches!(ended, Ok(Ok(()))) {
         error!("the engine ended by a bug; every process runs on as it was found");
-        return Err(Error::kernel("run", "the engine thread", nix::errno::Errno::EOWNERDEAD));
+        return Err(Error::kernel(
+            "run",
+            "the engine thread",
+            nix::errno::Errno::EOWNERDEAD,
+        ));
     }
     info!("freezed ends; what it watched runs on");
     Ok(())
@@ -100,7 +115,11 @@ async fn live(config: &Config, store: Store) -> Result<()> {
 async fn any(signals: &mut [tokio::signal::unix::Signal]) {
     std::future::poll_fn(|context| {
         let came = signals.iter_mut().any(|s| s.poll_recv(context).is_ready());
-        if came { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if came {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 /// Sends a message, if somebody asked for it; nobody listening is no error.
 pub fn tell(message: &str) {
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     let bytes = name.as_encoded_bytes();
     let address = match bytes.strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),
@@ -24,5 +26,7 @@ pub fn watchdog() -> Option<Duration> {
     if number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id())) {
         return None;
     }
-    number("WATCHDOG_USEC").map(|us| Duration::from_micros(us) / 2).filter(|d| !d.is_zero())
+    number("WATCHDOG_USEC")
+        .map(|us| Duration::from_micros(us) / 2)
+        .filter(|d| !d.is_zero())
 }

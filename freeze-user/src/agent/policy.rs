@@ -93,8 +93,12 @@ impl FromStr for Interval {
             "h" => 3_600_000,
             _ => return Err(format!("{unit:?} is none of the units ms, s, m, h")),
         };
-        let number: u64 = number.parse().map_err(|_| format!("{text:?} has no whole number before its unit"))?;
-        let ms = number.checked_mul(factor).ok_or_else(|| format!("{text} is too long"))?;
+        let number: u64 = number
+            .parse()
+            .map_err(|_| format!("{text:?} has no whole number before its unit"))?;
+        let ms = number
+            .checked_mul(factor)
+            .ok_or_else(|| format!("{text} is too long"))?;
         Ok(Interval(Duration::from_millis(ms)))
     }
 }
@@ -124,7 +128,9 @@ pub fn next_beat(due: Instant, every: Duration, now: Instant) -> Instant {
 /// How long to wait after `failures` checkpoints in a row have failed: what is refused now will mostly be refused
 /// again, and looking costs some milliseconds.
 pub fn after_failure(every: Duration, failures: u32) -> Duration {
-    every.saturating_mul(1 << failures.min(6)).min(every.max(Duration::from_secs(30)))
+    every
+        .saturating_mul(1 << failures.min(6))
+        .min(every.max(Duration::from_secs(30)))
 }
 
 /// How a watched group ended: what is known of its root.
@@ -150,9 +156,7 @@ impl Ending {
     pub fn is_crash(self) -> bool {
         match self {
             Ending::Code(code) => code != 0,
-            Ending::Signal(signal) => {
-                ![libc::SIGTERM, libc::SIGINT, libc::SIGHUP].contains(&signal)
-            }
+            Ending::Signal(signal) => ![libc::SIGTERM, libc::SIGINT, libc::SIGHUP].contains(&signal),
             Ending::Unknown => true,
         }
     }
@@ -245,7 +249,11 @@ mod tests {
         let s = Duration::from_secs;
         let waits: Vec<_> = (1..=6).map(|n| after_failure(s(1), n)).collect();
         assert_eq!(waits, [s(2), s(4), s(8), s(16), s(30), s(30)]);
-        assert_eq!(after_failure(s(3600), 9), s(3600), "never more often than asked, never rarer either");
+        assert_eq!(
+            after_failure(s(3600), 9),
+            s(3600),
+            "never more often than asked, never rarer either"
+        );
     }
 
     #[test]
@@ -257,7 +265,10 @@ mod tests {
             assert!(Ending::of_status(status).is_crash(), "{status}");
         }
         assert!(Ending::Unknown.is_crash());
-        assert_eq!(Ending::of_status(libc::SIGSEGV | 0x80).to_string(), "was ended by SIGSEGV");
+        assert_eq!(
+            Ending::of_status(libc::SIGSEGV | 0x80).to_string(),
+            "was ended by SIGSEGV"
+        );
         assert_eq!(Ending::of_status(3 << 8).to_string(), "ended with code 3");
     }
 
@@ -265,24 +276,53 @@ mod tests {
     fn restores_become_rarer_and_end() {
         let mut backoff = Backoff::default();
         let waits: Vec<_> = (0..10).map(|_| backoff.next(MS).map(|d| d.as_secs())).collect();
-        let expected = [Some(0), Some(1), Some(2), Some(4), Some(8), Some(16), Some(32), Some(60), None, None];
+        let expected = [
+            Some(0),
+            Some(1),
+            Some(2),
+            Some(4),
+            Some(8),
+            Some(16),
+            Some(32),
+            Some(60),
+            None,
+            None,
+        ];
         assert_eq!(waits, expected);
-        assert_eq!(backoff.next(STEADY), Some(Duration::ZERO), "who recovered starts anew");
+        assert_eq!(
+            backoff.next(STEADY),
+            Some(Duration::ZERO),
+            "who recovered starts anew"
+        );
     }
 
     #[test]
     fn only_root_and_the_owner_may() {
-        let ids = |uid| owner(&Status { uid, ..Status::default() });
+        let ids = |uid| {
+            owner(&Status {
+                uid,
+                ..Status::default()
+            })
+        };
         let (root, user, other) = (Caller { uid: 0 }, Caller { uid: 1000 }, Caller { uid: 1001 });
         assert!(user.may_use(ids([1000; 4])) && root.may_use(ids([1000; 4])));
         assert!(!other.may_use(ids([1000; 4])) && !user.may_use(ids([0; 4])));
-        assert!(!user.may_use(ids([1000, 0, 0, 0])), "a set-uid program is not its caller's");
+        assert!(
+            !user.may_use(ids([1000, 0, 0, 0])),
+            "a set-uid program is not its caller's"
+        );
         assert!(root.may_use(ids([1000, 0, 0, 0])));
     }
 
     #[test]
     fn intervals_are_read_as_typed() {
-        for (text, ms) in [("200ms", 200), ("1s", 1000), ("3", 3000), ("5m", 300_000), ("2h", 7_200_000)] {
+        for (text, ms) in [
+            ("200ms", 200),
+            ("1s", 1000),
+            ("3", 3000),
+            ("5m", 300_000),
+            ("2h", 7_200_000),
+        ] {
             assert_eq!(text.parse(), Ok(Interval(Duration::from_millis(ms))), "{text}");
         }
         for text in ["", "s", "1.5s", "-1s", "1 s", "1d", "99999999999999999999h"] {
@@ -295,8 +335,19 @@ mod tests {
     #[test]
     fn senseless_policies_are_named() {
         assert_eq!(Policy::DEFAULT.fault(), None);
-        let fault = Policy { every_ms: 1, ..Policy::DEFAULT }.fault();
+        let fault = Policy {
+            every_ms: 1,
+            ..Policy::DEFAULT
+        }
+        .fault();
         assert_eq!(fault.as_deref(), Some("every 1ms is not between 10ms and 720h"));
-        assert!(Policy { keep: 0, ..Policy::DEFAULT }.fault().is_some());
+        assert!(
+            Policy {
+                keep: 0,
+                ..Policy::DEFAULT
+            }
+            .fault()
+            .is_some()
+        );
     }
 }

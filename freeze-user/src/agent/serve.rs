@@ -41,7 +41,11 @@ impl Door {
                 .refuse());
         }
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-            DirBuilder::new().recursive(true).mode(0o755).create(dir).on("mkdir", || dir.display().to_string())?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(dir)
+                .on("mkdir", || dir.display().to_string())?;
         }
         // It appears with its mode, and in place of what a killed agent left.
         let fresh = path.with_extension(format!("new-{}", std::process::id()));
@@ -50,7 +54,11 @@ impl Door {
         std::fs::set_permissions(&fresh, Permissions::from_mode(0o666)).on("chmod", name)?;
         let inode = std::fs::metadata(&fresh).on("stat", name)?.ino();
         std::fs::rename(&fresh, path).on("rename", name)?;
-        Ok(Door { listener, path: path.into(), inode })
+        Ok(Door {
+            listener,
+            path: path.into(),
+            inode,
+        })
     }
 
     /// Answers everybody who comes, for ever.
@@ -80,7 +88,13 @@ impl Door {
             let (board, post) = (board.clone(), post.clone());
             tokio::spawn(async move {
                 let (read, write) = stream.into_split();
-                let mut talk = Talk { caller: Caller { uid }, read: BufReader::new(read), write, board, post };
+                let mut talk = Talk {
+                    caller: Caller { uid },
+                    read: BufReader::new(read),
+                    write,
+                    board,
+                    post,
+                };
                 if let Err(e) = talk.hold().await {
                     debug!("uid {uid}: {e}");
                 }
@@ -113,7 +127,10 @@ impl Guest {
             return None;
         }
         *mine += 1;
-        Some(Guest { uid, all: all.clone() })
+        Some(Guest {
+            uid,
+            all: all.clone(),
+        })
     }
 }
 
@@ -169,7 +186,10 @@ impl Talk {
 
     async fn answer(&self, call: &Call) -> Result<Value, Failure> {
         let Some((interface, method)) = call.method.rsplit_once('.') else {
-            return Err(Failure::service("MethodNotFound", json!({ "method": call.method })));
+            return Err(Failure::service(
+                "MethodNotFound",
+                json!({ "method": call.method }),
+            ));
         };
         match interface {
             SERVICE => service(method, call),
@@ -180,22 +200,35 @@ impl Talk {
                 "Audit" => self.ask(Request::Audit(parameters(call)?)).await,
                 "Checkpoint" => self.ask(Request::Checkpoint(parameters(call)?)).await,
                 "Status" => Ok(self.status()),
-                _ => Err(Failure::service("MethodNotFound", json!({ "method": call.method }))),
+                _ => Err(Failure::service(
+                    "MethodNotFound",
+                    json!({ "method": call.method }),
+                )),
             },
-            _ => Err(Failure::service("InterfaceNotFound", json!({ "interface": interface }))),
+            _ => Err(Failure::service(
+                "InterfaceNotFound",
+                json!({ "interface": interface }),
+            )),
         }
     }
 
     /// The groups that the caller may see.
     fn status(&self) -> Value {
-        let groups: Vec<_> = self.board.groups().into_iter().filter(|g| self.caller.may_use(g.uid)).collect();
+        let groups: Vec<_> = self
+            .board
+            .groups()
+            .into_iter()
+            .filter(|g| self.caller.may_use(g.uid))
+            .collect();
         json!({ "groups": groups })
     }
 
     /// The groups, and then what happens to them, until the caller hangs up.
     async fn follow(&mut self) -> std::io::Result<()> {
         let mut events = self.board.events.subscribe();
-        self.write.write_all(&frame(&reply(Ok(self.status()), true))).await?;
+        self.write
+            .write_all(&frame(&reply(Ok(self.status()), true)))
+            .await?;
         // Who ends may be gone from the board when it is told: what was once the caller's stays it.
         let mut own: BTreeMap<String, bool> = BTreeMap::new();
         loop {
@@ -212,7 +245,9 @@ impl Talk {
                 Ok(event) => event,
                 Err(broadcast::error::RecvError::Lagged(_)) => {
                     // Too slow for single events: the groups as they are now.
-                    self.write.write_all(&frame(&reply(Ok(self.status()), true))).await?;
+                    self.write
+                        .write_all(&frame(&reply(Ok(self.status()), true)))
+                        .await?;
                     continue;
                 }
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
@@ -221,7 +256,9 @@ impl Talk {
                 own.insert(g.name, self.caller.may_use(g.uid));
             }
             if self.caller.uid == 0 || own.get(&event.group) == Some(&true) {
-                self.write.write_all(&frame(&reply(Ok(json!({ "event": event })), true))).await?;
+                self.write
+                    .write_all(&frame(&reply(Ok(json!({ "event": event })), true)))
+                    .await?;
             }
         }
     }
@@ -230,7 +267,11 @@ impl Talk {
     async fn ask(&self, request: Request) -> Result<Value, Failure> {
         let (reply, answer) = oneshot::channel();
         let gone = || Failure::own("Internal", "the agent is stopping");
-        match self.post.send(Message::Job { caller: self.caller, request, reply }) {
+        match self.post.send(Message::Job {
+            caller: self.caller,
+            request,
+            reply,
+        }) {
             true => answer.await.map_err(|_| gone())?,
             false => Err(gone()),
         }
@@ -239,14 +280,26 @@ impl Talk {
 
 fn reply(answer: Result<Value, Failure>, continues: bool) -> Reply {
     match answer {
-        Ok(parameters) => Reply { parameters, continues, error: None },
-        Err(failure) => Reply { parameters: failure.parameters, continues: false, error: Some(failure.name) },
+        Ok(parameters) => Reply {
+            parameters,
+            continues,
+            error: None,
+        },
+        Err(failure) => Reply {
+            parameters: failure.parameters,
+            continues: false,
+            error: Some(failure.name),
+        },
     }
 }
 
 /// The call's parameters as the method has them.
 fn parameters<T: DeserializeOwned>(call: &Call) -> Result<T, Failure> {
-    let given = if call.parameters.is_null() { json!({}) } else { call.parameters.clone() };
+    let given = if call.parameters.is_null() {
+        json!({})
+    } else {
+        call.parameters.clone()
+    };
     serde_json::from_value(given)
         .map_err(|e| Failure::service("InvalidParameter", json!({ "parameter": e.to_string() })))
 }
@@ -264,9 +317,18 @@ fn service(method: &str, call: &Call) -> Result<Value, Failure> {
         "GetInterfaceDescription" => match call.parameters.get("interface").and_then(Value::as_str) {
             Some(INTERFACE) => Ok(json!({ "description": DESCRIPTION })),
             Some(SERVICE) => Ok(json!({ "description": SERVICE_DESCRIPTION })),
-            Some(other) => Err(Failure::service("InterfaceNotFound", json!({ "interface": other }))),
-            None => Err(Failure::service("InvalidParameter", json!({ "parameter": "interface" }))),
+            Some(other) => Err(Failure::service(
+                "InterfaceNotFound",
+                json!({ "interface": other }),
+            )),
+            None => Err(Failure::service(
+                "InvalidParameter",
+                json!({ "parameter": "interface" }),
+            )),
         },
-        _ => Err(Failure::service("MethodNotFound", json!({ "method": call.method }))),
+        _ => Err(Failure::service(
+            "MethodNotFound",
+            json!({ "method": call.method }),
+        )),
     }
 }

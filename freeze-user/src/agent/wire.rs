@@ -140,7 +140,11 @@ impl Failure {
 
     /// One word for machines, as [`Error::kind`] has it.
     pub fn kind(&self) -> &'static str {
-        match self.name.strip_prefix(INTERFACE).and_then(|n| n.strip_prefix('.')) {
+        match self
+            .name
+            .strip_prefix(INTERFACE)
+            .and_then(|n| n.strip_prefix('.'))
+        {
             Some("Kernel") => "kernel",
             Some("Died") => "died",
             Some("Image") => "image",
@@ -153,7 +157,10 @@ impl Failure {
 
     /// The reasons of a refusal.
     pub fn reasons(&self) -> Value {
-        self.parameters.get("reasons").cloned().unwrap_or_else(|| json!([]))
+        self.parameters
+            .get("reasons")
+            .cloned()
+            .unwrap_or_else(|| json!([]))
     }
 }
 
@@ -184,7 +191,9 @@ impl From<Error> for Failure {
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
 }
 
 /// A checkpoint of a group.
@@ -299,9 +308,15 @@ mod tests {
         let e = Blocker::of(Pid(7), "fd 3", "io_uring").why("in flight").refuse();
         let (text, code) = (e.to_string(), e.exit_code());
         let failure = Failure::from(e);
-        assert_eq!((failure.to_string(), failure.exit_code(), failure.kind()), (text, code, "refused"));
+        assert_eq!(
+            (failure.to_string(), failure.exit_code(), failure.kind()),
+            (text, code, "refused")
+        );
         assert_eq!(failure.reasons()[0]["place"], "fd 3");
-        let e = Error::Died { pid: Pid(7), how: "ended".into() };
+        let e = Error::Died {
+            pid: Pid(7),
+            how: "ended".into(),
+        };
         let code = e.exit_code();
         assert_eq!(Failure::from(e).exit_code(), code);
     }
@@ -351,9 +366,11 @@ mod tests {
             message: None,
             checkpoint: None,
         };
-        for (name, value) in
-            [("Checkpoint", json!(checkpoint)), ("Group", json!(group)), ("Event", json!(event))]
-        {
+        for (name, value) in [
+            ("Checkpoint", json!(checkpoint)),
+            ("Group", json!(group)),
+            ("Event", json!(event)),
+        ] {
             let described = of_type(name);
             let fields = value.as_object().unwrap();
             for field in fields.keys() {

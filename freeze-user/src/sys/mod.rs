@@ -244,6 +244,12 @@ pub fn dup_above(fd: BorrowedFd<'_>, least: RawFd) -> Sys<OwnedFd> {
     .map(owned)
 }
 
+/// close_range(2) with `CLOSE_RANGE_CLOEXEC`: every descriptor from `first` on is closed by the next exec.
+pub fn cloexec_from(first: u32) -> Sys<()> {
+    const CLOEXEC: u64 = 1 << 2;
+    plain(libc::SYS_close_range, [u64::from(first), u64::from(u32::MAX), CLOEXEC, 0, 0, 0]).map(drop)
+}
+
 /// fcntl(2) with a number as argument, for the commands nix does not know.
 pub fn fcntl(fd: BorrowedFd<'_>, command: i32, arg: u64) -> Sys<i64> {
     plain(

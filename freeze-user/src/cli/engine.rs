@@ -1,0 +1,210 @@
+//! `freeze checkpoint`, `freeze restore` and `freeze check`: what needs no agent.
+
+use super::output::{Done, line, value, warn};
+use super::{Cli, open_image};
+use crate::agent::client::Agent;
+use crate::checkpoint::{Place, Request, checkpoint};
+use crate::error::{Blocker, Error, Result};
+use crate::ids::Pid;
+use crate::kinds::credentials::must_be_root;
+use crate::nest;
+use crate::observe::view::{Depth, View};
+use crate::plan::{Host, plan};
+use crate::restore::{Ended, restore, wait};
+use crate::store::{Form, Options, Store};
+use crate::sys::interrupt;
+use clap::Args;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Write a checkpoint of a process and all its descendants
+///
+/// The processes run on, with their memory copied while they run and a pause that is reported; with --kill they are
+/// ended once the checkpoint is safely on disk. What cannot be carried is refused before anything is stopped, all of
+/// it at once. Needs root, no agent, and works inside a container on the pids seen there.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  freeze checkpoint 4242
+      into the store, the process runs on
+  freeze checkpoint 4242 --to /backup/one && freeze checkpoint 4242 --to /backup/two --parent /backup/one
+      the second holds only what has changed since the first
+  freeze checkpoint 4242 --kill --json
+      ends it once it is stored; prints {\"id\": …, \"pages\": …, \"pause_us\": …}
+
+A process that is watched with --on-crash restore is brought back when it is ended by --kill: `freeze unwatch` it first.")]
+pub(super) struct CheckpointArgs {
+    /// The process at the top of the tree
+    pid: i32,
+    /// Make this directory the checkpoint, instead of a new one in the store
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+    /// Store only what differs from this earlier checkpoint (directory or id)
+    #[arg(long, value_name = "DIR|ID")]
+    parent: Option<String>,
+    /// End the processes once the checkpoint is committed
+    #[arg(long)]
+    kill: bool,
+    /// Compress pages with zstd at this level instead of storing them raw
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_missing_value = "3", value_parser = clap::value_parser!(i32).range(1..=19))]
+    compress: Option<i32>,
+    /// List the parts of the pause and of the whole in microseconds
+    #[arg(long)]
+    explain_pause: bool,
+}
+
+/// Put the processes of a checkpoint back together, with the same pids
+///
+/// Waits for the first process and ends with its status; signals sent to freeze are passed on to it. A file that the
+/// program only read or mapped and that has changed is refused; one that it had open for writing and that has only
+/// grown is kept, with a warning. If anything fails, what was built is taken down and the image stays as it was.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  freeze restore 01J5K3
+      in the foreground; the beginning of an id is enough
+  freeze restore /backup/two --detach --pidfile /run/program.pid
+      returns as soon as the processes run
+  freeze restore 01J5K3 --rewind-files
+      log files and the like are cut back to where they were; the tails are kept beside the image")]
+pub(super) struct RestoreArgs {
+    /// Directory or id (or the beginning of an id) of the checkpoint
+    checkpoint: String,
+    /// Return as soon as the processes run
+    #[arg(long)]
+    detach: bool,
+    /// Write the pid of the first process to this file
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
+    /// Cut files that the program was writing back to their recorded size; the tails are kept beside the image
+    #[arg(long)]
+    rewind_files: bool,
+    /// Accept this file as it is, though it has changed (can be repeated)
+    #[arg(long, value_name = "PATH")]
+    accept_changed: Vec<PathBuf>,
+    /// Give descriptors that were on a terminal the terminal freeze runs on
+    #[arg(long)]
+    tty: bool,
+}
+
+/// Say whether a process and its descendants can be checkpointed, without stopping anything
+///
+/// Prints every reason against it, as `freeze checkpoint` would. Status 0 if there is none, else 3.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  freeze check 4242
+      can be checkpointed: 3 processes, 7 threads
+  freeze check 4242 --json | jq -r '.reasons[].why'")]
+pub(super) struct CheckArgs {
+    /// The process at the top of the tree
+    pid: i32,
+}
+
+/// What of this process and of the agent decides about others.
+fn host(cli: &Cli) -> Result<Host> {
+    Ok(Host {
+        agent: Agent::pid(&cli.socket),
+        ..Host::here()?
+    })
+}
+
+pub(super) fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Done {
+    must_be_root()?;
+    interrupt::install();
+    let parent = args
+        .parent
+        .as_deref()
+        .map(|p| open_image(&cli.store, p))
+        .transpose()?;
+    let place = match &args.to {
+        Some(dir) => Place::Directory(dir.clone()),
+        None => Place::Store(Store::open(&cli.store)?),
+    };
+    let form = args.compress.map_or(Form::Hot, |level| Form::Cold { level });
+    let request = Request {
+        roots: vec![Pid(args.pid)],
+        place,
+        parent,
+        kill: args.kill,
+        group: None,
+        options: Options {
+            form,
+            ..Options::default()
+        },
+        track: false,
+    };
+    let report = checkpoint(&request, &host(cli)?, &mut BTreeMap::new())?;
+    value(&report, cli.json);
+    if args.explain_pause && !cli.json {
+        for (part, us) in &report.parts {
+            line(&format_args!("  {part:<10} {us:>9} µs"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
+    must_be_root()?;
+    interrupt::install();
+    let image = open_image(&cli.store, &args.checkpoint)?;
+    let options = nest::Options {
+        rewind_files: args.rewind_files,
+        accept_changed: args.accept_changed.iter().cloned().collect(),
+        reattach_terminal: args.tty,
+    };
+    let restored = restore(image, options)?;
+    let root = restored.roots.first().copied().unwrap_or(Pid(0));
+    for warning in &restored.warnings {
+        warn(&format_args!("warning: {warning}"));
+    }
+    if let Some(file) = &args.pidfile {
+        let written = std::fs::write(file, format!("{root}\n"));
+        if let Err(e) = written {
+            warn(&format_args!("warning: {}: {e}", file.display()));
+        }
+    }
+    if args.detach {
+        match cli.json {
+            true => line(&json!(restored)),
+            false => line(&format_args!(
+                "restored pid {root}, {} process(es), {:.1} ms",
+                restored.processes,
+                restored.took_us as f64 / 1000.0
+            )),
+        };
+        return Ok(ExitCode::SUCCESS);
+    }
+    match wait(root)? {
+        Ended::Code(code) => Ok(ExitCode::from(code as u8)),
+        Ended::Signal(signal) => Ok(ExitCode::from((128 + signal) as u8)),
+    }
+}
+
+pub(super) fn run_check(cli: &Cli, args: &CheckArgs) -> Done {
+    let pid = Pid(args.pid);
+    let view = View::read(&[pid], Depth::Smaps).map_err(|e| match e {
+        Error::Died { .. } => Blocker::of(pid, "", "")
+            .why("there is no such process")
+            .remedy("check the pid")
+            .refuse(),
+        e => e,
+    })?;
+    let plan = plan(view, &host(cli)?)?;
+    let processes = plan.view.processes.len();
+    let threads: usize = plan.view.processes.iter().map(|p| p.threads.len()).sum();
+    match cli.json {
+        true => line(&json!({ "pid": pid, "processes": processes, "threads": threads, "reasons": [] })),
+        false => {
+            let s = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
+            let all = s(processes, "process", "processes");
+            line(&format_args!(
+                "can be checkpointed: {all}, {}",
+                s(threads, "thread", "threads")
+            ))
+        }
+    };
+    Ok(ExitCode::SUCCESS)
+}
