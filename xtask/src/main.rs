@@ -1,5 +1,6 @@
-//! The project's own tasks: `cargo xtask setup | run | test | tidy`.
+//! The project's own tasks: `cargo xtask setup | run | test | bench | tidy`.
 
+mod bench;
 mod brood;
 mod compiler;
 mod demo;
@@ -41,6 +42,8 @@ enum Task {
         /// Only tests whose name contains this; the source checks are then left out
         filter: Option<String>,
     },
+    /// Measure freeze beside Debian's criu, on a quiet machine if the figures are to mean something
+    Bench(bench::BenchArgs),
     /// Check what the compiler does not: module order, first sentences, twin files, where unsafe may be
     Tidy,
 }
@@ -87,6 +90,11 @@ impl Task {
                 let mut brood = Brood::new()?;
                 setup::setup("test")?;
                 test::run(&mut brood, filter.as_deref())
+            }
+            Task::Bench(args) => {
+                let mut brood = Brood::new()?;
+                setup::setup("bench")?;
+                bench::run(&mut brood, &args).map(|()| true)
             }
             Task::Tidy => {
                 let faults = tidy::check(&root())?;
