@@ -3,16 +3,18 @@
 use crate::collect::collect;
 use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
+use crate::kinds::kinship::SHARED_MEMORY;
 use crate::observe::view::{Depth, View};
 use crate::plan::{Host, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
 use crate::sys::{fault, interrupt};
+use nix::errno::Errno;
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where a checkpoint goes.
 #[derive(Clone, Debug)]
@@ -83,12 +85,52 @@ impl fmt::Display for Report {
 }
 
 /// Checkpoints a set. Whatever fails, the processes run on as they were.
+///
+/// The work is done by a thread of its own: the kernel lets go of whatever that thread traces when it ends, so that
+/// not even an error in undoing leaves a process stopped.
 pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
-    // Flags that changed while we looked are rare; then they are read where nothing can change, at the price of a pause.
-    match attempt(request, host, trackings, !request.kill)? {
-        Some(report) => Ok(report),
-        None => attempt(request, host, trackings, false)?
-            .ok_or_else(|| Error::kernel("read", "smaps", nix::errno::Errno::EAGAIN)),
+    let work = || attempts(request, host, trackings);
+    match std::thread::scope(|scope| scope.spawn(work).join()) {
+        Ok(outcome) => outcome,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Tries until the outcome is one of the program and not of the moment at which it was looked at.
+///
+/// A program that forks, executes and ends children while it is looked at shows things that are no reason to refuse it:
+/// half-dead children, a vfork under way, a pipe in a child not seen yet. What is refused for the same reasons twice
+/// is refused; a vfork is waited for a little longer.
+fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
+    let began = Instant::now();
+    let mut trust = !request.kill;
+    let mut before = String::new();
+    loop {
+        let error = match attempt(request, host, trackings, trust) {
+            Ok(Some(report)) => return Ok(report),
+            // Flags that change while we look are read where nothing can change, at the price of a pause.
+            Ok(None) => {
+                trust = false;
+                continue;
+            }
+            Err(e) => e,
+        };
+        interrupt::check()?;
+        let patience = match &error {
+            Error::Refused(list) if list.iter().any(|b| b.place == SHARED_MEMORY) => Duration::from_secs(1),
+            Error::Refused(_) if error.to_string() != before => Duration::from_millis(500),
+            Error::Kernel {
+                errno: Errno::ENOENT | Errno::ESRCH,
+                ..
+            } => Duration::from_millis(500),
+            Error::Died { pid, .. } if !request.roots.contains(pid) => Duration::from_millis(500),
+            _ => Duration::ZERO,
+        };
+        if began.elapsed() >= patience {
+            return Err(error);
+        }
+        before = error.to_string();
+        std::thread::sleep(Duration::from_millis(3));
     }
 }
 

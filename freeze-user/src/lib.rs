@@ -25,5 +25,4 @@ pub mod restore;
 pub mod agent;
 pub mod cli;
 
-
 pub use error::{Blocker, Error, Fate, Result};

@@ -70,7 +70,9 @@ fn log_to_stderr(level: LevelFilter) {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
     // What the libraries have to say of themselves is of interest only where something is wrong.
-    let ours = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("freeze", level);
+    let ours = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target("freeze", level);
     let all = tracing_subscriber::registry().with(ours);
     let set = match std::env::var_os("JOURNAL_STREAM") {
         Some(_) => all.with(lines.without_time()).try_init(),

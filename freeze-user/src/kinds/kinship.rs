@@ -12,6 +12,9 @@ use crate::sys::{self, Kcmp};
 #[derive(Debug)]
 pub struct Kinship;
 
+/// The place that a refusal for memory shared between processes names; a vfork is over in a moment.
+pub const SHARED_MEMORY: &str = "its memory (vfork)";
+
 impl ProcessKind for Kinship {
     const TAG: &'static str = "kinship";
     const VERSION: u16 = 1;
@@ -46,7 +49,7 @@ impl ProcessKind for Kinship {
         let parent = Pid(p.stat.ppid);
         if view.get(parent).is_some() && !p.stat.is_zombie() {
             for (what, name) in [
-                (Kcmp::Vm, "its memory (vfork)"),
+                (Kcmp::Vm, SHARED_MEMORY),
                 (Kcmp::Files, "its descriptor table"),
                 (Kcmp::Fs, "its working directory"),
                 (Kcmp::Sighand, "its signal handlers"),

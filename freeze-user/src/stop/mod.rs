@@ -1,18 +1,19 @@
 //! `Plan → Frozen`: every thread of the set at a halt, proven closed, and put back if it is dropped.
 
-use crate::error::{Blocker, Error, Fate, Result};
+use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{Pid, Range};
 use crate::kinds::threads::{is_64_bit, undisturbed};
-use crate::observe::view::{Depth, View, read_vmas, tasks};
+use crate::observe::view::{Depth, ProcessView, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
 use crate::store::Committed;
+use crate::sys::deadline::Deadline;
 use crate::sys::sched::Realtime;
 use crate::sys::{self, fault};
 use crate::tracee::process::StoppedProcess;
-use crate::tracee::{Seized, Stopped};
+use crate::tracee::{Halting, Seized, Stopped};
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A set of processes at a halt. Dropping it lets every thread go on as it was found.
 #[derive(Debug)]
@@ -30,6 +31,15 @@ pub struct Frozen {
 /// From how many resident bytes on a process's VmFlags are not read in the pause: smaps walks its page tables.
 const LARGE: u64 = 32 << 20;
 
+/// How often the whole stop is tried when threads end in the midst of it.
+const ATTEMPTS: usize = 50;
+
+/// How long the threads that stand still wait for those that do not yet: one may wait for another that has stopped.
+const PATIENCE: Duration = Duration::from_millis(40);
+
+/// How long a thread may take to halt while the others run: one that waits for a slow disk cannot be hurried.
+const LIMIT: Duration = Duration::from_secs(5);
+
 /// How often the set is looked over again for threads and children that came while it was being stopped.
 const LOOKS: usize = 100;
 
@@ -38,12 +48,44 @@ const LOOKS: usize = 100;
 /// With `trust`, the VmFlags of large processes are taken from the plan where a mapping is the same; the caller then
 /// has to compare [`Frozen::trusted`] after the resume.
 pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
+    for _ in 1..ATTEMPTS {
+        if let Some(frozen) = attempt(&planned, host, trust)? {
+            return Ok(frozen);
+        }
+        // A thread was on its way out; everything runs again for a moment.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    attempt(&planned, host, trust)?.ok_or_else(|| {
+        let pid = planned.view.roots.first().copied().unwrap_or(Pid(0));
+        Blocker::of(pid, "", "")
+            .why("its threads come and go faster than they can be stopped")
+            .remedy("try again")
+            .refuse()
+    })
+}
+
+/// One attempt; `None` if a thread ended in the midst of it.
+fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     let roots = planned.view.roots.clone();
     let ahead = Realtime::enter();
     let since = Instant::now();
     let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
-    halt_all(&roots, &mut stopped)?;
+    if !halt_all(&roots, &mut stopped)? {
+        return Ok(None);
+    }
     let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
+    for p in &mut view.processes {
+        let leader = p.pid;
+        p.threads.retain(|t| t.tid == leader || !t.stat.is_zombie());
+    }
+    let halted = |p: &ProcessView| stopped.get(&p.pid).map_or(0, Vec::len);
+    if view
+        .processes
+        .iter()
+        .any(|p| !p.stat.is_zombie() && halted(p) != p.threads.len())
+    {
+        return Ok(None);
+    }
     let trusted = fill_flags(&mut view, &planned.view, trust)?;
     fault::point("view")?;
     // The same verdict once more, on what is there now: a change for the worse lets everything go again.
@@ -52,22 +94,18 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
     for p in view.processes.iter().filter(|p| !p.stat.is_zombie()) {
         let mut threads = stopped.remove(&p.pid).unwrap_or_default();
         threads.sort_by_key(|t| (t.tid() != p.pid, t.tid()));
-        if threads.len() != p.threads.len() {
-            let how = "changed its threads while it was being stopped".into();
-            return Err(Error::Died { pid: p.pid, how });
-        }
         let mut process = StoppedProcess::new(p.clone(), threads)?;
         fault::point("smooth")?;
         smooth(&mut process)?;
         processes.push(process);
     }
-    Ok(Frozen {
+    Ok(Some(Frozen {
         processes,
         view,
         since,
         trusted,
         _ahead: ahead,
-    })
+    }))
 }
 
 /// Gives the vmas of a stopped set their VmFlags: read anew, or for large processes those of `before`.
@@ -120,7 +158,11 @@ fn lasting(v: &Vma) -> Vec<&[u8; 2]> {
 }
 
 /// Halts rounds of threads until a look at /proc finds none that is not halted.
-fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<()> {
+///
+/// False if some thread did not halt while the others stood still, and did once they ran again: the parent of a vfork
+/// waits uninterruptibly for the very child that we have stopped.
+fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<bool> {
+    let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
         for (pid, tid) in tasks(roots)? {
@@ -138,15 +180,28 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
                     pid: *gone,
                     how: "ended while it was being stopped".into(),
                 }),
-                None => Ok(()),
+                None => Ok(true),
             };
         }
         fault::point("seized")?;
+        let mut late = Vec::new();
+        let patience = limit(PATIENCE)?;
         for (pid, seized) in fresh {
             fault::point("halt")?;
-            if let Some(thread) = seized.halted()? {
-                stopped.entry(pid).or_default().push(thread);
+            match seized.halting()? {
+                Halting::Stopped(thread) => stopped.entry(pid).or_default().push(thread),
+                Halting::Gone => {}
+                Halting::Late(seized) => late.push(seized),
             }
+        }
+        drop(patience);
+        if !late.is_empty() {
+            stopped.clear();
+            let _limit = limit(LIMIT)?;
+            for seized in late {
+                seized.halted()?;
+            }
+            return Ok(false);
         }
     }
     Err(Blocker::at("the set", "")

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod fault;
 pub mod launch;
 pub mod pagemap;
+pub mod deadline;
 pub mod interrupt;
 pub mod sched;
 pub mod trial;
@@ -247,7 +248,11 @@ pub fn dup_above(fd: BorrowedFd<'_>, least: RawFd) -> Sys<OwnedFd> {
 /// close_range(2) with `CLOSE_RANGE_CLOEXEC`: every descriptor from `first` on is closed by the next exec.
 pub fn cloexec_from(first: u32) -> Sys<()> {
     const CLOEXEC: u64 = 1 << 2;
-    plain(libc::SYS_close_range, [u64::from(first), u64::from(u32::MAX), CLOEXEC, 0, 0, 0]).map(drop)
+    plain(
+        libc::SYS_close_range,
+        [u64::from(first), u64::from(u32::MAX), CLOEXEC, 0, 0, 0],
+    )
+    .map(drop)
 }
 
 /// fcntl(2) with a number as argument, for the commands nix does not know.

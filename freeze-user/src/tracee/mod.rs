@@ -9,6 +9,7 @@ pub mod tape;
 
 use crate::error::{Context, Error, Result};
 use crate::ids::Pid;
+use crate::sys::deadline;
 use nix::errno::Errno;
 use regs::Regs;
 use std::marker::PhantomData;
@@ -43,30 +44,48 @@ pub enum Halt {
 
 /// Waits for one thread to halt.
 pub fn wait(tid: Pid) -> Result<Halt> {
+    match wait_in_time(tid)? {
+        Some(halt) => Ok(halt),
+        None => Err(Errno::ETIMEDOUT).on("waiting for it to stop", || format!("thread {tid}{}", stuck(tid))),
+    }
+}
+
+/// The same; `None` once this thread's deadline has passed.
+fn wait_in_time(tid: Pid) -> Result<Option<Halt>> {
     let mut status = 0;
     loop {
         // SAFETY: `status` is a live int.
         match Errno::result(unsafe { libc::waitpid(tid.0, &raw mut status, libc::__WALL) }) {
             Ok(_) => break,
+            Err(Errno::EINTR) if deadline::passed() => return Ok(None),
             Err(Errno::EINTR) => {}
-            Err(Errno::ECHILD) => return Ok(Halt::Gone(0)),
+            Err(Errno::ECHILD) => return Ok(Some(Halt::Gone(0))),
             Err(e) => return Err(e).on("waitpid", || format!("thread {tid}")),
         }
     }
     if !libc::WIFSTOPPED(status) {
-        return Ok(Halt::Gone(status));
+        return Ok(Some(Halt::Gone(status)));
     }
     let signal = libc::WSTOPSIG(status);
-    match status >> 16 {
-        0 => Ok(Halt::Signal(signal)),
-        libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Ok(Halt::Interrupted),
-        libc::PTRACE_EVENT_STOP => Ok(Halt::Group(signal)),
+    Ok(Some(match status >> 16 {
+        0 => Halt::Signal(signal),
+        libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Halt::Interrupted,
+        libc::PTRACE_EVENT_STOP => Halt::Group(signal),
         // No event is ever asked for; one that comes all the same is a plain halt.
-        _ => Ok(Halt::Interrupted),
-    }
+        _ => Halt::Interrupted,
+    }))
 }
 
-/// A thread that is seized and runs.
+/// What /proc says of a thread that will not stop.
+fn stuck(tid: Pid) -> String {
+    let state = std::fs::read(format!("/proc/{tid}/stat"))
+        .ok()
+        .and_then(|t| crate::proc::stat::Stat::parse(&t));
+    let place = std::fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+    state.map_or(String::new(), |s| format!(" (state {}, in {place})", s.state))
+}
+
+/// A thread that is seized and runs. Dropping it halts it for an instant, which is what letting it go takes.
 #[derive(Debug)]
 pub struct Seized {
     tid: Pid,
@@ -109,31 +128,60 @@ impl Seized {
 
     /// Waits until it has halted; signals that come first are delivered as they would have been. `None` if it ended.
     pub fn halted(self) -> Result<Option<Stopped>> {
-        let halted = self.halt();
-        // It is stopped, or gone: no longer this one's to let go.
-        std::mem::forget(self);
-        halted
-    }
-
-    fn halt(&self) -> Result<Option<Stopped>> {
-        loop {
-            match wait(self.tid)? {
-                Halt::Gone(_) => return Ok(None),
-                Halt::Signal(signal) => {
-                    let _ = ptrace(libc::PTRACE_CONT, self.tid, 0, signal as u64);
-                }
-                Halt::Interrupted => return Stopped::take(self.tid, 0),
-                Halt::Group(signal) => return Stopped::take(self.tid, signal),
-            }
+        match self.halting()? {
+            Halting::Stopped(stopped) => Ok(Some(stopped)),
+            Halting::Gone => Ok(None),
+            Halting::Late(late) => Err(Errno::ETIMEDOUT).on("waiting for it to stop", || {
+                format!("thread {}{}", late.tid, stuck(late.tid))
+            }),
         }
     }
+
+    /// The same, up to this thread's deadline.
+    pub fn halting(self) -> Result<Halting> {
+        let tid = self.tid;
+        let Some(group) = halt(tid)? else {
+            return Ok(Halting::Late(self));
+        };
+        std::mem::forget(self);
+        let stopped = group.map_or(Ok(None), |group| Stopped::take(tid, group))?;
+        Ok(stopped.map_or(Halting::Gone, Halting::Stopped))
+    }
+}
+
+/// Waits for an interrupted thread: the signal of its group stop or 0, nothing if it ended, nothing at all if it is late.
+fn halt(tid: Pid) -> Result<Option<Option<i32>>> {
+    loop {
+        match wait_in_time(tid)? {
+            None => return Ok(None),
+            Some(Halt::Signal(signal)) => {
+                let _ = ptrace(libc::PTRACE_CONT, tid, 0, signal as u64);
+            }
+            Some(Halt::Interrupted) => return Ok(Some(Some(0))),
+            Some(Halt::Group(signal)) => return Ok(Some(Some(signal))),
+            Some(Halt::Gone(_)) => return Ok(Some(None)),
+        }
+    }
+}
+
+/// What came of waiting for a halt.
+#[derive(Debug)]
+pub enum Halting {
+    Stopped(Stopped),
+    /// It ended.
+    Gone,
+    /// It runs on, or waits in the kernel for something that cannot be interrupted.
+    Late(Seized),
 }
 
 impl Drop for Seized {
     /// Only a thread at a halt can be let go (ptrace(2), PTRACE_DETACH), so it halts for an instant.
     fn drop(&mut self) {
         self.interrupt();
-        drop(self.halt());
+        // What does not halt in time is let go by the kernel when the tracing thread ends.
+        if let Ok(Some(Some(_))) = halt(self.tid) {
+            let _ = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
+        }
     }
 }
 
