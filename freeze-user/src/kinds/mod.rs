@@ -5,6 +5,7 @@
 pub mod credentials;
 pub mod device;
 pub mod directory;
+pub mod epoll;
 pub mod eventfd;
 pub mod fdtable;
 pub mod filesystem;
@@ -12,10 +13,14 @@ pub mod kinship;
 pub mod limits;
 pub mod memory;
 pub mod pipe;
+pub mod pty;
 pub mod regular;
 pub mod seccomp;
+pub mod signalfd;
 pub mod signals;
+pub mod terminal;
 pub mod threads;
+pub mod timerfd;
 pub mod timers;
 pub mod traits;
 
@@ -325,6 +330,10 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
 pub static FD_KINDS: &[FdEntry] = &[
     fd::<pipe::Pipe>(),
     fd::<eventfd::EventFd>(),
+    fd::<epoll::Epoll>(),
+    fd::<signalfd::SignalFd>(),
+    fd::<timerfd::TimerFd>(),
+    fd::<terminal::Terminal>(),
     fd::<directory::Directory>(),
     fd::<device::Device>(),
     fd::<regular::Regular>(),

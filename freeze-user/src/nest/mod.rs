@@ -122,6 +122,8 @@ pub struct Nest {
     roots: Vec<Pid>,
     /// All pids made so far, children after parents; taken down in reverse if the nest is dropped.
     made: Vec<Pid>,
+    /// The controlling terminals of sessions, by leader.
+    terminals: BTreeMap<Pid, OwnedFd>,
     /// A pidfd of freeze itself, at the same number in every blank process: the door through which files come.
     door: OwnedFd,
     states: HashMap<TypeId, Box<dyn Any>>,
@@ -130,13 +132,15 @@ pub struct Nest {
 impl Nest {
     /// Makes the blank processes of `families` (parents before children).
     ///
-    /// `occupied` are all addresses that any of them will map; `max_fd` is the highest descriptor any of them holds.
+    /// `occupied` are all addresses that any of them will map; `max_fd` is the highest descriptor any of them holds;
+    /// `terminals` are those that control a session, by its leader.
     pub fn new(
         image: Opened,
         options: Options,
         families: &[Family],
         occupied: &[Range],
         max_fd: RawFd,
+        terminals: BTreeMap<Pid, OwnedFd>,
     ) -> Result<Nest> {
         check_pids(families)?;
         let own = Pid(std::process::id() as i32);
@@ -153,6 +157,7 @@ impl Nest {
             holders: BTreeMap::new(),
             roots: families.iter().filter(|f| f.root).map(|f| f.pid).collect(),
             made: Vec::new(),
+            terminals,
             door,
             states: HashMap::new(),
         };
@@ -441,10 +446,23 @@ impl Nest {
         }
         if leads {
             self.process(me.pid)?.call("setsid", libc::SYS_setsid, &[])?;
+            self.control(me.pid)?;
         }
         for child in later {
             self.bear(families, me.pid, child, me.pid)?;
         }
+        Ok(())
+    }
+
+    /// Gives a session that has just been made its controlling terminal, which its members get by fork.
+    fn control(&mut self, leader: Pid) -> Result<()> {
+        let Some(terminal) = self.terminals.get(&leader).map(AsRawFd::as_raw_fd) else { return Ok(()) };
+        let at = self.hand_over(leader, &[terminal])?[0];
+        self.process(leader)?.play(&[
+            ("ioctl(TIOCSCTTY)", libc::SYS_ioctl, [at, libc::TIOCSCTTY, 0, 0, 0, 0]),
+            ("close", libc::SYS_close, [at, 0, 0, 0, 0, 0]),
+        ])?;
+        self.terminals.remove(&leader);
         Ok(())
     }
 

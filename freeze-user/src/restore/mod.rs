@@ -5,6 +5,7 @@ use crate::ids::{FileId, Pid, Range};
 use crate::kinds::fdtable::FdTable;
 use crate::kinds::kinship::Kinship;
 use crate::kinds::memory::{Memory, occupied};
+use crate::kinds::terminal;
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
 use crate::nest::family::Family;
 use crate::nest::{Nest, Options};
@@ -35,13 +36,9 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     image.leftovers()?;
     fault::point("nest")?;
     raise_own_limits();
-    let mut nest = Nest::new(
-        image.clone(),
-        options,
-        &records.families,
-        &records.occupied,
-        records.max_fd,
-    )?;
+    let (ptys, terminals) = terminal::controlling(&image)?;
+    let mut nest = Nest::new(image.clone(), options, &records.families, &records.occupied, records.max_fd, terminals)?;
+    *nest.state() = ptys;
     build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
     let warnings = std::mem::take(&mut nest.warnings);
     let processes = records.families.len();

@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod fault;
 pub mod launch;
+pub mod events;
 pub mod pagemap;
 pub mod deadline;
 pub mod interrupt;

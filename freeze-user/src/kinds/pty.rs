@@ -1,0 +1,466 @@
+//! The state of a pseudo terminal: settings, size, modes, and what is under way between its two sides.
+
+use super::pipe::Bytes;
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::Pid;
+use crate::sys::{
+    self,
+    events::{Termios, ioctl_word, set_termios, termios},
+};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Everything that both sides of a pseudo terminal have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pty {
+    /// The number N of /dev/pts/N.
+    pub index: u32,
+    /// `struct termios2`.
+    pub termios: Bytes,
+    /// Rows, columns, and pixels of both.
+    pub size: [u16; 4],
+    /// Whether /dev/pts/N cannot be opened until unlockpt(3).
+    pub locked: bool,
+    /// Packet mode of the master (TIOCPKT).
+    pub packets: bool,
+    /// Exclusive mode of the master and of the slave side (TIOCEXCL).
+    pub exclusive: [bool; 2],
+    /// Whether output is stopped (^S).
+    pub stopped: bool,
+    /// Whether the slave side was closed by its last holder.
+    pub hung_up: bool,
+    pub input: Input,
+    /// Written by the slave side, not read by the master yet.
+    pub output: Bytes,
+    /// The session whose controlling terminal it is, and its foreground group.
+    pub session: Option<Pid>,
+    pub foreground: Option<Pid>,
+    /// Of the node /dev/pts/N.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Typed by the master, not read by the slave side yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// What single reads bring in canonical mode: a line each, with its newline unless it was ended otherwise.
+    pub lines: Vec<Bytes>,
+    /// What has no end yet; in other modes everything.
+    pub rest: Bytes,
+}
+
+const TIOCGPKT: u64 = 0x8004_5438;
+const TIOCGPTLCK: u64 = 0x8004_5439;
+const TIOCGEXCL: u64 = 0x8004_5440;
+const TIOCGPTPEER: u64 = 0x5441;
+const TIOCGPTN: u64 = 0x8004_5430;
+const TIOCSPTLCK: u64 = 0x4004_5431;
+
+/// The ordinary line discipline.
+const N_TTY: i32 = 0;
+
+/// What the line discipline holds at most; more waits before it, not looked at yet.
+const FULL: i32 = 4095;
+
+// Places in struct termios2: four words of flags, one byte of line discipline, then the control characters.
+const IFLAG: usize = 0;
+const OFLAG: usize = 4;
+const LFLAG: usize = 12;
+const CC: usize = 17;
+const CONTROLS: usize = 19;
+
+fn flag(t: &Termios, at: usize) -> u32 {
+    u32::from_ne_bytes([t[at], t[at + 1], t[at + 2], t[at + 3]])
+}
+
+fn set_flag(t: &mut Termios, at: usize, value: u32) {
+    t[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+}
+
+fn canonical(t: &Termios) -> bool {
+    flag(t, LFLAG) & libc::ICANON != 0
+}
+
+/// The same settings with nothing that reacts to a character: what is read or typed is taken as it is.
+fn literal(t: &Termios, canonical: bool) -> Termios {
+    let mut out = *t;
+    // Taking IXON away would start output that ^S has stopped; without its characters it does nothing.
+    set_flag(&mut out, IFLAG, flag(t, IFLAG) & (libc::IXON | libc::IUTF8));
+    set_flag(&mut out, OFLAG, 0);
+    let mode = if canonical { libc::ICANON | libc::IEXTEN } else { 0 };
+    set_flag(&mut out, LFLAG, flag(t, LFLAG) & libc::EXTPROC | mode);
+    out[CC..CC + CONTROLS].fill(0);
+    out[CC + libc::VMIN] = u8::from(!canonical);
+    out
+}
+
+fn ready(fd: BorrowedFd<'_>, wanted: PollFlags, wait: PollTimeout) -> nix::Result<PollFlags> {
+    let mut fds = [PollFd::new(fd, wanted)];
+    poll(&mut fds, wait)?;
+    Ok(fds[0].revents().unwrap_or(PollFlags::empty()))
+}
+
+/// What speaks against taking a pty, as its master shows it.
+pub fn obstacle(master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>) -> Result<Option<(&'static str, &'static str)>> {
+    let name = || "a pty";
+    if ready(master, PollFlags::POLLPRI, PollTimeout::ZERO).on("poll", name)?.contains(PollFlags::POLLPRI) {
+        return Ok(Some(("a control message of its packet mode is waiting to be read", "try again in a moment")));
+    }
+    if sys::ioctl_int(slave.unwrap_or(master), libc::TIOCGETD).on("ioctl(TIOCGETD)", name)? != N_TTY {
+        return Ok(Some(("it has a line discipline of its own", "let the program set the ordinary one (N_TTY)")));
+    }
+    let Some(slave) = slave else { return Ok(None) };
+    Ok((sys::ioctl_int(slave, libc::FIONREAD).on("ioctl(FIONREAD)", name)? >= FULL)
+        .then_some(("more is typed ahead than its line discipline holds", "let the program read its input")))
+}
+
+/// Keeps a pty's settings while what it holds is taken out and put back; puts them back when dropped.
+struct Opened<'a> {
+    master: BorrowedFd<'a>,
+    slave: BorrowedFd<'a>,
+    found: Termios,
+    packets: bool,
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        let _ = set_termios(self.slave, &self.found);
+        if self.packets {
+            let _ = ioctl_word(self.master, libc::TIOCPKT, 1);
+        }
+    }
+}
+
+/// Records a pty; both sides stand still, and hold afterwards what they held before.
+///
+/// `slave` is one descriptor of the slave side, if anybody has one.
+pub fn collect(index: u32, master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>) -> Result<Pty> {
+    let name = || format!("pty {index}");
+    let int = |request| sys::ioctl_int(master, request).on("ioctl", name);
+    let found = termios(master).on("ioctl(TCGETS2)", name)?;
+    let events = ready(master, PollFlags::POLLIN, PollTimeout::ZERO).on("poll", name)?;
+    let hung_up = slave.is_none() && events.contains(PollFlags::POLLHUP);
+    let optional = |request| match sys::ioctl_int(master, request) {
+        Ok(id) if id > 0 => Ok(Some(Pid(id))),
+        Ok(_) | Err(Errno::ENOTTY) => Ok(None),
+        Err(e) => Err(e).on("ioctl", name),
+    };
+    let mut size = [0; 8];
+    // The request carries no size of its own, so it is asked through the terminal's structure.
+    window(master, &mut size).on("ioctl(TIOCGWINSZ)", name)?;
+    let mut out = Pty {
+        index,
+        termios: Bytes(found.to_vec()),
+        size: [0, 2, 4, 6].map(|i| u16::from_ne_bytes([size[i], size[i + 1]])),
+        locked: int(TIOCGPTLCK)? != 0,
+        packets: int(TIOCGPKT)? != 0,
+        exclusive: [int(TIOCGEXCL)? != 0, false],
+        stopped: false,
+        hung_up,
+        input: Input::default(),
+        output: Bytes::default(),
+        session: optional(libc::TIOCGSID)?,
+        foreground: None,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+    };
+    if out.session.is_some() {
+        out.foreground = optional(libc::TIOCGPGRP)?;
+    }
+    let held;
+    let slave = match slave {
+        Some(slave) => slave,
+        // It was opened and closed before, so once more changes nothing.
+        None if hung_up => {
+            let _unlocked = Unlocked::new(master, out.locked).on("ioctl(TIOCSPTLCK)", name)?;
+            held = peer(master, libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
+            held.as_fd()
+        }
+        None => return Err(never_opened(index).refuse()),
+    };
+    let node = nix::sys::stat::fstat(slave).on("fstat", name)?;
+    (out.mode, out.uid, out.gid) = (node.st_mode & 0o7777, node.st_uid, node.st_gid);
+    out.exclusive[1] = sys::ioctl_int(slave, TIOCGEXCL).on("ioctl(TIOCGEXCL)", name)? != 0;
+    let opened = Opened { master, slave, found, packets: out.packets };
+    if opened.packets {
+        ioctl_word(master, libc::TIOCPKT, 0).on("ioctl(TIOCPKT)", name)?;
+    }
+    out.output = Bytes(drain(master).on("read", name)?);
+    // Nothing is in the way of its output now, so what keeps it from writing is that it is stopped.
+    let writable = ready(slave, PollFlags::POLLOUT, PollTimeout::ZERO).on("poll", name)?;
+    out.stopped = !writable.contains(PollFlags::POLLOUT);
+    let taken = take_input(slave, &found).on("read", name);
+    put_output(slave, master, &found, &out.output.0).on("write", name)?;
+    out.input = taken?;
+    put_input(slave, &found, &out.input).on("ioctl(TIOCSTI)", name)?;
+    drop(opened);
+    Ok(out)
+}
+
+/// The refusal of a pty whose slave side nobody has opened yet.
+pub fn never_opened(index: u32) -> Blocker {
+    Blocker::at(format!("/dev/pts/{index}"), "a pseudo terminal")
+        .why("nobody has opened its slave side yet, and to look at it would change that")
+        .remedy("try again once the program uses it")
+}
+
+fn window(fd: BorrowedFd<'_>, into: &mut [u8; 8]) -> nix::Result<()> {
+    // TIOCGWINSZ writes four 16-bit words; it predates requests that carry their size.
+    sys::events::ioctl_eight(fd, libc::TIOCGWINSZ, into)
+}
+
+/// Everything that can be read without waiting.
+fn drain(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut buf = [0; 4096];
+    while ready(fd, PollFlags::POLLIN, PollTimeout::ZERO)?.contains(PollFlags::POLLIN) {
+        match nix::unistd::read(fd, &mut buf) {
+            // The end of a master whose other side is closed.
+            Ok(0) | Err(Errno::EIO | Errno::EAGAIN) => break,
+            Ok(n) => out.extend_from_slice(&buf[..n]),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+fn take_input(slave: BorrowedFd<'_>, found: &Termios) -> nix::Result<Input> {
+    let mut input = Input::default();
+    let mut buf = [0; 4096];
+    if canonical(found) {
+        while ready(slave, PollFlags::POLLIN, PollTimeout::ZERO)?.contains(PollFlags::POLLIN) {
+            let n = nix::unistd::read(slave, &mut buf)?;
+            input.lines.push(Bytes(buf[..n].to_vec()));
+        }
+    }
+    set_termios(slave, &literal(found, false))?;
+    input.rest = Bytes(drain(slave)?);
+    Ok(input)
+}
+
+fn put_input(slave: BorrowedFd<'_>, found: &Termios, input: &Input) -> nix::Result<()> {
+    let mut plain = literal(found, canonical(found));
+    set_termios(slave, &plain)?;
+    for line in &input.lines {
+        let mut unused = (1..=255u8).filter(|b| *b != b'\n' && !line.0.contains(b));
+        let (end, quote) = (unused.next().ok_or(Errno::E2BIG)?, unused.next().ok_or(Errno::E2BIG)?);
+        plain[CC + libc::VEOF] = end;
+        plain[CC + libc::VLNEXT] = quote;
+        set_termios(slave, &plain)?;
+        let (body, tail) = match line.0.split_last() {
+            Some((b'\n', body)) => (body, b'\n'),
+            _ => (&line.0[..], end),
+        };
+        for byte in body {
+            if *byte == b'\n' {
+                type_in(slave, quote)?;
+            }
+            type_in(slave, *byte)?;
+        }
+        type_in(slave, tail)?;
+    }
+    plain[CC + libc::VEOF] = 0;
+    plain[CC + libc::VLNEXT] = 0;
+    set_termios(slave, &plain)?;
+    input.rest.0.iter().try_for_each(|b| type_in(slave, *b))?;
+    set_termios(slave, found)
+}
+
+/// TIOCSTI: one character into the line discipline, which has dealt with it on return.
+fn type_in(slave: BorrowedFd<'_>, byte: u8) -> nix::Result<()> {
+    ioctl_word(slave, libc::TIOCSTI, u64::from(byte))
+}
+
+/// Writes to the slave side as if nobody were there to change it on its way to the master.
+fn put_output(slave: BorrowedFd<'_>, master: BorrowedFd<'_>, found: &Termios, bytes: &[u8]) -> nix::Result<()> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    // Up to what its line discipline holds it is put in directly, even while output is stopped.
+    let (direct, more) = bytes.split_at(bytes.len().min(FULL as usize));
+    direct.iter().try_for_each(|b| type_in(master, *b))?;
+    if more.is_empty() {
+        return Ok(());
+    }
+    let before = termios(slave)?;
+    set_termios(slave, &literal(found, canonical(&before)))?;
+    let mut rest = more;
+    while !rest.is_empty() {
+        if !ready(slave, PollFlags::POLLOUT, PollTimeout::from(1000u16))?.contains(PollFlags::POLLOUT) {
+            return Err(Errno::ENOSPC);
+        }
+        let n = nix::unistd::write(slave, &rest[..rest.len().min(1024)])?;
+        rest = &rest[n..];
+    }
+    set_termios(slave, &before)
+}
+
+/// A new description of the slave side.
+pub fn peer(master: BorrowedFd<'_>, flags: i32) -> nix::Result<OwnedFd> {
+    let flags = flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
+    sys::events::ioctl_fd(master, TIOCGPTPEER, flags as u64)
+}
+
+/// A pty that is unlocked for a moment.
+struct Unlocked<'a>(BorrowedFd<'a>, bool);
+
+impl<'a> Unlocked<'a> {
+    fn new(master: BorrowedFd<'a>, locked: bool) -> nix::Result<Unlocked<'a>> {
+        if locked {
+            ioctl_word(master, TIOCSPTLCK, 0)?;
+        }
+        Ok(Unlocked(master, locked))
+    }
+}
+
+impl Drop for Unlocked<'_> {
+    fn drop(&mut self) {
+        if self.1 {
+            let _ = ioctl_word(self.0, TIOCSPTLCK, 1);
+        }
+    }
+}
+
+/// A pty that has been made again: its master, and a descriptor of its slave side kept while others are opened.
+#[derive(Debug)]
+pub struct Made {
+    pub master: OwnedFd,
+    pub slave: OwnedFd,
+}
+
+/// Makes a pty with its recorded number, settings and contents; it has no lock, no packet mode and no session yet.
+pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
+    let name = || format!("/dev/pts/{}", pty.index);
+    let mut lower: Vec<OwnedFd> = Vec::new();
+    // Numbers are given out from the lowest: those below are kept taken until ours comes up.
+    let master = loop {
+        let flags = flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
+        let fd = nix::fcntl::open("/dev/ptmx", OFlag::from_bits_retain(flags), Mode::empty()).on("open", || "/dev/ptmx")?;
+        let got = sys::ioctl_int(fd.as_fd(), TIOCGPTN).on("ioctl(TIOCGPTN)", name)? as u32;
+        match got.cmp(&pty.index) {
+            std::cmp::Ordering::Equal => break fd,
+            std::cmp::Ordering::Less => lower.push(fd),
+            std::cmp::Ordering::Greater => return Err(taken(pty.index).refuse()),
+        }
+    };
+    drop(lower);
+    let found: Termios = <[u8; 44]>::try_from(&pty.termios.0[..])
+        .map_err(|_| Error::kernel("ioctl(TCSETS2)", name(), Errno::EINVAL))?;
+    ioctl_word(master.as_fd(), TIOCSPTLCK, 0).on("ioctl(TIOCSPTLCK)", name)?;
+    let slave = peer(master.as_fd(), libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
+    let size = pty.size.iter().rev().fold(0u64, |all, n| all << 16 | u64::from(*n));
+    ioctl_word(master.as_fd(), libc::TIOCSWINSZ, size).on("ioctl(TIOCSWINSZ)", name)?;
+    put_output(slave.as_fd(), master.as_fd(), &found, &pty.output.0).on("write", name)?;
+    put_input(slave.as_fd(), &found, &pty.input).on("ioctl(TIOCSTI)", name)?;
+    if pty.stopped {
+        stop(slave.as_fd(), &found).on("ioctl", name)?;
+    }
+    nix::unistd::fchown(slave.as_fd(), Some(pty.uid.into()), Some(pty.gid.into())).on("fchown", name)?;
+    nix::sys::stat::fchmod(slave.as_fd(), Mode::from_bits_truncate(pty.mode)).on("fchmod", name)?;
+    Ok(Made { master, slave })
+}
+
+/// Stops output the way it was stopped: by its character where that means anything, else by tcflow(3).
+fn stop(slave: BorrowedFd<'_>, found: &Termios) -> nix::Result<()> {
+    let character = found[CC + libc::VSTOP];
+    if flag(found, IFLAG) & libc::IXON != 0 && character != 0 {
+        return type_in(slave, character);
+    }
+    const TCXONC: u64 = 0x540a;
+    sys::ioctl_number(slave, TCXONC, libc::TCOOFF as u64).map(drop)
+}
+
+/// Does what must wait until both sides have been opened by everybody.
+pub fn settle(pty: &Pty, made: &Made) -> nix::Result<()> {
+    for (fd, exclusive) in [(&made.master, pty.exclusive[0]), (&made.slave, pty.exclusive[1])] {
+        if exclusive {
+            sys::ioctl_number(fd.as_fd(), libc::TIOCEXCL, 0)?;
+        }
+    }
+    if pty.packets {
+        ioctl_word(made.master.as_fd(), libc::TIOCPKT, 1)?;
+    }
+    if pty.locked {
+        ioctl_word(made.master.as_fd(), TIOCSPTLCK, 1)?;
+    }
+    Ok(())
+}
+
+/// The refusal of a pty whose number somebody else has.
+pub fn taken(index: u32) -> Blocker {
+    Blocker::at(format!("/dev/pts/{index}"), "a pseudo terminal")
+        .why("its number is taken by another terminal")
+        .remedy("close that one, or restore in a mount namespace with a devpts of its own (mount -t devpts -o newinstance)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+
+    fn cycle(prepare: impl Fn(BorrowedFd<'_>, BorrowedFd<'_>)) -> (Pty, Pty, Made) {
+        let pair = nix::pty::openpty(None, None).unwrap();
+        let (master, slave) = (pair.master, pair.slave);
+        prepare(master.as_fd(), slave.as_fd());
+        let index = sys::ioctl_int(master.as_fd(), TIOCGPTN).unwrap() as u32;
+        let first = collect(index, master.as_fd(), Some(slave.as_fd())).unwrap();
+        let second = collect(index, master.as_fd(), Some(slave.as_fd())).unwrap();
+        assert_eq!(first, second, "what was looked at has changed");
+        drop((master, slave));
+        let made = make(&first, libc::O_RDWR).unwrap();
+        settle(&first, &made).unwrap();
+        let again = collect(index, made.master.as_fd(), Some(made.slave.as_fd())).unwrap();
+        (first, again, made)
+    }
+
+    fn write(fd: BorrowedFd<'_>, text: &[u8]) {
+        assert_eq!(nix::unistd::write(fd, text), Ok(text.len()));
+        // Reading what is there makes the kernel pass on what is under way.
+        let _ = ready(fd, PollFlags::POLLIN, PollTimeout::from(20u8));
+    }
+
+    /// In one test, since each wants the lowest free numbers.
+    #[test]
+    fn ptys_are_made_again_as_they_were() {
+        let (old, new, made) = cycle(|master, slave| {
+            write(master, b"one\ntwo\x04\x04half");
+            write(slave, b"out\n");
+            ioctl_word(master, libc::TIOCPKT, 1).unwrap();
+            ioctl_word(master, libc::TIOCSWINSZ, 80 << 16 | 25).unwrap();
+        });
+        let lines: Vec<&[u8]> = old.input.lines.iter().map(|l| &l.0[..]).collect();
+        assert_eq!(lines, [&b"one\n"[..], b"two", b""]);
+        assert_eq!((&old.input.rest.0[..], old.size, old.packets), (&b"half"[..], [25, 80, 0, 0], true));
+        assert!(old.output.0.ends_with(b"out\r\n") && old.output.0.starts_with(b"one\r\ntwo"), "{:?}", old.output);
+        assert_eq!(old, new);
+        write(made.master.as_fd(), b"\x7f\x7flo\n");
+        let mut buf = [0; 100];
+        for expected in [&b"one\n"[..], b"two", b"", b"halo\n"] {
+            let n = nix::unistd::read(made.slave.as_fd(), &mut buf).unwrap();
+            assert_eq!(&buf[..n], expected);
+        }
+        drop(made);
+        let (old, new, _made) = cycle(|master, slave| {
+            let mut raw = tcgetattr(slave).unwrap();
+            raw.local_flags -= LocalFlags::ICANON | LocalFlags::ECHO;
+            tcsetattr(slave, SetArg::TCSANOW, &raw).unwrap();
+            write(master, b"all\x00of it\x13");
+            write(master, b"");
+        });
+        assert_eq!((&old.input.rest.0[..], old.stopped), (&b"all\x00of it"[..], true));
+        assert_eq!(old, new);
+        let (old, new, _made) = cycle(|master, slave| {
+            let big = vec![b'x'; 9000];
+            write(slave, &big);
+            let _ = ready(master, PollFlags::POLLIN, PollTimeout::ZERO);
+        });
+        assert_eq!(old.output.0.len(), 9000);
+        assert_eq!(old, new);
+    }
+}
