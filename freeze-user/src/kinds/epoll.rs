@@ -77,10 +77,16 @@ impl FdKind for Epoll {
         for entry in entries(fd).ok_or_else(|| unreadable(fd).refuse())? {
             let found = find(fd, &entry, from.view).and_then(|at| from.shared.files.get(&at).copied());
             let file = found.ok_or_else(|| closed(fd, &entry).refuse())?;
-            members.push(Member { file, fd: entry.fd, events: entry.events, data: entry.data });
+            members.push(Member {
+                file,
+                fd: entry.fd,
+                events: entry.events,
+                data: entry.data,
+            });
         }
         members.sort_by_key(|m| (m.fd, m.file));
-        let busy_poll = busy_poll(from.process.fd(fd.fd)?.as_fd()).on("ioctl(EPIOCGPARAMS)", || fd.label())?;
+        let busy_poll =
+            busy_poll(from.process.fd(fd.fd)?.as_fd()).on("ioctl(EPIOCGPARAMS)", || fd.label())?;
         Ok(Record { members, busy_poll })
     }
 
@@ -97,7 +103,8 @@ impl FdKind for Epoll {
             params[..4].copy_from_slice(&usecs.to_ne_bytes());
             params[4..6].copy_from_slice(&budget.to_ne_bytes());
             params[6] = prefer;
-            sys::ioctl_bytes(fd.as_fd(), EPIOCSPARAMS, &mut params).on("ioctl(EPIOCSPARAMS)", || "an epoll instance")?;
+            sys::ioctl_bytes(fd.as_fd(), EPIOCSPARAMS, &mut params)
+                .on("ioctl(EPIOCSPARAMS)", || "an epoll instance")?;
         }
         Ok(fd)
     }
@@ -107,7 +114,13 @@ impl FdKind for Epoll {
         let mut watches = Vec::with_capacity(record.members.len());
         for m in &record.members {
             let file = nest.file(m.file)?;
-            let mut watch = Watch { file, number: m.fd, events: m.events, data: m.data, nudge: None };
+            let mut watch = Watch {
+                file,
+                number: m.fd,
+                events: m.events,
+                data: m.data,
+                nudge: None,
+            };
             if watch.is_spent() {
                 watch.nudge = writer(file);
             }
@@ -119,7 +132,10 @@ impl FdKind for Epoll {
         let stuck = epoll_watch(nest.file(placed.id)?, &watches).on("epoll_ctl", name)?;
         if !stuck.is_empty() {
             let numbers = stuck.iter().map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
-            nest.warnings.push(format!("{}: the spent one-shot watch of {numbers} will report errors and hang-up", name()));
+            nest.warnings.push(format!(
+                "{}: the spent one-shot watch of {numbers} will report errors and hang-up",
+                name()
+            ));
         }
         Ok(())
     }
@@ -137,7 +153,11 @@ fn busy_poll(fd: BorrowedFd<'_>) -> nix::Result<Option<(u32, u16, u8)>> {
         Ok(_) if params == [0; 8] => Ok(None),
         Ok(_) => {
             let [a, b, c, d, e, f, prefer, _] = params;
-            Ok(Some((u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]), prefer)))
+            Ok(Some((
+                u32::from_ne_bytes([a, b, c, d]),
+                u16::from_ne_bytes([e, f]),
+                prefer,
+            )))
         }
     }
 }
@@ -154,7 +174,12 @@ fn writer(file: BorrowedFd<'_>) -> Option<OwnedFd> {
         return None;
     }
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    nix::fcntl::open(path.as_str(), OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty()).ok()
+    nix::fcntl::open(
+        path.as_str(),
+        OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()
 }
 
 /// The entries of an instance, or `None` if fdinfo has another form than expected.
@@ -181,18 +206,30 @@ fn entry(line: &str) -> Option<Entry> {
         let at = rest.iter().step_by(2).position(|w| *w == key)?;
         u64::from_str_radix(rest.get(at * 2 + 1)?, 16).ok()
     };
-    Some(Entry { fd, events: hex("events")? as u32, data: hex("data")?, ino: hex("ino")?, nth: 0 })
+    Some(Entry {
+        fd,
+        events: hex("events")? as u32,
+        data: hex("data")?,
+        ino: hex("ino")?,
+        nth: 0,
+    })
 }
 
 fn unfound(fd: &FdView, view: &View) -> Vec<Blocker> {
     match entries(fd) {
         None => vec![unreadable(fd)],
-        Some(list) => list.iter().filter(|e| find(fd, e, view).is_none()).map(|e| closed(fd, e)).collect(),
+        Some(list) => list
+            .iter()
+            .filter(|e| find(fd, e, view).is_none())
+            .map(|e| closed(fd, e))
+            .collect(),
     }
 }
 
 fn unreadable(fd: &FdView) -> Blocker {
-    fd.blocker().why("the kernel does not show what it watches").remedy("close it before the checkpoint")
+    fd.blocker()
+        .why("the kernel does not show what it watches")
+        .remedy("close it before the checkpoint")
 }
 
 fn closed(fd: &FdView, entry: &Entry) -> Blocker {
@@ -227,7 +264,10 @@ mod tests {
     #[test]
     fn lines_of_fdinfo_are_read() {
         let e = entry("       5 events: 80002019 data: ffffffff00000007  pos:0 ino:3f1 sdev:e").unwrap();
-        assert_eq!((e.fd, e.events, e.data, e.ino), (5, 0x8000_2019, 0xffff_ffff_0000_0007, 0x3f1));
+        assert_eq!(
+            (e.fd, e.events, e.data, e.ino),
+            (5, 0x8000_2019, 0xffff_ffff_0000_0007, 0x3f1)
+        );
         assert_eq!(entry("5 events: x data: 1 pos:0 ino:1 sdev:1"), None);
         assert_eq!(entry(""), None);
     }
@@ -240,7 +280,13 @@ mod tests {
         let (r, w, e) = (read.as_raw_fd(), write.as_raw_fd(), epoll.as_raw_fd());
         let spent = libc::EPOLLONESHOT as u32;
         let watch = |file: BorrowedFd<'_>| (file.as_raw_fd() == r).then(|| writer(file)).flatten();
-        let one = |file, number, events, data| Watch { file, number, events, data, nudge: watch(file) };
+        let one = |file, number, events, data| Watch {
+            file,
+            number,
+            events,
+            data,
+            nudge: watch(file),
+        };
         let list = [
             one(read.as_fd(), w, (libc::EPOLLIN | libc::EPOLLET) as u32, 1),
             one(write.as_fd(), r, libc::EPOLLOUT as u32, 2),
@@ -261,7 +307,10 @@ mod tests {
             (901, spent, 5),
             (900, spent, u64::MAX),
         ];
-        assert_eq!(got.iter().map(|e| (e.fd, e.events, e.data)).collect::<Vec<_>>(), expected);
+        assert_eq!(
+            got.iter().map(|e| (e.fd, e.events, e.data)).collect::<Vec<_>>(),
+            expected
+        );
         // The numbers in this table are what they were, and the files are found although the numbers are others'.
         assert_eq!(find(&fd, &got[0], &view), Some((own(), r)));
         assert_eq!(find(&fd, &got[4], &view), Some((own(), r)));
@@ -269,7 +318,11 @@ mod tests {
         drop(write);
         let view = View::read(&[own()], crate::observe::view::Depth::Maps).unwrap();
         let fd = read_fd(own(), e).unwrap();
-        assert_eq!(entries(&fd).unwrap().len(), 2, "watches of a file that is gone went with it");
+        assert_eq!(
+            entries(&fd).unwrap().len(),
+            2,
+            "watches of a file that is gone went with it"
+        );
         assert!(unfound(&fd, &view).is_empty());
         drop(read);
     }

@@ -106,17 +106,33 @@ fn ready(fd: BorrowedFd<'_>, wanted: PollFlags, wait: PollTimeout) -> nix::Resul
 }
 
 /// What speaks against taking a pty, as its master shows it.
-pub fn obstacle(master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>) -> Result<Option<(&'static str, &'static str)>> {
+pub fn obstacle(
+    master: BorrowedFd<'_>,
+    slave: Option<BorrowedFd<'_>>,
+) -> Result<Option<(&'static str, &'static str)>> {
     let name = || "a pty";
-    if ready(master, PollFlags::POLLPRI, PollTimeout::ZERO).on("poll", name)?.contains(PollFlags::POLLPRI) {
-        return Ok(Some(("a control message of its packet mode is waiting to be read", "try again in a moment")));
+    if ready(master, PollFlags::POLLPRI, PollTimeout::ZERO)
+        .on("poll", name)?
+        .contains(PollFlags::POLLPRI)
+    {
+        return Ok(Some((
+            "a control message of its packet mode is waiting to be read",
+            "try again in a moment",
+        )));
     }
     if sys::ioctl_int(slave.unwrap_or(master), libc::TIOCGETD).on("ioctl(TIOCGETD)", name)? != N_TTY {
-        return Ok(Some(("it has a line discipline of its own", "let the program set the ordinary one (N_TTY)")));
+        return Ok(Some((
+            "it has a line discipline of its own",
+            "let the program set the ordinary one (N_TTY)",
+        )));
     }
     let Some(slave) = slave else { return Ok(None) };
-    Ok((sys::ioctl_int(slave, libc::FIONREAD).on("ioctl(FIONREAD)", name)? >= FULL)
-        .then_some(("more is typed ahead than its line discipline holds", "let the program read its input")))
+    Ok(
+        (sys::ioctl_int(slave, libc::FIONREAD).on("ioctl(FIONREAD)", name)? >= FULL).then_some((
+            "more is typed ahead than its line discipline holds",
+            "let the program read its input",
+        )),
+    )
 }
 
 /// Keeps a pty's settings while what it holds is taken out and put back; puts them back when dropped.
@@ -187,7 +203,12 @@ pub fn collect(index: u32, master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>
     let node = nix::sys::stat::fstat(slave).on("fstat", name)?;
     (out.mode, out.uid, out.gid) = (node.st_mode & 0o7777, node.st_uid, node.st_gid);
     out.exclusive[1] = sys::ioctl_int(slave, TIOCGEXCL).on("ioctl(TIOCGEXCL)", name)? != 0;
-    let opened = Opened { master, slave, found, packets: out.packets };
+    let opened = Opened {
+        master,
+        slave,
+        found,
+        packets: out.packets,
+    };
     if opened.packets {
         ioctl_word(master, libc::TIOCPKT, 0).on("ioctl(TIOCPKT)", name)?;
     }
@@ -249,7 +270,10 @@ fn put_input(slave: BorrowedFd<'_>, found: &Termios, input: &Input) -> nix::Resu
     set_termios(slave, &plain)?;
     for line in &input.lines {
         let mut unused = (1..=255u8).filter(|b| *b != b'\n' && !line.0.contains(b));
-        let (end, quote) = (unused.next().ok_or(Errno::E2BIG)?, unused.next().ok_or(Errno::E2BIG)?);
+        let (end, quote) = (
+            unused.next().ok_or(Errno::E2BIG)?,
+            unused.next().ok_or(Errno::E2BIG)?,
+        );
         plain[CC + libc::VEOF] = end;
         plain[CC + libc::VLNEXT] = quote;
         set_termios(slave, &plain)?;
@@ -278,7 +302,12 @@ fn type_in(slave: BorrowedFd<'_>, byte: u8) -> nix::Result<()> {
 }
 
 /// Writes to the slave side as if nobody were there to change it on its way to the master.
-fn put_output(slave: BorrowedFd<'_>, master: BorrowedFd<'_>, found: &Termios, bytes: &[u8]) -> nix::Result<()> {
+fn put_output(
+    slave: BorrowedFd<'_>,
+    master: BorrowedFd<'_>,
+    found: &Termios,
+    bytes: &[u8],
+) -> nix::Result<()> {
     if bytes.is_empty() {
         return Ok(());
     }
@@ -341,7 +370,8 @@ pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
     // Numbers are given out from the lowest: those below are kept taken until ours comes up.
     let master = loop {
         let flags = flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
-        let fd = nix::fcntl::open("/dev/ptmx", OFlag::from_bits_retain(flags), Mode::empty()).on("open", || "/dev/ptmx")?;
+        let fd = nix::fcntl::open("/dev/ptmx", OFlag::from_bits_retain(flags), Mode::empty())
+            .on("open", || "/dev/ptmx")?;
         let got = sys::ioctl_int(fd.as_fd(), TIOCGPTN).on("ioctl(TIOCGPTN)", name)? as u32;
         match got.cmp(&pty.index) {
             std::cmp::Ordering::Equal => break fd,
@@ -354,7 +384,11 @@ pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
         .map_err(|_| Error::kernel("ioctl(TCSETS2)", name(), Errno::EINVAL))?;
     ioctl_word(master.as_fd(), TIOCSPTLCK, 0).on("ioctl(TIOCSPTLCK)", name)?;
     let slave = peer(master.as_fd(), libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
-    let size = pty.size.iter().rev().fold(0u64, |all, n| all << 16 | u64::from(*n));
+    let size = pty
+        .size
+        .iter()
+        .rev()
+        .fold(0u64, |all, n| all << 16 | u64::from(*n));
     ioctl_word(master.as_fd(), libc::TIOCSWINSZ, size).on("ioctl(TIOCSWINSZ)", name)?;
     put_output(slave.as_fd(), master.as_fd(), &found, &pty.output.0).on("write", name)?;
     put_input(slave.as_fd(), &found, &pty.input).on("ioctl(TIOCSTI)", name)?;
@@ -436,8 +470,15 @@ mod tests {
         });
         let lines: Vec<&[u8]> = old.input.lines.iter().map(|l| &l.0[..]).collect();
         assert_eq!(lines, [&b"one\n"[..], b"two", b""]);
-        assert_eq!((&old.input.rest.0[..], old.size, old.packets), (&b"half"[..], [25, 80, 0, 0], true));
-        assert!(old.output.0.ends_with(b"out\r\n") && old.output.0.starts_with(b"one\r\ntwo"), "{:?}", old.output);
+        assert_eq!(
+            (&old.input.rest.0[..], old.size, old.packets),
+            (&b"half"[..], [25, 80, 0, 0], true)
+        );
+        assert!(
+            old.output.0.ends_with(b"out\r\n") && old.output.0.starts_with(b"one\r\ntwo"),
+            "{:?}",
+            old.output
+        );
         assert_eq!(old, new);
         write(made.master.as_fd(), b"\x7f\x7flo\n");
         let mut buf = [0; 100];

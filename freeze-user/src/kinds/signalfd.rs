@@ -35,7 +35,9 @@ impl FdKind for SignalFd {
     }
 
     fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
-        Ok(Record { mask: mask(fd).ok_or_else(|| unseen(fd).refuse())? })
+        Ok(Record {
+            mask: mask(fd).ok_or_else(|| unseen(fd).refuse())?,
+        })
     }
 
     fn precheck(_: &Record, _: &Options, _: &mut Vec<Blocker>) {}
@@ -58,7 +60,9 @@ fn mask(fd: &FdView) -> Option<u64> {
 }
 
 fn unseen(fd: &FdView) -> Blocker {
-    fd.blocker().why("the kernel does not show its mask").remedy("close it before the checkpoint")
+    fd.blocker()
+        .why("the kernel does not show its mask")
+        .remedy("close it before the checkpoint")
 }
 
 #[cfg(test)]

@@ -109,7 +109,11 @@ impl FdKind for Terminal {
             return;
         }
         let Some(index) = master_index(fd) else {
-            out.push(fd.blocker().why("the kernel does not show which terminal it is").remedy("close it first"));
+            out.push(
+                fd.blocker()
+                    .why("the kernel does not show which terminal it is")
+                    .remedy("close it first"),
+            );
             return;
         };
         for (pid, number) in holders_outside(index, view) {
@@ -123,7 +127,11 @@ impl FdKind for Terminal {
         let slave = slave_of(index, view).and_then(|s| borrow(s).ok());
         match pty::obstacle(master.as_fd(), slave.as_ref().map(AsFd::as_fd)) {
             Ok(found) => out.extend(found.map(|(why, remedy)| fd.blocker().why(why).remedy(remedy))),
-            Err(e) => out.push(fd.blocker().why(format!("it cannot be looked at: {e}")).remedy("close it first")),
+            Err(e) => out.push(
+                fd.blocker()
+                    .why(format!("it cannot be looked at: {e}"))
+                    .remedy("close it first"),
+            ),
         }
         if let Ok(session) = sys::ioctl_int(master.as_fd(), libc::TIOCGSID)
             && session > 0
@@ -131,7 +139,9 @@ impl FdKind for Terminal {
         {
             out.push(
                 fd.blocker()
-                    .why(format!("/dev/pts/{index} controls session {session}, whose leader is not in the checkpoint"))
+                    .why(format!(
+                        "/dev/pts/{index} controls session {session}, whose leader is not in the checkpoint"
+                    ))
                     .remedy("checkpoint a common ancestor"),
             );
         }
@@ -150,10 +160,21 @@ impl FdKind for Terminal {
             && let Some(master) = master_of(index, from.view)
             && let Some(id) = from.shared.files.get(&(master.pid, master.fd))
         {
-            return Ok(Record::Slave(Slave { master: *id, index, path, flags }));
+            return Ok(Record::Slave(Slave {
+                master: *id,
+                index,
+                path,
+                flags,
+            }));
         }
         let here = from.process.fd(fd.fd)?;
-        let inside = |group: i32| from.view.processes.iter().any(|p| p.stat.pgrp == group).then_some(Pid(group));
+        let inside = |group: i32| {
+            from.view
+                .processes
+                .iter()
+                .any(|p| p.stat.pgrp == group)
+                .then_some(Pid(group))
+        };
         let (tty, leader) = (from.process.view.stat.tty_nr, from.process.view.stat.session);
         let controls = tty != 0 && from.view.get(Pid(leader)).is_some();
         Ok(Record::Outside(Outside {
@@ -226,7 +247,9 @@ impl FdKind for Terminal {
             Record::Master(master) => {
                 let pty = &master.pty;
                 let name = || format!("/dev/pts/{}", pty.index);
-                let Some(made) = nest.state::<Ptys>().made.remove(&pty.index) else { return Ok(()) };
+                let Some(made) = nest.state::<Ptys>().made.remove(&pty.index) else {
+                    return Ok(());
+                };
                 if let (Some(leader), Some(group)) = (pty.session, pty.foreground) {
                     let at = nest.hand_over(leader, &[made.slave.as_raw_fd()])?[0];
                     let (ran, set) = nest.process(leader)?.tape(|t| {
@@ -236,7 +259,10 @@ impl FdKind for Terminal {
                         set
                     })?;
                     if let Err(e) = ran.result(set) {
-                        nest.warnings.push(format!("{}: group {group} is not in its foreground any more: {e}", name()));
+                        nest.warnings.push(format!(
+                            "{}: group {group} is not in its foreground any more: {e}",
+                            name()
+                        ));
                     }
                 }
                 pty::settle(pty, &made).on("ioctl", name)
@@ -269,10 +295,16 @@ pub fn controlling(image: &Opened) -> Result<(Ptys, BTreeMap<Pid, OwnedFd>)> {
     let mut sessions = BTreeMap::new();
     for frame in image.records().iter().filter(|f| f.tag == Terminal::TAG) {
         // What cannot be decoded is reported by whoever loads all records.
-        let Ok(super::FileFrame { record: Record::Master(master), .. }) = rmp_serde::from_slice(&frame.payload) else {
+        let Ok(super::FileFrame {
+            record: Record::Master(master),
+            ..
+        }) = rmp_serde::from_slice(&frame.payload)
+        else {
             continue;
         };
-        let Some(session) = master.pty.session else { continue };
+        let Some(session) = master.pty.session else {
+            continue;
+        };
         let made = ptys.get_or_make(&master)?;
         sessions.insert(session, made.slave.try_clone().on("dup", || "a pty")?);
     }
@@ -297,11 +329,13 @@ fn slave_index(fd: &FdView, view: &View) -> Option<u32> {
 }
 
 fn master_of(index: u32, view: &View) -> Option<&FdView> {
-    view.fds().find(|f| side(f) == Some(Side::Master) && master_index(f) == Some(index))
+    view.fds()
+        .find(|f| side(f) == Some(Side::Master) && master_index(f) == Some(index))
 }
 
 fn slave_of(index: u32, view: &View) -> Option<&FdView> {
-    view.fds().find(|f| f.flags() & libc::O_PATH == 0 && slave_index(f, view) == Some(index))
+    view.fds()
+        .find(|f| f.flags() & libc::O_PATH == 0 && slave_index(f, view) == Some(index))
 }
 
 /// A duplicate of a descriptor of any process of the set.
@@ -321,13 +355,20 @@ fn holders_outside(index: u32, view: &View) -> Vec<(Pid, RawFd)> {
             continue;
         }
         // Processes that end, or that we may not look into, hold nothing we could name.
-        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
         for entry in dir.flatten() {
-            let Ok(link) = std::fs::read_link(entry.path()) else { continue };
-            let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+            let Ok(link) = std::fs::read_link(entry.path()) else {
+                continue;
+            };
+            let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                continue;
+            };
             let is_master = || {
                 link.as_os_str().as_bytes().ends_with(b"ptmx")
-                    && read_fd(pid, number).is_ok_and(|f| side(&f) == Some(Side::Master) && master_index(&f) == Some(index))
+                    && read_fd(pid, number)
+                        .is_ok_and(|f| side(&f) == Some(Side::Master) && master_index(&f) == Some(index))
             };
             if link.as_os_str() == slave.as_str() || is_master() {
                 out.push((pid, number));
@@ -339,7 +380,11 @@ fn holders_outside(index: u32, view: &View) -> Vec<(Pid, RawFd)> {
 
 /// Which of freeze's own descriptors is its terminal.
 fn own_terminal() -> Option<PathBuf> {
-    let standard = [std::io::stdin().is_terminal(), std::io::stdout().is_terminal(), std::io::stderr().is_terminal()];
+    let standard = [
+        std::io::stdin().is_terminal(),
+        std::io::stdout().is_terminal(),
+        std::io::stderr().is_terminal(),
+    ];
     if let Some(n) = standard.iter().position(|is| *is) {
         return Some(format!("/proc/self/fd/{n}").into());
     }
@@ -369,12 +414,15 @@ fn foreground(outside: &Outside, placed: Placed, nest: &mut Nest) -> Result<()> 
     let tty = nest.file(placed.id)?.try_clone_to_owned().on("dup", name)?;
     let _quiet = Quiet::new();
     if let Some(bytes) = &outside.termios {
-        let wanted = Termios::try_from(&bytes.0[..]).map_err(|_| Error::kernel("ioctl(TCSETS2)", name(), Errno::EINVAL))?;
+        let wanted = Termios::try_from(&bytes.0[..])
+            .map_err(|_| Error::kernel("ioctl(TCSETS2)", name(), Errno::EINVAL))?;
         if termios(tty.as_fd()).on("ioctl(TCGETS2)", name)? != wanted {
             set_termios(tty.as_fd(), &wanted).on("ioctl(TCSETS2)", name)?;
         }
     }
-    let Some(group) = outside.foreground else { return Ok(()) };
+    let Some(group) = outside.foreground else {
+        return Ok(());
+    };
     // Only a terminal that controls the session both are in has a foreground for it.
     let sid = |pid: Option<Pid>| nix::unistd::getsid(pid.map(Pid::nix)).ok();
     if sid(Some(placed.pid)) == sid(None) {
@@ -385,7 +433,9 @@ fn foreground(outside: &Outside, placed: Placed, nest: &mut Nest) -> Result<()> 
 
 /// Takes the foreground of freeze's terminal back from a program that has ended.
 pub fn take_back() {
-    let Some(tty) = own_terminal().and_then(|p| open(&p.display().to_string(), libc::O_RDWR).ok()) else { return };
+    let Some(tty) = own_terminal().and_then(|p| open(&p.display().to_string(), libc::O_RDWR).ok()) else {
+        return;
+    };
     let _quiet = Quiet::new();
     let own = Pid(nix::unistd::getpgrp().as_raw());
     let gone = |group: i32| crate::nest::family::group_exists(Pid(group));
@@ -406,7 +456,11 @@ impl Quiet {
         let mut old = SigSet::empty();
         let mut set = SigSet::empty();
         set.add(Signal::SIGTTOU);
-        Quiet(sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut old)).is_ok().then_some(old))
+        Quiet(
+            sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut old))
+                .is_ok()
+                .then_some(old),
+        )
     }
 }
 

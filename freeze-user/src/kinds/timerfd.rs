@@ -67,7 +67,9 @@ impl FdKind for TimerFd {
 }
 
 fn unseen(fd: &FdView) -> Blocker {
-    fd.blocker().why("the kernel does not show its setting").remedy("close it before the checkpoint")
+    fd.blocker()
+        .why("the kernel does not show its setting")
+        .remedy("close it before the checkpoint")
 }
 
 /// What a timer is set to right now.
@@ -134,8 +136,15 @@ fn nanoseconds(seconds: u64, nanos: u64) -> u64 {
 
 fn parse(info: &FdInfo) -> Option<Record> {
     let pair = |key: &str| {
-        let (seconds, nanos) = info.get(key)?.strip_prefix('(')?.strip_suffix(')')?.split_once(',')?;
-        Some(nanoseconds(seconds.trim().parse().ok()?, nanos.trim().parse().ok()?))
+        let (seconds, nanos) = info
+            .get(key)?
+            .strip_prefix('(')?
+            .strip_suffix(')')?
+            .split_once(',')?;
+        Some(nanoseconds(
+            seconds.trim().parse().ok()?,
+            nanos.trim().parse().ok()?,
+        ))
     };
     Some(Record {
         clock: info.get("clockid")?.parse().ok()?,
@@ -170,7 +179,10 @@ mod tests {
         std::thread::sleep(Duration::from_millis(55));
         let (old, new) = again(&timer);
         assert!(old.ticks >= 5 && old.remaining > 0, "{old:?}");
-        assert!(new.ticks >= old.ticks && new.ticks < old.ticks + 3 && new.interval == 10_000_000, "{new:?}");
+        assert!(
+            new.ticks >= old.ticks && new.ticks < old.ticks + 3 && new.interval == 10_000_000,
+            "{new:?}"
+        );
     }
 
     #[test]
@@ -193,13 +205,28 @@ mod tests {
             let timer = sys::timerfd_create(clock, 0).unwrap();
             let at = now(clock).unwrap() + 100 * NANOS;
             let flags = if clock == libc::CLOCK_REALTIME { 3 } else { 1 };
-            sys::timerfd_settime(timer.as_fd(), flags, [7, 0, (at / NANOS) as i64, (at % NANOS) as i64]).unwrap();
+            sys::timerfd_settime(
+                timer.as_fd(),
+                flags,
+                [7, 0, (at / NANOS) as i64, (at % NANOS) as i64],
+            )
+            .unwrap();
             let (old, new) = again(&timer);
-            assert!(old.at.is_some_and(|a| close(a, at)) && new.at.is_some_and(|a| close(a, at)), "{old:?} {new:?}");
+            assert!(
+                old.at.is_some_and(|a| close(a, at)) && new.at.is_some_and(|a| close(a, at)),
+                "{old:?} {new:?}"
+            );
             assert_eq!((old.flags, new.flags, new.interval), (flags, flags, 7 * NANOS));
         }
         // Of a clock that started over, the point in time may be far ahead: what remained decides.
-        let far = Record { clock: 1, ticks: 0, flags: 1, remaining: 5 * NANOS, at: Some(u64::MAX / 4), interval: 0 };
+        let far = Record {
+            clock: 1,
+            ticks: 0,
+            flags: 1,
+            remaining: 5 * NANOS,
+            at: Some(u64::MAX / 4),
+            interval: 0,
+        };
         let timer = make(&far).unwrap();
         set(timer.as_fd(), &far).unwrap();
         assert!(close(read(timer.as_fd()).unwrap().unwrap().remaining, 5 * NANOS));

@@ -456,10 +456,16 @@ impl Nest {
 
     /// Gives a session that has just been made its controlling terminal, which its members get by fork.
     fn control(&mut self, leader: Pid) -> Result<()> {
-        let Some(terminal) = self.terminals.get(&leader).map(AsRawFd::as_raw_fd) else { return Ok(()) };
+        let Some(terminal) = self.terminals.get(&leader).map(AsRawFd::as_raw_fd) else {
+            return Ok(());
+        };
         let at = self.hand_over(leader, &[terminal])?[0];
         self.process(leader)?.play(&[
-            ("ioctl(TIOCSCTTY)", libc::SYS_ioctl, [at, libc::TIOCSCTTY, 0, 0, 0, 0]),
+            (
+                "ioctl(TIOCSCTTY)",
+                libc::SYS_ioctl,
+                [at, libc::TIOCSCTTY, 0, 0, 0, 0],
+            ),
             ("close", libc::SYS_close, [at, 0, 0, 0, 0, 0]),
         ])?;
         self.terminals.remove(&leader);

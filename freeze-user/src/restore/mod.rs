@@ -37,7 +37,14 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     fault::point("nest")?;
     raise_own_limits();
     let (ptys, terminals) = terminal::controlling(&image)?;
-    let mut nest = Nest::new(image.clone(), options, &records.families, &records.occupied, records.max_fd, terminals)?;
+    let mut nest = Nest::new(
+        image.clone(),
+        options,
+        &records.families,
+        &records.occupied,
+        records.max_fd,
+        terminals,
+    )?;
     *nest.state() = ptys;
     build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
     let warnings = std::mem::take(&mut nest.warnings);
@@ -251,8 +258,14 @@ pub fn wait(root: Pid) -> Result<Ended> {
     let pidfd = sys::pidfd_open(root).on("pidfd_open", || format!("pid {root}"))?;
     loop {
         match waitpid(root.nix(), Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(Ended::Code(code)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Ended::Signal(signal as i32)),
+            Ok(WaitStatus::Exited(_, code)) => {
+                terminal::take_back();
+                return Ok(Ended::Code(code));
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                terminal::take_back();
+                return Ok(Ended::Signal(signal as i32));
+            }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e).on("waitpid", || format!("pid {root}")),
         }

@@ -15,7 +15,17 @@ pub fn epoll_watches(holder: Pid, epoll: RawFd, number: RawFd, nth: u32, pid: Pi
     let slot = [epoll as u32, number as u32, nth];
     // SAFETY: `slot` is a struct kcmp_epoll_slot.
     let order = unsafe {
-        raw(libc::SYS_kcmp, [pid.0 as u64, holder.0 as u64, KCMP_EPOLL_TFD, fd as u64, slot.as_ptr() as u64, 0])?
+        raw(
+            libc::SYS_kcmp,
+            [
+                pid.0 as u64,
+                holder.0 as u64,
+                KCMP_EPOLL_TFD,
+                fd as u64,
+                slot.as_ptr() as u64,
+                0,
+            ],
+        )?
     };
     Ok(order == 0)
 }
@@ -61,7 +71,11 @@ fn fill_epoll(epoll: RawFd, watches: &[Watch<'_>]) -> Sys<Vec<RawFd>> {
     let numbers: std::collections::BTreeSet<RawFd> = watches.iter().map(|w| w.number).collect();
     // What lies at a number that is about to be taken moves out of the way first.
     let aside = |fd: RawFd| match numbers.contains(&fd) {
-        true => plain(libc::SYS_fcntl, [fd as u64, libc::F_DUPFD_CLOEXEC as u64, above as u64, 0, 0, 0]).map(|n| n as RawFd),
+        true => plain(
+            libc::SYS_fcntl,
+            [fd as u64, libc::F_DUPFD_CLOEXEC as u64, above as u64, 0, 0, 0],
+        )
+        .map(|n| n as RawFd),
         false => Ok(fd),
     };
     let epoll = aside(epoll)?;
@@ -79,14 +93,21 @@ fn fill_epoll(epoll: RawFd, watches: &[Watch<'_>]) -> Sys<Vec<RawFd>> {
             let byte = [0u8; 1];
             let nudged = match nudge {
                 // SAFETY: one byte from a live buffer.
-                Some(to) => unsafe { raw(libc::SYS_write, [*to as u64, byte.as_ptr() as u64, 1, 0, 0, 0]) }.is_ok(),
+                Some(to) => {
+                    unsafe { raw(libc::SYS_write, [*to as u64, byte.as_ptr() as u64, 1, 0, 0, 0]) }.is_ok()
+                }
                 None => false,
             };
             if nudged {
                 let fired = take_one(epoll);
                 let mut back = [0u8; 1];
                 // SAFETY: one byte, just written, into a live buffer.
-                unsafe { raw(libc::SYS_read, [*file as u64, back.as_mut_ptr() as u64, 1, 0, 0, 0])? };
+                unsafe {
+                    raw(
+                        libc::SYS_read,
+                        [*file as u64, back.as_mut_ptr() as u64, 1, 0, 0, 0],
+                    )?
+                };
                 if fired? {
                     continue;
                 }
@@ -103,7 +124,10 @@ fn fill_epoll(epoll: RawFd, watches: &[Watch<'_>]) -> Sys<Vec<RawFd>> {
 
 fn add(epoll: RawFd, file: RawFd, number: RawFd, events: u32, data: u64) -> Sys<()> {
     if file != number {
-        plain(libc::SYS_dup3, [file as u64, number as u64, libc::O_CLOEXEC as u64, 0, 0, 0])?;
+        plain(
+            libc::SYS_dup3,
+            [file as u64, number as u64, libc::O_CLOEXEC as u64, 0, 0, 0],
+        )?;
     }
     set(epoll, libc::EPOLL_CTL_ADD, number, events, data)
 }
@@ -112,21 +136,43 @@ fn set(epoll: RawFd, how: i32, number: RawFd, events: u32, data: u64) -> Sys<()>
     let event = libc::epoll_event { events, u64: data };
     // SAFETY: the call reads one struct epoll_event.
     unsafe {
-        raw(libc::SYS_epoll_ctl, [epoll as u64, how as u64, number as u64, &raw const event as u64, 0, 0]).map(drop)
+        raw(
+            libc::SYS_epoll_ctl,
+            [
+                epoll as u64,
+                how as u64,
+                number as u64,
+                &raw const event as u64,
+                0,
+                0,
+            ],
+        )
+        .map(drop)
     }
 }
 
 fn take_one(epoll: RawFd) -> Sys<bool> {
     let mut event = libc::epoll_event { events: 0, u64: 0 };
     // SAFETY: room for the one event that is asked for.
-    let n = unsafe { raw(libc::SYS_epoll_wait, [epoll as u64, &raw mut event as u64, 1, 0, 0, 0])? };
+    let n = unsafe {
+        raw(
+            libc::SYS_epoll_wait,
+            [epoll as u64, &raw mut event as u64, 1, 0, 0, 0],
+        )?
+    };
     Ok(n == 1)
 }
 
 /// ioctl(2) with a number behind a pointer.
 pub fn ioctl_word(fd: BorrowedFd<'_>, request: u64, word: u64) -> Sys<()> {
     // SAFETY: used with requests documented to read at most eight bytes.
-    unsafe { raw(libc::SYS_ioctl, [fd.as_raw_fd() as u64, request, &raw const word as u64, 0, 0, 0]).map(drop) }
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [fd.as_raw_fd() as u64, request, &raw const word as u64, 0, 0, 0],
+        )
+        .map(drop)
+    }
 }
 
 /// The settings of a terminal, `struct termios` of the kernel: 36 bytes, or 44 with both speeds.
@@ -136,20 +182,51 @@ pub type Termios = [u8; 44];
 pub fn termios(fd: BorrowedFd<'_>) -> Sys<Termios> {
     let mut out = [0; 44];
     // SAFETY: the call writes a struct termios2, which has 44 bytes.
-    unsafe { raw(libc::SYS_ioctl, [fd.as_raw_fd() as u64, libc::TCGETS2, out.as_mut_ptr() as u64, 0, 0, 0])? };
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [
+                fd.as_raw_fd() as u64,
+                libc::TCGETS2,
+                out.as_mut_ptr() as u64,
+                0,
+                0,
+                0,
+            ],
+        )?
+    };
     Ok(out)
 }
 
 /// TCSETS2: at once, with nothing drained or flushed.
 pub fn set_termios(fd: BorrowedFd<'_>, termios: &Termios) -> Sys<()> {
     // SAFETY: the call reads a struct termios2, which has 44 bytes.
-    unsafe { raw(libc::SYS_ioctl, [fd.as_raw_fd() as u64, libc::TCSETS2, termios.as_ptr() as u64, 0, 0, 0]).map(drop) }
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [
+                fd.as_raw_fd() as u64,
+                libc::TCSETS2,
+                termios.as_ptr() as u64,
+                0,
+                0,
+                0,
+            ],
+        )
+        .map(drop)
+    }
 }
 
 /// ioctl(2) that writes eight bytes.
 pub fn ioctl_eight(fd: BorrowedFd<'_>, request: u64, into: &mut [u8; 8]) -> Sys<()> {
     // SAFETY: used with requests documented to write at most eight bytes.
-    unsafe { raw(libc::SYS_ioctl, [fd.as_raw_fd() as u64, request, into.as_mut_ptr() as u64, 0, 0, 0]).map(drop) }
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [fd.as_raw_fd() as u64, request, into.as_mut_ptr() as u64, 0, 0, 0],
+        )
+        .map(drop)
+    }
 }
 
 /// ioctl(2) with a number as argument that makes a new descriptor.
