@@ -156,17 +156,15 @@ impl ProcessKind for FdTable {
 fn unknown(fd: &crate::observe::view::FdView) -> Blocker {
     let what = match (fd.stat.kind(), fd.anon_inode()) {
         (_, Some("[io_uring]" | "io_uring")) => "an io_uring instance",
-        (_, Some("inotify")) => "an inotify instance",
         (_, Some("[fanotify]" | "fanotify")) => "a fanotify group",
         (_, Some("[userfaultfd]" | "userfaultfd")) => "a userfaultfd",
         (_, Some("[perf_event]" | "perf_event")) => "a perf event",
         (_, Some(name)) if name.starts_with("bpf") => "an eBPF object",
-        (_, Some("[pidfd]" | "pidfd")) => "a pidfd",
         (_, Some(_)) => "a kernel object of a kind freeze does not know",
         (libc::S_IFSOCK, _) => "a socket of a kind freeze does not carry",
-        (libc::S_IFIFO, _) => "a named fifo",
         (libc::S_IFCHR, _) => "a device with state of its own",
         (libc::S_IFBLK, _) => "a block device",
+        _ if fd.link.starts_with(b"/secretmem") => "memory of memfd_secret(2), which cannot be read,",
         _ => "a kind of file freeze does not know",
     };
     fd.blocker()

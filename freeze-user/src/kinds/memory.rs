@@ -1,7 +1,9 @@
 //! Address spaces: every mapping with its contents, protection and advice, brk, the vDSO's place, the exe link.
 
+use super::memfd::{self, MemFile, is_memfd};
 use super::pipe::Bytes;
 use super::regular::{FileRef, fill_from, store_contents};
+use super::sysv::{self, Segment, segment_of};
 use super::{ProcessKind, Source, Stage, object_space};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId};
@@ -26,6 +28,12 @@ pub struct Record {
     pub files: Vec<FileRef>,
     /// Shared memory objects without a file, each once.
     pub objects: Vec<Object>,
+    /// Memfds that are mapped, each once.
+    #[serde(default)]
+    pub memfds: Vec<MemFile>,
+    /// System V segments that are attached, each once.
+    #[serde(default)]
+    pub segments: Vec<Segment>,
     pub exe: FileRef,
     /// start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end.
     pub layout: [u64; 11],
@@ -51,13 +59,17 @@ pub struct Mapping {
     pub name: Option<Bytes>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Backing {
     Anonymous,
     /// Index into the record's files.
     File(usize),
     /// Index into the record's objects.
     Object(usize),
+    /// Index into the record's memfds.
+    Memfd(usize),
+    /// Index into the record's segments.
+    Segment(usize),
 }
 
 /// Shared anonymous memory.
@@ -116,12 +128,12 @@ fn is_shared_anon(v: &Vma) -> bool {
 impl ProcessKind for Memory {
     const TAG: &'static str = "memory";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "private and shared anonymous memory, private and shared file mappings, heap, stacks, \
+    const ABOUT: &'static str = "private and shared anonymous memory, private and shared file mappings, memfds, System V segments, heap, stacks, \
         protections, madvise and mlock state, names, vDSO placement, brk, auxv, exe link";
     const STAGE: Stage = Stage::Memory;
     type Record = Record;
 
-    fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
+    fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
         if p.stat.is_zombie() {
             return;
         }
@@ -132,6 +144,7 @@ impl ProcessKind for Memory {
                     .remedy(remedy),
             );
         }
+        sysv::verdict(p, view, out);
         let mut stats: BTreeMap<&[u8], Option<FileStat>> = BTreeMap::new();
         for v in p.vmas.iter().filter(|v| !is_special(v)) {
             let at = || p.blocker(v.range().to_string(), v.label());
@@ -139,22 +152,17 @@ impl ProcessKind for Memory {
                 out.push(at().why(*why).remedy(*remedy));
                 continue;
             }
-            if !v.has_file() || is_shared_anon(v) {
+            if !v.has_file() || is_shared_anon(v) || segment_of(v).is_some() {
+                continue;
+            }
+            if is_memfd(&v.name) {
+                let obstacle = memfd::obstacle(&map_file(p.pid, v));
+                out.extend(obstacle.map(|(why, remedy)| at().why(why).remedy(remedy)));
                 continue;
             }
             let known = [
                 (
-                    &b"/SYSV"[..],
-                    "System V shared memory is not carried yet",
-                    "detach it first",
-                ),
-                (
-                    b"/memfd:",
-                    "a memfd is not carried yet",
-                    "unmap and close it first",
-                ),
-                (
-                    b"/anon_hugepage",
+                    &b"/anon_hugepage"[..],
                     "huge pages (hugetlb) are not carried yet",
                     "start the program without hugetlb",
                 ),
@@ -211,6 +219,8 @@ impl ProcessKind for Memory {
             vmas: Vec::new(),
             files: Vec::new(),
             objects: Vec::new(),
+            memfds: Vec::new(),
+            segments: Vec::new(),
             exe: from_exe(&view, from)?,
             layout: layout(&view, brk),
             auxv: Bytes(
@@ -221,6 +231,7 @@ impl ProcessKind for Memory {
         };
         let mut seen_files: BTreeMap<(u64, u64), usize> = BTreeMap::new();
         let mut seen_objects: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut seen_memfds: BTreeMap<(u64, u64), usize> = BTreeMap::new();
         let mut private = Vec::new();
         for v in &view.vmas {
             if is_vdso(&v.name) {
@@ -239,6 +250,10 @@ impl ProcessKind for Memory {
                 Backing::Anonymous
             } else if is_shared_anon(v) {
                 Backing::Object(object(v, pid, &mut seen_objects, &mut record.objects, from)?)
+            } else if let Some(id) = segment_of(v) {
+                Backing::Segment(segment(id, v, pid, &mut record.segments, from)?)
+            } else if is_memfd(&v.name) {
+                Backing::Memfd(memfd(v, pid, &mut seen_memfds, &mut record.memfds, from)?)
             } else {
                 Backing::File(file(v, pid, &mut seen_files, &mut record.files, from)?)
             };
@@ -265,6 +280,9 @@ impl ProcessKind for Memory {
             file.precheck(options, &mut found);
             found.retain(|b| !out.contains(b));
             out.append(&mut found);
+        }
+        for segment in &record.segments {
+            segment.precheck(out);
         }
         if !record.vdso_code.0.is_empty() && own_vdso().is_some_and(|own| own != record.vdso_code.0) {
             out.push(
@@ -293,8 +311,25 @@ impl ProcessKind for Memory {
             };
             let fd = match m.backing {
                 Backing::Anonymous => !0,
-                Backing::File(i) => handed.files[&(i, needs_write(m))],
+                Backing::File(_) | Backing::Memfd(_) => handed.files[&(m.backing, needs_write(m))],
                 Backing::Object(i) => handed.objects[i],
+                Backing::Segment(i) => {
+                    // Attached as a whole where it begins; what the program has protected apart follows.
+                    if m.offset == 0 {
+                        let args = [
+                            record.segments[i].id as u64,
+                            m.range.start,
+                            attach_flags(m),
+                            0,
+                            0,
+                            0,
+                        ];
+                        calls.push(("shmat", libc::SYS_shmat, args));
+                    }
+                    let args = [m.range.start, m.range.len(), m.prot as u64, 0, 0, 0];
+                    after.push(("mprotect", libc::SYS_mprotect, args));
+                    !0
+                }
             };
             let (at, len) = (m.range.start, m.range.len());
             let offset = if matches!(m.backing, Backing::Anonymous) {
@@ -302,11 +337,10 @@ impl ProcessKind for Memory {
             } else {
                 m.offset
             };
-            calls.push((
-                "mmap",
-                libc::SYS_mmap,
-                [at, len, interim as u64, mmap_flags(m) as u64, fd, offset],
-            ));
+            if !matches!(m.backing, Backing::Segment(_)) {
+                let args = [at, len, interim as u64, mmap_flags(m) as u64, fd, offset];
+                calls.push(("mmap", libc::SYS_mmap, args));
+            }
             if interim != m.prot {
                 after.push(("mprotect", libc::SYS_mprotect, [at, len, m.prot as u64, 0, 0, 0]));
             }
@@ -477,6 +511,32 @@ fn object(
     Ok(objects.len() - 1)
 }
 
+fn memfd(
+    v: &Vma,
+    pid: Pid,
+    seen: &mut BTreeMap<(u64, u64), usize>,
+    memfds: &mut Vec<MemFile>,
+    from: &mut Source<'_>,
+) -> Result<usize> {
+    let path = map_file(pid, v);
+    let stat = FileStat::of(&path).on("stat", || path.clone())?;
+    if let Some(&i) = seen.get(&(stat.dev, stat.ino)) {
+        return Ok(i);
+    }
+    let file = File::open(&path).on("open", || path.clone())?;
+    memfds.push(MemFile::collect(&v.name, &stat, &file, from.shared, from.draft)?);
+    seen.insert((stat.dev, stat.ino), memfds.len() - 1);
+    Ok(memfds.len() - 1)
+}
+
+fn segment(id: i32, v: &Vma, pid: Pid, segments: &mut Vec<Segment>, from: &mut Source<'_>) -> Result<usize> {
+    if let Some(i) = segments.iter().position(|s| s.id == id) {
+        return Ok(i);
+    }
+    segments.push(sysv::collect(id, v, pid, from)?);
+    Ok(segments.len() - 1)
+}
+
 fn own_vdso() -> Option<Vec<u8>> {
     let own = Pid(std::process::id() as i32);
     let vmas = read_vmas(own, Depth::Maps).ok()?;
@@ -490,6 +550,16 @@ fn intersects(sorted: &[Range], r: Range) -> bool {
 
 fn needs_write(m: &Mapping) -> bool {
     m.shared && m.flags.iter().any(|f| f == "mw")
+}
+
+fn attach_flags(m: &Mapping) -> u64 {
+    let read_only = if needs_write(m) { 0 } else { libc::SHM_RDONLY };
+    let exec = if m.prot & libc::PROT_EXEC != 0 {
+        libc::SHM_EXEC
+    } else {
+        0
+    };
+    (read_only | exec) as u64
 }
 
 fn mmap_flags(m: &Mapping) -> i32 {
@@ -596,21 +666,29 @@ struct Objects {
 
 struct Handed {
     /// By file and whether it was opened for writing.
-    files: BTreeMap<(usize, bool), u64>,
+    files: BTreeMap<(Backing, bool), u64>,
     objects: Vec<u64>,
     all: Vec<u64>,
 }
 
 fn hand_over_backings(record: &Record, pid: Pid, nest: &mut Nest) -> Result<Handed> {
     let mut open: Vec<OwnedFd> = Vec::new();
-    let mut keys: Vec<(usize, bool)> = Vec::new();
+    let mut keys: Vec<(Backing, bool)> = Vec::new();
     for m in &record.vmas {
-        let Backing::File(i) = m.backing else { continue };
-        let key = (i, needs_write(m));
-        if !keys.contains(&key) {
-            open.push(record.files[i].open(if key.1 { libc::O_RDWR } else { libc::O_RDONLY }, nest)?);
-            keys.push(key);
+        let key = (m.backing, needs_write(m));
+        if keys.contains(&key) {
+            continue;
         }
+        let flags = if key.1 { libc::O_RDWR } else { libc::O_RDONLY };
+        match m.backing {
+            Backing::File(i) => open.push(record.files[i].open(flags, nest)?),
+            Backing::Memfd(i) => open.push(record.memfds[i].open(flags, nest)?),
+            _ => continue,
+        }
+        keys.push(key);
+    }
+    for segment in &record.segments {
+        segment.prepare(nest)?;
     }
     for file in record.files.iter().filter(|f| f.written) {
         file.settle(nest)?;

@@ -8,16 +8,21 @@ pub mod directory;
 pub mod epoll;
 pub mod eventfd;
 pub mod fdtable;
+pub mod fifo;
 pub mod filesystem;
+pub mod inotify;
 pub mod kinship;
 pub mod limits;
+pub mod memfd;
 pub mod memory;
+pub mod pidfd;
 pub mod pipe;
 pub mod pty;
 pub mod regular;
 pub mod seccomp;
 pub mod signalfd;
 pub mod signals;
+pub mod sysv;
 pub mod terminal;
 pub mod threads;
 pub mod timerfd;
@@ -334,6 +339,10 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<signalfd::SignalFd>(),
     fd::<timerfd::TimerFd>(),
     fd::<terminal::Terminal>(),
+    fd::<memfd::Memfd>(),
+    fd::<fifo::Fifo>(),
+    fd::<inotify::Inotify>(),
+    fd::<pidfd::PidFd>(),
     fd::<directory::Directory>(),
     fd::<device::Device>(),
     fd::<regular::Regular>(),

@@ -145,6 +145,7 @@ impl FdKind for Pipe {
         };
         if let Some(buffer) = &record.buffer {
             fill(ends.any.as_fd(), buffer).on("write", name)?;
+            own(ends.any.as_fd(), buffer).on("fchown", name)?;
         }
         let raw = match record.access {
             libc::O_RDONLY if !record.reopened => ends.read.take(),
@@ -174,7 +175,8 @@ fn reopen(fd: BorrowedFd<'_>, access: i32) -> nix::Result<OwnedFd> {
     nix::fcntl::open(path.as_str(), flags, Mode::empty())
 }
 
-fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer> {
+/// What is inside a pipe or fifo, which keeps it.
+pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer> {
     let held = from.process.fd(fd.fd).map_err(|_| Errno::EBADF)?;
     let capacity = sys::fcntl(held.as_fd(), libc::F_GETPIPE_SZ, 0)? as u64;
     let reader = reopen(held.as_fd(), libc::O_RDONLY)?;
@@ -213,7 +215,8 @@ fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer> {
     })
 }
 
-fn fill(pipe: BorrowedFd<'_>, buffer: &Buffer) -> nix::Result<()> {
+/// Puts back what was inside, and the capacity.
+pub(super) fn fill(pipe: BorrowedFd<'_>, buffer: &Buffer) -> nix::Result<()> {
     sys::fcntl(pipe, libc::F_SETPIPE_SZ, buffer.capacity)?;
     let direct = if buffer.packets { libc::O_DIRECT } else { 0 };
     let writer = reopen(pipe, libc::O_WRONLY)?;
@@ -223,6 +226,11 @@ fn fill(pipe: BorrowedFd<'_>, buffer: &Buffer) -> nix::Result<()> {
             return Err(Errno::ENOSPC);
         }
     }
+    Ok(())
+}
+
+/// Gives a pipe, which has no name that somebody else could have set these for, its mode and owner.
+fn own(pipe: BorrowedFd<'_>, buffer: &Buffer) -> nix::Result<()> {
     nix::sys::stat::fchmod(pipe, Mode::from_bits_truncate(buffer.mode))?;
     nix::unistd::fchown(pipe, Some(buffer.uid.into()), Some(buffer.gid.into()))
 }

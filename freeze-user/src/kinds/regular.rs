@@ -403,7 +403,10 @@ impl FdKind for Regular {
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
-        fd.stat.kind() == libc::S_IFREG && !fd.link.starts_with(b"/memfd:") && fd.anon_inode().is_none()
+        fd.stat.kind() == libc::S_IFREG
+            && !super::memfd::is_memfd(&fd.link)
+            && !fd.link.starts_with(b"/secretmem")
+            && fd.anon_inode().is_none()
     }
 
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {

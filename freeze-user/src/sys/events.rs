@@ -4,7 +4,10 @@
 use super::{Sys, plain, raw};
 use crate::ids::Pid;
 use nix::errno::Errno;
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Whether descriptor `fd` of `pid` is the file that an epoll instance watches under the number `number`.
 ///
@@ -232,4 +235,69 @@ pub fn ioctl_eight(fd: BorrowedFd<'_>, request: u64, into: &mut [u8; 8]) -> Sys<
 /// ioctl(2) with a number as argument that makes a new descriptor.
 pub fn ioctl_fd(fd: BorrowedFd<'_>, request: u64, arg: u64) -> Sys<OwnedFd> {
     plain(libc::SYS_ioctl, [fd.as_raw_fd() as u64, request, arg, 0, 0, 0]).map(super::owned)
+}
+
+/// pidfd_open(2) of a process, or of the thread (PIDFD_THREAD).
+pub fn pidfd_open_with(pid: Pid, thread: bool) -> Sys<OwnedFd> {
+    let flags = if thread { libc::O_EXCL } else { 0 };
+    plain(libc::SYS_pidfd_open, [pid.0 as u64, flags as u64, 0, 0, 0, 0]).map(super::owned)
+}
+
+/// inotify_init1(2), non-blocking.
+pub fn inotify_new() -> Sys<OwnedFd> {
+    let flags = libc::IN_CLOEXEC | libc::IN_NONBLOCK;
+    plain(libc::SYS_inotify_init1, [flags as u64, 0, 0, 0, 0, 0]).map(super::owned)
+}
+
+/// inotify_add_watch(2) of exactly this path, also where it is a symbolic link.
+pub fn inotify_add(fd: BorrowedFd<'_>, path: &Path, mask: u32) -> Sys<i32> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mask = mask | libc::IN_DONT_FOLLOW;
+    // SAFETY: a terminated string.
+    let wd = unsafe {
+        raw(
+            libc::SYS_inotify_add_watch,
+            [
+                fd.as_raw_fd() as u64,
+                path.as_ptr() as u64,
+                u64::from(mask),
+                0,
+                0,
+                0,
+            ],
+        )?
+    };
+    Ok(wd as i32)
+}
+
+/// inotify_rm_watch(2).
+pub fn inotify_remove(fd: BorrowedFd<'_>, wd: i32) -> Sys<()> {
+    plain(
+        libc::SYS_inotify_rm_watch,
+        [fd.as_raw_fd() as u64, wd as u64, 0, 0, 0, 0],
+    )
+    .map(drop)
+}
+
+/// open_by_handle_at(2) with O_PATH, on the file system of `mount`.
+pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Sys<OwnedFd> {
+    let mut arg = (handle.len() as u32).to_ne_bytes().to_vec();
+    arg.extend_from_slice(&kind.to_ne_bytes());
+    arg.extend_from_slice(handle);
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: a struct file_handle: length, type, and as many bytes.
+    unsafe {
+        raw(
+            libc::SYS_open_by_handle_at,
+            [
+                mount.as_raw_fd() as u64,
+                arg.as_ptr() as u64,
+                flags as u64,
+                0,
+                0,
+                0,
+            ],
+        )
+        .map(super::owned)
+    }
 }

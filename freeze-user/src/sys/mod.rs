@@ -9,6 +9,7 @@ pub mod pagemap;
 pub mod deadline;
 pub mod interrupt;
 pub mod sched;
+pub mod shm;
 pub mod trial;
 pub mod uffd;
 

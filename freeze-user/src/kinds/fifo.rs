@@ -1,0 +1,183 @@
+//! Named fifos: every end of them inside the checkpoint, with what has been written and not read.
+
+use super::pipe::{Buffer, fill, read_buffer};
+use super::regular::FileRef;
+use super::{FdKind, Placed, Source};
+use crate::error::{Blocker, Context, Result};
+use crate::ids::FileId;
+use crate::nest::{Nest, Options};
+use crate::observe::view::{FdView, FileStat, View, all_pids, command_of};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+#[derive(Debug)]
+pub struct Fifo;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub path: PathBuf,
+    /// Device and inode, by which the ends of one fifo are told.
+    pub node: (u64, u64),
+    pub flags: i32,
+    /// With the first end that was seen.
+    pub buffer: Option<Buffer>,
+}
+
+/// Both ends of each fifo, held until all others are where they belong: so no open waits and nothing is lost.
+#[derive(Default)]
+struct Held {
+    fifos: HashMap<(u64, u64), OwnedFd>,
+}
+
+impl FdKind for Fifo {
+    const TAG: &'static str = "fifo";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str =
+        "named fifos: contents, capacity, packet mode; every end that is open, in the checkpoint";
+    type Record = Record;
+
+    fn claims(fd: &FdView) -> bool {
+        fd.stat.kind() == libc::S_IFIFO && fd.link.starts_with(b"/")
+    }
+
+    fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+        if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat) {
+            out.push(fd.blocker().why(why).remedy(remedy));
+        } else if fd.stat.nlink == 0 {
+            out.push(
+                fd.blocker()
+                    .why("an unlinked fifo is not carried")
+                    .remedy("keep its name while it is open"),
+            );
+        }
+        for (pid, number) in outside(fd, view) {
+            out.push(
+                fd.blocker()
+                    .why(format!(
+                        "the fifo is also open outside the checkpoint, by pid {pid} ({}) as fd {number}",
+                        command_of(pid)
+                    ))
+                    .remedy("checkpoint a common ancestor, or end that process"),
+            );
+        }
+    }
+
+    fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
+        let path_only = fd.flags() & libc::O_PATH != 0;
+        let buffer = match !path_only && from.shared.first_sight(fd.stat.dev, fd.stat.ino) {
+            true => Some(read_buffer(fd, from).on("tee", || fd.label())?),
+            false => None,
+        };
+        let path = OsStr::from_bytes(&fd.link).into();
+        Ok(Record {
+            path,
+            node: (fd.stat.dev, fd.stat.ino),
+            flags: fd.flags(),
+            buffer,
+        })
+    }
+
+    fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
+        let found = match std::fs::symlink_metadata(&record.path).map(|m| FileStat::from(&m)) {
+            Ok(stat) if stat.kind() == libc::S_IFIFO => return,
+            Ok(_) => "something else".to_owned(),
+            Err(e) => e.to_string(),
+        };
+        out.push(
+            Blocker::at(record.path.display().to_string(), "")
+                .why(format!("expected a fifo, found {found}"))
+                .remedy(format!("make it again: mkfifo {}", record.path.display())),
+        );
+    }
+
+    fn members(_: &Record) -> Vec<FileId> {
+        Vec::new()
+    }
+
+    fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
+        let name = || record.path.display().to_string();
+        if record.flags & libc::O_PATH == 0 {
+            if !nest.state::<Held>().fifos.contains_key(&record.node) {
+                let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+                let held = nix::fcntl::open(&record.path, flags, Mode::empty()).on("open", name)?;
+                nest.state::<Held>().fifos.insert(record.node, held);
+            }
+            if let (Some(buffer), Some(held)) = (&record.buffer, nest.state::<Held>().fifos.get(&record.node))
+            {
+                fill(held.as_fd(), buffer).on("write", name)?;
+            }
+        }
+        let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+        let flags = OFlag::from_bits_retain(record.flags & !mask | libc::O_CLOEXEC | libc::O_NONBLOCK);
+        nix::fcntl::open(&record.path, flags, Mode::empty()).on("open", name)
+    }
+
+    fn finish(record: &Record, _: Placed, nest: &mut Nest) -> Result<()> {
+        nest.state::<Held>().fifos.remove(&record.node);
+        Ok(())
+    }
+}
+
+/// Who outside the set has the fifo open.
+fn outside(fd: &FdView, view: &View) -> Vec<(crate::ids::Pid, i32)> {
+    let own = std::process::id() as i32;
+    let mut out = Vec::new();
+    for pid in all_pids().unwrap_or_default() {
+        if pid.0 == own || view.get(pid).is_some() {
+            continue;
+        }
+        // Processes that end, or that we may not look into, hold nothing we could name.
+        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        for entry in dir.flatten() {
+            // The link is cheap and tells nearly all apart; its target decides.
+            let alike = std::fs::read_link(entry.path()).is_ok_and(|l| l.as_os_str().as_bytes() == fd.link);
+            if alike
+                && std::fs::metadata(entry.path())
+                    .is_ok_and(|m| (m.dev(), m.ino()) == (fd.stat.dev, fd.stat.ino))
+            {
+                out.push((
+                    pid,
+                    entry
+                        .file_name()
+                        .to_str()
+                        .and_then(|n| n.parse().ok())
+                        .unwrap_or(-1),
+                ));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::view::read_fd;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_fifo_is_no_pipe() {
+        let path = std::env::temp_dir().join(format!("freeze-fifo-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let fd = nix::fcntl::open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        let own = crate::ids::Pid(std::process::id() as i32);
+        let seen = read_fd(own, fd.as_raw_fd()).unwrap();
+        assert!(Fifo::claims(&seen) && !super::super::pipe::Pipe::claims(&seen));
+        let mut blockers = Vec::new();
+        Fifo::verdict(&seen, &View::default(), &mut blockers);
+        assert_eq!(blockers, []);
+        std::fs::remove_file(&path).unwrap();
+        let seen = read_fd(own, fd.as_raw_fd()).unwrap();
+        Fifo::verdict(&seen, &View::default(), &mut blockers);
+        assert_eq!(blockers.len(), 1, "its name is gone");
+    }
+}

@@ -1,0 +1,117 @@
+//! Conformance of epoll: numbers, files closed or duplicated since, modes, nesting, sharing.
+
+use freeze_tests::{conformance, python};
+
+conformance!(
+    watches,
+    python(
+        r#"
+# A file is watched under the number it was added by, whatever has become of that number.
+import select
+r, w = os.pipe()
+r2, w2 = os.pipe()
+e = select.epoll()
+e.register(r, select.EPOLLIN)
+d = os.dup(r2)
+e.register(d, select.EPOLLIN | select.EPOLLET)
+os.close(d)
+assert os.open("/dev/null", os.O_RDONLY) == d
+inner = select.epoll()
+inner.register(r2, select.EPOLLIN)
+e.register(inner.fileno(), select.EPOLLIN)
+freeze_here()
+assert e.poll(0) == []
+os.write(w, b"x")
+assert e.poll(0) == [(r, select.EPOLLIN)]
+os.read(r, 1)
+os.write(w2, b"x")
+assert sorted(e.poll(0)) == sorted([(d, select.EPOLLIN), (inner.fileno(), select.EPOLLIN)])
+assert e.poll(0) == [(inner.fileno(), select.EPOLLIN)], "an edge is told once"
+"#
+    )
+);
+
+conformance!(
+    one_shots,
+    python(
+        r#"
+# A spent one-shot watch stays silent until it is armed again; an armed one fires once.
+import select
+r, w = os.pipe()
+spent = select.epoll()
+spent.register(w, select.EPOLLOUT | select.EPOLLONESHOT)
+assert spent.poll(0)
+r3, w3 = os.pipe()
+hushed = select.epoll()
+hushed.register(r3, select.EPOLLIN | select.EPOLLONESHOT)
+os.write(w3, b"x")
+assert hushed.poll(0)
+os.read(r3, 1)
+armed = select.epoll()
+armed.register(r, select.EPOLLIN | select.EPOLLONESHOT)
+one = select.epoll()
+one.register(r, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+freeze_here()
+assert spent.poll(0) == [] and hushed.poll(0) == [] and armed.poll(0) == [] and one.poll(0) == []
+os.close(w3)
+assert hushed.poll(0) == [], "a spent watch tells no hang-up"
+os.write(w, b"x")
+assert armed.poll(0) == [(r, select.EPOLLIN)]
+assert armed.poll(0) == []
+assert one.poll(0) == [(r, select.EPOLLIN)]
+spent.modify(w, select.EPOLLOUT | select.EPOLLONESHOT)
+assert spent.poll(0) == [(w, select.EPOLLOUT)]
+"#
+    )
+);
+
+conformance!(
+    shared,
+    python(
+        r#"
+# Parent and child share an instance; the child has closed what the parent watches.
+import select
+r, w = os.pipe()
+e = select.epoll()
+e.register(r, select.EPOLLIN)
+pid = os.fork()
+if pid == 0:
+    os.close(r)
+    while not gone_ahead():
+        time.sleep(0.002)
+    assert e.poll(5) == [(r, select.EPOLLIN)]
+    os._exit(0)
+freeze_here()
+os.write(w, b"x")
+assert os.waitpid(pid, 0)[1] == 0
+e.unregister(r)
+assert e.poll(0) == []
+"#
+    )
+);
+
+conformance!(
+    many,
+    python(
+        r#"
+# Hundreds of duplicates of one file, and a wait that is under way.
+import select, threading
+r, w = os.pipe()
+e = select.epoll()
+fds = [os.dup(r) for _ in range(900)]
+for fd in fds:
+    e.register(fd, select.EPOLLIN | select.EPOLLET)
+got = []
+waiter = threading.Thread(target=lambda: got.extend(e.poll(60, 2000)))
+waiter.start()
+freeze_here()
+os.write(w, b"x")
+waiter.join()
+while len(got) < 900:
+    more = e.poll(5, 2000)
+    assert more
+    got += more
+assert sorted(fd for fd, _ in got) == fds
+"#
+    )
+);

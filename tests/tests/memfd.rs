@@ -1,0 +1,108 @@
+//! Conformance of memfds and System V shared memory: shared by descriptor, by mapping, by both.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    files,
+    c(r#"
+/* Contents, name, seals, position, and that descriptor, mappings and a child's mapping are one. */
+int main(void) {
+    int fd = OK(memfd_create("a name", MFD_ALLOW_SEALING | MFD_CLOEXEC));
+    OK(ftruncate(fd, 10 << 20));
+    SAME(OK(pwrite(fd, "hello", 5, 5 << 20)), 5);
+    OK(lseek(fd, 1234, SEEK_SET));
+    char *shared = mmap(0, 10 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    char *copy = mmap(0, 10 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    CHECK(shared != MAP_FAILED && copy != MAP_FAILED);
+    copy[5 << 20] = 'H';
+    strcpy(shared, "start");
+    OK(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE));
+    int gone = OK(memfd_create("", 0));
+    OK(ftruncate(gone, 4096));
+    char *only = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, gone, 0);
+    close(gone);
+    strcpy(only, "mapped only");
+    int fixed = OK(memfd_create("fixed", MFD_ALLOW_SEALING));
+    SAME(OK(write(fixed, "12345", 5)), 5);
+    OK(fcntl(fixed, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL));
+    char *look = mmap(0, 4096, PROT_READ, MAP_PRIVATE, fixed, 0);
+    CHECK(look != MAP_FAILED);
+    int child = OK(fork());
+    if (!child) {
+        while (!gone_ahead()) nap(2);
+        for (int i = 0; i < 2000 && strcmp(shared, "from the parent"); i++) nap(2);
+        CHECK(!strcmp(shared, "from the parent"));
+        strcpy(only, "from the child");
+        _exit(0);
+    }
+    freeze_here();
+    SAME(lseek(fd, 0, SEEK_CUR), 1234);
+    SAME(fcntl(fd, F_GET_SEALS), F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE);
+    CHECK(!memcmp(shared + (5 << 20), "hello", 5) && !memcmp(copy + (5 << 20), "Hello", 5));
+    CHECK(!strcmp(shared, "start"));
+    strcpy(shared, "from the parent");
+    char buf[6] = "";
+    SAME(OK(pread(fd, buf, 5, 0)), 5);
+    CHECK(!strcmp(buf, "from "));
+    struct stat st;
+    OK(fstat(fd, &st));
+    SAME(st.st_size, 10 << 20);
+    CHECK(st.st_blocks < 1000);
+    CHECK(write(fd, "x", 1) == -1 && errno == EPERM);
+    CHECK(pwrite(fixed, "x", 1, 0) == -1 && errno == EPERM);
+    CHECK(!memcmp(look, "12345", 5));
+    SAME(fcntl(fixed, F_GET_SEALS), F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
+    int status;
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+    CHECK(!strcmp(only, "from the child"));
+}
+"#)
+);
+
+conformance!(
+    segments,
+    c(r#"
+/* Segments keep id, key and contents; one that was removed lives on with its attachments. */
+#include <sys/shm.h>
+int main(void) {
+    int key = 0x5f000000 | getpid();
+    int kept = OK(shmget(key, 3 * 4096 - 7, IPC_CREAT | IPC_EXCL | 0640));
+    int removed = OK(shmget(IPC_PRIVATE, 8192, 0600));
+    char *a = shmat(kept, 0, 0), *read_only = shmat(kept, 0, SHM_RDONLY), *b = shmat(removed, 0, 0);
+    CHECK(a != (void *)-1 && b != (void *)-1 && read_only != (void *)-1);
+    OK(shmctl(removed, IPC_RMID, 0));
+    strcpy(a + 4096, "second page");
+    strcpy(b, "removed");
+    OK(mprotect(a + 4096, 4096, PROT_READ));
+    int child = OK(fork());
+    if (!child) {
+        while (!gone_ahead()) nap(2);
+        for (int i = 0; i < 2000 && strcmp(a, "parent"); i++) nap(2);
+        CHECK(!strcmp(a, "parent") && !strcmp(read_only + 4096, "second page"));
+        strcpy(b, "child");
+        _exit(0);
+    }
+    freeze_here();
+    SAME(shmget(key, 0, 0), kept);
+    struct shmid_ds ds;
+    OK(shmctl(kept, IPC_STAT, &ds));
+    SAME(ds.shm_segsz, 3 * 4096 - 7);
+    SAME(ds.shm_perm.mode & 0777, 0640);
+    SAME(ds.shm_nattch, 6);
+    CHECK(!strcmp(a + 4096, "second page") && !strcmp(b, "removed"));
+    strcpy(a, "parent");
+    CHECK(!strcmp(read_only, "parent"));
+    int status;
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+    CHECK(!strcmp(b, "child"));
+    OK(mprotect(a + 4096, 4096, PROT_READ | PROT_WRITE));
+    OK(shmdt(a));
+    OK(shmdt(read_only));
+    OK(shmctl(kept, IPC_RMID, 0));
+    OK(shmdt(b));
+    CHECK(shmctl(removed, IPC_STAT, &ds) == -1);
+}
+"#)
+);
