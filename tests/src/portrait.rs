@@ -81,6 +81,7 @@ const FDINFO_CHANGES: &[(&str, &str)] = &[
     ),
     ("eventfd-id", "the kernel's own number"),
     ("it_value", "the time left runs"),
+    ("ticks", "a timer that expired counts on when it is looked at"),
     ("drops", "a counter"),
 ];
 

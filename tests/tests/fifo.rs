@@ -8,6 +8,7 @@ conformance!(
 /* What was written is read, an end without its other end stays without. */
 int main(void) {
     char *path = strdup(in_here("fifo")), *lone = strdup(in_here("lone"));
+    umask(0);
     OK(mkfifo(path, 0620));
     OK(mkfifo(lone, 0600));
     int r = OK(open(path, O_RDONLY | O_NONBLOCK)), w = OK(open(path, O_WRONLY));
