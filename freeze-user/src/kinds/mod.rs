@@ -24,10 +24,13 @@ pub mod signalfd;
 pub mod signals;
 pub mod sysv;
 pub mod terminal;
+pub mod socket;
 pub mod threads;
 pub mod timerfd;
 pub mod timers;
+pub mod tcp;
 pub mod traits;
+pub mod unix;
 
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid, Range, SpaceId};
@@ -346,6 +349,8 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<directory::Directory>(),
     fd::<device::Device>(),
     fd::<regular::Regular>(),
+    fd::<unix::Unix>(),
+    fd::<tcp::Tcp>(),
 ];
 
 /// Every kind of process attribute, in the order in which they are collected.

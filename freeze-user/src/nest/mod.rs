@@ -2,6 +2,7 @@
 //!
 //! Dropping a nest takes down every process that was built so far; the image is never touched.
 
+pub mod actor;
 pub mod family;
 
 use crate::error::{Blocker, Context, Error, Fate, Result};

@@ -8,6 +8,7 @@ pub mod livemap;
 mod load;
 pub mod mapview;
 pub mod observer;
+pub mod peers;
 pub(crate) mod sockets;
 #[cfg(test)]
 mod testing;

@@ -42,7 +42,7 @@ pub(super) fn read(pid: Pid) -> HashMap<u64, Socket> {
 }
 
 /// A line of /proc/net/tcp and its like.
-fn inet(protocol: &'static str, line: &str) -> Option<(u64, Socket)> {
+pub(super) fn inet(protocol: &'static str, line: &str) -> Option<(u64, Socket)> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let state = u8::from_str_radix(words.get(3)?, 16).ok()?;
     let inode = words.get(9)?.parse().ok()?;
@@ -78,7 +78,7 @@ fn address(text: &str) -> Option<SocketAddr> {
 }
 
 /// A question to sock_diag(7) about all sockets of a family, and the socket that its answer comes to.
-fn ask(family: i32, rest: &[u8]) -> nix::Result<OwnedFd> {
+pub(super) fn ask(family: i32, rest: &[u8]) -> nix::Result<OwnedFd> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const NLM_F_REQUEST_DUMP: u16 = 0x301;
     let diag = socket(
@@ -186,11 +186,11 @@ fn unix_socket(message: &[u8]) -> Option<(u64, Socket)> {
     Some((inode, Socket::Unix { name, peer }))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 

@@ -2,11 +2,13 @@
 
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
+use crate::observe::peers::{InetSocket, UnixSocket, inet_sockets, unix_sockets};
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::maps::{self, Vma};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::timers::{self, Timer};
+use crate::sys::socket::protocol_of;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -65,6 +67,8 @@ pub struct FdView {
     pub link: Vec<u8>,
     pub stat: FileStat,
     pub info: FdInfo,
+    /// Of a socket, the name of its protocol (`TCP`, `UNIX-STREAM`); else empty.
+    pub protocol: String,
 }
 
 impl FdView {
@@ -168,8 +172,14 @@ pub struct View {
     pub processes: Vec<ProcessView>,
     /// Pids of processes that were asked for; the rest descends from them.
     pub roots: Vec<Pid>,
-    /// Holders outside the set of the pipes and sockets held inside, by link (`pipe:[5]`).
+    /// Holders outside the set of the pipes and sockets held inside, and of the sockets these are joined to, by link
+    /// (`pipe:[5]`).
     pub outside: HashMap<Vec<u8>, Vec<Holder>>,
+    /// All unix sockets by inode, if the set holds one; the error where the kernel does not tell.
+    pub unix: HashMap<u64, UnixSocket>,
+    pub unix_untold: Option<Errno>,
+    /// All TCP sockets by inode, if the set holds one.
+    pub tcp: HashMap<u64, InetSocket>,
 }
 
 /// How much of the address spaces to read.
@@ -216,6 +226,7 @@ impl View {
                 Err(e) => return Err(e),
             }
         }
+        view.look_at_sockets();
         view.look_outside(before)?;
         Ok(view)
     }
@@ -230,13 +241,56 @@ impl View {
         self.processes.iter().flat_map(|p| &p.fds)
     }
 
+    /// The descriptor by which the set holds the socket with this inode first.
+    pub fn socket(&self, inode: u64) -> Option<&FdView> {
+        self.fds().find(|f| f.stat.ino == inode && !f.protocol.is_empty())
+    }
+
+    /// The inode of the other end of a TCP connection on this machine.
+    pub fn tcp_peer(&self, inode: u64) -> Option<u64> {
+        const LISTEN: u8 = 10;
+        let own = self
+            .tcp
+            .get(&inode)
+            .filter(|s| s.state != LISTEN && s.remote.port() != 0)?;
+        let other = self
+            .tcp
+            .iter()
+            .find(|(_, s)| s.local == own.remote && s.remote == own.local);
+        other.map(|(inode, _)| *inode).filter(|other| *other != inode)
+    }
+
+    /// The links of the sockets that those of the set are joined to, or that wait to be.
+    fn far_ends(&self) -> impl Iterator<Item = Vec<u8>> {
+        let sockets = self.fds().filter(|f| !f.protocol.is_empty());
+        let far = sockets.flat_map(|f| {
+            let unix = self.unix.get(&f.stat.ino);
+            let waiting = unix.map_or(&[][..], |u| &u.waiting).iter().copied();
+            waiting.chain(unix.and_then(|u| u.peer)).chain(self.tcp_peer(f.stat.ino)).filter(|i| *i != 0)
+        });
+        far.map(socket_link)
+    }
+
+    fn look_at_sockets(&mut self) {
+        if self.fds().any(|f| f.protocol.starts_with("UNIX")) {
+            match unix_sockets() {
+                Ok(all) => self.unix = all,
+                Err(e) => self.unix_untold = Some(e),
+            }
+        }
+        if self.fds().any(|f| f.protocol.starts_with("TCP")) {
+            self.tcp = inet_sockets("tcp");
+            self.tcp.extend(inet_sockets("tcp6"));
+        }
+    }
+
     /// Finds who else on the machine holds the pipes and sockets of the set.
     fn look_outside(&mut self, before: Option<&View>) -> Result<()> {
         let joint = |v: &View| -> BTreeSet<Vec<u8>> {
             let shared = v
                 .fds()
                 .filter(|f| f.link.starts_with(b"pipe:[") || f.link.starts_with(b"socket:["));
-            shared.map(|f| f.link.clone()).collect()
+            shared.map(|f| f.link.clone()).chain(v.far_ends()).collect()
         };
         let mut joint_now = joint(self);
         if let Some(before) = before {
@@ -572,6 +626,11 @@ fn read_fds(pid: Pid, dir: &str) -> Result<Vec<FdView>> {
     Ok(out)
 }
 
+/// The link of the socket with this inode.
+pub fn socket_link(inode: u64) -> Vec<u8> {
+    format!("socket:[{inode}]").into_bytes()
+}
+
 /// Reads one fd of a process.
 pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
     let path = format!("/proc/{pid}/fd/{fd}");
@@ -583,12 +642,16 @@ pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
     let info_path = format!("/proc/{pid}/fdinfo/{fd}");
     let text = std::fs::read_to_string(&info_path).on("read", || info_path.clone())?;
     let info = FdInfo::parse(&text).ok_or_else(|| malformed(&info_path))?;
+    // A kernel that does not tell leaves it empty, and no kind claims the socket.
+    let socket = link.starts_with(b"socket:[");
+    let protocol = if socket { protocol_of(&path).unwrap_or_default() } else { String::new() };
     Ok(FdView {
         pid,
         fd,
         link,
         stat,
         info,
+        protocol,
     })
 }
 

@@ -8,10 +8,14 @@ pub mod events;
 pub mod pagemap;
 pub mod deadline;
 pub mod interrupt;
+pub mod queue;
 pub mod sched;
 pub mod shm;
+pub mod socket;
+pub mod sockopt;
 pub mod trial;
 pub mod uffd;
+pub mod unixname;
 
 use crate::ids::{Pid, Range};
 use nix::errno::Errno;

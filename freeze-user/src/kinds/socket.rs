@@ -1,0 +1,234 @@
+//! What all sockets have in common: owner, options, and who else holds them. No kind of its own.
+
+use super::Source;
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::{FileId, Pid};
+use crate::observe::peers::inet_sockets;
+use crate::observe::view::{FdView, View, all_pids, command_of, socket_link};
+use crate::sys;
+use crate::sys::sockopt::{self, Options, SocketOption};
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+/// What every socket has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Names the socket within the checkpoint.
+    pub number: u64,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub options: Vec<SocketOption>,
+    /// The classic BPF program attached, and whether it is locked.
+    pub filter: super::pipe::Bytes,
+    pub filter_locked: bool,
+}
+
+impl Base {
+    /// Records it, with the options of these sets.
+    pub fn collect(fd: &FdView, held: BorrowedFd<'_>, sets: &[&Options]) -> Result<Base> {
+        let filter = sockopt::filter(held).map_err(|_| {
+            fd.blocker()
+                .why("an eBPF program filters what arrives")
+                .remedy("let the program detach it first")
+                .refuse()
+        })?;
+        let locked = sys::socket::option(held, libc::SOL_SOCKET, libc::SO_LOCK_FILTER);
+        Ok(Base {
+            number: fd.stat.ino,
+            mode: fd.stat.mode & 0o7777,
+            uid: fd.stat.uid,
+            gid: fd.stat.gid,
+            options: sockopt::read(held, sets),
+            filter: super::pipe::Bytes(filter),
+            filter_locked: locked == Ok(1),
+        })
+    }
+
+    /// Gives a new socket its owner, which decides about ports shared by SO_REUSEPORT: before it is bound.
+    pub fn give_owner(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let name = || self.label();
+        let now = nix::sys::stat::fstat(fd).on("fstat", name)?;
+        if now.st_mode & 0o7777 != self.mode {
+            nix::sys::stat::fchmod(fd, Mode::from_bits_truncate(self.mode)).on("fchmod", name)?;
+        }
+        if (now.st_uid, now.st_gid) != (self.uid, self.gid) {
+            nix::unistd::fchown(fd, Some(self.uid.into()), Some(self.gid.into())).on("fchown", name)?;
+        }
+        Ok(())
+    }
+
+    /// Sets its options.
+    pub fn give_options(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        sockopt::write(fd, &self.options).map_err(|(option, errno)| {
+            let what = format!(
+                "{}: option {} of level {} to {:?}",
+                self.label(),
+                option.name,
+                option.level,
+                option.value
+            );
+            Error::kernel("setsockopt", what, errno)
+        })
+    }
+
+    /// Lets its filter loose on it: what has arrived until then was not filtered.
+    pub fn give_filter(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        sockopt::attach_filter(fd, &self.filter.0, self.filter_locked)
+            .on("setsockopt(SO_ATTACH_FILTER)", || self.label())
+    }
+
+    /// For people.
+    pub fn label(&self) -> String {
+        format!("socket {}", self.number)
+    }
+}
+
+/// Adds that the very socket is held outside too.
+pub fn held_outside(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+    for holder in view.outside.get(&fd.link).map_or(&[][..], Vec::as_slice) {
+        out.push(
+            fd.blocker()
+                .why(format!(
+                    "the socket is also held outside the checkpoint, by pid {} ({}) as fd {}",
+                    holder.pid, holder.command, holder.fd
+                ))
+                .remedy("checkpoint a common ancestor, or let the other process close it"),
+        );
+    }
+}
+
+/// Which file of the checkpoint a descriptor of freeze's own is, found by kcmp(2).
+pub fn known_file(own: &OwnedFd, from: &Source<'_>) -> Result<std::result::Result<FileId, FdView>> {
+    let own_pid = Pid(std::process::id() as i32);
+    let seen = crate::observe::view::read_fd(own_pid, own.as_raw_fd())?;
+    for fd in from
+        .view
+        .fds()
+        .filter(|f| (f.stat.dev, f.stat.ino, f.flags()) == (seen.stat.dev, seen.stat.ino, seen.flags()))
+    {
+        let same = sys::same_file(own_pid, own.as_raw_fd(), fd.pid, fd.fd);
+        if same.on("kcmp", || format!("fd {} of {}", fd.fd, fd.pid))?
+            && let Some(id) = from.shared.files.get(&(fd.pid, fd.fd))
+        {
+            return Ok(Ok(*id));
+        }
+    }
+    Ok(Err(seen))
+}
+
+/// A duplicate of any descriptor of the set.
+pub fn fetch(fd: &FdView) -> Result<OwnedFd> {
+    let name = || format!("fd {} of {}", fd.fd, fd.pid);
+    let pidfd = sys::pidfd_open(fd.pid).on("pidfd_open", name)?;
+    sys::pidfd_getfd(pidfd.as_fd(), fd.fd).on("pidfd_getfd", name)
+}
+
+/// Whether a `struct sockaddr_in` or `sockaddr_in6` names neither an address nor a port.
+pub fn nowhere(address: &[u8]) -> bool {
+    inet_address(address).is_none_or(|a| a.ip().is_unspecified() && a.port() == 0)
+}
+
+/// A `struct sockaddr_in` or `sockaddr_in6` as Rust has it.
+pub fn inet_address(address: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes(*address.first_chunk()?));
+    let port = u16::from_be_bytes(*address.get(2..)?.first_chunk()?);
+    match family {
+        libc::AF_INET => Some((Ipv4Addr::from(*address.get(4..)?.first_chunk::<4>()?), port).into()),
+        libc::AF_INET6 => Some((Ipv6Addr::from(*address.get(8..)?.first_chunk::<16>()?), port).into()),
+        _ => None,
+    }
+}
+
+/// Tries whether an address can be bound to, with the options that decide about sharing it; adds what is in the way.
+pub fn bind_probe(
+    base: &Base,
+    domain: i32,
+    kind: i32,
+    protocol: i32,
+    address: &[u8],
+    out: &mut Vec<Blocker>,
+) {
+    let early = |o: &&SocketOption| {
+        o.level == libc::SOL_SOCKET
+            && matches!(
+                o.name,
+                libc::SO_REUSEADDR | libc::SO_REUSEPORT | libc::SO_BINDTODEVICE
+            )
+            || o.level == libc::IPPROTO_IPV6
+                && matches!(
+                    o.name,
+                    libc::IPV6_V6ONLY | libc::IPV6_FREEBIND | libc::IPV6_TRANSPARENT
+                )
+            || o.level == libc::IPPROTO_IP && matches!(o.name, libc::IP_FREEBIND | libc::IP_TRANSPARENT)
+    };
+    let options: Vec<SocketOption> = base.options.iter().filter(early).cloned().collect();
+    let tried = sys::socket(domain, kind, protocol).and_then(|fd| {
+        nix::unistd::fchown(&fd, Some(base.uid.into()), Some(base.gid.into()))?;
+        sockopt::write(fd.as_fd(), &options).map_err(|(_, e)| e)?;
+        if kind == libc::SOCK_STREAM {
+            sys::socket::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        }
+        sys::socket_to(fd.as_fd(), false, address)
+    });
+    let shown = inet_address(address).map_or_else(String::new, |a| a.to_string());
+    let at = || Blocker::at(shown.clone(), "the address of a socket");
+    match tried {
+        Ok(()) => {}
+        Err(Errno::EADDRINUSE) => {
+            let by = inet_address(address).map_or_else(String::new, |a| port_holder(a.port(), kind));
+            out.push(
+                at().why(format!("the port is in use{by}"))
+                    .remedy("end the program that uses it"),
+            );
+        }
+        Err(Errno::EADDRNOTAVAIL) => {
+            out.push(
+                at().why("this machine does not have the address")
+                    .remedy("give it the address (ip address add)"),
+            );
+        }
+        Err(e) => out.push(
+            at().why(format!("it cannot be bound to: {}", e.desc()))
+                .remedy("restore where it can be"),
+        ),
+    }
+}
+
+/// ` by pid 5 (command)`, of who holds a socket with this port; empty if nobody can be seen.
+fn port_holder(port: u16, kind: i32) -> String {
+    let tables: [&'static str; 2] = if kind == libc::SOCK_STREAM {
+        ["tcp", "tcp6"]
+    } else {
+        ["udp", "udp6"]
+    };
+    let all = tables.into_iter().flat_map(inet_sockets);
+    let links: Vec<Vec<u8>> = all
+        .filter(|(_, s)| s.local.port() == port)
+        .map(|(inode, _)| socket_link(inode))
+        .collect();
+    holder_of(&links).map_or_else(String::new, |(pid, command)| format!(" by pid {pid} ({command})"))
+}
+
+/// The first process found that holds one of these sockets, with its command.
+pub fn holder_of(links: &[Vec<u8>]) -> Option<(Pid, String)> {
+    if links.is_empty() {
+        return None;
+    }
+    for pid in all_pids().unwrap_or_default() {
+        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        for entry in dir.flatten() {
+            let link = std::fs::read_link(entry.path()).map(|l| l.into_os_string().into_vec());
+            if link.is_ok_and(|l| links.contains(&l)) {
+                return Some((pid, command_of(pid)));
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,249 @@
+//! Names of unix sockets: paths as they were bound, paths that are gone, abstract ones.
+
+use super::super::pipe::Bytes;
+use super::super::socket::holder_of;
+use crate::error::{Blocker, Context, Error, Result};
+use crate::nest::Nest;
+use crate::observe::peers::unix_sockets;
+use crate::observe::view::{FdView, FileStat, socket_link};
+use crate::sys::unixname::{self, address_of, directory_of, is_path, name_of};
+use crate::sys::{self, socket};
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// What a socket was bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Name {
+    /// `struct sockaddr_un` as getsockname(2) shows it.
+    pub address: Bytes,
+    /// The file, unless the name is abstract.
+    pub file: Option<NameFile>,
+}
+
+/// The file that bind(2) made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameFile {
+    /// Its full path.
+    pub path: PathBuf,
+    /// Whether that leads to it no more.
+    pub unlinked: bool,
+    /// Where a relative name was bound.
+    pub directory: Option<PathBuf>,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Name {
+    /// The name of a socket, if it is bound to one of its own.
+    pub fn collect(fd: &FdView, held: BorrowedFd<'_>) -> Result<Option<Name>> {
+        let label = || fd.label();
+        let address = sys::socket_name(held, false).on("getsockname", label)?;
+        let name = name_of(&address);
+        if name.is_empty() {
+            return Ok(None);
+        }
+        if !is_path(&address) {
+            return Ok(Some(Name {
+                address: Bytes(address),
+                file: None,
+            }));
+        }
+        let file = socket::bound_file(held).on("ioctl(SIOCUNIXFILE)", label)?;
+        let seen =
+            crate::observe::view::read_fd(crate::ids::Pid(std::process::id() as i32), file.as_raw_fd())?;
+        let path: PathBuf = OsString::from_vec(seen.link.clone()).into();
+        let there = std::fs::symlink_metadata(&path).map(|m| FileStat::from(&m));
+        let unlinked = !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino));
+        let directory = match name.first() {
+            Some(b'/') => None,
+            // Where an unlinked one was bound nobody can tell any more, and need not.
+            _ if unlinked => None,
+            _ => Some(directory_of(name, &path).ok_or_else(|| {
+                let why = format!(
+                    "its name {} does not tell where in {} it was bound",
+                    readable(&address),
+                    path.display()
+                );
+                fd.blocker()
+                    .why(why)
+                    .remedy("let the program bind to a plain or absolute path")
+                    .refuse()
+            })?),
+        };
+        let (mode, uid, gid) = (seen.stat.mode & 0o7777, seen.stat.uid, seen.stat.gid);
+        Ok(Some(Name {
+            address: Bytes(address),
+            file: Some(NameFile {
+                path,
+                unlinked,
+                directory,
+                mode,
+                uid,
+                gid,
+            }),
+        }))
+    }
+
+    /// Adds what is in the name's way.
+    pub fn precheck(&self, kind: i32, out: &mut Vec<Blocker>) {
+        let Some(file) = &self.file else {
+            let probe = sys::socket(libc::AF_UNIX, kind, 0)
+                .and_then(|s| sys::socket_to(s.as_fd(), false, &self.address.0));
+            if probe == Err(Errno::EADDRINUSE) {
+                let by = holder(|u| u.kind == kind && u.name == name_of(&self.address.0));
+                let at = Blocker::at(readable(&self.address.0), "a socket's abstract name");
+                out.push(
+                    at.why(format!("it is in use{by}"))
+                        .remedy("end the program that uses it"),
+                );
+            }
+            return;
+        };
+        if file.unlinked {
+            return;
+        }
+        let at = || Blocker::at(file.path.display().to_string(), "a socket's name");
+        match std::fs::symlink_metadata(&file.path).map(|m| FileStat::from(&m)) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+                let parent = file.path.parent().map(std::fs::metadata);
+                if !parent.is_some_and(|p| p.is_ok_and(|m| m.is_dir())) {
+                    out.push(at().why("its directory is gone").remedy("create the directory"));
+                }
+            }
+            Err(e) => out.push(
+                at().why(format!("it cannot be looked at: {e}"))
+                    .remedy("make it accessible"),
+            ),
+            Ok(now) if now.kind() != libc::S_IFSOCK => {
+                out.push(
+                    at().why("something else lies there, which is no socket")
+                        .remedy("move it away"),
+                );
+            }
+            Ok(now) => {
+                let dev = nix::sys::stat::major(now.dev) << 20 | nix::sys::stat::minor(now.dev);
+                let bound = |u: &crate::observe::peers::UnixSocket| {
+                    u.peer.is_none() && u.file == Some((now.ino & u64::from(u32::MAX), dev))
+                };
+                let by = holder(bound);
+                if !by.is_empty() {
+                    out.push(
+                        at().why(format!("it is in use{by}"))
+                            .remedy("end the program that uses it"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Binds a new socket to it.
+    pub fn bind(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let address = &self.address.0;
+        let label = || readable(address);
+        let Some(file) = &self.file else {
+            return sys::socket_to(fd, false, address).on("bind", label);
+        };
+        if file.unlinked {
+            return unixname::bind_hidden(fd, address, file.mode).on("bind", label);
+        }
+        // A socket's file outlives it; `precheck` saw that nobody uses this one.
+        if std::fs::symlink_metadata(&file.path).is_ok_and(|m| FileStat::from(&m).kind() == libc::S_IFSOCK) {
+            nix::unistd::unlink(&file.path).on("unlink", label)?;
+        }
+        unixname::bind(fd, address, file.directory.as_deref(), file.mode).on("bind", label)?;
+        let (uid, gid) = (Some(file.uid.into()), Some(file.gid.into()));
+        let no_follow = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
+        nix::unistd::fchownat(nix::fcntl::AT_FDCWD, &file.path, uid, gid, no_follow).on("chown", label)?;
+        if file.mode & !0o777 != 0 {
+            let mode = Mode::from_bits_truncate(file.mode);
+            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
+            nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &file.path, mode, follow).on("chmod", label)?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives a name to a socket that is there for a moment only, so that others see it as their peer's.
+pub(super) fn bind_ghost(fd: BorrowedFd<'_>, address: &[u8], nest: &mut Nest) -> Result<()> {
+    let done = match is_path(address) {
+        true => unixname::bind_hidden(fd, address, 0o777),
+        false => sys::socket_to(fd, false, address),
+    };
+    match done {
+        // Its owner outside lives on or came back: a name of the kernel's choice does for the connection.
+        Err(Errno::EADDRINUSE) => {
+            let unix = (libc::AF_UNIX as u16).to_ne_bytes();
+            sys::socket_to(fd, false, &unix).on("bind", || readable(address))?;
+            let now = sys::socket_name(fd, false)
+                .map(|a| readable(&a))
+                .unwrap_or_default();
+            nest.warnings.push(format!(
+                "{} is in use by another program; a peer's name now shows as {now}",
+                readable(address)
+            ));
+            Ok(())
+        }
+        done => done.on("bind", || readable(address)),
+    }
+}
+
+/// An address by which a socket can be reached whatever has become of its name.
+#[derive(Debug)]
+pub(super) struct Way {
+    pub address: Vec<u8>,
+    /// The file that the address leads through, to be kept open as long.
+    pub file: Option<OwnedFd>,
+}
+
+/// The way to a socket that is bound.
+pub(super) fn way_to(fd: BorrowedFd<'_>) -> nix::Result<Way> {
+    let address = sys::socket_name(fd, false)?;
+    if !is_path(&address) {
+        return Ok(Way { address, file: None });
+    }
+    let file = socket::bound_file(fd)?;
+    Ok(Way {
+        address: address_of(&format!("/proc/self/fd/{}", file.as_raw_fd())),
+        file: Some(file),
+    })
+}
+
+/// A name for people: `@` stands for the zero byte of an abstract one.
+pub(super) fn readable(address: &[u8]) -> String {
+    String::from_utf8_lossy(name_of(address)).replace('\0', "@")
+}
+
+/// ` by pid 5 (command)`, of who holds a socket that fits; empty if none does.
+fn holder(fits: impl Fn(&crate::observe::peers::UnixSocket) -> bool) -> String {
+    let all = unix_sockets().unwrap_or_default();
+    let links: Vec<Vec<u8>> = all
+        .iter()
+        .filter(|(_, u)| fits(u))
+        .map(|(inode, _)| socket_link(*inode))
+        .collect();
+    match holder_of(&links) {
+        Some((pid, command)) => format!(" by pid {pid} ({command})"),
+        None if links.is_empty() => String::new(),
+        None => " by a process that cannot be seen".into(),
+    }
+}
+
+/// Turns a failed look into a refusal that names the socket.
+pub(super) fn unreadable(fd: &FdView, e: Errno) -> Error {
+    let why = match e {
+        Errno::ENODATA => {
+            "out-of-band data waits in its queue, which cannot be read without taking it out".to_owned()
+        }
+        e => format!("its queue cannot be read: {}", e.desc()),
+    };
+    fd.blocker()
+        .why(why)
+        .remedy("let the program read it first")
+        .refuse()
+}

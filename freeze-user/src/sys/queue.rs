@@ -1,0 +1,124 @@
+//! What waits in the receive queue of a socket, read without taking it out.
+
+use super::socket::{Meanwhile, Message, receive};
+use super::{Sys, ioctl_int};
+use nix::errno::Errno;
+use std::os::fd::BorrowedFd;
+
+/// Bytes to be read (SIOCINQ); of datagrams the first one's, except with unix seqpacket sockets.
+fn unread(fd: BorrowedFd<'_>) -> Sys<usize> {
+    ioctl_int(fd, libc::FIONREAD).map(|n| n.max(0) as usize)
+}
+
+/// Everything in the queue of a unix stream socket; more than one message only where descriptors or credentials part
+/// them. ENODATA if something in it cannot be read this way (out-of-band data).
+pub fn peek_stream(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
+    let whole = unread(fd)?;
+    if whole == 0 {
+        return Ok(Vec::new());
+    }
+    let first = receive(fd, whole, libc::MSG_PEEK)?;
+    if first.data.len() == whole && first.fds.is_empty() {
+        return Ok(vec![first]);
+    }
+    drop(first);
+    let _offset = Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
+    let mut out: Vec<Message> = Vec::new();
+    let mut got = 0;
+    while got < whole {
+        match receive(fd, whole - got, libc::MSG_PEEK) {
+            Ok(m) if !m.data.is_empty() => {
+                got += m.data.len();
+                out.push(m);
+            }
+            Ok(_) | Err(Errno::EAGAIN) => return Err(Errno::ENODATA),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+/// The most a datagram on one machine has: what the largest send buffer can hold is asked for in steps.
+const FIRST_ROOM: usize = 1 << 16;
+
+/// Everything in the queue of a socket that keeps boundaries.
+///
+/// The kernel marks an empty datagram that was looked at, and shows it to no second look; the program still gets it.
+pub fn peek_packets(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
+    if super::socket::poll(fd)? & libc::POLLIN == 0 {
+        return Ok(Vec::new());
+    }
+    let mut out = Vec::new();
+    let mut room = FIRST_ROOM;
+    let mut offset = 0usize;
+    let _offset = Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
+    loop {
+        match receive(fd, room, libc::MSG_PEEK) {
+            Ok(m) if m.whole > m.data.len() => {
+                // Too long for the room: the same again with enough of it.
+                room = m.whole;
+                super::socket::set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset as i32)?;
+            }
+            // The end of a connection, not an empty packet.
+            Ok(m) if m.whole == 0 && ended(fd)? && unread(fd)? == 0 => return Ok(out),
+            Ok(m) => {
+                offset += m.whole;
+                out.push(m);
+            }
+            Err(Errno::EAGAIN) => return Ok(out),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Whether nothing will ever come any more.
+fn ended(fd: BorrowedFd<'_>) -> Sys<bool> {
+    super::socket::poll(fd).map(|seen| seen & libc::POLLRDHUP != 0 || seen & libc::POLLHUP != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket::{pair, send};
+    use std::os::fd::{AsFd, AsRawFd};
+
+    #[test]
+    fn a_stream_is_seen_whole_with_its_descriptors() {
+        let (a, b) = pair(libc::AF_UNIX, libc::SOCK_STREAM, 0).unwrap();
+        assert!(peek_stream(b.as_fd()).unwrap().is_empty());
+        send(a.as_fd(), b"one", None, &[], None, 0).unwrap();
+        send(a.as_fd(), b"two", None, &[a.as_raw_fd()], None, 0).unwrap();
+        send(a.as_fd(), b"three", None, &[], None, 0).unwrap();
+        for _ in 0..2 {
+            let seen = peek_stream(b.as_fd()).unwrap();
+            let parts: Vec<_> = seen.iter().map(|m| (m.data.as_slice(), m.fds.len())).collect();
+            assert_eq!(
+                parts.iter().flat_map(|p| p.0).copied().collect::<Vec<u8>>(),
+                b"onetwothree"
+            );
+            assert_eq!(parts.iter().map(|p| p.1).sum::<usize>(), 1, "{parts:?}");
+        }
+        assert_eq!(receive(b.as_fd(), 100, 0).unwrap().data, b"onetwo");
+    }
+
+    #[test]
+    fn packets_keep_their_bounds() {
+        for kind in [libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
+            let (a, b) = pair(libc::AF_UNIX, kind, 0).unwrap();
+            let big = vec![7; 100_000];
+            for data in [b"one".as_slice(), &big, b"three"] {
+                send(a.as_fd(), data, None, &[], None, 0).unwrap();
+            }
+            for _ in 0..2 {
+                let seen = peek_packets(b.as_fd()).unwrap();
+                assert_eq!(
+                    seen.iter().map(|m| m.data.len()).collect::<Vec<_>>(),
+                    [3, 100_000, 5]
+                );
+            }
+            assert_eq!(receive(b.as_fd(), 100, 0).unwrap().data, b"one");
+            drop(a);
+            assert_eq!(peek_packets(b.as_fd()).unwrap().len(), 2);
+        }
+    }
+}
