@@ -62,9 +62,35 @@ impl Base {
         Ok(())
     }
 
+    /// Those that decide about addresses, and so must be set before bind(2).
+    fn early_options(&self) -> Vec<SocketOption> {
+        let early = |o: &&SocketOption| match o.level {
+            libc::SOL_SOCKET => matches!(
+                o.name,
+                libc::SO_REUSEADDR | libc::SO_REUSEPORT | libc::SO_BINDTODEVICE
+            ),
+            libc::IPPROTO_IPV6 => matches!(
+                o.name,
+                libc::IPV6_V6ONLY | libc::IPV6_FREEBIND | libc::IPV6_TRANSPARENT
+            ),
+            libc::IPPROTO_IP => matches!(o.name, libc::IP_FREEBIND | libc::IP_TRANSPARENT),
+            _ => false,
+        };
+        self.options.iter().filter(early).cloned().collect()
+    }
+
+    /// Sets the options that decide about addresses.
+    pub fn give_early_options(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.set(fd, &self.early_options())
+    }
+
     /// Sets its options.
     pub fn give_options(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        sockopt::write(fd, &self.options).map_err(|(option, errno)| {
+        self.set(fd, &self.options)
+    }
+
+    fn set(&self, fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<()> {
+        sockopt::write(fd, options).map_err(|(option, errno)| {
             let what = format!(
                 "{}: option {} of level {} to {:?}",
                 self.label(),
@@ -153,20 +179,7 @@ pub fn bind_probe(
     address: &[u8],
     out: &mut Vec<Blocker>,
 ) {
-    let early = |o: &&SocketOption| {
-        o.level == libc::SOL_SOCKET
-            && matches!(
-                o.name,
-                libc::SO_REUSEADDR | libc::SO_REUSEPORT | libc::SO_BINDTODEVICE
-            )
-            || o.level == libc::IPPROTO_IPV6
-                && matches!(
-                    o.name,
-                    libc::IPV6_V6ONLY | libc::IPV6_FREEBIND | libc::IPV6_TRANSPARENT
-                )
-            || o.level == libc::IPPROTO_IP && matches!(o.name, libc::IP_FREEBIND | libc::IP_TRANSPARENT)
-    };
-    let options: Vec<SocketOption> = base.options.iter().filter(early).cloned().collect();
+    let options = base.early_options();
     let tried = sys::socket(domain, kind, protocol).and_then(|fd| {
         nix::unistd::fchown(&fd, Some(base.uid.into()), Some(base.gid.into()))?;
         sockopt::write(fd.as_fd(), &options).map_err(|(_, e)| e)?;

@@ -1,4 +1,6 @@
-//! TCP sockets: listening, bound and fresh ones, with their options.
+//! TCP sockets: listening, bound and fresh ones, and connections within the checkpoint with their queues.
+
+mod connection;
 
 use super::pipe::Bytes;
 use super::socket::{Base, bind_probe, fetch, held_outside, nowhere};
@@ -7,7 +9,9 @@ use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, View};
+use crate::sys::tcp::{info, state};
 use crate::sys::{self, socket, sockopt};
+use connection::Connection;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -32,29 +36,7 @@ pub enum State {
     Listening {
         backlog: u32,
     },
-}
-
-const TCP_CLOSE: u8 = 7;
-const TCP_LISTEN: u8 = 10;
-
-/// What `struct tcp_info` begins with.
-struct Info {
-    state: u8,
-    /// Of a listening socket: how many wait to be accepted, and how many may.
-    waiting: u32,
-    backlog: u32,
-}
-
-fn info(fd: BorrowedFd<'_>) -> nix::Result<Info> {
-    let mut bytes = [0; 104];
-    sys::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes)?;
-    let word = |at: usize| bytes[at..].first_chunk().map_or(0, |w| u32::from_ne_bytes(*w));
-    // tcpi_unacked and tcpi_sacked have a meaning of their own in a listening socket.
-    Ok(Info {
-        state: bytes[0],
-        waiting: word(24),
-        backlog: word(28),
-    })
+    Connected(Box<Connection>),
 }
 
 fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
@@ -70,33 +52,13 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
         );
     }
     match info.state {
-        TCP_LISTEN if info.waiting > 0 => Some(
+        state::LISTEN if info.waiting > 0 => Some(
             fd.blocker()
                 .why(format!("{} connections wait to be accepted", info.waiting))
                 .remedy("let the program accept them first"),
         ),
-        TCP_LISTEN | TCP_CLOSE => None,
-        _ => {
-            let peer = sys::socket_name(held, true)
-                .map(|a| readable(&a))
-                .unwrap_or_default();
-            let other = view.tcp_peer(fd.stat.ino);
-            let holder = other.and_then(|inode| {
-                let link = crate::observe::view::socket_link(inode);
-                view.outside
-                    .get(&link)?
-                    .first()
-                    .map(|h| format!(", held by pid {} ({})", h.pid, h.command))
-            });
-            Some(
-                fd.blocker()
-                    .why(format!(
-                        "a TCP connection to {peer}{} is not carried",
-                        holder.unwrap_or_default()
-                    ))
-                    .remedy("let the program close it first"),
-            )
-        }
+        state::LISTEN | state::CLOSE => None,
+        now => connection::obstacle(fd, held, now, view),
     }
 }
 
@@ -109,7 +71,8 @@ impl FdKind for Tcp {
     const TAG: &'static str = "tcp-socket";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "TCP sockets (IPv4, IPv6): listening, bound and fresh ones with address, backlog, owner \
-        and options; connections, and listening ones with connections not accepted yet, are refused";
+        and options; connections with both ends in the checkpoint, or the other end closed, with both queues and in every \
+        state from established to closed; connections to others, and those not accepted yet, are refused";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -124,8 +87,8 @@ impl FdKind for Tcp {
     }
 
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
-        let held = from.process.fd(fd.fd)?;
-        let held = held.as_fd();
+        let own = from.process.fd(fd.fd)?;
+        let held = own.as_fd();
         if let Some(blocker) = obstacle(fd, held, from.view) {
             return Err(blocker.refuse());
         }
@@ -135,31 +98,37 @@ impl FdKind for Tcp {
             libc::AF_INET6
         };
         let info = info(held).on("getsockopt(TCP_INFO)", || fd.label())?;
-        let mut sets = vec![
-            &sockopt::GENERAL,
-            &sockopt::IP,
-            &sockopt::TCP,
-            &sockopt::TCP_UNCONNECTED,
-        ];
+        let local = sys::socket_name(held, false).on("getsockname", || fd.label())?;
+        let over = match info.state {
+            state::CLOSE => Connection::collect_over(fd, held)?,
+            _ => None,
+        };
+        let mut sets = vec![&sockopt::GENERAL, &sockopt::IP, &sockopt::TCP];
         if domain == libc::AF_INET6 {
             sets.push(&sockopt::IPV6);
         }
-        let local = sys::socket_name(held, false).on("getsockname", || fd.label())?;
+        if over.is_none() && matches!(info.state, state::LISTEN | state::CLOSE) {
+            sets.extend([&sockopt::TCP_UNCONNECTED, &sockopt::IPV6_UNCONNECTED]);
+        }
+        let base = Base::collect(fd, held, &sets)?;
+        let state = match over {
+            Some(over) => State::Connected(Box::new(over)),
+            None if info.state == state::LISTEN => State::Listening {
+                backlog: info.backlog,
+            },
+            None if info.state == state::CLOSE => State::Unconnected,
+            None => State::Connected(Box::new(Connection::collect(fd, own, from)?)),
+        };
         Ok(Record {
-            base: Base::collect(fd, held, &sets)?,
+            base,
             domain,
             local: (!nowhere(&local)).then_some(Bytes(local)),
-            state: match info.state {
-                TCP_LISTEN => State::Listening {
-                    backlog: info.backlog,
-                },
-                _ => State::Unconnected,
-            },
+            state,
         })
     }
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
-        if let Some(local) = &record.local {
+        if let (Some(local), State::Unconnected | State::Listening { .. }) = (&record.local, &record.state) {
             bind_probe(
                 &record.base,
                 record.domain,
@@ -175,10 +144,16 @@ impl FdKind for Tcp {
         Vec::new()
     }
 
-    fn restore(record: &Record, _: &mut Nest) -> Result<OwnedFd> {
+    fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.base.label();
         let fd = sys::socket(record.domain, libc::SOCK_STREAM, libc::IPPROTO_TCP).on("socket", name)?;
         record.base.give_owner(fd.as_fd())?;
+        if let State::Connected(connection) = &record.state {
+            record.base.give_early_options(fd.as_fd())?;
+            let local = record.local.as_ref().map_or(&[][..], |l| &l.0);
+            connection.restore(fd.as_fd(), &record.base, local, nest)?;
+            return Ok(fd);
+        }
         record.base.give_options(fd.as_fd())?;
         record.base.give_filter(fd.as_fd())?;
         if let Some(local) = &record.local {
@@ -189,13 +164,16 @@ impl FdKind for Tcp {
                     .on("bind", || format!("{}: {}", name(), readable(&local.0)))?;
             }
         }
-        if let State::Listening { backlog } = record.state {
-            socket::listen(fd.as_fd(), backlog as i32).on("listen", name)?;
+        if let State::Listening { backlog } = &record.state {
+            socket::listen(fd.as_fd(), *backlog as i32).on("listen", name)?;
         }
         Ok(fd)
     }
 
-    fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {
-        Ok(())
+    fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
+        match &record.state {
+            State::Connected(connection) => connection.finish(&record.base, placed, nest),
+            _ => Ok(()),
+        }
     }
 }

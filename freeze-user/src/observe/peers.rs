@@ -1,10 +1,10 @@
 //! What the kernel tells of all sockets of freeze's network namespace: who is joined to whom, names, halves that are shut.
 
-use super::sockets::{Socket, ask, inet, u16_at, u32_at};
+use super::sockets::{Socket, ask, inet, request, u16_at, u32_at};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 /// One unix socket.
@@ -60,6 +60,62 @@ pub fn inet_sockets(protocol: &'static str) -> HashMap<u64, InetSocket> {
         })
         .collect()
 }
+
+/// Removes a TCP connection that no process holds any more: what is left of it keeps its two ports for a minute.
+pub fn forget_tcp(local: SocketAddr, remote: SocketAddr) -> nix::Result<()> {
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const SOCK_DESTROY: u16 = 21;
+    let family = if local.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    // struct inet_diag_req_v2 after its first byte: protocol, extensions, padding, states; then the two ends.
+    let mut rest = vec![libc::IPPROTO_TCP as u8, 0, 0];
+    rest.extend(u32::MAX.to_ne_bytes());
+    rest.extend(local.port().to_be_bytes());
+    rest.extend(remote.port().to_be_bytes());
+    for address in [local, remote] {
+        let mut bytes = [0u8; 16];
+        match address.ip() {
+            IpAddr::V4(ip) => bytes[..4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => bytes.copy_from_slice(&ip.octets()),
+        }
+        rest.extend(bytes);
+    }
+    // Any device, any cookie.
+    rest.extend([0; 4]);
+    rest.extend([0xff; 8]);
+    let found = answer(SOCK_DIAG_BY_FAMILY, family, &rest)?;
+    // struct inet_diag_msg: the kernel also answers with a listening socket that would take the connection.
+    let ports = found.get(20..24) == rest.get(7..11);
+    let inode = u32_at(&found, 84);
+    let (true, Some(0), Some(cookie)) = (ports, inode, found.get(60..68)) else {
+        return Err(Errno::EADDRINUSE);
+    };
+    let end = rest.len() - 8;
+    rest[end..].copy_from_slice(cookie);
+    let done = answer(SOCK_DESTROY, family, &rest)?;
+    match u32_at(&done, 16) {
+        Some(0) => Ok(()),
+        _ => Err(Errno::EPROTO),
+    }
+}
+
+/// Asks about, or for the end of, one socket; the answer with its header.
+fn answer(kind: u16, family: i32, rest: &[u8]) -> nix::Result<Vec<u8>> {
+    const NLMSG_ERROR: u16 = 2;
+    let diag = request(kind, NLM_F_REQUEST_ACK, family, rest)?;
+    let mut bytes = vec![0u8; 4096];
+    let length = recv(diag.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
+    bytes.truncate(length);
+    match (u16_at(&bytes, 4), u32_at(&bytes, 16)) {
+        (Some(NLMSG_ERROR), Some(errno)) if errno != 0 => Err(Errno::from_raw((errno as i32).wrapping_neg())),
+        _ => Ok(bytes),
+    }
+}
+
+const NLM_F_REQUEST_ACK: u16 = 5;
 
 /// All unix sockets by inode; an error where the kernel has no unix_diag.
 pub fn unix_sockets() -> nix::Result<HashMap<u64, UnixSocket>> {
@@ -151,6 +207,29 @@ mod tests {
         std::fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd()))
             .unwrap()
             .ino()
+    }
+
+    #[test]
+    fn only_what_nobody_holds_is_forgotten() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(server).unwrap();
+        let (accepted, from) = listener.accept().unwrap();
+        assert_eq!(forget_tcp(from, server), Err(Errno::EADDRINUSE));
+        assert_eq!(
+            forget_tcp("127.0.0.1:1".parse().unwrap(), server),
+            Err(Errno::ENOENT)
+        );
+        // The first to close keeps the ports for a minute.
+        drop(client);
+        drop(accepted);
+        assert_eq!(forget_tcp(from, server), Ok(()));
+        assert_eq!(
+            forget_tcp(server, from),
+            Err(Errno::EADDRINUSE),
+            "what listens must not be found for it"
+        );
+        drop(std::net::TcpStream::connect(server).unwrap());
     }
 
     #[test]

@@ -81,6 +81,11 @@ fn address(text: &str) -> Option<SocketAddr> {
 pub(super) fn ask(family: i32, rest: &[u8]) -> nix::Result<OwnedFd> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const NLM_F_REQUEST_DUMP: u16 = 0x301;
+    request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, family, rest)
+}
+
+/// Any message to sock_diag(7).
+pub(super) fn request(kind: u16, flags: u16, family: i32, rest: &[u8]) -> nix::Result<OwnedFd> {
     let diag = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -90,14 +95,14 @@ pub(super) fn ask(family: i32, rest: &[u8]) -> nix::Result<OwnedFd> {
     // The kernel answers at once or not at all.
     setsockopt(&diag, sockopt::ReceiveTimeout, &TimeVal::seconds(1))?;
     // struct nlmsghdr, then the family's request, which begins with the family.
-    let mut request = Vec::with_capacity(17 + rest.len());
-    request.extend((17 + rest.len() as u32).to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8]);
-    request.push(family as u8);
-    request.extend(rest);
-    send(diag.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut bytes = Vec::with_capacity(17 + rest.len());
+    bytes.extend((17 + rest.len() as u32).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.push(family as u8);
+    bytes.extend(rest);
+    send(diag.as_raw_fd(), &bytes, MsgFlags::empty())?;
     Ok(diag)
 }
 

@@ -13,6 +13,7 @@ pub mod sched;
 pub mod shm;
 pub mod socket;
 pub mod sockopt;
+pub mod tcp;
 pub mod trial;
 pub mod uffd;
 pub mod unixname;

@@ -90,10 +90,6 @@ pub static IP: Options = Options {
         (libc::IP_NODEFRAG, 4),
         (23, 4), // IP_CHECKSUM
         (25, 4), // IP_RECVFRAGSIZE
-        (libc::IP_MULTICAST_IF, 4),
-        (libc::IP_MULTICAST_TTL, 4),
-        (libc::IP_MULTICAST_LOOP, 4),
-        (libc::IP_MULTICAST_ALL, 4),
         (50, 4), // IP_UNICAST_IF
     ],
 };
@@ -102,14 +98,9 @@ pub static IP: Options = Options {
 pub static IPV6: Options = Options {
     level: libc::IPPROTO_IPV6,
     names: &[
-        (libc::IPV6_V6ONLY, 4),
         (libc::IPV6_FREEBIND, 4),
         (libc::IPV6_TRANSPARENT, 4),
         (libc::IPV6_UNICAST_HOPS, 4),
-        (libc::IPV6_MULTICAST_IF, 4),
-        (libc::IPV6_MULTICAST_HOPS, 4),
-        (libc::IPV6_MULTICAST_LOOP, 4),
-        (29, 4), // IPV6_MULTICAST_ALL
         (libc::IPV6_MTU_DISCOVER, 4),
         (libc::IPV6_RECVERR, 4),
         (33, 4), // IPV6_FLOWINFO_SEND
@@ -128,6 +119,28 @@ pub static IPV6: Options = Options {
         (libc::IPV6_RECVORIGDSTADDR, 4),
         (libc::IPV6_UNICAST_IF, 4),
         (libc::IPV6_RECVFRAGSIZE, 4),
+    ],
+};
+
+/// Of IPv4 sockets that are no streams; what a stream shows of these is left over from its making.
+pub static IP_MULTICAST: Options = Options {
+    level: libc::IPPROTO_IP,
+    names: &[
+        (libc::IP_MULTICAST_IF, 4),
+        (libc::IP_MULTICAST_TTL, 4),
+        (libc::IP_MULTICAST_LOOP, 4),
+        (libc::IP_MULTICAST_ALL, 4),
+    ],
+};
+
+/// Of IPv6 sockets that are no streams.
+pub static IPV6_MULTICAST: Options = Options {
+    level: libc::IPPROTO_IPV6,
+    names: &[
+        (libc::IPV6_MULTICAST_IF, 4),
+        (libc::IPV6_MULTICAST_HOPS, 4),
+        (libc::IPV6_MULTICAST_LOOP, 4),
+        (29, 4), // IPV6_MULTICAST_ALL
     ],
 };
 
@@ -161,6 +174,12 @@ pub static TCP: Options = Options {
 pub static TCP_UNCONNECTED: Options = Options {
     level: libc::IPPROTO_TCP,
     names: &[(libc::TCP_MAXSEG, 4)],
+};
+
+/// Of IPv6 sockets that are not connected: binding to an address, which is how a connection is made anew, settles it.
+pub static IPV6_UNCONNECTED: Options = Options {
+    level: libc::IPPROTO_IPV6,
+    names: &[(libc::IPV6_V6ONLY, 4)],
 };
 
 /// Of UDP sockets.
@@ -320,7 +339,7 @@ mod tests {
     fn what_was_read_can_be_given_to_another() {
         let make = || crate::sys::socket(libc::AF_INET6, libc::SOCK_STREAM, 0).unwrap();
         let (a, b) = (make(), make());
-        let sets = [&GENERAL, &IPV6, &IP, &TCP, &TCP_UNCONNECTED];
+        let sets = [&GENERAL, &IPV6, &IPV6_UNCONNECTED, &IP, &TCP, &TCP_UNCONNECTED];
         for (level, name, value) in [
             (libc::SOL_SOCKET, libc::SO_REUSEPORT, 1),
             (libc::SOL_SOCKET, libc::SO_RCVBUF, 100_000),

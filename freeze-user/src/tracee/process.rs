@@ -19,6 +19,8 @@ pub struct StoppedProcess {
     threads: Vec<Stopped>,
     scratch: Option<Scratch>,
     pidfd: OwnedFd,
+    /// Connections that must end without a word if the process is ended: they go on elsewhere.
+    silent: Vec<OwnedFd>,
 }
 
 impl StoppedProcess {
@@ -31,6 +33,7 @@ impl StoppedProcess {
             threads,
             scratch: None,
             pidfd,
+            silent: Vec::new(),
         })
     }
 
@@ -52,6 +55,11 @@ impl StoppedProcess {
     /// A duplicate of one of its descriptors.
     pub fn fd(&self, fd: i32) -> Result<OwnedFd> {
         sys::pidfd_getfd(self.pidfd.as_fd(), fd).on("pidfd_getfd", || format!("fd {fd} of {}", self.pid()))
+    }
+
+    /// Makes sure that a TCP connection ends without a word if the process is ended by [`StoppedProcess::kill`].
+    pub fn silence(&mut self, connection: OwnedFd) {
+        self.silent.push(connection);
     }
 
     /// Runs a tape on its first thread.
@@ -108,6 +116,9 @@ impl StoppedProcess {
 
     /// Ends it with SIGKILL; only `stop` calls this, with a proof that its image is committed.
     pub fn kill(&self) -> Result<()> {
+        for connection in &self.silent {
+            sys::tcp::silence(connection.as_fd()).on("setsockopt(TCP_REPAIR)", || format!("a connection of {}", self.pid()))?;
+        }
         sys::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL).on("kill", || format!("pid {}", self.pid()))
     }
 }

@@ -1,0 +1,212 @@
+//! Conformance of TCP sockets: listening, bound, and connected with both ends in the checkpoint.
+
+use freeze_tests::{conformance, python};
+
+const BEGIN: &str = r#"
+import signal, socket
+S = socket
+def connection(family=S.AF_INET, address="127.0.0.1"):
+    l = S.socket(family)
+    l.bind((address, 0))
+    l.listen(4)
+    c = S.socket(family)
+    c.connect(l.getsockname()[:2])
+    s, _ = l.accept()
+    return l, c, s
+def read(s, count):
+    out = b""
+    s.settimeout(30)
+    while len(out) < count:
+        some = s.recv(count - len(out))
+        assert some, (len(out), count)
+        out += some
+    return out
+def names(*sockets):
+    return [(s.getsockname(), s.getpeername()) for s in sockets]
+def fill(s, byte):
+    s.setblocking(False)
+    count = 0
+    try:
+        while True:
+            count += s.send(byte * 65536)
+    except BlockingIOError:
+        return count
+def options(s):
+    out = []
+    for level, last in ((S.SOL_SOCKET, 80), (S.IPPROTO_TCP, 38), (S.IPPROTO_IP, 55), (S.IPPROTO_IPV6, 80)):
+        for name in range(1, last):
+            # Clocks, counters, cookies and the like change by themselves.
+            if (level, name) in ((1, 49), (1, 55), (1, 56), (1, 57), (1, 77), (6, 11), (6, 24)):
+                continue
+            try:
+                out.append((level, name, s.getsockopt(level, name, 64)))
+            except OSError:
+                pass
+    return out
+"#;
+
+fn subject(text: &str) -> freeze_tests::Subject {
+    python(&format!("{BEGIN}\n{text}"))
+}
+
+/// Listening, bound and fresh sockets keep addresses, backlogs, owners and every option.
+fn listening() -> freeze_tests::Subject {
+    subject(
+        r#"
+l = S.socket()
+l.setsockopt(S.SOL_SOCKET, S.SO_REUSEADDR, 1)
+l.setsockopt(S.IPPROTO_TCP, S.TCP_DEFER_ACCEPT, 5)
+l.bind(("127.0.0.1", 0))
+l.listen(9)
+port = l.getsockname()[1]
+l6 = S.socket(S.AF_INET6)
+l6.setsockopt(S.IPPROTO_IPV6, S.IPV6_V6ONLY, 1)
+l6.bind(("::1", 0))
+l6.listen(3)
+group = []
+shared = 0
+for n in range(3):
+    x = S.socket()
+    x.setsockopt(S.SOL_SOCKET, S.SO_REUSEPORT, 1)
+    os.fchown(x.fileno(), 1000, 1000)
+    x.bind(("0.0.0.0", shared))
+    shared = x.getsockname()[1]
+    x.listen(2)
+    group.append(x)
+f = S.socket()
+f.setsockopt(S.IPPROTO_TCP, S.TCP_NODELAY, 1)
+f.setsockopt(S.SOL_SOCKET, S.SO_KEEPALIVE, 1)
+f.setsockopt(S.IPPROTO_TCP, S.TCP_KEEPIDLE, 33)
+bound = S.socket()
+bound.bind(("127.0.0.1", 0))
+all = [l, l6, f, bound] + group
+before = [(options(s), s.getsockname(), os.fstat(s.fileno()).st_uid) for s in all]
+freeze_here()
+for s, then in zip(all, before):
+    now = options(s), s.getsockname(), os.fstat(s.fileno()).st_uid
+    assert now == then, [(a, b) for a, b in zip(now[0], then[0]) if a != b] or (now[1:], then[1:])
+c = S.socket()
+c.connect(("127.0.0.1", port))
+c.send(b"x")
+s, _ = l.accept()
+assert s.recv(4) == b"x"
+S.socket(S.AF_INET6).connect(l6.getsockname()[:2])
+S.socket().connect(("127.0.0.1", shared))
+bound.listen(1)
+"#,
+    )
+}
+
+/// A connection goes on with what was in both queues; so do its listening socket and its options.
+fn established() -> freeze_tests::Subject {
+    subject(
+        r#"
+l, c, s = connection()
+c.send(b"to server")
+s.send(b"to client" * 100)
+c.setsockopt(S.IPPROTO_TCP, S.TCP_NODELAY, 1)
+s.setsockopt(S.SOL_SOCKET, S.SO_KEEPALIVE, 1)
+c.setsockopt(S.SOL_SOCKET, S.SO_REUSEADDR, 1)
+before = names(c, s)
+freeze_here()
+assert names(c, s) == before
+assert read(s, 9) == b"to server" and read(c, 900) == b"to client" * 100
+for n in range(100):
+    c.send(b"x" * 1000)
+    assert read(s, 1000) == b"x" * 1000
+    s.send(b"y" * 5000)
+    assert read(c, 5000) == b"y" * 5000
+assert c.getsockopt(S.IPPROTO_TCP, S.TCP_NODELAY) == 1 and s.getsockopt(S.SOL_SOCKET, S.SO_KEEPALIVE) == 1
+assert c.getsockopt(S.SOL_SOCKET, S.SO_REUSEADDR) == 1 and s.getsockopt(S.SOL_SOCKET, S.SO_REUSEADDR) == 0
+d = S.socket()
+d.connect(l.getsockname())
+e, _ = l.accept()
+c.close()
+assert s.recv(5) == b""
+"#,
+    )
+}
+
+/// IPv6, and IPv4 mapped into it.
+fn version_6() -> freeze_tests::Subject {
+    subject(
+        r#"
+l, c, s = connection(S.AF_INET6, "::1")
+c.send(b"to server")
+l.close()
+m = S.socket(S.AF_INET6)
+m.bind(("::", 0))
+m.listen(1)
+mc = S.socket()
+mc.connect(("127.0.0.1", m.getsockname()[1]))
+ms, _ = m.accept()
+mc.send(b"mapped")
+before = names(c, s, mc, ms)
+freeze_here()
+assert names(c, s, mc, ms) == before
+assert read(s, 9) == b"to server" and read(ms, 6) == b"mapped"
+s.send(b"k")
+ms.send(b"l")
+assert read(c, 1) == b"k" and read(mc, 1) == b"l"
+"#,
+    )
+}
+
+/// Queues that are full both ways lose nothing, also when one end was shut with data still to go.
+fn full_queues() -> freeze_tests::Subject {
+    subject(
+        r#"
+l, c, s = connection()
+counts = fill(c, b"1"), fill(s, b"2")
+l2, c2, s2 = connection()
+count = fill(c2, b"q")
+c2.shutdown(S.SHUT_WR)
+freeze_here()
+assert read(s, counts[0]) == b"1" * counts[0]
+assert read(c, counts[1]) == b"2" * counts[1]
+c.setblocking(True)
+c.send(b"end")
+assert read(s, 3) == b"end"
+assert read(s2, count) == b"q" * count and s2.recv(1) == b""
+s2.send(b"ok")
+assert read(c2, 2) == b"ok"
+"#,
+    )
+}
+
+/// Connections with one half shut, with the other end closed, and with nothing left but data.
+fn closing() -> freeze_tests::Subject {
+    subject(
+        r#"
+l, c, s = connection()
+c.send(b"last")
+c.shutdown(S.SHUT_WR)
+s.send(b"more")
+l2, c2, s2 = connection()
+s2.send(b"bye")
+s2.close()
+l3, c3, s3 = connection()
+c3.send(b"a")
+s3.send(b"b")
+c3.shutdown(S.SHUT_WR)
+time.sleep(0.1)
+s3.shutdown(S.SHUT_WR)
+time.sleep(0.1)
+freeze_here()
+assert read(s, 4) == b"last" and s.recv(9) == b"" and read(c, 4) == b"more"
+s.send(b"z")
+assert read(c, 1) == b"z"
+s.close()
+assert c.recv(9) == b""
+assert read(c2, 3) == b"bye" and c2.recv(9) == b""
+c2.send(b"into the void")
+assert read(s3, 1) == b"a" and s3.recv(4) == b"" and read(c3, 1) == b"b" and c3.recv(9) == b""
+"#,
+    )
+}
+
+conformance!(listening_conforms, listening());
+conformance!(established_conforms, established());
+conformance!(version_6_conforms, version_6());
+conformance!(full_queues_conforms, full_queues());
+conformance!(closing_conforms, closing());

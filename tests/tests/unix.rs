@@ -1,0 +1,290 @@
+//! Conformance of unix sockets: pairs, connections, names, queues, credentials, halves, those who wait.
+
+use freeze_tests::{conformance, python};
+
+/// What every subject here begins with; its working directory is the subject's own.
+const BEGIN: &str = r#"
+import array, signal, socket, struct
+S = socket
+os.chdir(HERE)
+TAG = "\0freeze-test-%d-" % os.getpid()
+def credentials(s):
+    return struct.unpack("iII", s.getsockopt(S.SOL_SOCKET, S.SO_PEERCRED, 12))
+def options(s):
+    out = []
+    for name in range(1, 80):
+        # SO_PEERPIDFD makes a descriptor; SO_INCOMING_CPU and SO_COOKIE change by themselves.
+        if name in (49, 57, 77):
+            continue
+        try:
+            out.append((name, s.getsockopt(S.SOL_SOCKET, name, 64)))
+        except OSError:
+            pass
+    return out
+"#;
+
+fn subject(text: &str) -> freeze_tests::Subject {
+    python(&format!("{BEGIN}\n{text}"))
+}
+
+/// A pair keeps both queues, its options, its owner's mode and the credentials of who made it.
+fn pair() -> freeze_tests::Subject {
+    subject(
+        r#"
+a, b = S.socketpair()
+a.send(b"to b")
+b.send(b"to a" * 1000)
+a.setsockopt(S.SOL_SOCKET, S.SO_SNDBUF, 50000)
+a.setsockopt(S.SOL_SOCKET, S.SO_PRIORITY, 3)
+b.setsockopt(S.SOL_SOCKET, S.SO_RCVTIMEO, struct.pack("ll", 3, 500000))
+b.setsockopt(S.SOL_SOCKET, S.SO_LINGER, struct.pack("ii", 1, 7))
+os.fchmod(b.fileno(), 0o600)
+before = options(a), options(b)
+freeze_here()
+assert (options(a), options(b)) == before, (before, options(a), options(b))
+assert b.recv(100) == b"to b" and a.recv(10000) == b"to a" * 1000
+assert credentials(a) == credentials(b) == (os.getpid(), os.getuid(), os.getgid())
+assert os.fstat(b.fileno()).st_mode & 0o777 == 0o600
+a.send(b"x")
+assert b.recv(5) == b"x"
+a.close()
+assert b.recv(5) == b""
+"#,
+    )
+}
+
+/// Datagrams and packets keep their bounds, whatever their size.
+fn bounds() -> freeze_tests::Subject {
+    subject(
+        r#"
+pairs = [S.socketpair(S.AF_UNIX, kind) for kind in (S.SOCK_DGRAM, S.SOCK_SEQPACKET)]
+for a, b in pairs:
+    a.send(b"one")
+    a.send(b"two22")
+    b.send(b"z" * 70000)
+freeze_here()
+for a, b in pairs:
+    assert b.recv(100) == b"one" and b.recv(100) == b"two22" and a.recv(100000) == b"z" * 70000
+    a.send(b"more")
+    assert b.recv(9) == b"more"
+"#,
+    )
+}
+
+/// Descriptors travel in a queue, and come out as the descriptions they were.
+fn descriptors() -> freeze_tests::Subject {
+    subject(
+        r#"
+a, b = S.socketpair()
+r, w = os.pipe()
+os.write(w, b"in the pipe")
+a.sendmsg([b"hi"], [(S.SOL_SOCKET, S.SCM_RIGHTS, array.array("i", [r, w]))])
+a.send(b"after")
+freeze_here()
+data, control, _, _ = b.recvmsg(100, 1000)
+fds = array.array("i")
+fds.frombytes(control[0][2])
+assert os.read(fds[0], 100) == b"in the pipe"
+os.write(fds[1], b"m")
+assert os.read(r, 10) == b"m"
+assert data + (b.recv(100) if data == b"hi" else b"") == b"hiafter"
+"#,
+    )
+}
+
+/// Halves that are shut stay shut, ends whose peer is closed see the end, or that it did not read all.
+fn halves() -> freeze_tests::Subject {
+    subject(
+        r#"
+a, b = S.socketpair()
+a.send(b"last")
+a.shutdown(S.SHUT_WR)
+b.send(b"back")
+c, d = S.socketpair()
+c.send(b"bye")
+c.close()
+e, f = S.socketpair()
+f.send(b"unread")
+e.send(b"data")
+e.close()
+freeze_here()
+assert b.recv(10) == b"last" and b.recv(10) == b"" and a.recv(10) == b"back"
+b.send(b"ok")
+assert a.recv(9) == b"ok"
+try:
+    a.send(b"x")
+    assert False, "a half that is shut takes data"
+except BrokenPipeError:
+    pass
+assert d.recv(9) == b"bye" and d.recv(9) == b""
+assert f.recv(9) == b"data"
+try:
+    f.recv(9)
+    assert False, "the peer's haste is forgotten"
+except ConnectionResetError:
+    pass
+"#,
+    )
+}
+
+/// Listening sockets keep names, files, backlog and those who wait; connections made by them go on.
+fn listening() -> freeze_tests::Subject {
+    subject(
+        r#"
+l = S.socket(S.AF_UNIX)
+os.umask(0o027)
+l.bind(HERE + "/l.sock")
+os.chown(HERE + "/l.sock", 1000, 1001)
+l.listen(7)
+c = S.socket(S.AF_UNIX)
+c.connect(HERE + "/l.sock")
+s, _ = l.accept()
+c.send(b"hello")
+s.send(b"world")
+w = S.socket(S.AF_UNIX)
+w.connect(HERE + "/l.sock")
+w2 = S.socket(S.AF_UNIX)
+w2.bind(TAG + "client")
+w2.connect(HERE + "/l.sock")
+r = S.socket(S.AF_UNIX)
+r.bind("relative.sock")
+r.listen(1)
+u = S.socket(S.AF_UNIX)
+u.bind(HERE + "/gone.sock")
+u.listen(3)
+os.unlink(HERE + "/gone.sock")
+freeze_here()
+st = os.stat(HERE + "/l.sock")
+assert (st.st_uid, st.st_gid, st.st_mode & 0o7777) == (1000, 1001, 0o750), st
+assert c.getpeername() == HERE + "/l.sock" == s.getsockname() and s.getpeername() == ""
+assert s.recv(9) == b"hello" and c.recv(9) == b"world"
+assert credentials(s) == credentials(c) == (os.getpid(), os.getuid(), os.getgid())
+x, _ = l.accept()
+w.send(b"first")
+assert x.recv(9) == b"first" and credentials(x)[0] == os.getpid()
+x, address = l.accept()
+assert address == (TAG + "client").encode(), address
+assert r.getsockname() == "relative.sock"
+n = S.socket(S.AF_UNIX)
+n.connect(HERE + "/relative.sock")
+r.accept()
+assert u.getsockname() == HERE + "/gone.sock" and not os.path.exists(HERE + "/gone.sock")
+held = []
+try:
+    while len(held) < 20:
+        n = S.socket(S.AF_UNIX)
+        n.setblocking(False)
+        n.connect(HERE + "/l.sock")
+        held.append(n)
+except BlockingIOError:
+    pass
+assert len(held) == 8, len(held)
+"#,
+    )
+}
+
+/// Abstract names, those of the kernel's choice, and senders that are gone or whose listening socket is.
+fn abstract_names() -> freeze_tests::Subject {
+    subject(
+        r#"
+l = S.socket(S.AF_UNIX)
+l.bind(TAG + "l")
+l.listen(5)
+c = S.socket(S.AF_UNIX)
+c.connect(TAG + "l")
+s, _ = l.accept()
+c.send(b"hello")
+auto = S.socket(S.AF_UNIX, S.SOCK_DGRAM)
+auto.bind("")
+name = auto.getsockname()
+d = S.socket(S.AF_UNIX, S.SOCK_DGRAM)
+d.connect(name)
+d.send(b"nameless")
+n = S.socket(S.AF_UNIX, S.SOCK_DGRAM)
+n.bind(TAG + "n")
+n.sendto(b"named", name)
+g = S.socket(S.AF_UNIX, S.SOCK_DGRAM)
+g.bind(TAG + "ghost")
+g.sendto(b"gone", name)
+g.close()
+e = S.socket(S.AF_UNIX, S.SOCK_DGRAM)
+e.bind(TAG + "e")
+e.connect(TAG + "n")
+n.connect(name)
+lc = S.socket(S.AF_UNIX)
+lc.bind(TAG + "closed")
+lc.listen(1)
+cc = S.socket(S.AF_UNIX)
+cc.connect(TAG + "closed")
+cs, _ = lc.accept()
+lc.close()
+freeze_here()
+tag = TAG.encode()
+assert s.recv(9) == b"hello" and c.getpeername() == tag + b"l" == s.getsockname()
+assert auto.getsockname() == name
+assert auto.recvfrom(99) == (b"nameless", None)
+assert auto.recvfrom(99) == (b"named", tag + b"n")
+assert auto.recvfrom(99) == (b"gone", tag + b"ghost")
+d.send(b"x")
+assert auto.recv(9) == b"x"
+assert e.getpeername() == tag + b"n" and n.getpeername() == name
+assert cc.getpeername() == tag + b"closed" == cs.getsockname()
+cc.send(b"1")
+assert cs.recv(1) == b"1"
+n2 = S.socket(S.AF_UNIX)
+n2.connect(TAG + "l")
+l.accept()
+"#,
+    )
+}
+
+/// Messages and connections show who sent and made them, across processes and users.
+fn credentials() -> freeze_tests::Subject {
+    subject(
+        r#"
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+a, b = S.socketpair(S.AF_UNIX, S.SOCK_DGRAM)
+b.setsockopt(S.SOL_SOCKET, S.SO_PASSCRED, 1)
+l = S.socket(S.AF_UNIX)
+l.bind(TAG + "l")
+l.listen(5)
+child = os.fork()
+if child == 0:
+    os.setgid(1001)
+    os.setuid(1000)
+    c = S.socket(S.AF_UNIX)
+    c.connect(TAG + "l")
+    a.send(b"child")
+    signal.sigwait([signal.SIGUSR1])
+    a.send(b"again")
+    assert credentials(c)[0] == os.getppid()
+    c.send(b"hey")
+    os._exit(7)
+s, _ = l.accept()
+assert credentials(s) == (child, 1000, 1001)
+# Waits until the child's message is there, by a look that takes nothing.
+b.recv(1, S.MSG_PEEK)
+a.send(b"me")
+freeze_here()
+def message():
+    data, control, _, _ = b.recvmsg(99, 999)
+    return data, struct.unpack("iII", control[0][2])
+me = (os.getpid(), os.getuid(), os.getgid())
+assert message() == (b"child", (child, 1000, 1001))
+assert message() == (b"me", me)
+assert credentials(s) == (child, 1000, 1001)
+os.kill(child, signal.SIGUSR1)
+assert message() == (b"again", (child, 1000, 1001))
+assert s.recv(9) == b"hey"
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"#,
+    )
+}
+
+conformance!(pair_conforms, pair());
+conformance!(bounds_conforms, bounds());
+conformance!(descriptors_conforms, descriptors());
+conformance!(halves_conforms, halves());
+conformance!(listening_conforms, listening());
+conformance!(abstract_names_conforms, abstract_names());
+conformance!(credentials_conforms, credentials());
