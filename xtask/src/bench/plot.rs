@@ -3,7 +3,7 @@
 use super::sample::number;
 use std::fmt::Write;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 820.0;
 const HEIGHT: f64 = 460.0;
 /// The drawing within: left, right, top, bottom.
 const FRAME: (f64, f64, f64, f64) = (70.0, 540.0, 50.0, 400.0);
