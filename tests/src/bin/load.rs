@@ -127,7 +127,7 @@ fn write_forever(memory: &[AtomicU64], rate: f64, written: &AtomicU64) {
     // A stride that shares no divisor with the number of pages visits all.
     let stride = [7919, 104_729, 1]
         .into_iter()
-        .find(|s| pages % s != 0)
+        .find(|s| pages / s * s != pages)
         .unwrap_or(1);
     let (mut turn, mut owed, mut last) = (0usize, 0.0, Instant::now());
     loop {
