@@ -31,7 +31,7 @@ const ORDER: &[&str] = &[
 const UNSAFE: &[&str] = &["freeze-user/src/sys/", "freeze-user/src/tracee/", "freeze-ebpf/"];
 
 /// What lies in kinds/ and is no kind: what they have in common.
-const NO_KINDS: &[&str] = &["mod.rs", "traits.rs"];
+const NO_KINDS: &[&str] = &["mod.rs", "socket.rs"];
 
 /// A file longer than this surely holds two things; a list of tests (`tests.rs`) may be longer.
 const LINES: usize = 800;
@@ -281,11 +281,9 @@ fn twins(sources: &[Source]) -> Vec<String> {
         if NO_KINDS.contains(&file) || !file.ends_with(".rs") || source.text.contains("#[cfg(test)]") {
             continue;
         }
-        // `kinds/pipe.rs` meets `tests/tests/pipe.rs`, at whatever depth.
-        if !tests
-            .iter()
-            .any(|test| test.rsplit('/').next() == file.rsplit('/').next())
-        {
+        // `kinds/pipe.rs` meets `tests/tests/pipe.rs`, and `kinds/unix/queue.rs` meets `tests/tests/unix.rs`.
+        let kind = file.split('/').next().unwrap_or(file).trim_end_matches(".rs");
+        if !tests.iter().any(|test| test.rsplit('/').next() == Some(&format!("{kind}.rs"))) {
             faults.push(format!(
                 "{}:1: is tested neither here nor by a twin in tests/tests/",
                 source.path

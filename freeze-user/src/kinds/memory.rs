@@ -96,7 +96,7 @@ const ADVICE: [(&str, i32); 8] = [
 const OTHER_FLAGS: [&str; 5] = ["gd", "lo", "lf", "nr", "mw"];
 
 /// VmFlags that mark memory freeze cannot carry, with what they mean and what to do.
-const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 6] = [
+pub const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 6] = [
     (b"io", "device memory is mapped", "close the device first"),
     (b"pf", "device pages are mapped", "close the device first"),
     (
@@ -118,6 +118,35 @@ const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 6] = [
         b"um",
         "the program tracks it with a userfaultfd of its own",
         "let it unregister the range",
+    ),
+];
+
+/// Beginnings of the names of mappings that freeze cannot carry, with why and what to do.
+pub const REFUSED_NAMES: [(&[u8], &str, &str); 5] = [
+    (
+        b"/anon_hugepage",
+        "huge pages (hugetlb) are not carried yet",
+        "start the program without hugetlb",
+    ),
+    (
+        b"/[aio]",
+        "a Linux AIO context is not carried yet",
+        "let the program end it (io_destroy)",
+    ),
+    (
+        b"anon_inode:",
+        "a mapped kernel object (io_uring, perf, eBPF) is not carried",
+        "let the program unmap it",
+    ),
+    (
+        b"/secretmem",
+        "memfd_secret memory cannot be read",
+        "let the program unmap it",
+    ),
+    (
+        b"[uprobes]",
+        "a uprobe was set on it",
+        "remove the probe and restart the program",
     ),
 ];
 
@@ -160,34 +189,7 @@ impl ProcessKind for Memory {
                 out.extend(obstacle.map(|(why, remedy)| at().why(why).remedy(remedy)));
                 continue;
             }
-            let known = [
-                (
-                    &b"/anon_hugepage"[..],
-                    "huge pages (hugetlb) are not carried yet",
-                    "start the program without hugetlb",
-                ),
-                (
-                    b"/[aio]",
-                    "a Linux AIO context is not carried yet",
-                    "let the program end it (io_destroy)",
-                ),
-                (
-                    b"anon_inode:",
-                    "a mapped kernel object (io_uring, perf, eBPF) is not carried",
-                    "let the program unmap it",
-                ),
-                (
-                    b"/secretmem",
-                    "memfd_secret memory cannot be read",
-                    "let the program unmap it",
-                ),
-                (
-                    b"[uprobes]",
-                    "a uprobe was set on it",
-                    "remove the probe and restart the program",
-                ),
-            ];
-            if let Some((_, why, remedy)) = known.iter().find(|(prefix, ..)| v.name.starts_with(prefix)) {
+            if let Some((_, why, remedy)) = REFUSED_NAMES.iter().find(|(prefix, ..)| v.name.starts_with(prefix)) {
                 out.push(at().why(*why).remedy(*remedy));
                 continue;
             }

@@ -419,9 +419,54 @@ pub fn kind_of(fd: &FdView) -> Option<&'static FdEntry> {
     FD_KINDS.iter().find(|k| (k.claims)(fd))
 }
 
+/// docs/kinds.md: what is carried and what is refused, as the registries have it.
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "# What freeze carries, and what it refuses\n\n\
+         Generated from the registries in `freeze-user/src/kinds/`; `FREEZE_BLESS=1 cargo test -p freeze-user docs` \
+         writes it anew.\nWhat is refused is refused before anything is stopped, all of it at once, each object with \
+         its remedy (`freeze check PID` shows the verdict alone).\n\n## Of every process\n\n| kind | carried |\n|---|---|\n",
+    );
+    let tidy = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for k in PROCESS_KINDS {
+        out += &format!("| {} | {} |\n", k.tag, tidy(k.about));
+    }
+    out += "\n## Open file descriptions\n\nFor each: access mode, status flags, owner and signal of SIGIO, and who shares it.\n\n| kind | carried |\n|---|---|\n";
+    for k in FD_KINDS {
+        out += &format!("| {} | {} |\n", k.tag, tidy(k.about));
+    }
+    out += "\n## Refused mappings\n\n| mapping | why | what to do |\n|---|---|---|\n";
+    for (flag, why, remedy) in memory::REFUSED_FLAGS {
+        out += &format!("| VmFlags `{}` | {why} | {remedy} |\n", String::from_utf8_lossy(flag));
+    }
+    for (name, why, remedy) in memory::REFUSED_NAMES {
+        out += &format!("| `{}…` | {why} | {remedy} |\n", String::from_utf8_lossy(name));
+    }
+    out += "\n## Refused otherwise\n\n\
+        - descriptors that no kind above claims: io_uring, fanotify, userfaultfd, perf events, eBPF objects, block devices, \
+          devices with state of their own, sockets of other families;\n\
+        - the other end of a pipe, fifo, socket or terminal pair held by a process outside the tree: every holder is named;\n\
+        - processes in other namespaces than freeze (run it inside: `nsenter --target PID --all`), 32-bit programs, kernel \
+          threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
+        - a process whose first thread has ended, tables shared between processes (vfork under way, CLONE_FILES), threads \
+          with credentials of their own, shadow stacks;\n\
+        - files whose path leads nowhere or elsewhere, removed directories, unlinked files with other names, leases.\n";
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn docs_kinds_md_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kinds.md");
+        if std::env::var_os("FREEZE_BLESS").is_some() {
+            std::fs::write(path, markdown()).unwrap();
+        }
+        let there = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(there == markdown(), "docs/kinds.md is out of date: FREEZE_BLESS=1 cargo test -p freeze-user docs");
+    }
 
     #[test]
     fn tags_are_unique() {
