@@ -8,11 +8,15 @@
 //! The agent may be killed at any instant: the kernel lets go of what was stopped, closing a userfaultfd ends the
 //! tracking, a draft is swept at the next start, and what was restored is nobody's child.
 
+mod board;
 pub mod client;
+mod crash;
 mod engine;
 mod group;
+mod message;
 pub mod notify;
 pub mod policy;
+mod requests;
 mod serve;
 pub mod wire;
 
@@ -20,7 +24,9 @@ use crate::error::{Context, Error, Result};
 use crate::kinds::credentials::must_be_root;
 use crate::store::Store;
 use crate::sys;
-use engine::{Board, Engine, Message};
+use board::Board;
+use engine::Engine;
+use message::Message;
 use serve::Door;
 use std::path::PathBuf;
 use std::sync::Arc;

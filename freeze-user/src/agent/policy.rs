@@ -1,5 +1,6 @@
 //! What the agent decides, without doing any of it: when a checkpoint is due, what counts as a crash, when to give up, who may ask.
 
+use crate::ids::Pid;
 use crate::proc::status::Status;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -227,9 +228,53 @@ pub fn owner(status: &Status) -> Option<u32> {
     rest.iter().all(|id| *id == real).then_some(real)
 }
 
+/// The name of a new group: the one that was asked for, or one made of the process's; or why it cannot be.
+///
+/// Checkpoints are kept and removed by the name of their group: what belongs to others than root begins with their
+/// uid, so that nobody comes by the checkpoints of anybody else by taking a name that was in use once.
+pub fn group_name(caller: Caller, asked: Option<&str>, comm: &[u8], pid: Pid) -> Result<String, String> {
+    let letter = |b: u8| b.is_ascii_alphanumeric() || b"._-+".contains(&b);
+    let name = match asked {
+        Some(name) => {
+            let fits =
+                !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| letter(b) || b"@:".contains(&b));
+            // A name of digits would be taken for a pid.
+            if !fits || name.bytes().all(|b| b.is_ascii_digit()) {
+                return Err(format!("{name:?} is no name for a group"));
+            }
+            name.to_owned()
+        }
+        None => {
+            let comm: String = comm
+                .iter()
+                .map(|&b| if letter(b) { b as char } else { '_' })
+                .collect();
+            // The pid tells apart what has no name of its own.
+            format!("{comm}-{pid}")
+        }
+    };
+    Ok(match caller.uid {
+        0 => name,
+        uid => format!("{uid}:{name}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_of_users_have_names_of_their_own() {
+        let (root, user) = (Caller { uid: 0 }, Caller { uid: 1000 });
+        let name = |caller, asked| group_name(caller, asked, b"a b/c", Pid(7));
+        assert_eq!(name(root, Some("x")).as_deref(), Ok("x"));
+        assert_eq!(name(user, Some("x")).as_deref(), Ok("1000:x"));
+        assert_eq!(name(user, Some("0:x")).as_deref(), Ok("1000:0:x"));
+        assert_eq!(name(root, None).as_deref(), Ok("a_b_c-7"));
+        for bad in ["", "42", "a/b", "a b", "..\n", &"x".repeat(65)] {
+            assert!(name(root, Some(bad)).is_err(), "{bad:?}");
+        }
+    }
 
     const MS: Duration = Duration::from_millis(1);
 

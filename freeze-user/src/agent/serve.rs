@@ -1,6 +1,7 @@
 //! The agent's end of its socket: who calls is asked of the kernel, what they want is asked of the engine.
 
-use crate::agent::engine::{Board, Message, Post, Request};
+use crate::agent::board::Board;
+use crate::agent::message::{Message, Post, Request};
 use crate::agent::policy::Caller;
 use crate::agent::wire::{
     Call, DESCRIPTION, Failure, INTERFACE, LONGEST_CALL, Reply, SERVICE, SERVICE_DESCRIPTION, frame,
