@@ -4,8 +4,8 @@ use crate::collect::collect;
 use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
 use crate::kinds::kinship::SHARED_MEMORY;
-use crate::observe::view::{Depth, View};
-use crate::plan::{Host, plan};
+use crate::observe::view::{Depth, View, command_of};
+use crate::plan::{Host, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
@@ -141,7 +141,7 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
         last: began,
         parts: Vec::new(),
     };
-    let view = View::read(&request.roots, Depth::Smaps).map_err(|e| no_such(&request.roots, e))?;
+    let view = survey(&request.roots, host)?;
     let planned = plan(view, host)?;
     clock.note("plan");
     fault::point("begin")?;
@@ -228,6 +228,17 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
 
 fn commit(draft: Draft, about: About, fate: Fate) -> Result<Committed> {
     draft.commit(about).map_err(|e| e.fate(fate))
+}
+
+/// Looks at the trees below `roots`; refused if one of them is not there, or is none that can be asked for.
+pub fn survey(roots: &[Pid], host: &Host) -> Result<View> {
+    match roots
+        .iter()
+        .find_map(|root| never(*root, &command_of(*root), host))
+    {
+        Some(blocker) => Err(blocker.refuse()),
+        None => View::read(roots, Depth::Smaps).map_err(|e| no_such(roots, e)),
+    }
 }
 
 /// A root that is not there is a refusal, not a death under our hands.

@@ -5,9 +5,10 @@ use crate::agent::group::{self, Root, Watched, read_stat};
 use crate::agent::message::{Answer, Message, Request, WatchRequest};
 use crate::agent::policy::{Caller, Interval, Policy, group_name};
 use crate::agent::wire::{Failure, Group, State, What};
-use crate::error::{Blocker, Error};
+use crate::checkpoint::survey;
+use crate::error::Blocker;
 use crate::ids::Pid;
-use crate::observe::view::{Depth, View, parents};
+use crate::observe::view::{View, parents};
 use crate::observe::{Difference, MapView};
 use crate::plan::plan;
 use serde_json::json;
@@ -141,10 +142,7 @@ impl Engine {
         let root = Root::find(pid).ok_or_else(no_such)?;
         permitted(caller, pid)?;
         // Who is refused a checkpoint is refused a watch: with all reasons, now, and not in the log, every second.
-        let view = View::read(&[pid], Depth::Smaps).map_err(|e| match e {
-            Error::Died { .. } => no_such(),
-            e => e.into(),
-        })?;
+        let view = survey(&[pid], &self.host)?;
         for p in &view.processes {
             permitted(caller, p.pid)?;
         }

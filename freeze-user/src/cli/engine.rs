@@ -3,12 +3,11 @@
 use super::output::{Done, line, value, warn};
 use super::{Cli, open_image};
 use crate::agent::client::Agent;
-use crate::checkpoint::{Place, Request, checkpoint};
-use crate::error::{Blocker, Error, Result};
+use crate::checkpoint::{Place, Request, checkpoint, survey};
+use crate::error::Result;
 use crate::ids::Pid;
 use crate::kinds::credentials::must_be_root;
 use crate::nest;
-use crate::observe::view::{Depth, View};
 use crate::plan::{Host, plan};
 use crate::restore::{Ended, restore, wait};
 use crate::store::{Form, Options, Store};
@@ -185,14 +184,9 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
 
 pub(super) fn run_check(cli: &Cli, args: &CheckArgs) -> Done {
     let pid = Pid(args.pid);
-    let view = View::read(&[pid], Depth::Smaps).map_err(|e| match e {
-        Error::Died { .. } => Blocker::of(pid, "", "")
-            .why("there is no such process")
-            .remedy("check the pid")
-            .refuse(),
-        e => e,
-    })?;
-    let plan = plan(view, &host(cli)?)?;
+    let host = host(cli)?;
+    let view = survey(&[pid], &host)?;
+    let plan = plan(view, &host)?;
     let processes = plan.view.processes.len();
     let threads: usize = plan.view.processes.iter().map(|p| p.threads.len()).sum();
     match cli.json {

@@ -53,7 +53,7 @@ pub(super) struct WatchArgs {
     #[arg(long, value_enum, default_value_t = Choice::Leave)]
     on_crash: Choice,
     /// Where the output of COMMAND goes, appended
-    #[arg(long, value_name = "FILE", requires = "command")]
+    #[arg(long, value_name = "FILE", requires = "command", conflicts_with = "pid")]
     log: Option<PathBuf>,
     /// A program to start, with its arguments
     #[arg(last = true)]

@@ -46,6 +46,28 @@ pub fn plan(view: View, host: &Host) -> Result<Plan> {
     }
 }
 
+/// Why a process is refused whatever it is like: known before it is looked at, which may not even be allowed.
+pub fn never(pid: Pid, command: &str, host: &Host) -> Option<Blocker> {
+    let blocker = || Blocker::of(pid, "", command);
+    if pid == Pid(1) {
+        return Some(
+            blocker()
+                .why("it is the init of this pid namespace")
+                .remedy("name one of its children"),
+        );
+    }
+    let what = match pid {
+        pid if pid == host.own_pid => "freeze itself",
+        pid if Some(pid) == host.agent => "the agent of freeze",
+        _ => return None,
+    };
+    Some(
+        blocker()
+            .why(format!("it is {what}, which cannot stop itself"))
+            .remedy("start freeze from outside the process tree that is to be frozen"),
+    )
+}
+
 fn verdict(p: &ProcessView, view: &View, host: &Host, out: &mut Vec<Blocker>) {
     if p.stat.is_kernel_thread() {
         out.push(
@@ -55,25 +77,8 @@ fn verdict(p: &ProcessView, view: &View, host: &Host, out: &mut Vec<Blocker>) {
         );
         return;
     }
-    if p.pid == Pid(1) {
-        out.push(
-            p.blocker("", p.command())
-                .why("it is the init of this pid namespace")
-                .remedy("name one of its children"),
-        );
-        return;
-    }
-    if p.pid == host.own_pid || Some(p.pid) == host.agent {
-        let what = if p.pid == host.own_pid {
-            "freeze itself"
-        } else {
-            "the agent of freeze"
-        };
-        out.push(
-            p.blocker("", p.command())
-                .why(format!("it is {what}, which cannot stop itself"))
-                .remedy("start freeze from outside the process tree that is to be frozen"),
-        );
+    if let Some(blocker) = never(p.pid, &p.command(), host) {
+        out.push(blocker);
         return;
     }
     if p.stat.is_zombie() {
