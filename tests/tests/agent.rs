@@ -329,7 +329,7 @@ fn an_agent_that_is_killed_harms_nobody() {
     let mut random = std::process::id() | 1;
     for round in 0..times {
         let when = format!("after freezed was killed {round} times");
-        stage.until("a checkpoint is made", || stage.checkpoints() >= 1 + round);
+        stage.until("a checkpoint is made", || stage.checkpoints() > round);
         // xorshift32: some instant of the next three periods.
         random ^= random << 13;
         random ^= random >> 17;

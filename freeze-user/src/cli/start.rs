@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 /// A program that was started. Dropping it ends it: what is not watched is not left behind.
 #[derive(Debug)]
@@ -58,11 +59,23 @@ impl Started {
         let mut trouble = String::new();
         said.read_to_string(&mut trouble).on("read", name)?;
         match trouble.is_empty() {
-            true => Ok(started),
+            true => {
+                started.settle();
+                Ok(started)
+            }
             false => Err(Blocker::at(name(), "")
                 .why(trouble)
                 .remedy("check the command")
                 .refuse()),
+        }
+    }
+
+    /// Waits until the kernel has set the new program up: it closes the pipe a moment before.
+    fn settle(&self) {
+        let path = format!("/proc/{}/cmdline", self.pid());
+        let end = Instant::now() + Duration::from_secs(1);
+        while std::fs::read(&path).is_ok_and(|line| line.is_empty()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(200));
         }
     }
 

@@ -406,7 +406,12 @@ mod tests {
         let child = std::process::Command::new("/bin/sleep").arg("300").spawn();
         let mut child = child.unwrap();
         let pid = Pid(child.id() as i32);
-        assert!(is_named(pid, "sleep"));
+        // The kernel lets the parent go on a moment before the new program is set up.
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        while !is_named(pid, "sleep") {
+            assert!(std::time::Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert!(!is_named(pid, "slee") && !is_named(pid, ""));
         child.kill().unwrap();
         child.wait().unwrap();
