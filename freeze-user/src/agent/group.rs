@@ -219,14 +219,22 @@ pub(super) fn lock(dir: &Path) -> Result<nix::fcntl::Flock<File>> {
         .mode(0o600)
         .open(&path);
     let file = file.on("open", || path.display().to_string())?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        match errno {
-            nix::errno::Errno::EWOULDBLOCK => Blocker::at(dir.display().to_string(), "")
-                .why("another agent looks after this store")
-                .remedy("use that one, or another --store and --socket")
-                .refuse(),
-            errno => Error::kernel("flock", path.display().to_string(), errno),
-        }
+    let attempt = |file| nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock);
+    // The engine of a freezed that was killed needs a moment to put back what it has in hand.
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut locked = attempt(file);
+    while Instant::now() < end
+        && let Err((file, nix::errno::Errno::EWOULDBLOCK)) = locked
+    {
+        std::thread::sleep(Duration::from_millis(10));
+        locked = attempt(file);
+    }
+    locked.map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => Blocker::at(dir.display().to_string(), "")
+            .why("another agent looks after this store")
+            .remedy("use that one, or another --store and --socket")
+            .refuse(),
+        errno => Error::kernel("flock", path.display().to_string(), errno),
     })
 }
 

@@ -5,13 +5,15 @@
 //!                          ▲                             │
 //!                          └───────── Board ◄────────────┘
 //! ```
-//! The agent may be killed at any instant: the kernel lets go of what was stopped, closing a userfaultfd ends the
-//! tracking, a draft is swept at the next start, and what was restored is nobody's child.
+//! All of this is one process, and before it stands another, the front, whose death it is told: so freezed may be
+//! killed at any instant. What was stopped is let go, closing a userfaultfd ends the tracking, a draft is swept at
+//! the next start, and what was restored is nobody's child.
 
 mod board;
 pub mod client;
 mod crash;
 mod engine;
+pub mod front;
 mod group;
 mod message;
 pub mod notify;

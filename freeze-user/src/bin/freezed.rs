@@ -1,7 +1,7 @@
 //! The command `freezed`: the agent, in the foreground.
 
 use clap::Parser;
-use freeze_user::agent::{self, Config, notify, wire};
+use freeze_user::agent::{self, Config, front, notify, wire};
 use freeze_user::cli::one_line_panics;
 use freeze_user::store::DEFAULT_DIR;
 use std::io::{IsTerminal, Write};
@@ -38,6 +38,9 @@ struct Args {
     /// What to log on stderr: error, warn, info, debug, trace or off
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log: LevelFilter,
+    /// Be the engine of the freezed with this pid; used by freezed itself
+    #[arg(long, hide = true, value_name = "PID")]
+    engine_of: Option<i32>,
 }
 
 fn main() -> ExitCode {
@@ -47,14 +50,26 @@ fn main() -> ExitCode {
 
 fn run() -> ExitCode {
     let args = Args::parse();
-    log_to_stderr(args.log);
-    let config = Config {
-        store: args.store,
-        socket: args.socket,
-        freeze: beside_us("freeze"),
+    let done = match args.engine_of {
+        None => {
+            let own = std::process::id().to_string();
+            let same = std::env::args_os().skip(1);
+            front::stand(same.chain(["--engine-of".into(), own.into()])).map(front::exit_code)
+        }
+        Some(front) => {
+            log_to_stderr(args.log);
+            let config = Config {
+                store: args.store,
+                socket: args.socket,
+                freeze: beside_us("freeze"),
+            };
+            front::follow(front)
+                .and_then(|()| agent::run(&config))
+                .map(|()| 0)
+        }
     };
-    match agent::run(&config) {
-        Ok(()) => ExitCode::SUCCESS,
+    match done {
+        Ok(code) => ExitCode::from(code),
         Err(e) => {
             notify::tell(&format!("STATUS={}", e.to_string().replace('\n', " ")));
             let _ = writeln!(std::io::stderr(), "freezed: {e}");
