@@ -151,6 +151,8 @@ pub struct Shared {
     pub files: BTreeMap<(Pid, RawFd), FileId>,
     /// Objects whose contents are in the image already, by device and inode.
     pub stored: BTreeSet<(u64, u64)>,
+    /// TCP connections by the inode of the end: both are read at once, so that they fit each other.
+    pub streams: BTreeMap<u64, sys::tcp::Stream>,
 }
 
 impl Shared {

@@ -3,7 +3,7 @@
 use super::Source;
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
-use crate::observe::peers::inet_sockets;
+use crate::observe::peers::{inet_sockets, tcp_leftovers};
 use crate::observe::view::{FdView, View, all_pids, command_of, socket_link};
 use crate::sys;
 use crate::sys::sockopt::{self, Options, SocketOption};
@@ -193,7 +193,12 @@ pub fn bind_probe(
     match tried {
         Ok(()) => {}
         Err(Errno::EADDRINUSE) => {
-            let by = inet_address(address).map_or_else(String::new, |a| port_holder(a.port(), kind));
+            let port = inet_address(address).map_or(0, |a| a.port());
+            let by = port_holder(port, kind);
+            if by.is_empty() && kind == libc::SOCK_STREAM && !tcp_leftovers(port).is_empty() {
+                // Removed when it is bound in earnest.
+                return;
+            }
             out.push(
                 at().why(format!("the port is in use{by}"))
                     .remedy("end the program that uses it"),

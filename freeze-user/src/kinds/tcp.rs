@@ -8,10 +8,12 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
+use crate::observe::peers::{forget_tcp, tcp_leftovers};
 use crate::observe::view::{FdView, View};
 use crate::sys::tcp::{info, state};
 use crate::sys::{self, socket, sockopt};
 use connection::Connection;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -160,8 +162,16 @@ impl FdKind for Tcp {
             {
                 // What is left of old connections does not keep anybody from the port.
                 let _reuse = socket::Meanwhile::set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-                sys::socket_to(fd.as_fd(), false, &local.0)
-                    .on("bind", || format!("{}: {}", name(), readable(&local.0)))?;
+                let mut bound = sys::socket_to(fd.as_fd(), false, &local.0);
+                if bound == Err(Errno::EADDRINUSE) {
+                    let port = super::socket::inet_address(&local.0).map_or(0, |a| a.port());
+                    for (local, remote) in tcp_leftovers(port) {
+                        // One that has gone by itself meanwhile is no loss.
+                        let _ = forget_tcp(local, remote);
+                    }
+                    bound = sys::socket_to(fd.as_fd(), false, &local.0);
+                }
+                bound.on("bind", || format!("{}: {}", name(), readable(&local.0)))?;
             }
         }
         if let State::Listening { backlog } = &record.state {

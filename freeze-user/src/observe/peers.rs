@@ -61,6 +61,31 @@ pub fn inet_sockets(protocol: &'static str) -> HashMap<u64, InetSocket> {
         .collect()
 }
 
+/// Connections of the local port that nobody holds and that have nothing left to say: FIN_WAIT2 and TIME_WAIT.
+pub fn tcp_leftovers(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
+    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    let mut out = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default();
+        for (inode, socket) in text.lines().skip(1).filter_map(|line| inet(table, line)) {
+            if let (
+                0,
+                Socket::Inet {
+                    local,
+                    remote,
+                    state: 5 | 6,
+                    ..
+                },
+            ) = (inode, socket)
+                && local.port() == port
+            {
+                out.push((plain(local), plain(remote)));
+            }
+        }
+    }
+    out
+}
+
 /// Removes a TCP connection that no process holds any more: what is left of it keeps its two ports for a minute.
 pub fn forget_tcp(local: SocketAddr, remote: SocketAddr) -> nix::Result<()> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;

@@ -114,8 +114,49 @@ pub fn silence(fd: BorrowedFd<'_>) -> Sys<()> {
     set_option(fd, TCP, TCP_REPAIR, 1)
 }
 
+/// How often a connection is read again that changes while it is read: what is on its way arrives in the meantime.
+const LOOKS: usize = 200;
+
 /// Reads a connection, which goes on undisturbed.
 pub fn read(fd: BorrowedFd<'_>) -> Sys<Stream> {
+    for _ in 0..LOOKS {
+        match read_once(fd) {
+            Err(Errno::EIO) => std::thread::sleep(std::time::Duration::from_micros(200)),
+            done => return done,
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
+/// Reads both ends of a connection so that they fit each other: neither has what the other did not send, and neither
+/// was told that something arrived which the other does not have. The one is unchanged from before to after the
+/// other is read, so all that it had been told then, the other had said.
+pub fn read_both(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Sys<(Stream, Stream)> {
+    let counters = |s: &Stream| {
+        (
+            s.receive_next,
+            s.send_next,
+            s.received.len(),
+            s.written.len(),
+            s.unsent,
+            s.fin_sent,
+            s.fin_received,
+        )
+    };
+    let mut before = read(one)?;
+    for _ in 0..LOOKS {
+        let theirs = read(other)?;
+        let after = read(one)?;
+        if counters(&before) == counters(&after) {
+            return Ok((after, theirs));
+        }
+        before = after;
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+    Err(Errno::EAGAIN)
+}
+
+fn read_once(fd: BorrowedFd<'_>) -> Sys<Stream> {
     const SIOCOUTQNSD: u64 = 0x894b;
     let info = info(fd)?;
     let repair = Repair::begin(fd)?;
@@ -128,6 +169,7 @@ pub fn read(fd: BorrowedFd<'_>) -> Sys<Stream> {
     let mut receive_next = queue(RECEIVE_QUEUE)?;
     let received = peek(fd, count(libc::FIONREAD)? as usize)?;
     let mut send_next = queue(SEND_QUEUE)?;
+    let (receive_then, outstanding_then, unsent_then) = (receive_next, outstanding, unsent);
     let (fin_sent, fin_received) = (state::fin_sent(info.state), state::fin_received(info.state));
     // Either FIN has a sequence number of its own, which is no data.
     if fin_received {
@@ -162,7 +204,14 @@ pub fn read(fd: BorrowedFd<'_>) -> Sys<Stream> {
         window[4] = window[4].wrapping_sub(1);
         window[3] += 1;
     }
+    let changed = count(libc::TIOCOUTQ)? != outstanding_then
+        || count(SIOCOUTQNSD)? != unsent_then
+        || count(libc::FIONREAD)? as usize != received.len()
+        || queue(RECEIVE_QUEUE)? != receive_then;
     drop(repair);
+    if changed {
+        return Err(Errno::EIO);
+    }
     Ok(Stream {
         received,
         receive_next,

@@ -1,7 +1,7 @@
 //! TCP connections: both ends in the checkpoint, or the other one closed already.
 
 use super::super::pipe::Bytes;
-use super::super::socket::{Base, inet_address};
+use super::super::socket::{Base, fetch, inet_address};
 use super::super::{Placed, Source};
 use super::readable;
 use crate::error::{Blocker, Context, Result};
@@ -117,11 +117,18 @@ impl Connection {
     pub(super) fn collect(fd: &FdView, held: OwnedFd, from: &mut Source<'_>) -> Result<Connection> {
         let name = || fd.label();
         let remote = sys::socket_name(held.as_fd(), true).on("getpeername", name)?;
-        let stream = tcp::read(held.as_fd()).on("reading a connection (TCP_REPAIR)", name)?;
-        let peer = from
-            .view
-            .tcp_peer(fd.stat.ino)
-            .filter(|p| from.view.socket(*p).is_some());
+        let call = "reading a connection (TCP_REPAIR)";
+        let other = from.view.tcp_peer(fd.stat.ino).and_then(|p| from.view.socket(p));
+        let peer = other.map(|o| o.stat.ino);
+        let stream = match (from.shared.streams.remove(&fd.stat.ino), other) {
+            (Some(known), _) => known,
+            (None, Some(other)) => {
+                let (stream, theirs) = tcp::read_both(held.as_fd(), fetch(other)?.as_fd()).on(call, name)?;
+                from.shared.streams.insert(other.stat.ino, theirs);
+                stream
+            }
+            (None, None) => tcp::read(held.as_fd()).on(call, name)?,
+        };
         from.process.silence(held);
         Ok(Connection {
             remote: Bytes(remote),
@@ -257,26 +264,16 @@ impl Connection {
         tcp::start(fd, &self.stream()).on("starting a connection (TCP_REPAIR)", name)?;
         base.give_options(fd)?;
         base.give_filter(fd)?;
-        if let Some((ghost, stream)) = &ghost {
-            tcp::start(ghost.as_fd(), stream).on("starting a connection (TCP_REPAIR)", name)?;
-            // Its FIN is what is wanted of it; the rest is silence.
-            socket::shutdown(ghost.as_fd(), 2).on("shutdown", name)?;
+        if let Some((ghost, stream)) = ghost {
+            tcp::start(ghost.as_fd(), &stream).on("starting a connection (TCP_REPAIR)", name)?;
+            // It closes as the other end did, and lingers as that did.
+            drop(ghost);
         }
         if self.fin_sent {
             socket::shutdown(fd, 2).on("shutdown", name)?;
         }
-        if let Some((ghost, _)) = ghost {
-            tcp::silence(ghost.as_fd())
-                .or_else(gone)
-                .on("setsockopt(TCP_REPAIR)", name)?;
-        }
         Ok(())
     }
-}
-
-/// What has closed in the meantime needs no silence.
-fn gone(e: Errno) -> nix::Result<()> {
-    if e == Errno::EPERM { Ok(()) } else { Err(e) }
 }
 
 /// An address on the same machine as `local`, with a port that is free just now.
