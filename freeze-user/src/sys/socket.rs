@@ -85,7 +85,7 @@ pub fn receive(fd: BorrowedFd<'_>, room: usize, flags: i32) -> Sys<Message> {
         let mut at = libc::CMSG_FIRSTHDR(&raw const header);
         while let Some(head) = at.as_ref() {
             let body = libc::CMSG_DATA(at);
-            let len = (head.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+            let len = head.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
             if head.cmsg_level == libc::SOL_SOCKET && head.cmsg_type == libc::SCM_RIGHTS {
                 for n in 0..len / 4 {
                     out.fds
