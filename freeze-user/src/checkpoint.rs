@@ -90,7 +90,7 @@ impl fmt::Display for Report {
 /// not even an error in undoing leaves a process stopped.
 pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
     let work = || attempts(request, host, trackings);
-    match std::thread::scope(|scope| scope.spawn(work).join()) {
+    match fault::in_own_thread(work) {
         Ok(outcome) => outcome,
         Err(panic) => std::panic::resume_unwind(panic),
     }

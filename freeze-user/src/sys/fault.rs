@@ -73,6 +73,21 @@ pub fn arm_from_env() {
     }
 }
 
+/// Does work in a thread of its own, which passes the points that this one was armed for.
+pub fn in_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> std::thread::Result<T> {
+    let (left, act) = (LEFT.get(), ACT.get());
+    let armed = || {
+        LEFT.set(left);
+        ACT.set(act);
+        let done = work();
+        (done, LEFT.get(), FIRED.get())
+    };
+    let (done, left, fired) = std::thread::scope(|scope| scope.spawn(armed).join())?;
+    LEFT.set(left);
+    FIRED.set(fired.or(FIRED.get()));
+    Ok(done)
+}
+
 /// A step of the engine begins here; fails if a test has armed this one.
 pub fn point(name: &'static str) -> Result<()> {
     match LEFT.get() {
@@ -96,6 +111,14 @@ fn reached(name: &'static str, left: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_thread_passes_the_points() {
+        let armed = arm(2, Act::Fail);
+        point("first").unwrap();
+        assert!(in_own_thread(|| point("second").is_err()).unwrap());
+        assert_eq!(armed.fired(), Some("second"));
+    }
 
     #[test]
     fn the_third_point_fails_and_only_that() {
