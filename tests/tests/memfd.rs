@@ -65,10 +65,22 @@ conformance!(
     c(r#"
 /* Segments keep id, key and contents; one that was removed lives on with its attachments. */
 #include <sys/shm.h>
+/* With an id of our own: another test must not be given it while this one is down. */
+static int make(int key, int size, int mode, int id) {
+    for (;;) {
+        FILE *next = fopen("/proc/sys/kernel/shm_next_id", "w");
+        CHECK(next);
+        fprintf(next, "%d", id);
+        fclose(next);
+        int got = OK(shmget(key, size, IPC_CREAT | IPC_EXCL | mode));
+        if (got == id) return got;
+        OK(shmctl(got, IPC_RMID, 0));
+    }
+}
 int main(void) {
-    int key = 0x5f000000 | getpid();
-    int kept = OK(shmget(key, 3 * 4096 - 7, IPC_CREAT | IPC_EXCL | 0640));
-    int removed = OK(shmget(IPC_PRIVATE, 8192, 0600));
+    int key = 0x5f000000 | getpid(), id = 2048 + getpid() % 14000 * 2;
+    int kept = make(key, 3 * 4096 - 7, 0640, id);
+    int removed = make(IPC_PRIVATE, 8192, 0600, id + 1);
     char *a = shmat(kept, 0, 0), *read_only = shmat(kept, 0, SHM_RDONLY), *b = shmat(removed, 0, 0);
     CHECK(a != (void *)-1 && b != (void *)-1 && read_only != (void *)-1);
     OK(shmctl(removed, IPC_RMID, 0));

@@ -266,7 +266,10 @@ impl View {
         let far = sockets.flat_map(|f| {
             let unix = self.unix.get(&f.stat.ino);
             let waiting = unix.map_or(&[][..], |u| &u.waiting).iter().copied();
-            waiting.chain(unix.and_then(|u| u.peer)).chain(self.tcp_peer(f.stat.ino)).filter(|i| *i != 0)
+            waiting
+                .chain(unix.and_then(|u| u.peer))
+                .chain(self.tcp_peer(f.stat.ino))
+                .filter(|i| *i != 0)
         });
         far.map(socket_link)
     }
@@ -644,7 +647,11 @@ pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
     let info = FdInfo::parse(&text).ok_or_else(|| malformed(&info_path))?;
     // A kernel that does not tell leaves it empty, and no kind claims the socket.
     let socket = link.starts_with(b"socket:[");
-    let protocol = if socket { protocol_of(&path).unwrap_or_default() } else { String::new() };
+    let protocol = if socket {
+        protocol_of(&path).unwrap_or_default()
+    } else {
+        String::new()
+    };
     Ok(FdView {
         pid,
         fd,

@@ -117,7 +117,9 @@ impl StoppedProcess {
     /// Ends it with SIGKILL; only `stop` calls this, with a proof that its image is committed.
     pub fn kill(&self) -> Result<()> {
         for connection in &self.silent {
-            sys::tcp::silence(connection.as_fd()).on("setsockopt(TCP_REPAIR)", || format!("a connection of {}", self.pid()))?;
+            sys::tcp::silence(connection.as_fd()).on("setsockopt(TCP_REPAIR)", || {
+                format!("a connection of {}", self.pid())
+            })?;
         }
         sys::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL).on("kill", || format!("pid {}", self.pid()))
     }
