@@ -104,13 +104,15 @@ impl FdKind for Fifo {
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.path.display().to_string();
         if record.flags & libc::O_PATH == 0 {
-            if !nest.state::<Held>().fifos.contains_key(&record.node) {
-                let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                let held = nix::fcntl::open(&record.path, flags, Mode::empty()).on("open", name)?;
-                nest.state::<Held>().fifos.insert(record.node, held);
-            }
-            if let (Some(buffer), Some(held)) = (&record.buffer, nest.state::<Held>().fifos.get(&record.node))
-            {
+            use std::collections::hash_map::Entry;
+            let held = match nest.state::<Held>().fifos.entry(record.node) {
+                Entry::Occupied(held) => held.into_mut(),
+                Entry::Vacant(free) => {
+                    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+                    free.insert(nix::fcntl::open(&record.path, flags, Mode::empty()).on("open", name)?)
+                }
+            };
+            if let Some(buffer) = &record.buffer {
                 fill(held.as_fd(), buffer).on("write", name)?;
             }
         }

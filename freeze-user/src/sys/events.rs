@@ -93,14 +93,12 @@ fn fill_epoll(epoll: RawFd, watches: &[Watch<'_>]) -> Sys<Vec<RawFd>> {
         let all = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP) as u32;
         add(epoll, *file, w.number, w.events | all, w.data)?;
         if !take_one(epoll)? {
-            let byte = [0u8; 1];
-            let nudged = match nudge {
+            let nudged = nudge.is_some_and(|to| {
+                let byte = [0u8; 1];
+                let args = [to as u64, byte.as_ptr() as u64, 1, 0, 0, 0];
                 // SAFETY: one byte from a live buffer.
-                Some(to) => {
-                    unsafe { raw(libc::SYS_write, [*to as u64, byte.as_ptr() as u64, 1, 0, 0, 0]) }.is_ok()
-                }
-                None => false,
-            };
+                unsafe { raw(libc::SYS_write, args) }.is_ok()
+            });
             if nudged {
                 let fired = take_one(epoll);
                 let mut back = [0u8; 1];
