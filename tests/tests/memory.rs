@@ -192,3 +192,31 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    replaced_program,
+    c(r#"
+/* A program whose file is gone, as after an upgrade of its package: it travels in the image. */
+static int table[30000] = { 1, 2, 3 };
+int main(int argc, char **argv) {
+    if (argc == 1) {
+        char buffer[1 << 16];
+        int from = OK(open("/proc/self/exe", O_RDONLY)), to = OK(open(in_here("copy"), O_WRONLY | O_CREAT, 0755));
+        for (int n; (n = OK(read(from, buffer, sizeof buffer))) > 0;) SAME(write(to, buffer, n), n);
+        close(from);
+        close(to);
+        execl(in_here("copy"), "copy", "again", NULL);
+        DIE("execl");
+    }
+    OK(unlink(in_here("copy")));
+    table[10] = 11;
+    freeze_here();
+    SAME(table[2], 3);
+    SAME(table[10], 11);
+    SAME(table[29999], 0);
+    char link[PATH_MAX] = "";
+    OK(readlink("/proc/self/exe", link, sizeof link - 1));
+    CHECK(strstr(link, "/copy (deleted)"));
+}
+"#)
+);

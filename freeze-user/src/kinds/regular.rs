@@ -252,7 +252,9 @@ impl FileRef {
             .on("fchmod", name)?;
         let at = nix::sys::time::TimeSpec::new(self.stat.mtime.0, self.stat.mtime.1);
         nix::sys::stat::futimens(file.as_fd(), &at, &at).on("futimens", name)?;
-        Ok((link, file))
+        // Held for reading only: a program that is open for writing can be nobody's executable (ETXTBSY).
+        let held = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).on("open", name)?;
+        Ok((link, held))
     }
 
     /// Deals with what was appended since: kept with a warning, or cut back with its tail kept beside the image.

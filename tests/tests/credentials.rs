@@ -1,0 +1,108 @@
+//! Conformance of credentials: ids, groups, capability sets, securebits, no_new_privs, dumpable.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    ordinary_user,
+    c(r#"
+#include <grp.h>
+/* Nobody, with groups and without a capability; what comes back has no more rights than it had. */
+int main(void) {
+    gid_t groups[] = { 7, 100, 4711, 65533 }, now[16];
+    OK(setgroups(4, groups));
+    OK(setresgid(65534, 65534, 1000));
+    OK(setresuid(65534, 65534, 65534));
+    freeze_here();
+    uid_t r, e, s;
+    OK(getresuid(&r, &e, &s));
+    SAME(r, 65534); SAME(e, 65534); SAME(s, 65534);
+    OK(getresgid(&r, &e, &s));
+    SAME(r, 65534); SAME(e, 65534); SAME(s, 1000);
+    SAME(getgroups(16, now), 4);
+    CHECK(!memcmp(groups, now, sizeof groups));
+    CHECK(setuid(0) == -1 && errno == EPERM);
+    CHECK(open("/etc/shadow", O_RDONLY) == -1 && errno == EACCES);
+    SAME(prctl(PR_GET_DUMPABLE), 0);
+}
+"#)
+);
+
+conformance!(
+    capabilities,
+    c(r#"
+#include <linux/capability.h>
+#include <linux/securebits.h>
+/* Every capability set different from the others, with securebits and ambient ones. */
+static void set(uint32_t effective, uint32_t permitted, uint32_t inheritable) {
+    struct __user_cap_header_struct head = { _LINUX_CAPABILITY_VERSION_3, 0 };
+    struct __user_cap_data_struct data[2] = { { effective, permitted, inheritable }, { 0, 0, 0 } };
+    OK(syscall(SYS_capset, &head, data));
+}
+int main(void) {
+    enum { NET = 1 << CAP_NET_BIND_SERVICE, CHOWN = 1 << CAP_CHOWN, NICE = 1 << CAP_SYS_NICE };
+    OK(prctl(PR_CAPBSET_DROP, CAP_SYS_MODULE, 0, 0, 0));
+    OK(prctl(PR_SET_SECUREBITS, SECBIT_KEEP_CAPS | SECBIT_NOROOT));
+    OK(setresuid(1000, 1001, 1002));
+    set(NET, NET | CHOWN | NICE, NET | NICE);
+    OK(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_SYS_NICE, 0, 0));
+    OK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    OK(prctl(PR_SET_DUMPABLE, 1));
+    freeze_here();
+    struct __user_cap_header_struct head = { _LINUX_CAPABILITY_VERSION_3, 0 };
+    struct __user_cap_data_struct data[2];
+    OK(syscall(SYS_capget, &head, data));
+    SAME(data[0].effective, NET);
+    SAME(data[0].permitted, NET | CHOWN | NICE);
+    SAME(data[0].inheritable, NET | NICE);
+    SAME(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_SYS_NICE, 0, 0), 1);
+    SAME(prctl(PR_CAPBSET_READ, CAP_SYS_MODULE, 0, 0, 0), 0);
+    SAME(prctl(PR_CAPBSET_READ, CAP_CHOWN, 0, 0, 0), 1);
+    SAME(prctl(PR_GET_SECUREBITS), SECBIT_KEEP_CAPS | SECBIT_NOROOT);
+    SAME(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), 1);
+    SAME(prctl(PR_GET_DUMPABLE), 1);
+    uid_t r, e, s;
+    OK(getresuid(&r, &e, &s));
+    SAME(r, 1000); SAME(e, 1001); SAME(s, 1002);
+}
+"#)
+);
+
+conformance!(
+    death_signal,
+    c(r#"
+/* A child that asked to be told of its parent's end is told, after a restore as well. */
+int main(void) {
+    int pid = OK(fork());
+    if (!pid) {
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, SIGUSR1);
+        sigprocmask(SIG_BLOCK, &set, 0);
+        int child = OK(fork());
+        if (!child) {
+            OK(prctl(PR_SET_PDEATHSIG, SIGUSR1));
+            OK(setresuid(65534, 65534, 65534));
+            OK(prctl(PR_SET_PDEATHSIG, SIGUSR1));
+            struct timespec limit = { 20, 0 };
+            int got = sigtimedwait(&set, 0, &limit);
+            int fd = OK(open(in_here("told"), O_CREAT | O_WRONLY, 0600));
+            write(fd, got == SIGUSR1 ? "y" : "n", 1);
+            _exit(0);
+        }
+        while (!gone_ahead()) nap(2);
+        _exit(0);
+    }
+    nap(30);
+    freeze_here();
+    OK(waitpid(pid, 0, 0));
+    for (int i = 0; i < 2000; i++) {
+        char answer = 0;
+        int fd = open(in_here("told"), O_RDONLY);
+        if (fd >= 0 && read(fd, &answer, 1) == 1) { SAME(answer, 'y'); return 0; }
+        if (fd >= 0) close(fd);
+        nap(5);
+    }
+    DIE("the grandchild was not told");
+}
+"#)
+);

@@ -1,0 +1,58 @@
+//! Conformance of descriptor tables: numbers, gaps, close-on-exec, signal-driven input.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    numbers,
+    c(r#"
+/* High numbers and gaps stay; the next descriptor is the lowest free one. */
+int main(void) {
+    struct rlimit limit = { 1024, 4096 };
+    OK(setrlimit(RLIMIT_NOFILE, &limit));
+    int null = OK(open("/dev/null", O_RDWR));
+    SAME(dup2(null, 1023), 1023);
+    SAME(dup3(null, 500, O_CLOEXEC), 500);
+    SAME(dup2(null, 7), 7);
+    /* Above the limit that came later. */
+    limit.rlim_cur = 256;
+    OK(setrlimit(RLIMIT_NOFILE, &limit));
+    close(null);
+    freeze_here();
+    SAME(fcntl(1023, F_GETFD), 0);
+    SAME(fcntl(500, F_GETFD), FD_CLOEXEC);
+    SAME(fcntl(7, F_GETFD), 0);
+    CHECK(fcntl(499, F_GETFD) == -1 && errno == EBADF);
+    SAME(open("/dev/null", O_RDONLY), 3);
+    SAME(write(1023, "x", 1), 1);
+}
+"#)
+);
+
+conformance!(
+    owners,
+    c(r#"
+/* Who is told of input, and by which signal. */
+int main(void) {
+    int p[2];
+    OK(pipe(p));
+    struct f_owner_ex owner = { F_OWNER_PID, getpid() }, now;
+    OK(fcntl(p[0], F_SETOWN_EX, &owner));
+    OK(fcntl(p[0], F_SETSIG, SIGRTMIN + 5));
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGRTMIN + 5);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    OK(fcntl(p[0], F_SETFL, O_ASYNC | O_NONBLOCK));
+    freeze_here();
+    OK(fcntl(p[0], F_GETOWN_EX, &now));
+    SAME(now.type, F_OWNER_PID);
+    SAME(now.pid, getpid());
+    SAME(fcntl(p[0], F_GETSIG), SIGRTMIN + 5);
+    SAME(write(p[1], "x", 1), 1);
+    siginfo_t info;
+    struct timespec second = { 1, 0 };
+    SAME(sigtimedwait(&set, &info, &second), SIGRTMIN + 5);
+    SAME(info.si_fd, p[0]);
+}
+"#)
+);

@@ -1,0 +1,160 @@
+//! Calls that a thread was asleep in go on after a checkpoint as if nothing had come between.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    blocked_calls,
+    c(r#"
+/* Each thread sleeps in a call of its own, none of which may fail with EINTR or return early. */
+#include <sys/select.h>
+#include <sys/epoll.h>
+#include <linux/futex.h>
+static int data[2], quiet[2], full[2];
+static int word, lockfile;
+static int finished;
+static void done(void) { __sync_fetch_and_add(&finished, 1); }
+static void *in_read(void *u) { char c; SAME(read(data[0], &c, 1), 1); SAME(c, 'r'); done(); return 0; }
+static void *in_write(void *u) { static char big[200000]; SAME(write(full[1], big, sizeof big), sizeof big); done(); return 0; }
+static void *in_poll(void *u) {
+    struct pollfd p = { quiet[0], POLLIN };
+    SAME(poll(&p, 1, -1), 1);
+    done();
+    return 0;
+}
+static void *in_ppoll(void *u) {
+    struct pollfd p = { quiet[0], POLLIN };
+    struct timespec t = { 100, 0 };
+    SAME(ppoll(&p, 1, &t, 0), 1);
+    done();
+    return 0;
+}
+static void *in_select(void *u) {
+    fd_set set;
+    FD_ZERO(&set);
+    FD_SET(quiet[0], &set);
+    SAME(select(quiet[0] + 1, &set, 0, 0, 0), 1);
+    done();
+    return 0;
+}
+static void *in_futex(void *u) {
+    SAME(syscall(SYS_futex, &word, FUTEX_WAIT, 0, 0, 0, 0), 0);
+    done();
+    return 0;
+}
+static void *in_futex_timed(void *u) {
+    struct timespec t = { 100, 0 };
+    SAME(syscall(SYS_futex, &word, FUTEX_WAIT, 0, &t, 0, 0), 0);
+    done();
+    return 0;
+}
+static void *in_sleep(void *u) {
+    struct timespec t = { 0, 600000000 }, a, b;
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    SAME(nanosleep(&t, 0), 0);
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    CHECK((b.tv_sec - a.tv_sec) * 1000 + (b.tv_nsec - a.tv_nsec) / 1000000 >= 599);
+    done();
+    return 0;
+}
+static void *in_absolute_sleep(void *u) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    t.tv_sec += 1;
+    SAME(clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, 0), 0);
+    done();
+    return 0;
+}
+static void *in_sigwait(void *u) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    struct timespec t = { 100, 0 };
+    SAME(sigtimedwait(&set, 0, &t), SIGUSR1);
+    done();
+    return 0;
+}
+static void *in_flock(void *u) {
+    int fd = OK(open(in_here("lock"), O_RDWR));
+    SAME(flock(fd, LOCK_EX), 0);
+    done();
+    return 0;
+}
+static void *in_wait(void *child) {
+    int status;
+    SAME(waitpid((int)(intptr_t)child, &status, 0), (int)(intptr_t)child);
+    SAME(WEXITSTATUS(status), 3);
+    done();
+    return 0;
+}
+int main(void) {
+    OK(pipe(data)); OK(pipe(quiet)); OK(pipe(full));
+    lockfile = OK(open(in_here("lock"), O_RDWR | O_CREAT, 0600));
+    OK(flock(lockfile, LOCK_EX));
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    int child = OK(fork());
+    if (!child) { while (!gone_ahead()) nap(2); _exit(3); }
+    void *(*calls[])(void *) = { in_read, in_write, in_poll, in_ppoll, in_select, in_futex, in_futex_timed, in_sleep,
+                                 in_absolute_sleep, in_sigwait, in_flock, in_wait };
+    enum { N = sizeof calls / sizeof *calls };
+    pthread_t t[N];
+    for (int i = 0; i < N; i++) CHECK(!pthread_create(&t[i], 0, calls[i], (void *)(intptr_t)child));
+    nap(30);
+    freeze_here();
+    SAME(write(data[1], "r", 1), 1);
+    SAME(write(quiet[1], "q", 1), 1);
+    word = 1;
+    SAME(syscall(SYS_futex, &word, FUTEX_WAKE, 10, 0, 0, 0), 2);
+    OK(kill(getpid(), SIGUSR1));
+    OK(flock(lockfile, LOCK_UN));
+    static char sink[200000];
+    for (int n = 0; n < 200000;) n += OK(read(full[0], sink, sizeof sink));
+    for (int i = 0; i < N; i++) CHECK(!pthread_join(t[i], 0));
+    SAME(finished, N);
+}
+"#)
+);
+
+conformance!(
+    infinite_pauses,
+    c(r#"
+/* pause and sigsuspend end by a signal only, and sigsuspend gives the old mask back. */
+static volatile int hits;
+static void hit(int n) { hits++; }
+static int word2;
+static void *pauser(void *u) { pause(); __sync_fetch_and_add(&word2, 1); return 0; }
+static void *suspender(void *u) {
+    sigset_t none, now;
+    sigemptyset(&none);
+    sigaddset(&none, SIGTERM);
+    sigsuspend(&none);
+    pthread_sigmask(SIG_BLOCK, 0, &now);
+    CHECK(sigismember(&now, SIGUSR2) && !sigismember(&now, SIGTERM));
+    __sync_fetch_and_add(&word2, 1);
+    return 0;
+}
+int main(void) {
+    signal(SIGUSR1, hit);
+    signal(SIGUSR2, hit);
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR2);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    pthread_t a, b;
+    CHECK(!pthread_create(&a, 0, pauser, 0));
+    CHECK(!pthread_create(&b, 0, suspender, 0));
+    nap(20);
+    freeze_here();
+    nap(20);
+    SAME(word2, 0);
+    CHECK(!pthread_kill(a, SIGUSR1));
+    CHECK(!pthread_kill(b, SIGUSR2));
+    CHECK(!pthread_join(a, 0));
+    CHECK(!pthread_join(b, 0));
+    SAME(word2, 2);
+    SAME(hits, 2);
+}
+"#)
+);
