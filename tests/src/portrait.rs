@@ -417,9 +417,22 @@ fn lock(value: &str) -> String {
 
 fn read_link(path: &str) -> String {
     match fs::read_link(path) {
-        Ok(to) => printable(to.as_os_str().as_bytes()),
+        Ok(to) => old_name(&printable(to.as_os_str().as_bytes())),
         Err(e) => e.to_string(),
     }
+}
+
+/// An unlinked file whose name somebody else has by now comes back under one with `.freeze-PID-N` added.
+fn old_name(path: &str) -> String {
+    let cut = || {
+        let name = path.strip_suffix(" (deleted)")?;
+        let (old, added) = name.rsplit_once(".freeze-")?;
+        added
+            .chars()
+            .all(|c| c.is_ascii_digit() || c == '-')
+            .then(|| format!("{old} (deleted)"))
+    };
+    cut().unwrap_or_else(|| path.to_owned())
 }
 
 fn printable(bytes: &[u8]) -> String {

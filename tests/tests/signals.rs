@@ -50,6 +50,7 @@ conformance!(
 /* Signals that wait are delivered once, in their order, with everything that was sent along. */
 static sigset_t set;
 static volatile int thread_ready, thread_tid;
+static int directed; /* what tgkill(2) says on this kernel: SI_TKILL, or SI_USER as some 6.x have it */
 static void expect(int signal, int code, int value) {
     siginfo_t info;
     struct timespec zero = { 0, 0 };
@@ -67,7 +68,7 @@ static void *thread(void *unused) {
     thread_ready = 1;
     while (!gone_ahead()) nap(2);
     /* Those of the thread first, the lowest number first. */
-    expect(SIGUSR2, SI_TKILL, 0);
+    expect(SIGUSR2, directed, 0);
     expect(SIGRTMIN + 3, SI_QUEUE, 31);
     expect(SIGRTMIN + 3, SI_QUEUE, 32);
     return 0;
@@ -75,6 +76,10 @@ static void *thread(void *unused) {
 int main(void) {
     sigfillset(&set);
     sigprocmask(SIG_SETMASK, &set, 0);
+    siginfo_t info;
+    OK(syscall(SYS_tgkill, getpid(), gettid(), SIGUSR2));
+    SAME(sigwaitinfo(&set, &info), SIGUSR2);
+    directed = info.si_code;
     pthread_t t;
     CHECK(!pthread_create(&t, 0, thread, 0));
     while (!thread_ready) nap(1);

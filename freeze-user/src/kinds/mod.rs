@@ -225,8 +225,10 @@ impl Common {
             sys::fcntl(fd, F_SETSIG, self.signal as u64).on("fcntl(F_SETSIG)", name)?;
         }
         let now = sys::fcntl(fd, libc::F_GETFL, 0).on("fcntl(F_GETFL)", name)? as i32;
-        if (now ^ self.flags) & SETTABLE != 0 {
-            sys::fcntl(fd, libc::F_SETFL, (self.flags & SETTABLE) as u64).on("fcntl(F_SETFL)", name)?;
+        // O_ASYNC waits for its owner: see `LoadedAs::finish`.
+        let settable = SETTABLE & !libc::O_ASYNC;
+        if (now ^ self.flags) & settable != 0 {
+            sys::fcntl(fd, libc::F_SETFL, (self.flags & settable) as u64).on("fcntl(F_SETFL)", name)?;
         }
         Ok(())
     }
@@ -261,7 +263,18 @@ impl<K: FdKind> Loaded for LoadedAs<K> {
     }
     fn finish(&self, placed: Placed, nest: &mut Nest) -> Result<()> {
         K::finish(&self.1, placed, nest)?;
-        self.0.restore(nest.file(placed.id)?)
+        self.0.restore(nest.file(placed.id)?)?;
+        if self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0 {
+            // By the process itself: the kernel notes the caller's descriptor number, and SIGIO tells it (si_fd).
+            let args = [
+                placed.fd as u64,
+                libc::F_SETFL as u64,
+                (self.0.flags & SETTABLE) as u64,
+            ];
+            nest.process(placed.pid)?
+                .call("fcntl(F_SETFL)", libc::SYS_fcntl, &args)?;
+        }
+        Ok(())
     }
 }
 

@@ -227,9 +227,9 @@ impl FileRef {
         for n in 0.. {
             match &made {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && n < 1000 => {
-                    path = self
-                        .path
-                        .with_extension(format!("freeze-{}-{n}", std::process::id()));
+                    let mut other = self.path.clone().into_os_string();
+                    other.push(format!(".freeze-{}-{n}", std::process::id()));
+                    path = other.into();
                     made = create(&path);
                 }
                 _ => break,

@@ -549,7 +549,13 @@ impl Drop for Nest {
             let _ = nix::sys::signal::kill(pid.nix(), nix::sys::signal::Signal::SIGKILL);
         }
         // Leaders last: the kernel reports their end only once no other thread of theirs is left to be reaped.
-        let threads = |b: &Building| b.threads.iter().map(Stopped::tid).filter(|t| *t != b.pid).collect::<Vec<_>>();
+        let threads = |b: &Building| {
+            b.threads
+                .iter()
+                .map(Stopped::tid)
+                .filter(|t| *t != b.pid)
+                .collect::<Vec<_>>()
+        };
         let others: Vec<Pid> = self.processes.values().flat_map(threads).collect();
         self.processes.clear();
         for tid in others {
