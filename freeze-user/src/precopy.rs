@@ -7,13 +7,14 @@ use crate::kinds::PageSource;
 use crate::nest::{TASK_SIZE, is_vdso};
 use crate::observe::view::{Depth, ProcessView, read_vmas};
 use crate::proc::maps::Vma;
+use crate::stop::smooth_thread;
 use crate::store::{CheckpointId, Draft, Opened};
 use crate::sys::pagemap::{self, Contents};
 use crate::sys::{self, fault, uffd};
 use crate::tracee::Seized;
 use crate::tracee::process::StoppedProcess;
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -27,6 +28,13 @@ pub struct Tracking {
     taken: Vec<Range>,
     /// When the process started: a later one with the same pid is another.
     start_time: u64,
+}
+
+impl Tracking {
+    /// Whether what it tells is all that a draft needs: everything, or what changed since the draft's parent.
+    fn leads_to(&self, draft: &Draft) -> bool {
+        self.basis.is_none() || self.basis == draft.parent().map(Opened::id)
+    }
 }
 
 /// The trackers of all processes that are watched, by pid.
@@ -49,6 +57,8 @@ pub struct Copier<'a> {
     pub trackings: &'a mut Trackings,
     /// Pages to be copied at the cut although no tracker will tell: they could not be read before.
     carry: BTreeMap<Pid, Vec<Range>>,
+    /// Processes whose tracker was asked since this checkpoint began.
+    begun: BTreeSet<Pid>,
     /// Bytes copied while the processes ran, and at the cut.
     pub copied_before: u64,
     pub copied_at_cut: u64,
@@ -65,6 +75,7 @@ impl<'a> Copier<'a> {
         Copier {
             trackings,
             carry: BTreeMap::new(),
+            begun: BTreeSet::new(),
             copied_before: 0,
             copied_at_cut: 0,
             compare,
@@ -78,10 +89,11 @@ impl<'a> Copier<'a> {
         if self
             .trackings
             .get(&pid)
-            .is_some_and(|t| t.start_time != p.stat.start_time)
+            .is_some_and(|t| t.start_time != p.stat.start_time || !t.leads_to(draft))
         {
             self.trackings.remove(&pid);
         }
+        self.begun.insert(pid);
         if !self.trackings.contains_key(&pid) {
             let Some(tracker) = start_tracking(p)? else {
                 return Ok(());
@@ -178,6 +190,10 @@ impl PageSource for Copier<'_> {
         let space = SpaceId::private(pid);
         draft.space(space);
         let private = normalize(private.to_vec());
+        if !self.begun.contains(&pid) {
+            // What was told before this checkpoint is in none of its parents for sure.
+            self.trackings.remove(&pid);
+        }
         let surveyed = match self.trackings.get_mut(&pid) {
             None => None,
             Some(tracking) => match tracking.tracker.survey(&private) {
@@ -253,9 +269,10 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
         return Ok(None);
     };
     seized.interrupt();
-    let Some(leader) = seized.halted()? else {
+    let Some(mut leader) = seized.halted()? else {
         return Ok(None);
     };
+    smooth_thread(&mut leader, Some(&p.status))?;
     let view = ProcessView {
         vmas: read_vmas(pid, Depth::Maps)?,
         ..p.clone()

@@ -233,20 +233,27 @@ fn why<T>(outcome: &Result<T>) -> String {
     outcome.as_ref().err().map_or("no error".into(), Error::to_string)
 }
 
-/// Waits until the tree looks as before; fails with every difference if it never does.
+/// Waits until the tree looks as before; fails with the differences if it never does.
 pub fn same(before: &Portrait, running: &Running, when: &str) {
+    const SHOWN: usize = 20;
     let began = Instant::now();
     loop {
+        assert!(running.is_alive(), "{when}, the subject is dead");
         let differences = before.differences(&Portrait::now(running.pid));
         if differences.is_empty() {
             return;
         }
         // A thread may be between two instructions that show; a lasting difference lasts.
-        if began.elapsed() > PATIENCE / 10 || !running.is_alive() {
+        if began.elapsed() > PATIENCE / 10 {
+            let shown: Vec<String> = differences
+                .iter()
+                .take(SHOWN)
+                .map(|d| d.chars().take(300).collect())
+                .collect();
             panic!(
                 "{when}, the subject differs in {} places:\n  {}",
                 differences.len(),
-                differences.join("\n  ")
+                shown.join("\n  ")
             );
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -143,6 +143,12 @@ impl Portrait {
         out
     }
 
+    /// The same without the places that change as the program runs.
+    pub fn without(&self, changes: impl Fn(&str) -> bool) -> Portrait {
+        let kept = self.0.iter().filter(|(place, _)| !changes(place));
+        Portrait(kept.map(|(p, v)| (p.clone(), v.clone())).collect())
+    }
+
     /// What it holds about one place, such as `12/status/Umask`.
     pub fn get(&self, place: &str) -> Option<&str> {
         self.0.get(place).map(String::as_str)
@@ -154,11 +160,22 @@ impl Portrait {
 
     fn process(&mut self, pid: Pid, root: bool, names: &mut Names) {
         let dir = format!("/proc/{pid}");
+        if stat_fields(&format!("{dir}/stat")).is_some_and(|f| f[0] == "Z") {
+            return self.zombie(pid, &dir);
+        }
         self.status(&dir, &pid.to_string(), root);
         self.stat(&dir, &pid.to_string());
         for file in FILES {
-            if let Ok(text) = fs::read(format!("{dir}/{file}")) {
-                self.put(format!("{pid}/{file}"), printable(&text));
+            let Ok(text) = fs::read(format!("{dir}/{file}")) else {
+                continue;
+            };
+            let separator = if *file == "environ" { b'\0' } else { b'\n' };
+            for (n, line) in text
+                .split(|b| *b == separator)
+                .enumerate()
+                .filter(|(_, l)| !l.is_empty())
+            {
+                self.put(format!("{pid}/{file}/{n}"), printable(line));
             }
         }
         for link in ["cwd", "root", "exe"] {
@@ -171,6 +188,24 @@ impl Portrait {
         self.threads(pid, &dir);
         self.memory(pid, &dir);
         self.files(pid, &dir, names);
+    }
+
+    /// All that anybody can still learn of a process that has ended: whose it was and how it ended.
+    fn zombie(&mut self, pid: Pid, dir: &str) {
+        let Some(fields) = stat_fields(&format!("{dir}/stat")) else {
+            return;
+        };
+        for (index, name) in [
+            (0, "state"),
+            (1, "ppid"),
+            (2, "pgrp"),
+            (3, "session"),
+            (49, "exit_code"),
+        ] {
+            if let Some(value) = fields.get(index) {
+                self.put(format!("{pid}/stat/{name}"), value);
+            }
+        }
     }
 
     fn status(&mut self, dir: &str, place: &str, root: bool) {

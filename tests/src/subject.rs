@@ -99,9 +99,7 @@ impl Subject {
                 let mut command = Command::new(std::env::current_exe().expect("a path to this program"));
                 // Without the name of the crate, which comes first in a module path.
                 let inside = test.split_once("::").map_or(test, |(_, rest)| rest);
-                command
-                    .args([inside, "--exact", "--nocapture", "--test-threads=1"])
-                    .env(PLAY, test);
+                command.args([inside, "--exact", "--nocapture", "--test-threads=1"]);
                 command
             }
             What::C(text) => Command::new(compiled(text)),
@@ -238,10 +236,16 @@ impl Running {
             .open(dir.join("out"))
             .expect("a file for its output");
         let mut command = subject.command(test);
+        // What the environment of the tests holds is nobody's business, an image's least of all.
         command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("LANG", "C.UTF-8")
             .env(HERE, &dir)
-            .current_dir(&dir)
-            .env_remove("RUST_BACKTRACE");
+            .current_dir(&dir);
+        if let What::Rust(_) = subject.0 {
+            command.env(PLAY, test);
+        }
         command
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("a second descriptor"))
@@ -385,7 +389,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.end();
         if std::thread::panicking() {
-            println!("the subject said:\n{}", self.said());
+            println!("the subject said: {}", self.said());
         }
         let _ = fs::remove_dir_all(&self.dir);
     }

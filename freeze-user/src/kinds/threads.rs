@@ -1,5 +1,7 @@
 //! Threads: registers, extended state, TLS, signal mask, alternate stack, robust list, rseq, name, scheduling.
 
+mod restart;
+
 use super::pipe::Bytes;
 use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
@@ -115,12 +117,19 @@ impl ProcessKind for Threads {
                 )
             })?;
             let name = || format!("thread {tid}");
+            let nice = from
+                .process
+                .view
+                .threads
+                .iter()
+                .find(|t| t.tid == tid)
+                .map(|t| t.stat.nice);
             let comm =
                 std::fs::read(format!("/proc/{}/task/{tid}/comm", from.process.pid())).on("read", name)?;
             let thread = &from.process.threads()[n];
             threads.push(Thread {
                 tid,
-                regs: *thread.regs(),
+                regs: restart::remembered(thread),
                 xstate: Bytes(thread.xstate()?),
                 mask: thread.mask(),
                 // SS_ONSTACK is where the stack pointer is, not a setting.
@@ -133,7 +142,11 @@ impl ProcessKind for Threads {
                 robust_list: crate::sys::get_robust_list(tid).on("get_robust_list", name)?,
                 rseq: thread.rseq()?,
                 name: Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec()),
-                sched: sched::getattr(tid).on("sched_getattr", name)?,
+                sched: SchedAttr {
+                    // Told only of ordinary classes, but kept for the day when a real-time thread becomes one.
+                    nice: nice.unwrap_or(0) as i32,
+                    ..sched::getattr(tid).on("sched_getattr", name)?
+                },
                 affinity: Bytes(sched::affinity(tid).on("sched_getaffinity", name)?),
                 ioprio: sched::ioprio(tid).on("ioprio_get", name)?,
                 timer_slack: ran.value(slack) as u64,
@@ -236,6 +249,15 @@ impl ProcessKind for Threads {
 fn schedule(thread: &Thread) -> nix::Result<()> {
     let now = sched::getattr(thread.tid)?;
     if now != thread.sched {
+        if thread.sched.nice != now.nice {
+            // As an ordinary thread first: the classes above ignore the value, and keep the one there is.
+            let ordinary = SchedAttr {
+                size: thread.sched.size,
+                nice: thread.sched.nice,
+                ..SchedAttr::default()
+            };
+            sched::setattr(thread.tid, &ordinary)?;
+        }
         sched::setattr(thread.tid, &thread.sched)?;
     }
     if sched::affinity(thread.tid)? != thread.affinity.0 {

@@ -6,6 +6,7 @@ use crate::kinds::threads::{is_64_bit, undisturbed};
 use crate::observe::view::{Depth, ProcessView, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
+use crate::proc::status::Status;
 use crate::store::Committed;
 use crate::sys::deadline::Deadline;
 use crate::sys::sched::Realtime;
@@ -66,11 +67,34 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
 
 /// One attempt; `None` if a thread ended in the midst of it.
 fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
-    let roots = planned.view.roots.clone();
     let ahead = Realtime::enter();
     let since = Instant::now();
     let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
-    if !halt_all(&roots, &mut stopped)? {
+    let gathered = gather(planned, host, trust, &mut stopped);
+    // Whoever is let go at once must not see that it was stopped either.
+    for thread in stopped.values_mut().flatten() {
+        smooth_alone(thread);
+    }
+    Ok(gathered?.map(|(processes, view, trusted)| Frozen {
+        processes,
+        view,
+        since,
+        trusted,
+        _ahead: ahead,
+    }))
+}
+
+type Gathered = (Vec<StoppedProcess>, View, Vec<(Pid, Vec<Vma>)>);
+
+/// Stops and smooths the set; what it leaves in `stopped` stands still and is not smoothed.
+fn gather(
+    planned: &Plan,
+    host: &Host,
+    trust: bool,
+    stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
+) -> Result<Option<Gathered>> {
+    let roots = planned.view.roots.clone();
+    if !halt_all(&roots, stopped)? {
         return Ok(None);
     }
     let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
@@ -94,18 +118,14 @@ fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     for p in view.processes.iter().filter(|p| !p.stat.is_zombie()) {
         let mut threads = stopped.remove(&p.pid).unwrap_or_default();
         threads.sort_by_key(|t| (t.tid() != p.pid, t.tid()));
-        let mut process = StoppedProcess::new(p.clone(), threads)?;
+        for thread in &mut threads {
+            let of = p.threads.iter().find(|t| t.tid == thread.tid());
+            smooth_thread(thread, of.map(|t| &t.status))?;
+        }
+        processes.push(StoppedProcess::new(p.clone(), threads)?);
         fault::point("smooth")?;
-        smooth(&mut process)?;
-        processes.push(process);
     }
-    Ok(Some(Frozen {
-        processes,
-        view,
-        since,
-        trusted,
-        _ahead: ahead,
-    }))
+    Ok(Some((processes, view, trusted)))
 }
 
 /// Gives the vmas of a stopped set their VmFlags: read anew, or for large processes those of `before`.
@@ -165,16 +185,27 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
     let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
+        let mut failed = Ok(());
         for (pid, tid) in tasks(roots)? {
             let known = stopped
                 .get(&pid)
                 .is_some_and(|list| list.iter().any(|t| t.tid() == tid));
-            if !known && let Some(seized) = Seized::seize(tid, 0).map_err(|e| already_traced(pid, tid, e))? {
-                seized.interrupt();
-                fresh.push((pid, seized));
+            if known {
+                continue;
+            }
+            match Seized::seize(tid, 0) {
+                Ok(Some(seized)) => {
+                    seized.interrupt();
+                    fresh.push((pid, seized));
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    failed = Err(already_traced(pid, tid, e));
+                    break;
+                }
             }
         }
-        if fresh.is_empty() {
+        if fresh.is_empty() && failed.is_ok() {
             return match roots.iter().find(|r| !stopped.contains_key(r)) {
                 Some(gone) => Err(Error::Died {
                     pid: *gone,
@@ -183,26 +214,32 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
                 None => Ok(true),
             };
         }
-        fault::point("seized")?;
+        failed = failed.and_then(|()| fault::point("seized"));
         let mut late = Vec::new();
         let patience = limit(PATIENCE)?;
+        // Also after an error: only a thread at a halt can be let go so that it sees nothing of it.
         for (pid, seized) in fresh {
-            fault::point("halt")?;
-            match seized.halting()? {
-                Halting::Stopped(thread) => stopped.entry(pid).or_default().push(thread),
-                Halting::Gone => {}
-                Halting::Late(seized) => late.push(seized),
+            match seized.halting() {
+                Ok(Halting::Stopped(thread)) => stopped.entry(pid).or_default().push(thread),
+                Ok(Halting::Gone) => {}
+                Ok(Halting::Late(seized)) => late.push(seized),
+                Err(e) => failed = failed.and(Err(e)),
             }
+            failed = failed.and_then(|()| fault::point("halt"));
         }
         drop(patience);
         if !late.is_empty() {
+            stopped.values_mut().flatten().for_each(smooth_alone);
             stopped.clear();
             let _limit = limit(LIMIT)?;
             for seized in late {
-                seized.halted()?;
+                if let Some(mut thread) = seized.halted()? {
+                    smooth_alone(&mut thread);
+                }
             }
-            return Ok(false);
+            return failed.map(|()| false);
         }
+        failed?;
     }
     Err(Blocker::at("the set", "")
         .why("it makes threads or processes faster than they can be stopped")
@@ -223,24 +260,25 @@ fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
     }
 }
 
-/// Amends the registers so that no thread sees that it was stopped, and refuses 32-bit code.
-fn smooth(process: &mut StoppedProcess) -> Result<()> {
-    let pid = process.pid();
-    let view = process.view.threads.clone();
-    for thread in process.threads_mut() {
-        if !is_64_bit(thread.regs()) {
-            return Err(Blocker::of(pid, format!("thread {}", thread.tid()), "")
-                .why("it runs 32-bit code")
-                .remedy("use the 64-bit build of the program")
-                .refuse());
-        }
-        let status = view.iter().find(|t| t.tid == thread.tid()).map(|t| &t.status);
-        let pending = status.map_or(0, |s| (s.sig_pnd | s.shd_pnd) & (s.sig_cgt | !s.sig_ign));
-        let (regs, mask) = (*thread.regs(), thread.mask());
-        let smooth = undisturbed(&regs, mask, pending, critical_section(thread)?);
-        if smooth != regs {
-            thread.amend(smooth, mask);
-        }
+/// The same for a thread of which nothing is known but that it stands still; 32-bit code is left as it is.
+fn smooth_alone(thread: &mut Stopped) {
+    let text = std::fs::read(format!("/proc/{}/status", thread.tid())).unwrap_or_default();
+    let _ = smooth_thread(thread, Status::parse(&String::from_utf8_lossy(&text)).as_ref());
+}
+
+/// Amends the registers so that the thread does not see that it was stopped; refuses 32-bit code.
+pub(crate) fn smooth_thread(thread: &mut Stopped, status: Option<&Status>) -> Result<()> {
+    if !is_64_bit(thread.regs()) {
+        return Err(Blocker::at(format!("thread {}", thread.tid()), "")
+            .why("it runs 32-bit code")
+            .remedy("use the 64-bit build of the program")
+            .refuse());
+    }
+    let pending = status.map_or(0, |s| (s.sig_pnd | s.shd_pnd) & (s.sig_cgt | !s.sig_ign));
+    let (regs, mask) = (*thread.regs(), thread.mask());
+    let smooth = undisturbed(&regs, mask, pending, critical_section(thread)?);
+    if smooth != regs {
+        thread.amend(smooth, mask);
     }
     Ok(())
 }
