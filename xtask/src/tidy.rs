@@ -283,7 +283,10 @@ fn twins(sources: &[Source]) -> Vec<String> {
         }
         // `kinds/pipe.rs` meets `tests/tests/pipe.rs`, and `kinds/unix/queue.rs` meets `tests/tests/unix.rs`.
         let kind = file.split('/').next().unwrap_or(file).trim_end_matches(".rs");
-        if !tests.iter().any(|test| test.rsplit('/').next() == Some(&format!("{kind}.rs"))) {
+        if !tests
+            .iter()
+            .any(|test| test.rsplit('/').next() == Some(&format!("{kind}.rs")))
+        {
             faults.push(format!(
                 "{}:1: is tested neither here nor by a twin in tests/tests/",
                 source.path

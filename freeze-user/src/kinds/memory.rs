@@ -189,7 +189,10 @@ impl ProcessKind for Memory {
                 out.extend(obstacle.map(|(why, remedy)| at().why(why).remedy(remedy)));
                 continue;
             }
-            if let Some((_, why, remedy)) = REFUSED_NAMES.iter().find(|(prefix, ..)| v.name.starts_with(prefix)) {
+            if let Some((_, why, remedy)) = REFUSED_NAMES
+                .iter()
+                .find(|(prefix, ..)| v.name.starts_with(prefix))
+            {
                 out.push(at().why(*why).remedy(*remedy));
                 continue;
             }

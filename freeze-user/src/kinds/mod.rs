@@ -452,7 +452,10 @@ pub fn markdown() -> String {
     }
     out += "\n## Refused mappings\n\n| mapping | why | what to do |\n|---|---|---|\n";
     for (flag, why, remedy) in memory::REFUSED_FLAGS {
-        out += &format!("| VmFlags `{}` | {why} | {remedy} |\n", String::from_utf8_lossy(flag));
+        out += &format!(
+            "| VmFlags `{}` | {why} | {remedy} |\n",
+            String::from_utf8_lossy(flag)
+        );
     }
     for (name, why, remedy) in memory::REFUSED_NAMES {
         out += &format!("| `{}…` | {why} | {remedy} |\n", String::from_utf8_lossy(name));
@@ -480,7 +483,10 @@ mod tests {
             std::fs::write(path, markdown()).unwrap();
         }
         let there = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(there == markdown(), "docs/kinds.md is out of date: FREEZE_BLESS=1 cargo test -p freeze-user docs");
+        assert!(
+            there == markdown(),
+            "docs/kinds.md is out of date: FREEZE_BLESS=1 cargo test -p freeze-user docs"
+        );
     }
 
     #[test]
