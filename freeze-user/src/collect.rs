@@ -42,6 +42,9 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
     Ok(())
 }
 
+/// What two descriptors of one description have in common: link, device, inode, flags, position.
+type Look<'a> = (&'a [u8], u64, u64, i32, i64);
+
 type Descriptions<'a> = (BTreeMap<(Pid, RawFd), FileId>, Vec<(FileId, &'a FdView)>);
 
 /// Finds out which descriptors are one open file description, and numbers the descriptions.
@@ -50,7 +53,7 @@ type Descriptions<'a> = (BTreeMap<(Pid, RawFd), FileId>, Vec<(FileId, &'a FdView
 fn descriptions(view: &View) -> Result<Descriptions<'_>> {
     let mut files = BTreeMap::new();
     let mut firsts: Vec<(FileId, &FdView)> = Vec::new();
-    let mut alike: HashMap<(&[u8], u64, u64, i32, i64), Vec<(FileId, &FdView)>> = HashMap::new();
+    let mut alike: HashMap<Look<'_>, Vec<(FileId, &FdView)>> = HashMap::new();
     for fd in view.fds() {
         let known = alike
             .entry((&fd.link, fd.stat.dev, fd.stat.ino, fd.flags(), fd.info.pos))

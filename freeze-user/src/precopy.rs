@@ -94,7 +94,7 @@ impl<'a> Copier<'a> {
             self.trackings.remove(&pid);
         }
         self.begun.insert(pid);
-        if !self.trackings.contains_key(&pid) {
+        if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.entry(pid) {
             let Some(tracker) = start_tracking(p)? else {
                 return Ok(());
             };
@@ -104,7 +104,7 @@ impl<'a> Copier<'a> {
                 taken: Vec::new(),
                 start_time: p.stat.start_time,
             };
-            self.trackings.insert(pid, fresh);
+            vacant.insert(fresh);
         }
         let done = self.rounds(pid, draft);
         if done.is_err() {
@@ -355,12 +355,12 @@ fn copy(
         for r in batch {
             let piece = &mut buffer[from as usize..(from + r.len()) as usize];
             // What lies behind PROT_NONE, or came after the first hole, is read the slow way.
-            if from + r.len() > got {
-                if let Err(hole) = read_slowly(mem, r, piece) {
-                    store_readable(space, r, hole, piece, draft, missed)?;
-                    from += r.len();
-                    continue;
-                }
+            if from + r.len() > got
+                && let Err(holes) = read_slowly(mem, r, piece)
+            {
+                store_readable(space, r, holes, piece, draft, missed)?;
+                from += r.len();
+                continue;
             }
             match compare {
                 None => draft.pages(space, r.start, piece)?,

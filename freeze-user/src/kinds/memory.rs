@@ -733,6 +733,6 @@ fn write_pages(pid: Pid, at: u64, bytes: &[u8]) -> Result<()> {
         }
         done += n;
     }
-    debug_assert!(at % PAGE == 0);
+    debug_assert!(at.is_multiple_of(PAGE));
     Ok(())
 }

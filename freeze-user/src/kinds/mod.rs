@@ -165,7 +165,7 @@ impl Shared {
 /// The space that holds the contents of a memory object or unlinked file.
 pub fn object_space(dev: u64, ino: u64) -> SpaceId {
     // Device numbers fit 32 bits, but the sum must fit 63: fold, and let the inode (unique per device) dominate.
-    SpaceId::shared((ino ^ dev.rotate_left(40)) & (1 << 62) - 1)
+    SpaceId::shared((ino ^ dev.rotate_left(40)) & ((1 << 62) - 1))
 }
 
 /// A record of a description in the image.
@@ -287,8 +287,17 @@ pub struct FdEntry {
     pub claims: fn(&FdView) -> bool,
     pub verdict: fn(&FdView, &View, &mut Vec<Blocker>),
     collect: fn(FileId, &FdView, &mut Source<'_>) -> Result<()>,
-    load: fn(&[u8]) -> std::result::Result<(FileId, Box<dyn Loaded>), String>,
+    load: Load,
 }
+
+/// A record as decoded, or what is wrong with it.
+pub type Decoded<T> = std::result::Result<T, String>;
+
+/// Reads a description back.
+type Load = fn(&[u8]) -> Decoded<(FileId, Box<dyn Loaded>)>;
+
+/// Adds what speaks against restoring a record here and now.
+type Precheck = fn(&[u8], &Options, &mut Vec<Blocker>) -> Decoded<()>;
 
 const fn fd<K: FdKind>() -> FdEntry {
     FdEntry {
@@ -318,8 +327,8 @@ pub struct ProcessEntry {
     pub stage: Stage,
     pub verdict: fn(&ProcessView, &View, &mut Vec<Blocker>),
     pub collect: fn(&mut Source<'_>) -> Result<()>,
-    precheck: fn(&[u8], &Options, &mut Vec<Blocker>) -> std::result::Result<(), String>,
-    restore: fn(&[u8], &mut Nest) -> Result<std::result::Result<(), String>>,
+    precheck: Precheck,
+    restore: fn(&[u8], &mut Nest) -> Result<Decoded<()>>,
 }
 
 const fn process<K: ProcessKind>() -> ProcessEntry {

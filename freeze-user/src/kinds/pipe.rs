@@ -130,7 +130,9 @@ impl FdKind for Pipe {
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || format!("pipe {}", record.pipe);
-        if !nest.state::<Made>().pipes.contains_key(&record.pipe) {
+        use std::collections::hash_map::Entry;
+        let pipes = &mut nest.state::<Made>().pipes;
+        if let Entry::Vacant(vacant) = pipes.entry(record.pipe) {
             let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).on("pipe2", name)?;
             let any = reopen(read.as_fd(), libc::O_RDWR).on("open", name)?;
             let ends = Ends {
@@ -138,9 +140,9 @@ impl FdKind for Pipe {
                 write: Some(write),
                 any,
             };
-            nest.state::<Made>().pipes.insert(record.pipe, ends);
+            vacant.insert(ends);
         }
-        let Some(ends) = nest.state::<Made>().pipes.get_mut(&record.pipe) else {
+        let Some(ends) = pipes.get_mut(&record.pipe) else {
             unreachable!("made just above")
         };
         if let Some(buffer) = &record.buffer {

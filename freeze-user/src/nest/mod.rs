@@ -425,6 +425,8 @@ impl Nest {
 
     /// Ends an interim process and reaps it, in freeze or in its parent.
     fn dismiss(&mut self, pid: Pid) -> Result<()> {
+        // Ended before it is let go: blank as it is, it must not run an instruction.
+        let _ = nix::sys::signal::kill(pid.nix(), nix::sys::signal::Signal::SIGKILL);
         self.processes.remove(&pid);
         self.made.retain(|p| *p != pid);
         kill(pid);

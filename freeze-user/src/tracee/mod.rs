@@ -166,6 +166,10 @@ fn halt(tid: Pid) -> Result<Option<Option<i32>>> {
 
 /// What came of waiting for a halt.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives for an instant, and a box would be allocated in a pause"
+)]
 pub enum Halting {
     Stopped(Stopped),
     /// It ended.

@@ -60,7 +60,7 @@ fn by_arguments(regs: &Regs, read: Read<'_>) -> Option<i64> {
     const WAIT_OR_BITSET: [u64; 2] = [0, 9];
     // A futex wait: a timeout, and a word that still is what it was waited on to change from, or has just changed.
     let futex = WAIT_OR_BITSET.contains(&(regs.rsi & !PRIVATE_OR_REALTIME))
-        && regs.rdi % 4 == 0
+        && regs.rdi.is_multiple_of(4)
         && is_time(regs.r10)
         && read(regs.rdi, 4).is_some_and(|w| w[..] == (regs.rdx as u32).to_le_bytes());
     // A clock's number is no address; a number of pollfds is none either.
