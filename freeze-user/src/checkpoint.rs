@@ -5,7 +5,7 @@ use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
 use crate::kinds::kinship::SHARED_MEMORY;
 use crate::observe::view::{Depth, View, command_of};
-use crate::plan::{Host, never, plan};
+use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
@@ -96,23 +96,33 @@ pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> 
     }
 }
 
+/// The verdict alone, with the same patience and without stopping anything: whether a checkpoint would be refused.
+pub fn verdict(roots: &[Pid], host: &Host) -> Result<Plan> {
+    patiently(roots, || plan(survey(roots, host)?, host).map(Some))
+}
+
+fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
+    let mut trust = !request.kill;
+    patiently(&request.roots, || {
+        let outcome = attempt(request, host, trackings, trust);
+        // Flags that change while we look are read where nothing can change, at the price of a pause.
+        trust &= !matches!(outcome, Ok(None));
+        outcome
+    })
+}
+
 /// Tries until the outcome is one of the program and not of the moment at which it was looked at.
 ///
 /// A program that forks, executes and ends children while it is looked at shows things that are no reason to refuse it:
-/// half-dead children, a vfork under way, a pipe in a child not seen yet. What is refused for the same reasons twice
-/// is refused; a vfork is waited for a little longer.
-fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
+/// half-dead children, a vfork under way, a pipe in a child not seen yet, a mapping that is gone already. What is
+/// refused for the same reasons twice is refused; a vfork is waited for a little longer.
+fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let began = Instant::now();
-    let mut trust = !request.kill;
     let mut before = String::new();
     loop {
-        let error = match attempt(request, host, trackings, trust) {
-            Ok(Some(report)) => return Ok(report),
-            // Flags that change while we look are read where nothing can change, at the price of a pause.
-            Ok(None) => {
-                trust = false;
-                continue;
-            }
+        let error = match work() {
+            Ok(Some(done)) => return Ok(done),
+            Ok(None) => continue,
             Err(e) => e,
         };
         interrupt::check()?;
@@ -123,7 +133,7 @@ fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result
                 errno: Errno::ENOENT | Errno::ESRCH,
                 ..
             } => Duration::from_millis(500),
-            Error::Died { pid, .. } if !request.roots.contains(pid) => Duration::from_millis(500),
+            Error::Died { pid, .. } if !roots.contains(pid) => Duration::from_millis(500),
             _ => Duration::ZERO,
         };
         if began.elapsed() >= patience {

@@ -5,12 +5,11 @@ use crate::agent::group::{self, Root, Watched, read_stat};
 use crate::agent::message::{Answer, Message, Request, WatchRequest};
 use crate::agent::policy::{Caller, Interval, Policy, group_name};
 use crate::agent::wire::{Failure, Group, State, What};
-use crate::checkpoint::survey;
+use crate::checkpoint::{survey, verdict};
 use crate::error::Blocker;
 use crate::ids::Pid;
 use crate::observe::view::{View, parents};
 use crate::observe::{Difference, MapView};
-use crate::plan::plan;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -141,13 +140,13 @@ impl Engine {
         };
         let root = Root::find(pid).ok_or_else(no_such)?;
         permitted(caller, pid)?;
-        // Who is refused a checkpoint is refused a watch: with all reasons, now, and not in the log, every second.
         let view = survey(&[pid], &self.host)?;
         for p in &view.processes {
             permitted(caller, p.pid)?;
         }
         let overlap = self.overlap(&view);
-        plan(view, &self.host)?;
+        // Who is refused a checkpoint is refused a watch: with all reasons, now, and not in the log, every second.
+        verdict(&[pid], &self.host)?;
         if let Some(other) = overlap {
             return Err(refused(
                 pid,

@@ -3,12 +3,12 @@
 use super::output::{Done, line, value, warn};
 use super::{Cli, open_image};
 use crate::agent::client::Agent;
-use crate::checkpoint::{Place, Request, checkpoint, survey};
+use crate::checkpoint::{Place, Request, checkpoint, verdict};
 use crate::error::Result;
 use crate::ids::Pid;
 use crate::kinds::credentials::must_be_root;
 use crate::nest;
-use crate::plan::{Host, plan};
+use crate::plan::Host;
 use crate::restore::{Ended, restore, wait};
 use crate::store::{Form, Options, Store};
 use crate::sys::interrupt;
@@ -185,8 +185,7 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
 pub(super) fn run_check(cli: &Cli, args: &CheckArgs) -> Done {
     let pid = Pid(args.pid);
     let host = host(cli)?;
-    let view = survey(&[pid], &host)?;
-    let plan = plan(view, &host)?;
+    let plan = verdict(&[pid], &host)?;
     let processes = plan.view.processes.len();
     let threads: usize = plan.view.processes.iter().map(|p| p.threads.len()).sum();
     match cli.json {
