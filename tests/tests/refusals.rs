@@ -406,7 +406,7 @@ fn a_full_disk() {
         // The first pages are copied before anything is stopped.
         let fates = ["nothing was touched", "the target runs on as it was found"];
         let whole = |fate: &&str| text.ends_with(&format!("write: No space left on device (ENOSPC); {fate}"));
-        assert!(fates.iter().any(|f| whole(f)), "{text}");
+        assert!(fates.iter().any(whole), "{text}");
         assert!(!image.exists());
         nothing_unfinished(&small.0);
         same(&before, &running, "after the disk was full");
