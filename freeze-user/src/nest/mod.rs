@@ -646,20 +646,28 @@ fn in_use(pid: Pid) -> bool {
 /// Refuses, all at once, the pids that somebody else has; waits a moment for zombies.
 fn check_pids(families: &[Family]) -> Result<()> {
     let began = Instant::now();
+    let wanted: BTreeSet<Pid> = families
+        .iter()
+        .flat_map(|f| std::iter::once(f.pid).chain(f.tids.iter().copied()))
+        .collect();
+    // Leaders that are gone: where their number is free, an interim process makes their session or group again.
+    let gone: BTreeSet<Pid> = families
+        .iter()
+        .flat_map(|f| [f.sid, f.pgid])
+        .filter(|p| !wanted.contains(p))
+        .collect();
+    let dying = |p: &Pid| {
+        let stat = std::fs::read(format!("/proc/{p}/stat"))
+            .ok()
+            .and_then(|t| Stat::parse(&t));
+        stat.is_none_or(|s| s.is_zombie())
+    };
     loop {
-        let wanted = families
-            .iter()
-            .flat_map(|f| std::iter::once(f.pid).chain(f.tids.iter().copied()));
-        let busy: BTreeSet<Pid> = wanted.filter(|p| in_use(*p)).collect();
-        if busy.is_empty() {
+        let busy: BTreeSet<Pid> = wanted.iter().copied().filter(|p| in_use(*p)).collect();
+        let leaving = gone.iter().any(|p| in_use(*p) && dying(p));
+        if busy.is_empty() && (!leaving || began.elapsed() > REAPING) {
             return Ok(());
         }
-        let dying = |p: &Pid| {
-            let stat = std::fs::read(format!("/proc/{p}/stat"))
-                .ok()
-                .and_then(|t| Stat::parse(&t));
-            stat.is_none_or(|s| s.is_zombie())
-        };
         if began.elapsed() > REAPING || !busy.iter().all(dying) {
             return Err(Error::Refused(busy.into_iter().map(taken).collect()));
         }

@@ -18,6 +18,8 @@ pub struct StoppedProcess {
     /// The leader first, if it has not ended.
     threads: Vec<Stopped>,
     scratch: Option<Scratch>,
+    /// Which thread stands at the end of the last tape.
+    played: usize,
     pidfd: OwnedFd,
     /// Connections that must end without a word if the process is ended: they go on elsewhere.
     silent: Vec<OwnedFd>,
@@ -32,6 +34,7 @@ impl StoppedProcess {
             view,
             threads,
             scratch: None,
+            played: 0,
             pidfd,
             silent: Vec::new(),
         })
@@ -80,6 +83,11 @@ impl StoppedProcess {
             let scratch = Scratch::map(first, pid, &self.view.vmas, &self.view.status, SCRATCH_PAGES)?;
             self.scratch = Some(scratch);
         }
+        // The frame by which a thread would return without us lies in the mapping that all share.
+        if self.played != index {
+            self.threads[self.played].park()?;
+            self.played = index;
+        }
         let scratch = self.scratch.as_ref().expect("mapped just above");
         let thread = &mut self.threads[index];
         if self
@@ -98,6 +106,8 @@ impl StoppedProcess {
 
     /// Removes the scratch mapping and brings every thread into a stop from which it would go on by itself.
     pub fn park(&mut self) -> Result<()> {
+        // Nobody may stand on the mapping when it goes.
+        self.threads.iter_mut().skip(1).try_for_each(Stopped::park)?;
         if let (Some(scratch), Some(first)) = (self.scratch.take(), self.threads.first_mut()) {
             scratch.unmap(first)?;
         }

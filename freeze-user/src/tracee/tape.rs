@@ -35,6 +35,8 @@ const PARKED_AT: u64 = 0x46;
 /// The top byte of a call's number: go on although it fails.
 const MAY_FAIL: u64 = 1 << 56;
 const CALL: usize = 64;
+/// Room for the frame a thread returns by, at the end of the mapping: 1 KiB and the extended state (11 KiB with AMX).
+const FRAME: u64 = 20 * 1024;
 
 /// One system call of a tape.
 #[derive(Clone, Debug)]
@@ -229,9 +231,8 @@ impl Tape<'_> {
 
     /// How many bytes of calls (64 each) and data still fit; the escape frame is accounted for.
     pub fn room(&self) -> usize {
-        let all = (self.scratch.range.len() - PAGE) as usize;
-        let frame = if self.scratch.escape { 20 * 1024 } else { 0 };
-        all.saturating_sub(frame + 128 + self.data.len() + self.calls.len() * CALL)
+        let all = (self.scratch.range.len() - PAGE - FRAME) as usize;
+        all.saturating_sub(128 + self.data.len() + self.calls.len() * CALL)
     }
 
     /// How many calls it holds.
@@ -262,18 +263,21 @@ impl Tape<'_> {
             }
         }
         let base = self.scratch.range.start + PAGE;
-        let mut frame_at = 0;
-        let room = (self.scratch.range.len() - PAGE) as usize;
+        let frame_at = self.scratch.range.end - FRAME;
+        let room = (frame_at - base) as usize;
         let data_len = image.len();
         if self.scratch.escape {
-            image.resize(image.len().next_multiple_of(64), 0);
-            frame_at = base + image.len() as u64;
-            image.extend_from_slice(&return_frame(
-                &thread.found,
-                thread.mask,
-                &thread.xstate()?,
-                frame_at,
-            ));
+            // Always at the same place with the same contents: a thread that stands at the end of its last tape
+            // has its frame intact whatever is written before it.
+            let frame = return_frame(&thread.found, thread.mask, &thread.xstate()?, frame_at);
+            if frame.len() as u64 > FRAME {
+                return Err(Error::kernel(
+                    "tape",
+                    format!("pid {pid}: {} bytes of registers", frame.len()),
+                    Errno::ENOBUFS,
+                ));
+            }
+            poke(pid, frame_at, &frame)?;
         }
         if image.len() > room {
             return Err(Error::kernel(
