@@ -36,7 +36,10 @@ const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
 
 /// The port in a `struct sockaddr_nl`.
 fn port(address: &[u8]) -> u32 {
-    address.get(4..).and_then(|a| a.first_chunk()).map_or(0, |p| u32::from_ne_bytes(*p))
+    address
+        .get(4..)
+        .and_then(|a| a.first_chunk())
+        .map_or(0, |p| u32::from_ne_bytes(*p))
 }
 
 fn obstacle(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
@@ -57,14 +60,19 @@ fn groups(fd: BorrowedFd<'_>) -> nix::Result<Vec<u32>> {
         }
         room.resize(wanted, 0);
     }
-    let bits = room.iter().enumerate().flat_map(|(byte, bits)| (0..8).filter(move |b| bits >> b & 1 == 1).map(move |b| byte * 8 + b));
+    let bits = room.iter().enumerate().flat_map(|(byte, bits)| {
+        (0..8)
+            .filter(move |b| bits >> b & 1 == 1)
+            .map(move |b| byte * 8 + b)
+    });
     Ok(bits.map(|bit| bit as u32 + 1).collect())
 }
 
 impl FdKind for Netlink {
     const TAG: &'static str = "netlink-socket";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "netlink sockets: protocol, port, groups, options; refused while messages wait in them";
+    const ABOUT: &'static str =
+        "netlink sockets: protocol, port, groups, options; refused while messages wait in them";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -99,16 +107,25 @@ impl FdKind for Netlink {
     }
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
-        let at = || Blocker::at(format!("netlink protocol {}", record.protocol), "a netlink socket");
-        let tried = sys::socket(libc::AF_NETLINK, record.kind, record.protocol).and_then(|fd| match &record.local {
-            Some(local) => sys::socket_to(fd.as_fd(), false, &local.0),
-            None => Ok(()),
-        });
+        let at = || {
+            Blocker::at(
+                format!("netlink protocol {}", record.protocol),
+                "a netlink socket",
+            )
+        };
+        let tried =
+            sys::socket(libc::AF_NETLINK, record.kind, record.protocol).and_then(|fd| match &record.local {
+                Some(local) => sys::socket_to(fd.as_fd(), false, &local.0),
+                None => Ok(()),
+            });
         match tried {
             Ok(()) => {}
             Err(Errno::EADDRINUSE) => {
                 let port = record.local.as_ref().map_or(0, |l| port(&l.0));
-                out.push(at().why(format!("its port {port} is in use")).remedy("end the program that uses it"));
+                out.push(
+                    at().why(format!("its port {port} is in use"))
+                        .remedy("end the program that uses it"),
+                );
             }
             Err(e) => {
                 let why = format!("this kernel does not have it: {}", e.desc());
@@ -141,7 +158,9 @@ impl FdKind for Netlink {
         let fd = nest.file(placed.id)?;
         for group in &record.groups {
             socket::set_option(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, *group as i32)
-                .on("setsockopt(NETLINK_ADD_MEMBERSHIP)", || format!("{}: group {group}", record.base.label()))?;
+                .on("setsockopt(NETLINK_ADD_MEMBERSHIP)", || {
+                    format!("{}: group {group}", record.base.label())
+                })?;
         }
         Ok(())
     }

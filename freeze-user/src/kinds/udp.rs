@@ -50,10 +50,18 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
     const UDP_ENCAP: i32 = 100;
     let option = |name| socket::option(held, libc::IPPROTO_UDP, name).unwrap_or(0);
     if is_udp(fd) && option(UDP_ENCAP) != 0 {
-        return Some(fd.blocker().why("the kernel unpacks another protocol from it").remedy("close the tunnel first"));
+        return Some(
+            fd.blocker()
+                .why("the kernel unpacks another protocol from it")
+                .remedy("close the tunnel first"),
+        );
     }
     if is_udp(fd) && option(libc::UDP_CORK) != 0 {
-        return Some(fd.blocker().why("a datagram is being put together (UDP_CORK)").remedy("let the program send it first"));
+        return Some(
+            fd.blocker()
+                .why("a datagram is being put together (UDP_CORK)")
+                .remedy("let the program send it first"),
+        );
     }
     let waits = socket::poll(held).is_ok_and(|seen| seen & libc::POLLIN != 0);
     if waits && !is_udp(fd) {
@@ -100,10 +108,16 @@ impl FdKind for Udp {
         let protocol = number(libc::SO_PROTOCOL)?;
         let mut sets = vec![&sockopt::GENERAL, &sockopt::IP, &sockopt::IP_MULTICAST];
         if domain == libc::AF_INET6 {
-            sets.extend([&sockopt::IPV6, &sockopt::IPV6_UNCONNECTED, &sockopt::IPV6_MULTICAST]);
+            sets.extend([
+                &sockopt::IPV6,
+                &sockopt::IPV6_UNCONNECTED,
+                &sockopt::IPV6_MULTICAST,
+            ]);
         }
         match (kind, protocol) {
-            (libc::SOCK_RAW, _) if domain == libc::AF_INET => sets.extend([&sockopt::RAW, &sockopt::ICMP_FILTER]),
+            (libc::SOCK_RAW, _) if domain == libc::AF_INET => {
+                sets.extend([&sockopt::RAW, &sockopt::ICMP_FILTER])
+            }
             (libc::SOCK_RAW, _) => sets.extend([&sockopt::RAW_IPV6, &sockopt::ICMPV6_FILTER]),
             (_, libc::IPPROTO_UDP) => sets.push(&sockopt::UDP),
             (_, libc::IPPROTO_UDPLITE) => sets.push(&sockopt::UDPLITE),
@@ -113,7 +127,10 @@ impl FdKind for Udp {
         let mut queue = Vec::new();
         if is_udp(fd) {
             for message in peek_packets(held).on("recvmsg(MSG_PEEK)", name)? {
-                queue.push(Datagram { from: Bytes(message.name), data: Bytes(message.data) });
+                queue.push(Datagram {
+                    from: Bytes(message.name),
+                    data: Bytes(message.data),
+                });
             }
         }
         let seen = socket::poll(held).on("poll", name)?;
@@ -129,7 +146,8 @@ impl FdKind for Udp {
             protocol,
             local: bound(&local, kind).then_some(Bytes(local)),
             remote: sys::socket_name(held, true).ok().map(Bytes),
-            groups: multicast::read(held, domain == libc::AF_INET6).on("looking for multicast groups", name)?,
+            groups: multicast::read(held, domain == libc::AF_INET6)
+                .on("looking for multicast groups", name)?,
             queue,
             shutdown,
         })
@@ -137,7 +155,14 @@ impl FdKind for Udp {
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
         if let Some(local) = &record.local {
-            bind_probe(&record.base, record.domain, record.kind, record.protocol, &local.0, out);
+            bind_probe(
+                &record.base,
+                record.domain,
+                record.kind,
+                record.protocol,
+                &local.0,
+                out,
+            );
         }
     }
 
@@ -161,8 +186,9 @@ impl FdKind for Udp {
         }
         record.base.give_options(fd.as_fd())?;
         for group in &record.groups {
-            multicast::join(fd.as_fd(), group)
-                .on("setsockopt(MCAST_JOIN_GROUP)", || format!("{}: {}", name(), group.group))?;
+            multicast::join(fd.as_fd(), group).on("setsockopt(MCAST_JOIN_GROUP)", || {
+                format!("{}: {}", name(), group.group)
+            })?;
         }
         record.base.give_filter(fd.as_fd())?;
         match socket::shutdown(fd.as_fd(), record.shutdown) {
@@ -188,13 +214,16 @@ fn fill(record: &Record, fd: BorrowedFd<'_>) -> Result<()> {
     const SO_RCVBUFFORCE: i32 = 33;
     let all: usize = record.queue.iter().map(|d| d.data.0.len() + 4096).sum();
     let room = i32::try_from(all.saturating_mul(2)).unwrap_or(i32::MAX / 2);
-    let before = socket::option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF).on("getsockopt(SO_RCVBUF)", || record.base.label())?;
+    let before = socket::option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF)
+        .on("getsockopt(SO_RCVBUF)", || record.base.label())?;
     if room > before {
         socket::set_option(fd, libc::SOL_SOCKET, SO_RCVBUFFORCE, room)
             .on("setsockopt(SO_RCVBUFFORCE)", || record.base.label())?;
     }
     for datagram in &record.queue {
-        let Some(from) = inet_address(&datagram.from.0) else { continue };
+        let Some(from) = inet_address(&datagram.from.0) else {
+            continue;
+        };
         let name = || format!("{}: a datagram from {from}", record.base.label());
         sys::socket_to(fd, true, &datagram.from.0).on("connect", name)?;
         let own = sys::socket_name(fd, false).on("getsockname", name)?;

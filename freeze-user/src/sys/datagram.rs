@@ -13,7 +13,11 @@ fn packet(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Sys<V
     udp.extend(from.port().to_be_bytes());
     udp.extend(to.port().to_be_bytes());
     // UDP-Lite has the coverage of its checksum here; 0 is all.
-    udp.extend(if protocol == libc::IPPROTO_UDP { length.to_be_bytes() } else { [0, 0] });
+    udp.extend(if protocol == libc::IPPROTO_UDP {
+        length.to_be_bytes()
+    } else {
+        [0, 0]
+    });
     udp.extend([0, 0]);
     udp.extend(data);
     let (mut head, pseudo) = match (from.ip(), to.ip()) {
@@ -62,7 +66,11 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 
 /// Sends a datagram to an address of this machine as if it came from anywhere; needs CAP_NET_RAW.
 pub fn inject(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Sys<()> {
-    let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let domain = if to.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
     let raw = socket(domain, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
     super::socket::set_option(raw.as_fd(), libc::SOL_SOCKET, 32, 1 << 20)?;
     let packet = packet(protocol, from, to, data)?;

@@ -24,7 +24,11 @@ pub struct Membership {
 }
 
 fn level(group: IpAddr) -> i32 {
-    if group.is_ipv4() { libc::IPPROTO_IP } else { libc::IPPROTO_IPV6 }
+    if group.is_ipv4() {
+        libc::IPPROTO_IP
+    } else {
+        libc::IPPROTO_IPV6
+    }
 }
 
 fn storage(address: IpAddr) -> [u8; ADDRESS] {
@@ -117,8 +121,17 @@ fn filter(fd: BorrowedFd<'_>, device: u32, group: IpAddr) -> Sys<Membership> {
             room = count;
             continue;
         }
-        let sources = bytes[head + 8..].chunks_exact(ADDRESS).take(count).filter_map(address).collect();
-        return Ok(Membership { device, group, mode, sources });
+        let sources = bytes[head + 8..]
+            .chunks_exact(ADDRESS)
+            .take(count)
+            .filter_map(address)
+            .collect();
+        return Ok(Membership {
+            device,
+            group,
+            mode,
+            sources,
+        });
     }
 }
 
@@ -147,8 +160,17 @@ mod tests {
         let lo = nix::net::if_::if_nametoindex("lo").unwrap();
         let group: IpAddr = "239.1.2.3".parse().unwrap();
         assert_eq!(read(a.as_fd(), false), Ok(Vec::new()));
-        let all = Membership { device: lo, group, mode: 0, sources: Vec::new() };
-        let some = Membership { mode: 1, sources: vec!["127.0.0.1".parse().unwrap()], ..all.clone() };
+        let all = Membership {
+            device: lo,
+            group,
+            mode: 0,
+            sources: Vec::new(),
+        };
+        let some = Membership {
+            mode: 1,
+            sources: vec!["127.0.0.1".parse().unwrap()],
+            ..all.clone()
+        };
         join(a.as_fd(), &all).unwrap();
         join(b.as_fd(), &some).unwrap();
         assert_eq!(read(a.as_fd(), false), Ok(vec![all]));
