@@ -32,7 +32,7 @@ for s in held:
 
 #[test]
 fn the_holder_is_named_and_nobody_notices() {
-    let running = Running::start(&python(SERVER), "sockets_outside::the_holder_is_named");
+    let mut running = Running::start(&python(SERVER), "sockets_outside::the_holder_is_named");
     let port: u16 = std::fs::read_to_string(running.dir().join("port"))
         .unwrap()
         .parse()
