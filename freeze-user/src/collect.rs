@@ -3,6 +3,7 @@
 use crate::error::{Context, Result};
 use crate::ids::{FileId, Pid};
 use crate::kinds::kinship::collect_zombies;
+use crate::kinds::unix::in_transit;
 use crate::kinds::{PROCESS_KINDS, PageSource, Shared, Source, kind_of};
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
@@ -14,11 +15,18 @@ use std::os::fd::RawFd;
 /// Records everything of the set in `draft`; `pages` copies the memory.
 pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSource) -> Result<()> {
     let Frozen { processes, view, .. } = frozen;
+    let (lent, queues) = in_transit(view)?;
+    if let Some(first) = processes.first_mut() {
+        lent.into_iter().for_each(|own| first.lend(own));
+    }
     let (files, firsts) = descriptions(view)?;
     let mut shared = Shared {
         files,
+        queues,
         ..Shared::default()
     };
+    let eldest = processes.first().map(|p| p.pid());
+    let own = Pid(std::process::id() as i32);
     collect_zombies(view, draft)?;
     for process in processes.iter_mut() {
         let pid = process.pid();
@@ -29,7 +37,9 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
             shared: &mut shared,
             pages,
         };
-        for (id, fd) in firsts.iter().filter(|(_, fd)| fd.pid == pid) {
+        // What no process holds goes with the eldest.
+        let here = |fd: &FdView| fd.pid == pid || fd.pid == own && Some(pid) == eldest;
+        for (id, fd) in firsts.iter().filter(|(_, fd)| here(fd)) {
             fault::point("a file")?;
             let refused = || fd.blocker().why("no kind claims it").refuse();
             kind_of(fd).ok_or_else(refused)?.collect(*id, fd, &mut source)?;

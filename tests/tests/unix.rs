@@ -281,6 +281,47 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     )
 }
 
+/// What nobody holds any more but a queue is carried in it: files, pipes, and sockets with queues of their own.
+fn only_in_queues() -> freeze_tests::Subject {
+    subject(
+        r#"
+a, b = S.socketpair()
+r, w = os.pipe()
+os.write(w, b"in the pipe")
+c, d = S.socketpair()
+e, f = S.socketpair(S.AF_UNIX, S.SOCK_DGRAM)
+e.send(b"deepest")
+d.sendmsg([b"deep"], [(S.SOL_SOCKET, S.SCM_RIGHTS, array.array("i", [f.fileno()]))])
+f.close()
+file = os.open(HERE + "/file", os.O_RDWR | os.O_CREAT, 0o600)
+os.write(file, b"abc")
+a.sendmsg([b"hi"], [(S.SOL_SOCKET, S.SCM_RIGHTS, array.array("i", [r, c.fileno(), file]))])
+os.close(r)
+c.close()
+os.close(file)
+freeze_here()
+def receive(s):
+    data, control, _, _ = s.recvmsg(100, 1000)
+    fds = array.array("i")
+    fds.frombytes(control[0][2])
+    return data, fds
+data, (r, c, file) = receive(b)
+assert data == b"hi" and os.read(r, 100) == b"in the pipe"
+os.write(w, b"m")
+assert os.read(r, 10) == b"m" and os.lseek(file, 0, os.SEEK_CUR) == 3
+c = S.socket(fileno=c)
+data, (f,) = receive(c)
+assert data == b"deep"
+f = S.socket(fileno=f)
+assert f.recv(100) == b"deepest"
+f.send(b"up")
+assert e.recv(100) == b"up"
+d.send(b"k")
+assert c.recv(9) == b"k"
+"#,
+    )
+}
+
 conformance!(pair_conforms, pair());
 conformance!(bounds_conforms, bounds());
 conformance!(descriptors_conforms, descriptors());
@@ -288,3 +329,4 @@ conformance!(halves_conforms, halves());
 conformance!(listening_conforms, listening());
 conformance!(abstract_names_conforms, abstract_names());
 conformance!(credentials_conforms, credentials());
+conformance!(only_in_queues_conforms, only_in_queues());

@@ -15,6 +15,7 @@ pub mod kinship;
 pub mod limits;
 pub mod memfd;
 pub mod memory;
+pub mod netlink;
 pub mod pidfd;
 pub mod pipe;
 pub mod pty;
@@ -30,6 +31,7 @@ pub mod timerfd;
 pub mod timers;
 pub mod tcp;
 pub mod traits;
+pub mod udp;
 pub mod unix;
 
 use crate::error::{Blocker, Context, Error, Result};
@@ -153,6 +155,8 @@ pub struct Shared {
     pub stored: BTreeSet<(u64, u64)>,
     /// TCP connections by the inode of the end: both are read at once, so that they fit each other.
     pub streams: BTreeMap<u64, sys::tcp::Stream>,
+    /// What waits in the queues of unix sockets, by inode: read once, since a look leaves a mark on what is empty.
+    pub queues: BTreeMap<u64, Vec<sys::socket::Message>>,
 }
 
 impl Shared {
@@ -375,6 +379,8 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<regular::Regular>(),
     fd::<unix::Unix>(),
     fd::<tcp::Tcp>(),
+    fd::<udp::Udp>(),
+    fd::<netlink::Netlink>(),
 ];
 
 /// Every kind of process attribute, in the order in which they are collected.

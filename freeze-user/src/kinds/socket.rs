@@ -1,8 +1,7 @@
 //! What all sockets have in common: owner, options, and who else holds them. No kind of its own.
 
-use super::Source;
 use crate::error::{Blocker, Context, Error, Result};
-use crate::ids::{FileId, Pid};
+use crate::ids::Pid;
 use crate::observe::peers::{inet_sockets, tcp_leftovers};
 use crate::observe::view::{FdView, View, all_pids, command_of, socket_link};
 use crate::sys;
@@ -128,20 +127,15 @@ pub fn held_outside(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
     }
 }
 
-/// Which file of the checkpoint a descriptor of freeze's own is, found by kcmp(2).
-pub fn known_file(own: &OwnedFd, from: &Source<'_>) -> Result<std::result::Result<FileId, FdView>> {
+/// Which descriptor of the set a descriptor of freeze's own is the same as, found by kcmp(2); what it is, if none.
+pub fn same_in_set<'v>(own: &OwnedFd, view: &'v View) -> Result<std::result::Result<&'v FdView, FdView>> {
     let own_pid = Pid(std::process::id() as i32);
     let seen = crate::observe::view::read_fd(own_pid, own.as_raw_fd())?;
-    for fd in from
-        .view
-        .fds()
-        .filter(|f| (f.stat.dev, f.stat.ino, f.flags()) == (seen.stat.dev, seen.stat.ino, seen.flags()))
-    {
+    let key = |f: &FdView| (f.stat.dev, f.stat.ino, f.flags());
+    for fd in view.fds().filter(|f| key(f) == key(&seen)) {
         let same = sys::same_file(own_pid, own.as_raw_fd(), fd.pid, fd.fd);
-        if same.on("kcmp", || format!("fd {} of {}", fd.fd, fd.pid))?
-            && let Some(id) = from.shared.files.get(&(fd.pid, fd.fd))
-        {
-            return Ok(Ok(*id));
+        if same.on("kcmp", || format!("fd {} of {}", fd.fd, fd.pid))? {
+            return Ok(Ok(fd));
         }
     }
     Ok(Err(seen))

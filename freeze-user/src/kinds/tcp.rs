@@ -56,7 +56,7 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
     match info.state {
         state::LISTEN if info.waiting > 0 => Some(
             fd.blocker()
-                .why(format!("{} connections wait to be accepted", info.waiting))
+                .why(format!("{} of those who connected were not accepted yet", info.waiting))
                 .remedy("let the program accept them first"),
         ),
         state::LISTEN | state::CLOSE => None,

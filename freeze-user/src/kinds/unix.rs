@@ -16,6 +16,7 @@ use crate::sys::unixname::{address_of, name_of};
 use crate::sys::{self, socket, sockopt};
 use names::Name;
 use nix::errno::Errno;
+pub use queue::in_transit;
 use queue::Packet;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -186,10 +187,7 @@ impl FdKind for Unix {
             _ => Vec::new(),
         };
         let paired = matches!(role, Role::Joined { .. });
-        let queue = match role {
-            Role::Listening { .. } => Vec::new(),
-            _ => queue::collect(fd, held.as_fd(), me.kind, paired, from)?,
-        };
+        let queue = queue::collect(fd, paired, from)?;
         let hung_up = matches!(role, Role::Joined { peer: None, .. });
         let reset = hung_up && socket::poll(held.as_fd()).on("poll", || fd.label())? & libc::POLLERR != 0;
         Ok(Record {

@@ -175,6 +175,8 @@ pub struct View {
     /// Holders outside the set of the pipes and sockets held inside, and of the sockets these are joined to, by link
     /// (`pipe:[5]`).
     pub outside: HashMap<Vec<u8>, Vec<Holder>>,
+    /// Descriptions that no process holds, but queues of sockets of the set do; their descriptors are freeze's own.
+    pub in_transit: Vec<FdView>,
     /// All unix sockets by inode, if the set holds one; the error where the kernel does not tell.
     pub unix: HashMap<u64, UnixSocket>,
     pub unix_untold: Option<Errno>,
@@ -236,9 +238,17 @@ impl View {
         self.processes.iter().find(|p| p.pid == pid)
     }
 
-    /// Every fd of every process.
+    /// Every fd of every process, and those in transit between them.
     pub fn fds(&self) -> impl Iterator<Item = &FdView> {
-        self.processes.iter().flat_map(|p| &p.fds)
+        self.processes.iter().flat_map(|p| &p.fds).chain(&self.in_transit)
+    }
+
+    /// Takes in descriptions that were found in queues, with what they are joined to.
+    pub fn admit(&mut self, found: Vec<FdView>) -> Result<()> {
+        let before = self.clone();
+        self.in_transit.extend(found);
+        self.look_at_sockets();
+        self.look_outside(Some(&before))
     }
 
     /// The descriptor by which the set holds the socket with this inode first.

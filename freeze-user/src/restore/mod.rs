@@ -228,9 +228,9 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
                 .map_err(|e| records.damaged(frame, e))?;
         }
         for id in &order {
-            let Some(&(pid, fd)) = nest.holders(*id).first() else {
-                continue;
-            };
+            // What only a queue holds has no place in any table.
+            let nowhere = (nest.roots().first().copied().unwrap_or(Pid(0)), -1);
+            let (pid, fd) = nest.holders(*id).first().copied().unwrap_or(nowhere);
             fault::point("a file's end")?;
             records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
         }

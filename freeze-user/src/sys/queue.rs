@@ -51,6 +51,12 @@ pub fn peek_packets(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
     let mut out = Vec::new();
     let mut room = FIRST_ROOM;
     let mut offset = 0usize;
+    let ended = ended(fd)?;
+    // Only unix sockets have it; others do not tell the end this way.
+    let _credentials = match ended {
+        true => Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, 1).ok(),
+        false => None,
+    };
     let _offset = Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
     loop {
         match receive(fd, room, libc::MSG_PEEK) {
@@ -59,8 +65,8 @@ pub fn peek_packets(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
                 room = m.whole;
                 super::socket::set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset as i32)?;
             }
-            // The end of a connection, not an empty packet.
-            Ok(m) if m.whole == 0 && ended(fd)? && unread(fd)? == 0 => return Ok(out),
+            // The end of a connection, which comes again and again; a packet has a sender.
+            Ok(m) if m.whole == 0 && ended && m.credentials.is_none() => return Ok(out),
             Ok(m) => {
                 offset += m.whole;
                 out.push(m);
@@ -117,8 +123,13 @@ mod tests {
                 );
             }
             assert_eq!(receive(b.as_fd(), 100, 0).unwrap().data, b"one");
+            send(a.as_fd(), b"", None, &[], None, 0).unwrap();
             drop(a);
-            assert_eq!(peek_packets(b.as_fd()).unwrap().len(), 2);
+            let seen = peek_packets(b.as_fd()).unwrap();
+            assert_eq!(
+                seen.iter().map(|m| m.data.len()).collect::<Vec<_>>(),
+                [100_000, 5, 0]
+            );
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::view::ProcessView;
 use crate::sys;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// How many pages of calls and data a scratch mapping has for a checkpoint.
 const SCRATCH_PAGES: u64 = 16;
@@ -23,6 +23,8 @@ pub struct StoppedProcess {
     pidfd: OwnedFd,
     /// Connections that must end without a word if the process is ended: they go on elsewhere.
     silent: Vec<OwnedFd>,
+    /// Descriptors of freeze's own that are looked at as if they were its.
+    lent: Vec<OwnedFd>,
 }
 
 impl StoppedProcess {
@@ -37,6 +39,7 @@ impl StoppedProcess {
             played: 0,
             pidfd,
             silent: Vec::new(),
+            lent: Vec::new(),
         })
     }
 
@@ -57,7 +60,15 @@ impl StoppedProcess {
 
     /// A duplicate of one of its descriptors.
     pub fn fd(&self, fd: i32) -> Result<OwnedFd> {
+        if let Some(lent) = self.lent.iter().find(|l| l.as_raw_fd() == fd) {
+            return lent.try_clone().on("fcntl(F_DUPFD)", || format!("fd {fd} of freeze"));
+        }
         sys::pidfd_getfd(self.pidfd.as_fd(), fd).on("pidfd_getfd", || format!("fd {fd} of {}", self.pid()))
+    }
+
+    /// Lets a description that no process holds be collected with this one; its number must be none of this process's.
+    pub fn lend(&mut self, own: OwnedFd) {
+        self.lent.push(own);
     }
 
     /// Makes sure that a TCP connection ends without a word if the process is ended by [`StoppedProcess::kill`].

@@ -1,13 +1,14 @@
 //! What has arrived at a unix socket: data with its bounds, descriptors and credentials; read, and sent again.
 
 use super::super::pipe::Bytes;
-use super::super::socket::known_file;
+use super::super::kind_of;
+use super::super::socket::{fetch, same_in_set};
 use super::names::{bind_ghost, unreadable, way_to};
 use super::{Record, Role, Source};
-use crate::error::{Context, Result};
-use crate::ids::FileId;
+use crate::error::{Context, Error, Result};
+use crate::ids::{FileId, Pid};
 use crate::nest::Nest;
-use crate::observe::view::FdView;
+use crate::observe::view::{FdView, View};
 use crate::sys;
 use crate::sys::queue::{peek_packets, peek_stream};
 use crate::sys::socket::{Credentials, Message, send};
@@ -15,7 +16,8 @@ use crate::sys::sockopt::Roomy;
 use crate::sys::unixname::name_of;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// One message of a queue; of a stream, as much as came together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,42 +43,107 @@ pub enum Sender {
     Nameless,
 }
 
+/// What waits in the queues of a set, by the inode of the socket.
+pub(super) type Queues = BTreeMap<u64, Vec<Message>>;
+
+/// Reads the queues of all unix sockets of a set that stands still, and admits to it what only travels in them: those
+/// descriptions are held by the descriptors that come back, with numbers that no process of the set uses.
+pub fn in_transit(view: &mut View) -> Result<(Vec<OwnedFd>, Queues)> {
+    let least = view.fds().map(|f| f.fd).max().unwrap_or(0) + 1;
+    let (mut lent, mut queues) = (Vec::new(), Queues::new());
+    loop {
+        let sockets: Vec<FdView> = view.fds().filter(|f| f.protocol.starts_with("UNIX")).cloned().collect();
+        let mut found: Vec<FdView> = Vec::new();
+        for fd in sockets {
+            if queues.contains_key(&fd.stat.ino) {
+                continue;
+            }
+            let messages = read(&fd, view)?;
+            for own in messages.iter().flat_map(|m| &m.fds) {
+                let Err(mut seen) = same_in_set(own, view)? else { continue };
+                if is_among(own, &found)? {
+                    continue;
+                }
+                admissible(&fd, &seen)?;
+                let held = sys::dup_above(own.as_fd(), least).on("fcntl(F_DUPFD)", || seen.label())?;
+                seen.fd = held.as_raw_fd();
+                lent.push(held);
+                found.push(seen);
+            }
+            queues.insert(fd.stat.ino, messages);
+        }
+        if found.is_empty() {
+            break;
+        }
+        view.admit(found)?;
+    }
+    let mut out = Vec::new();
+    for fd in &view.in_transit {
+        if let Some(kind) = kind_of(fd) {
+            (kind.verdict)(fd, view, &mut out);
+        }
+    }
+    if out.is_empty() { Ok((lent, queues)) } else { Err(Error::Refused(out)) }
+}
+
 /// Reads what waits in a queue; the socket is left as it was.
-pub(super) fn collect(
-    fd: &FdView,
-    held: BorrowedFd<'_>,
-    kind: i32,
-    paired: bool,
-    from: &mut Source<'_>,
-) -> Result<Vec<Packet>> {
-    let seen = if kind == libc::SOCK_STREAM {
-        peek_stream(held)
-    } else {
-        peek_packets(held)
+fn read(fd: &FdView, view: &View) -> Result<Vec<Message>> {
+    let seen = match view.unix.get(&fd.stat.ino) {
+        None => return Ok(Vec::new()),
+        Some(socket) if socket.listening => return Ok(Vec::new()),
+        Some(socket) if socket.kind == libc::SOCK_STREAM && socket.unread == 0 => return Ok(Vec::new()),
+        Some(socket) if socket.kind == libc::SOCK_STREAM => peek_stream(fetch(fd)?.as_fd()),
+        Some(_) => peek_packets(fetch(fd)?.as_fd()),
     };
-    let seen = seen.map_err(|e| unreadable(fd, e))?;
-    seen.into_iter()
-        .map(|message| packet(fd, message, paired, from))
-        .collect()
+    seen.map_err(|e| unreadable(fd, e))
+}
+
+fn is_among(own: &OwnedFd, found: &[FdView]) -> Result<bool> {
+    let pid = Pid(std::process::id() as i32);
+    for fd in found {
+        if sys::same_file(pid, own.as_raw_fd(), fd.pid, fd.fd).on("kcmp", || fd.label())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Refuses what cannot be put together without a process that holds it.
+fn admissible(fd: &FdView, seen: &FdView) -> Result<()> {
+    const WITHOUT_HOLDER: [&str; 9] = [
+        "pipe",
+        "eventfd",
+        "directory",
+        "device",
+        "regular-file",
+        "memfd",
+        "unix-socket",
+        "tcp-socket",
+        "datagram-socket",
+    ];
+    let carried = kind_of(seen).is_some_and(|kind| WITHOUT_HOLDER.contains(&kind.tag));
+    if carried && seen.flags() & libc::O_ASYNC == 0 {
+        return Ok(());
+    }
+    let why = format!("{} travels in its queue, and no process of the checkpoint holds it", seen.label());
+    Err(fd.blocker().why(why).remedy("let the program receive it first").refuse())
+}
+
+/// Records what waits in a queue.
+pub(super) fn collect(fd: &FdView, paired: bool, from: &mut Source<'_>) -> Result<Vec<Packet>> {
+    let messages = from.shared.queues.remove(&fd.stat.ino).unwrap_or_default();
+    messages.into_iter().map(|message| packet(fd, message, paired, from)).collect()
 }
 
 fn packet(fd: &FdView, message: Message, paired: bool, from: &mut Source<'_>) -> Result<Packet> {
     let mut files = Vec::with_capacity(message.fds.len());
     for own in &message.fds {
-        match known_file(own, from)? {
-            Ok(id) => files.push(id),
-            Err(seen) => {
-                let why = format!(
-                    "{} travels in its queue, and no process of the checkpoint holds it",
-                    seen.label()
-                );
-                return Err(fd
-                    .blocker()
-                    .why(why)
-                    .remedy("let the program receive it first")
-                    .refuse());
-            }
-        }
+        let known = match same_in_set(own, from.view)? {
+            Ok(known) => from.shared.files.get(&(known.pid, known.fd)),
+            Err(_) => None,
+        };
+        let lost = || fd.blocker().why("its queue changed while it was looked at").remedy("try again").refuse();
+        files.push(*known.ok_or_else(lost)?);
     }
     let sender = match name_of(&message.name) {
         _ if paired => Sender::Peer,

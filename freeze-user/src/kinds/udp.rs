@@ -1,0 +1,275 @@
+//! UDP, UDP-Lite, raw and ping sockets: addresses, options, groups, and for UDP what has arrived.
+
+use super::pipe::Bytes;
+use super::socket::{Base, bind_probe, fetch, held_outside, inet_address};
+use super::{FdKind, Placed, Source};
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::FileId;
+use crate::nest::{Nest, Options};
+use crate::observe::view::{FdView, View};
+use crate::sys::datagram::inject;
+use crate::sys::multicast::{self, Membership};
+use crate::sys::queue::peek_packets;
+use crate::sys::{self, socket, sockopt};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub struct Udp;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub base: Base,
+    /// `AF_INET` or `AF_INET6`.
+    pub domain: i32,
+    /// `SOCK_DGRAM` or `SOCK_RAW`.
+    pub kind: i32,
+    pub protocol: i32,
+    /// The address it is bound to, if any.
+    pub local: Option<Bytes>,
+    /// The only one it hears, and sends to if not told otherwise.
+    pub remote: Option<Bytes>,
+    pub groups: Vec<Membership>,
+    pub queue: Vec<Datagram>,
+    /// Halves that are shut: 1 receiving, 2 sending.
+    pub shutdown: u8,
+}
+
+/// One datagram that has arrived and was not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    pub from: Bytes,
+    pub data: Bytes,
+}
+
+/// What of a socket's state cannot be carried.
+fn obstacle(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
+    const UDP_ENCAP: i32 = 100;
+    let option = |name| socket::option(held, libc::IPPROTO_UDP, name).unwrap_or(0);
+    if is_udp(fd) && option(UDP_ENCAP) != 0 {
+        return Some(
+            fd.blocker()
+                .why("the kernel unpacks another protocol from it")
+                .remedy("close the tunnel first"),
+        );
+    }
+    if is_udp(fd) && option(libc::UDP_CORK) != 0 {
+        return Some(
+            fd.blocker()
+                .why("a datagram is being put together (UDP_CORK)")
+                .remedy("let the program send it first"),
+        );
+    }
+    let waits = socket::poll(held).is_ok_and(|seen| seen & libc::POLLIN != 0);
+    if waits && !is_udp(fd) {
+        let why = "packets wait in its queue, which cannot be put there again";
+        return Some(fd.blocker().why(why).remedy("let the program read them first"));
+    }
+    None
+}
+
+fn is_udp(fd: &FdView) -> bool {
+    fd.protocol.starts_with("UDP")
+}
+
+impl FdKind for Udp {
+    const TAG: &'static str = "datagram-socket";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "UDP and UDP-Lite sockets (IPv4, IPv6) with addresses, options, multicast groups and the \
+        datagrams in their queues; raw and ping sockets with an empty queue";
+    type Record = Record;
+
+    fn claims(fd: &FdView) -> bool {
+        matches!(
+            fd.protocol.as_str(),
+            "UDP" | "UDPv6" | "UDP-Lite" | "UDPLITEv6" | "RAW" | "RAWv6" | "PING" | "PINGv6"
+        )
+    }
+
+    fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+        held_outside(fd, view, out);
+        if let Ok(held) = fetch(fd) {
+            out.extend(obstacle(fd, held.as_fd()));
+        }
+    }
+
+    fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
+        let held = from.process.fd(fd.fd)?;
+        let held = held.as_fd();
+        let name = || fd.label();
+        if let Some(blocker) = obstacle(fd, held) {
+            return Err(blocker.refuse());
+        }
+        let number = |option| socket::option(held, libc::SOL_SOCKET, option).on("getsockopt", name);
+        let (domain, kind) = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?);
+        let protocol = number(libc::SO_PROTOCOL)?;
+        let mut sets = vec![&sockopt::GENERAL, &sockopt::IP, &sockopt::IP_MULTICAST];
+        if domain == libc::AF_INET6 {
+            sets.extend([
+                &sockopt::IPV6,
+                &sockopt::IPV6_UNCONNECTED,
+                &sockopt::IPV6_MULTICAST,
+            ]);
+        }
+        match (kind, protocol) {
+            (libc::SOCK_RAW, _) if domain == libc::AF_INET => {
+                sets.extend([&sockopt::RAW, &sockopt::ICMP_FILTER])
+            }
+            (libc::SOCK_RAW, _) => sets.extend([&sockopt::RAW_IPV6, &sockopt::ICMPV6_FILTER]),
+            (_, libc::IPPROTO_UDP) => sets.push(&sockopt::UDP),
+            (_, libc::IPPROTO_UDPLITE) => sets.push(&sockopt::UDPLITE),
+            _ => {}
+        }
+        let local = sys::socket_name(held, false).on("getsockname", name)?;
+        let mut queue = Vec::new();
+        if is_udp(fd) {
+            for message in peek_packets(held).on("recvmsg(MSG_PEEK)", name)? {
+                queue.push(Datagram {
+                    from: Bytes(message.name),
+                    data: Bytes(message.data),
+                });
+            }
+        }
+        let seen = socket::poll(held).on("poll", name)?;
+        let shutdown = match (seen & libc::POLLHUP != 0, seen & libc::POLLRDHUP != 0) {
+            (true, _) => 3,
+            (_, true) => 1,
+            _ => 0,
+        };
+        Ok(Record {
+            base: Base::collect(fd, held, &sets)?,
+            domain,
+            kind,
+            protocol,
+            local: bound(&local, kind).then_some(Bytes(local)),
+            remote: sys::socket_name(held, true).ok().map(Bytes),
+            groups: multicast::read(held, domain == libc::AF_INET6)
+                .on("looking for multicast groups", name)?,
+            queue,
+            shutdown,
+        })
+    }
+
+    fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
+        if let Some(local) = &record.local {
+            bind_probe(
+                &record.base,
+                record.domain,
+                record.kind,
+                record.protocol,
+                &local.0,
+                out,
+            );
+        }
+    }
+
+    fn members(_: &Record) -> Vec<FileId> {
+        Vec::new()
+    }
+
+    fn restore(record: &Record, _: &mut Nest) -> Result<OwnedFd> {
+        let name = || record.base.label();
+        let fd = sys::socket(record.domain, record.kind, record.protocol).on("socket", name)?;
+        record.base.give_owner(fd.as_fd())?;
+        record.base.give_early_options(fd.as_fd())?;
+        if let Some(local) = &record.local {
+            sys::socket_to(fd.as_fd(), false, &local.0).on("bind", name)?;
+        }
+        if !record.queue.is_empty() {
+            fill(record, fd.as_fd())?;
+        }
+        if let Some(remote) = &record.remote {
+            sys::socket_to(fd.as_fd(), true, &remote.0).on("connect", name)?;
+        }
+        record.base.give_options(fd.as_fd())?;
+        for group in &record.groups {
+            multicast::join(fd.as_fd(), group).on("setsockopt(MCAST_JOIN_GROUP)", || {
+                format!("{}: {}", name(), group.group)
+            })?;
+        }
+        record.base.give_filter(fd.as_fd())?;
+        match socket::shutdown(fd.as_fd(), record.shutdown) {
+            // Only what is connected can be shut down without a complaint; it is done all the same.
+            Ok(()) | Err(Errno::ENOTCONN) => Ok(fd),
+            Err(e) => Err(e).on("shutdown", name),
+        }
+    }
+
+    fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether an address was bound to. A raw socket shows its protocol where others have the port.
+fn bound(local: &[u8], kind: i32) -> bool {
+    inet_address(local).is_some_and(|a| !a.ip().is_unspecified() || a.port() != 0 && kind != libc::SOCK_RAW)
+}
+
+/// Sends everything again that waited: each datagram while the socket hears nobody but its sender, so that no other
+/// socket of the same port gets it, and nothing comes between.
+fn fill(record: &Record, fd: BorrowedFd<'_>) -> Result<()> {
+    const SO_RCVBUFFORCE: i32 = 33;
+    let all: usize = record.queue.iter().map(|d| d.data.0.len() + 4096).sum();
+    let room = i32::try_from(all.saturating_mul(2)).unwrap_or(i32::MAX / 2);
+    let before = socket::option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF)
+        .on("getsockopt(SO_RCVBUF)", || record.base.label())?;
+    if room > before {
+        socket::set_option(fd, libc::SOL_SOCKET, SO_RCVBUFFORCE, room)
+            .on("setsockopt(SO_RCVBUFFORCE)", || record.base.label())?;
+    }
+    for datagram in &record.queue {
+        let Some(from) = inet_address(&datagram.from.0) else {
+            continue;
+        };
+        let name = || format!("{}: a datagram from {from}", record.base.label());
+        sys::socket_to(fd, true, &datagram.from.0).on("connect", name)?;
+        let own = sys::socket_name(fd, false).on("getsockname", name)?;
+        let to = inet_address(&own).ok_or(Errno::EINVAL).on("getsockname", name)?;
+        let waiting = memory(fd).on("getsockopt(SO_MEMINFO)", name)?;
+        inject(record.protocol, plain(from), plain(to), &datagram.data.0).on("send", name)?;
+        // It comes by way of the loopback device, as a rule before the call is over.
+        let began = Instant::now();
+        while memory(fd).on("getsockopt(SO_MEMINFO)", name)? <= waiting {
+            if began.elapsed() > Duration::from_secs(5) {
+                let what = format!("{}, which a packet filter may have dropped", name());
+                return Err(Error::kernel("putting it into the queue", what, Errno::ETIMEDOUT));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+    // Connected to nobody: `struct sockaddr` with AF_UNSPEC.
+    sys::socket_to(fd, true, &[0; 16]).on("connect(AF_UNSPEC)", || record.base.label())
+}
+
+/// Bytes of memory that the receive queue takes (SK_MEMINFO_RMEM_ALLOC).
+fn memory(fd: BorrowedFd<'_>) -> nix::Result<u32> {
+    const SO_MEMINFO: i32 = 55;
+    let mut bytes = [0; 36];
+    sys::getsockopt(fd, libc::SOL_SOCKET, SO_MEMINFO, &mut bytes)?;
+    Ok(u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+/// The address as it shows on the wire.
+fn plain(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.into(), address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_raw_socket_is_not_bound_by_its_protocol() {
+        let of = |text: &str| crate::sys::datagram::address_of(text.parse().unwrap(), false);
+        assert!(!bound(&of("0.0.0.0:1"), libc::SOCK_RAW));
+        assert!(bound(&of("127.0.0.1:1"), libc::SOCK_RAW));
+        assert!(bound(&of("0.0.0.0:53"), libc::SOCK_DGRAM));
+        assert!(!bound(&of("[::]:0"), libc::SOCK_DGRAM));
+    }
+}
