@@ -1,7 +1,7 @@
 //! Netlink sockets: protocol, port, groups, options; nothing may wait in them.
 
 use super::pipe::Bytes;
-use super::socket::{Base, fetch, held_outside};
+use super::socket::{Base, bind, fetch, held_outside};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -115,7 +115,7 @@ impl FdKind for Netlink {
         };
         let tried =
             sys::socket(libc::AF_NETLINK, record.kind, record.protocol).and_then(|fd| match &record.local {
-                Some(local) => sys::socket_to(fd.as_fd(), false, &local.0),
+                Some(local) => bind(fd.as_fd(), &local.0),
                 None => Ok(()),
             });
         match tried {
@@ -143,7 +143,7 @@ impl FdKind for Netlink {
         let fd = sys::socket(libc::AF_NETLINK, record.kind, record.protocol).on("socket", name)?;
         record.base.give_owner(fd.as_fd())?;
         if let Some(local) = &record.local {
-            sys::socket_to(fd.as_fd(), false, &local.0).on("bind", name)?;
+            bind(fd.as_fd(), &local.0).on("bind", name)?;
         }
         if let Some(remote) = &record.remote {
             sys::socket_to(fd.as_fd(), true, &remote.0).on("connect", name)?;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::time::{Duration, Instant};
 
 /// What every socket has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,6 +149,20 @@ pub fn fetch(fd: &FdView) -> Result<OwnedFd> {
     sys::pidfd_getfd(pidfd.as_fd(), fd.fd).on("pidfd_getfd", name)
 }
 
+/// bind(2), tried again for a moment while the name is in use: when two sets are restored at once, the processes born
+/// for the one have, until they are emptied, what freeze holds for the other.
+pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> nix::Result<()> {
+    let began = Instant::now();
+    loop {
+        match sys::socket_to(fd, false, address) {
+            Err(Errno::EADDRINUSE) if began.elapsed() < Duration::from_millis(300) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Whether a `struct sockaddr_in` or `sockaddr_in6` names neither an address nor a port.
 pub fn nowhere(address: &[u8]) -> bool {
     inet_address(address).is_none_or(|a| a.ip().is_unspecified() && a.port() == 0)
@@ -180,7 +195,7 @@ pub fn bind_probe(
         if kind == libc::SOCK_STREAM {
             sys::socket::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         }
-        sys::socket_to(fd.as_fd(), false, address)
+        bind(fd.as_fd(), address)
     });
     let shown = inet_address(address).map_or_else(String::new, |a| a.to_string());
     let at = || Blocker::at(shown.clone(), "the address of a socket");

@@ -56,7 +56,10 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
     match info.state {
         state::LISTEN if info.waiting > 0 => Some(
             fd.blocker()
-                .why(format!("{} of those who connected were not accepted yet", info.waiting))
+                .why(format!(
+                    "{} of those who connected were not accepted yet",
+                    info.waiting
+                ))
                 .remedy("let the program accept them first"),
         ),
         state::LISTEN | state::CLOSE => None,
@@ -169,7 +172,7 @@ impl FdKind for Tcp {
                         // One that has gone by itself meanwhile is no loss.
                         let _ = forget_tcp(local, remote);
                     }
-                    bound = sys::socket_to(fd.as_fd(), false, &local.0);
+                    bound = super::socket::bind(fd.as_fd(), &local.0);
                 }
                 bound.on("bind", || format!("{}: {}", name(), readable(&local.0)))?;
             }

@@ -1,7 +1,7 @@
 //! UDP, UDP-Lite, raw and ping sockets: addresses, options, groups, and for UDP what has arrived.
 
 use super::pipe::Bytes;
-use super::socket::{Base, bind_probe, fetch, held_outside, inet_address};
+use super::socket::{Base, bind, bind_probe, fetch, held_outside, inet_address};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::FileId;
@@ -176,7 +176,7 @@ impl FdKind for Udp {
         record.base.give_owner(fd.as_fd())?;
         record.base.give_early_options(fd.as_fd())?;
         if let Some(local) = &record.local {
-            sys::socket_to(fd.as_fd(), false, &local.0).on("bind", name)?;
+            bind(fd.as_fd(), &local.0).on("bind", name)?;
         }
         if !record.queue.is_empty() {
             fill(record, fd.as_fd())?;

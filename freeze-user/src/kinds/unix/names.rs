@@ -1,7 +1,7 @@
 //! Names of unix sockets: paths as they were bound, paths that are gone, abstract ones.
 
 use super::super::pipe::Bytes;
-use super::super::socket::holder_of;
+use super::super::socket::{bind, holder_of};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::nest::Nest;
 use crate::observe::peers::unix_sockets;
@@ -94,7 +94,7 @@ impl Name {
     pub fn precheck(&self, kind: i32, out: &mut Vec<Blocker>) {
         let Some(file) = &self.file else {
             let probe = sys::socket(libc::AF_UNIX, kind, 0)
-                .and_then(|s| sys::socket_to(s.as_fd(), false, &self.address.0));
+                .and_then(|s| bind(s.as_fd(), &self.address.0));
             if probe == Err(Errno::EADDRINUSE) {
                 let by = holder(|u| u.kind == kind && u.name == name_of(&self.address.0));
                 let at = Blocker::at(readable(&self.address.0), "a socket's abstract name");
@@ -131,7 +131,7 @@ impl Name {
                 let bound = |u: &crate::observe::peers::UnixSocket| {
                     u.peer.is_none() && u.file == Some((now.ino & u64::from(u32::MAX), dev))
                 };
-                let by = holder(bound);
+                let by = patiently(|| holder(&bound));
                 if !by.is_empty() {
                     out.push(
                         at().why(format!("it is in use{by}"))
@@ -147,7 +147,7 @@ impl Name {
         let address = &self.address.0;
         let label = || readable(address);
         let Some(file) = &self.file else {
-            return sys::socket_to(fd, false, address).on("bind", label);
+            return bind(fd, address).on("bind", label);
         };
         if file.unlinked {
             return unixname::bind_hidden(fd, address, file.mode).on("bind", label);
@@ -173,7 +173,7 @@ impl Name {
 pub(super) fn bind_ghost(fd: BorrowedFd<'_>, address: &[u8], nest: &mut Nest) -> Result<()> {
     let done = match is_path(address) {
         true => unixname::bind_hidden(fd, address, 0o777),
-        false => sys::socket_to(fd, false, address),
+        false => bind(fd, address),
     };
     match done {
         // Its owner outside lives on or came back: a name of the kernel's choice does for the connection.
@@ -217,6 +217,17 @@ pub(super) fn way_to(fd: BorrowedFd<'_>) -> nix::Result<Way> {
 /// A name for people: `@` stands for the zero byte of an abstract one.
 pub(super) fn readable(address: &[u8]) -> String {
     String::from_utf8_lossy(name_of(address)).replace('\0', "@")
+}
+
+/// Asks again for a moment while the answer is not empty: see [`bind`].
+fn patiently(who: impl Fn() -> String) -> String {
+    for _ in 0..30 {
+        if who().is_empty() {
+            return String::new();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    who()
 }
 
 /// ` by pid 5 (command)`, of who holds a socket that fits; empty if none does.
