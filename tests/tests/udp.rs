@@ -132,7 +132,9 @@ b = S.socket(S.AF_INET6, S.SOCK_DGRAM)
 b.setsockopt(S.IPPROTO_IPV6, S.IPV6_V6ONLY, 1)
 b.setsockopt(S.IPPROTO_IPV6, S.IPV6_MULTICAST_HOPS, 5)
 b.setsockopt(S.IPPROTO_IPV6, S.IPV6_JOIN_GROUP, S.inet_pton(S.AF_INET6, "ff01::77") + struct.pack("i", lo))
-raw = S.socket(S.AF_INET, S.SOCK_RAW, 253)
+# One that nothing else on the machine speaks: raw sockets hear everybody.
+PROTOCOL = 150 + os.getpid() % 100
+raw = S.socket(S.AF_INET, S.SOCK_RAW, PROTOCOL)
 raw.bind(("127.0.0.1", 0))
 before = [options(s) for s in (a, b, raw)]
 def is_member(s, level, option, request):
@@ -147,7 +149,7 @@ assert is_member(a, S.IPPROTO_IP, S.IP_ADD_MEMBERSHIP, member)
 assert is_member(b, S.IPPROTO_IPV6, S.IPV6_JOIN_GROUP, S.inet_pton(S.AF_INET6, "ff01::77") + struct.pack("i", lo))
 assert not is_member(b, S.IPPROTO_IPV6, S.IPV6_JOIN_GROUP, S.inet_pton(S.AF_INET6, "ff01::78") + struct.pack("i", lo))
 assert raw.getsockname()[0] == "127.0.0.1"
-S.socket(S.AF_INET, S.SOCK_RAW, 253).sendto(b"raw", ("127.0.0.1", 0))
+S.socket(S.AF_INET, S.SOCK_RAW, PROTOCOL).sendto(b"raw", ("127.0.0.1", 0))
 raw.settimeout(5)
 assert raw.recv(100).endswith(b"raw")
 "#,
