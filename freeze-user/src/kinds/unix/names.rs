@@ -131,7 +131,7 @@ impl Name {
                 let bound = |u: &crate::observe::peers::UnixSocket| {
                     u.peer.is_none() && u.file == Some((now.ino & u64::from(u32::MAX), dev))
                 };
-                let by = patiently(|| holder(&bound));
+                let by = patiently(|| holder(bound));
                 if !by.is_empty() {
                     out.push(
                         at().why(format!("it is in use{by}"))
