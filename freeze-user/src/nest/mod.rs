@@ -292,7 +292,6 @@ impl Nest {
                 let insn = building.scratch.syscall_insn();
                 building.threads.remove(0).end(status, insn)?;
             }
-            self.made.retain(|p| *p != f.pid);
         }
         Ok(())
     }
@@ -315,7 +314,7 @@ impl Nest {
                 let interim = self.process(sid)?;
                 interim.call("setsid", libc::SYS_setsid, &[])?;
                 self.fork(sid, root.pid, libc::CLONE_PARENT as u64)?;
-                self.dismiss(sid)?;
+                self.dismiss(sid, None)?;
                 self.grow(families, root, sid)?;
             } else {
                 self.spawn_root(root.pid, place)?;
@@ -423,13 +422,17 @@ impl Nest {
         Ok(())
     }
 
-    /// Ends an interim process and reaps it, in freeze or in its parent.
-    fn dismiss(&mut self, pid: Pid) -> Result<()> {
+    /// Ends an interim process and has it reaped by its parent: a process of the nest, or freeze.
+    fn dismiss(&mut self, pid: Pid, parent: Option<Pid>) -> Result<()> {
         // Ended before it is let go: blank as it is, it must not run an instruction.
-        let _ = nix::sys::signal::kill(pid.nix(), nix::sys::signal::Signal::SIGKILL);
-        self.processes.remove(&pid);
-        self.made.retain(|p| *p != pid);
         kill(pid);
+        self.processes.remove(&pid);
+        wait_end(pid);
+        if let Some(parent) = parent {
+            let reap = [pid.0 as u64, 0, libc::__WALL as u64, 0];
+            self.process(parent)?.call("wait4", libc::SYS_wait4, &reap)?;
+        }
+        self.made.retain(|p| *p != pid);
         Ok(())
     }
 
@@ -482,9 +485,7 @@ impl Nest {
                 self.fork(parent, sid, 0)?;
                 self.process(sid)?.call("setsid", libc::SYS_setsid, &[])?;
                 self.fork(sid, child.pid, libc::CLONE_PARENT as u64)?;
-                self.dismiss(sid)?;
-                let reap = [sid.0 as u64, 0, libc::__WALL as u64, 0];
-                self.process(parent)?.call("wait4", libc::SYS_wait4, &reap)?;
+                self.dismiss(sid, Some(parent))?;
                 self.grow(families, child, sid)
             }
             _ => {
@@ -511,9 +512,7 @@ impl Nest {
                 .process(f.pid)?
                 .call("setpgid", libc::SYS_setpgid, &[0, f.pgid.0 as u64]);
             if interim && self.processes.contains_key(&f.pgid) {
-                self.dismiss(f.pgid)?;
-                let reap = [f.pgid.0 as u64, 0, libc::__WALL as u64, 0];
-                self.process(f.pid)?.call("wait4", libc::SYS_wait4, &reap)?;
+                self.dismiss(f.pgid, Some(f.pid))?;
             }
             match joined {
                 Ok(_) => {}
@@ -525,16 +524,29 @@ impl Nest {
                 Err(e) => return Err(e),
             }
         }
-        for f in families.iter().filter(|f| f.root && f.sid != f.pid) {
+        self.warn_of_sessions(families);
+        Ok(())
+    }
+
+    /// Names every process that is not in the session it was in.
+    fn warn_of_sessions(&mut self, families: &[Family]) {
+        let mut elsewhere: BTreeMap<Pid, Vec<String>> = BTreeMap::new();
+        for f in families {
             let now = nix::unistd::getsid(Some(f.pid.nix())).map(|p| p.as_raw());
             if now != Ok(f.sid.0) {
-                self.warnings.push(format!(
-                    "pid {}: its session {} is led by a process outside the checkpoint; it is in the restorer's",
-                    f.pid, f.sid
-                ));
+                elsewhere.entry(f.sid).or_default().push(f.pid.to_string());
             }
         }
-        Ok(())
+        for (sid, pids) in elsewhere {
+            let one = pids.len() == 1;
+            self.warnings.push(format!(
+                "pid{} {}: {} session {sid} is led by a process outside the checkpoint; {} in the restorer's",
+                if one { "" } else { "s" },
+                pids.join(", "),
+                if one { "its" } else { "their" },
+                if one { "it is" } else { "they are" },
+            ));
+        }
     }
 }
 
@@ -547,38 +559,39 @@ impl Drop for Nest {
         let reaper = nix::sys::prctl::get_child_subreaper().unwrap_or(false);
         let _ = nix::sys::prctl::set_child_subreaper(true);
         for pid in self.made.iter().rev() {
-            // They are ours: made by this nest, traced by this thread, and reaped by nobody else yet.
-            let _ = nix::sys::signal::kill(pid.nix(), nix::sys::signal::Signal::SIGKILL);
-        }
-        // Leaders last: the kernel reports their end only once no other thread of theirs is left to be reaped.
-        let threads = |b: &Building| {
-            b.threads
-                .iter()
-                .map(Stopped::tid)
-                .filter(|t| *t != b.pid)
-                .collect::<Vec<_>>()
-        };
-        let others: Vec<Pid> = self.processes.values().flat_map(threads).collect();
-        self.processes.clear();
-        for tid in others {
-            let _ = crate::tracee::wait(tid);
-        }
-        for pid in self.made.iter().rev() {
             kill(*pid);
         }
+        // Leaders last: the kernel reports their end only once no other thread of theirs is left to be reaped.
+        let mut threads: Vec<Pid> = self.made.iter().flat_map(|p| threads_of(*p)).collect();
+        threads.retain(|t| !self.made.contains(t));
+        self.processes.clear();
+        // As their tracer we hear of each end first.
+        threads.iter().chain(&self.made).for_each(|t| wait_end(*t));
+        // Then as their parent, eldest first: what had another parent is ours once that one is reaped.
+        self.made.iter().for_each(|p| wait_end(*p));
         let _ = nix::sys::prctl::set_child_subreaper(reaper);
     }
 }
 
-/// Ends a process of the nest and reaps what is ours to reap.
+/// Ends a process of the nest: made by it, traced by this thread, and reaped by nobody else yet.
 fn kill(pid: Pid) {
     let _ = nix::sys::signal::kill(pid.nix(), nix::sys::signal::Signal::SIGKILL);
-    // First as its tracer, then, if it is our child, as its parent.
-    for _ in 0..2 {
-        if !matches!(crate::tracee::wait(pid), Ok(crate::tracee::Halt::Gone(status)) if status != 0) {
-            break;
-        }
-    }
+}
+
+/// Waits for the end of a thread or process that was killed; returns at once if it is not ours to wait for.
+fn wait_end(tid: Pid) {
+    while crate::tracee::wait(tid).is_ok_and(|halt| !matches!(halt, crate::tracee::Halt::Gone(_))) {}
+}
+
+/// The threads of a process, leader included, those that have ended and wait for their tracer too.
+fn threads_of(pid: Pid) -> Vec<Pid> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    tasks
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid))
+        .collect()
 }
 
 /// End of the addresses a process may map (TASK_SIZE with four-level page tables).
@@ -662,14 +675,17 @@ fn check_pids(families: &[Family]) -> Result<()> {
             .and_then(|t| Stat::parse(&t));
         stat.is_none_or(|s| s.is_zombie())
     };
+    // Freeze is in the one it was started in, whatever its leader is like by now.
+    let joined = [family::own_session(), Pid(nix::unistd::getpgrp().as_raw())];
     loop {
         let busy: BTreeSet<Pid> = wanted.iter().copied().filter(|p| in_use(*p)).collect();
-        let leaving = gone.iter().any(|p| in_use(*p) && dying(p));
-        if busy.is_empty() && (!leaving || began.elapsed() > REAPING) {
+        let leaving = |p: &Pid| !joined.contains(p) && in_use(*p) && dying(p);
+        let leaving: BTreeSet<Pid> = gone.iter().copied().filter(leaving).collect();
+        if busy.is_empty() && leaving.is_empty() {
             return Ok(());
         }
         if began.elapsed() > REAPING || !busy.iter().all(dying) {
-            return Err(Error::Refused(busy.into_iter().map(taken).collect()));
+            return Err(Error::Refused(busy.union(&leaving).copied().map(taken).collect()));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
