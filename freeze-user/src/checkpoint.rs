@@ -4,7 +4,7 @@ use crate::collect::collect;
 use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
 use crate::kinds::kinship::SHARED_MEMORY;
-use crate::observe::view::{Depth, View, command_of};
+use crate::observe::view::{Depth, ProcessView, View, command_of};
 use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{stop, trust_was_right};
@@ -161,7 +161,10 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
     };
     let compare = request.parent.clone().filter(|_| !request.track);
     let mut copier = Copier::new(trackings, compare);
-    for p in &planned.view.processes {
+    let shares = |p: &ProcessView| planned.view.sharing.get(&p.pid).map_or(0, |s| s.tables);
+    // Memory that several processes share is copied once.
+    let own = |p: &&ProcessView| !p.is_dead() && shares(p) & libc::CLONE_VM as u64 == 0;
+    for p in planned.view.processes.iter().filter(own) {
         if request.track || (p.status.rss_kib + p.status.swap_kib) << 10 > SMALL {
             copier.precopy(p, &mut draft)?;
         }

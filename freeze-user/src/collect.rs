@@ -2,9 +2,13 @@
 
 use crate::error::{Context, Result};
 use crate::ids::{FileId, Pid};
+use crate::kinds::fdtable::FdTable;
+use crate::kinds::filesystem::Filesystem;
 use crate::kinds::kinship::collect_zombies;
+use crate::kinds::memory::Memory;
+use crate::kinds::signals::Signals;
 use crate::kinds::unix::in_transit;
-use crate::kinds::{PROCESS_KINDS, PageSource, Shared, Source, kind_of};
+use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Shared, Source, kind_of};
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
@@ -44,12 +48,26 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
             let refused = || fd.blocker().why("no kind claims it").refuse();
             kind_of(fd).ok_or_else(refused)?.collect(*id, fd, &mut source)?;
         }
-        for kind in PROCESS_KINDS {
+        // Of a table that is shared there is one record, with whoever was there first.
+        let tables = view.sharing.get(&pid).map_or(0, |s| s.tables);
+        for kind in PROCESS_KINDS.iter().filter(|k| table_of(k.tag) & tables == 0) {
             fault::point(kind.tag)?;
             (kind.collect)(&mut source)?;
         }
     }
     Ok(())
+}
+
+/// The table whose contents a kind records, as a flag of clone(2); 0 for what every process has of its own.
+fn table_of(tag: &str) -> u64 {
+    let flag = match tag {
+        Memory::TAG => libc::CLONE_VM,
+        FdTable::TAG => libc::CLONE_FILES,
+        Filesystem::TAG => libc::CLONE_FS,
+        Signals::TAG => libc::CLONE_SIGHAND,
+        _ => 0,
+    };
+    flag as u64
 }
 
 /// What two descriptors of one description have in common: link, device, inode, flags, position.
@@ -64,13 +82,14 @@ fn descriptions(view: &View) -> Result<Descriptions<'_>> {
     let mut files = BTreeMap::new();
     let mut firsts: Vec<(FileId, &FdView)> = Vec::new();
     let mut alike: HashMap<Look<'_>, Vec<(FileId, &FdView)>> = HashMap::new();
+    let speaker = |pid: Pid| view.get(pid).map_or(pid, |p| p.speaker);
     for fd in view.fds() {
         let known = alike
             .entry((&fd.link, fd.stat.dev, fd.stat.ino, fd.flags(), fd.info.pos))
             .or_default();
         let mut found = None;
         for (id, other) in known.iter() {
-            let same = sys::same_file(fd.pid, fd.fd, other.pid, other.fd);
+            let same = sys::same_file(speaker(fd.pid), fd.fd, speaker(other.pid), other.fd);
             if same.on("kcmp", || {
                 format!("fd {} of {} and fd {} of {}", fd.fd, fd.pid, other.fd, other.pid)
             })? {

@@ -5,7 +5,7 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
 use crate::kinds::PageSource;
 use crate::nest::{TASK_SIZE, is_vdso};
-use crate::observe::view::{Depth, ProcessView, read_vmas};
+use crate::observe::view::{Depth, ProcessView, read_vmas, speaker};
 use crate::proc::maps::Vma;
 use crate::stop::smooth_thread;
 use crate::store::{CheckpointId, Draft, Opened};
@@ -137,7 +137,7 @@ impl<'a> Copier<'a> {
             let Some(tracking) = self.trackings.get_mut(&pid) else {
                 break;
             };
-            let ranges = private_ranges(&read_vmas(pid, Depth::Maps)?);
+            let ranges = private_ranges(&read_vmas(speaker(pid), Depth::Maps)?);
             tracking.tracker.track(&ranges)?;
             let written = tracking.tracker.take_written(&ranges)?;
             let bytes: u64 = written.iter().map(|r| r.len()).sum();
@@ -211,7 +211,7 @@ impl PageSource for Copier<'_> {
             None => {
                 self.trackings.remove(&pid);
                 draft.forget(space, &[Range::new(0, TASK_SIZE)])?;
-                let populated = pagemap::open(pid)?.populated_in(&private, Contents::Private)?;
+                let populated = pagemap::open(speaker(pid))?.populated_in(&private, Contents::Private)?;
                 (populated.clone(), populated)
             }
         };
@@ -265,7 +265,8 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
         return Ok(None);
     }
     let pid = p.pid;
-    let Some(seized) = Seized::seize(pid, 0).map_err(|e| traced(pid, e))? else {
+    let by = speaker(pid);
+    let Some(seized) = Seized::seize(by, 0).map_err(|e| traced(pid, e))? else {
         return Ok(None);
     };
     seized.interrupt();
@@ -274,7 +275,8 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     };
     smooth_thread(&mut leader, Some(&p.status))?;
     let view = ProcessView {
-        vmas: read_vmas(pid, Depth::Maps)?,
+        speaker: by,
+        vmas: read_vmas(by, Depth::Maps)?,
         ..p.clone()
     };
     fault::point("tracker")?;
@@ -289,7 +291,7 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
         .and_then(|fd| fault::point("tracker's descriptor").map(|()| fd));
     process.tape(|t| t.call("close", libc::SYS_close, &[number as u64]))?;
     process.release()?;
-    Ok(match AsyncWp::new(pid, fd?) {
+    Ok(match AsyncWp::new(by, fd?) {
         Ok(tracker) => Some(Box::new(tracker)),
         Err(_) => None,
     })
@@ -308,7 +310,7 @@ fn traced(pid: Pid, e: Error) -> Error {
 }
 
 fn open_mem(pid: Pid) -> Result<File> {
-    let path = format!("/proc/{pid}/mem");
+    let path = format!("/proc/{}/mem", speaker(pid));
     File::open(&path).on("open", || path)
 }
 
@@ -323,6 +325,7 @@ fn copy(
     missed: &mut dyn FnMut(Range) -> Result<()>,
 ) -> Result<()> {
     let space = SpaceId::private(pid);
+    let by = speaker(pid);
     let mut at = 0;
     let mut rest: Vec<Range> = todo.iter().rev().copied().collect();
     while !rest.is_empty() {
@@ -340,7 +343,7 @@ fn copy(
                 break;
             }
         }
-        let got = match sys::vm_read(pid, &batch, &mut buffer[..at as usize]) {
+        let got = match sys::vm_read(by, &batch, &mut buffer[..at as usize]) {
             Ok(n) => n as u64,
             Err(Errno::EFAULT) => 0,
             Err(Errno::ESRCH) => {

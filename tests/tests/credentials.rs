@@ -106,3 +106,38 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    own_of_threads,
+    c(r#"
+#include <grp.h>
+/* Threads that are other users than their process, with other groups and capabilities; hundreds of groups. */
+static int want[3][2] = { { 0, 0 }, { 1000, 1001 }, { 2000, 2001 } };
+static void *thread(void *arg) {
+    int n = (int)(intptr_t)arg;
+    gid_t groups[300], now[400];
+    for (int i = 0; i < 300; i++) groups[i] = 5000 + 10 * i + n;
+    OK(syscall(SYS_setgroups, 300, groups));
+    OK(syscall(SYS_setresgid, want[n][1], want[n][1], want[n][1]));
+    OK(syscall(SYS_setresuid, want[n][0], want[n][0], want[n][0]));
+    while (!gone_ahead()) nap(2);
+    SAME(syscall(SYS_getuid), want[n][0]);
+    SAME(syscall(SYS_getgid), want[n][1]);
+    SAME(syscall(SYS_getgroups, 400, now), 300);
+    CHECK(!memcmp(groups, now, sizeof groups));
+    CHECK(syscall(SYS_setresuid, 0, 0, 0) == -1);
+    return 0;
+}
+int main(void) {
+    pthread_t t[2];
+    for (intptr_t n = 0; n < 2; n++) CHECK(!pthread_create(&t[n], 0, thread, (void *)(n + 1)));
+    nap(30);
+    OK(prctl(PR_SET_DUMPABLE, 1));
+    freeze_here();
+    SAME(getuid(), 0);
+    SAME(prctl(PR_GET_DUMPABLE), 1);
+    for (int n = 0; n < 2; n++) CHECK(!pthread_join(t[n], 0));
+    OK(setuid(1));
+}
+"#)
+);

@@ -118,3 +118,216 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    exit_signals,
+    c(r#"
+/* Children whose end tells their parent by another signal, or by none; and one that a child made for its parent. */
+static pid_t make(unsigned long flags) { return syscall(SYS_clone, flags, 0, 0, 0, 0); }
+static void stay(int code) { while (!gone_ahead()) nap(2); _exit(code); }
+static volatile int told;
+static void hear(int n) { told++; }
+int main(void) {
+    signal(SIGUSR1, hear);
+    pid_t loud = OK(make(SIGUSR1));
+    if (!loud) { signal(SIGUSR1, SIG_DFL); stay(1); }
+    pid_t quiet = OK(make(0));
+    if (!quiet) stay(2);
+    pid_t plain = OK(fork());
+    if (!plain) {
+        if (!OK(make(CLONE_PARENT))) stay(3);
+        stay(4);
+    }
+    nap(30);
+    freeze_here();
+    int status, sum = 0;
+    SAME(waitpid(loud, &status, __WCLONE), loud);
+    SAME(WEXITSTATUS(status), 1);
+    SAME(told, 1);
+    SAME(waitpid(quiet, &status, __WCLONE), quiet);
+    SAME(WEXITSTATUS(status), 2);
+    while (waitpid(-1, &status, __WALL) > 0) sum += WEXITSTATUS(status);
+    SAME(sum, 3 + 4);
+}
+"#)
+);
+
+conformance!(
+    shared_tables,
+    c(r#"
+/* Children that share descriptors, directory, or memory and handlers with their parent, or with each other. */
+static pid_t make(unsigned long flags) { return syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0); }
+static volatile int word;
+static char stack[65536] __attribute__((aligned(16)));
+static void handler(int n) {}
+static int in_memory(void *unused) {
+    while (!gone_ahead()) { struct timespec t = { 0, 2000000 }; syscall(SYS_nanosleep, &t, 0); }
+    struct sigaction now = { .sa_handler = handler };
+    sigaction(SIGUSR2, &now, 0);
+    word = 77;
+    return 5;
+}
+int main(void) {
+    pid_t files = OK(make(CLONE_FILES));
+    if (!files) {
+        while (!gone_ahead()) nap(2);
+        int fd = OK(open("/dev/null", O_RDONLY));
+        SAME(dup2(fd, 200), 200);
+        _exit(1);
+    }
+    pid_t fs = OK(make(CLONE_FS));
+    if (!fs) {
+        while (!gone_ahead()) nap(2);
+        OK(chdir("/usr"));
+        umask(0123);
+        if (!OK(fork())) _exit(0);
+        _exit(2);
+    }
+    pid_t memory = OK(clone(in_memory, stack + sizeof stack, CLONE_VM | CLONE_SIGHAND | SIGCHLD, 0));
+    pid_t elder = OK(fork());
+    if (!elder) {
+        pid_t younger = OK(make(CLONE_PARENT | CLONE_FILES));
+        if (!younger) {
+            while (!gone_ahead()) nap(2);
+            SAME(dup2(2, 201), 201);
+            _exit(4);
+        }
+        while (!gone_ahead()) nap(2);
+        while (fcntl(201, F_GETFD) < 0) nap(2);
+        _exit(3);
+    }
+    nap(30);
+    freeze_here();
+    int status, sum = 0;
+    SAME(waitpid(files, &status, 0), files);
+    SAME(WEXITSTATUS(status), 1);
+    OK(fcntl(200, F_GETFD));
+    SAME(waitpid(fs, &status, 0), fs);
+    SAME(WEXITSTATUS(status), 2);
+    char where[100];
+    CHECK(getcwd(where, sizeof where) && !strcmp(where, "/usr"));
+    SAME(umask(0), 0123);
+    SAME(waitpid(memory, &status, 0), memory);
+    SAME(WEXITSTATUS(status), 5);
+    SAME(word, 77);
+    struct sigaction is;
+    OK(sigaction(SIGUSR2, 0, &is));
+    CHECK(is.sa_handler == handler);
+    CHECK(fcntl(201, F_GETFD) == -1);
+    while (waitpid(-1, &status, 0) > 0) sum += WEXITSTATUS(status);
+    SAME(sum, 3 + 4);
+}
+"#)
+);
+
+conformance!(
+    first_thread_gone,
+    c(r#"
+/* A process whose first thread has ended goes on with the others, and leaves a status of its own. */
+static int fd;
+static void *other(void *kept) {
+    char word[4] = "";
+    while (!gone_ahead()) nap(2);
+    SAME(pread(fd, word, 3, 0), 3);
+    CHECK(!strcmp(word, "abc") && !strcmp(kept, "kept"));
+    _exit(7);
+}
+static void *last(void *unused) { while (!gone_ahead()) nap(2); syscall(SYS_exit, 9); return 0; }
+int main(void) {
+    fd = OK(open(in_here("file"), O_RDWR | O_CREAT, 0600));
+    SAME(write(fd, "abc", 3), 3);
+    pid_t grouped = OK(fork());
+    if (!grouped) {
+        pthread_t a, b;
+        CHECK(!pthread_create(&a, 0, other, strdup("kept")));
+        CHECK(!pthread_create(&b, 0, last, 0));
+        pthread_detach(b);
+        syscall(SYS_exit, 3);
+    }
+    pid_t lone = OK(fork());
+    if (!lone) {
+        pthread_t a;
+        CHECK(!pthread_create(&a, 0, last, 0));
+        syscall(SYS_exit, 4);
+    }
+    nap(50);
+    freeze_here();
+    int status;
+    SAME(waitpid(grouped, &status, 0), grouped);
+    SAME(WEXITSTATUS(status), 7);
+    SAME(waitpid(lone, &status, 0), lone);
+    /* What the last one says, or, before Linux 5.17, the first. */
+    CHECK(WEXITSTATUS(status) == 9 || WEXITSTATUS(status) == 4);
+}
+"#)
+);
+
+conformance!(
+    dead_leaders,
+    c(r#"
+/* Leaders of a session and of a group that have ended and were not waited for; members go on. */
+static void stay(int code) { while (!gone_ahead()) nap(2); _exit(code); }
+int main(void) {
+    OK(prctl(PR_SET_CHILD_SUBREAPER, 1));
+    pid_t session = OK(fork());
+    if (!session) {
+        OK(setsid());
+        OK(setresuid(1000, 1000, 1000));
+        if (!OK(fork())) stay(1);
+        raise(SIGKILL);
+    }
+    pid_t group = OK(fork());
+    if (!group) { OK(setpgid(0, 0)); if (!OK(fork())) stay(2); _exit(33); }
+    siginfo_t info;
+    OK(waitid(P_PID, session, &info, WEXITED | WNOWAIT));
+    OK(waitid(P_PID, group, &info, WEXITED | WNOWAIT));
+    nap(20);
+    freeze_here();
+    int status, sum = 0;
+    OK(waitid(P_PID, session, &info, WEXITED | WNOWAIT));
+    SAME(info.si_uid, 1000);
+    SAME(waitpid(session, &status, 0), session);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    SAME(waitpid(group, &status, 0), group);
+    SAME(WEXITSTATUS(status), 33);
+    while (waitpid(-1, &status, 0) > 0) sum += WEXITSTATUS(status);
+    SAME(sum, 1 + 2);
+}
+"#)
+);
+
+conformance!(
+    stops_and_who_knows,
+    c(r#"
+/* A stop is told to a parent that asks once, before a restore or after, and no SIGCHLD comes out of nothing. */
+static volatile int told;
+static void hear(int n) { told++; }
+static pid_t stopping(int signal) {
+    pid_t pid = OK(fork());
+    if (!pid) { raise(signal); _exit(signal); }
+    siginfo_t info;
+    OK(waitid(P_PID, pid, &info, WSTOPPED | WNOWAIT));
+    return pid;
+}
+int main(void) {
+    struct sigaction act = { .sa_handler = hear };
+    OK(sigaction(SIGCHLD, &act, 0));
+    int status;
+    pid_t known = stopping(SIGSTOP), unknown = stopping(SIGSTOP);
+    SAME(waitpid(known, &status, WUNTRACED), known);
+    int before = told;
+    freeze_here();
+    SAME(told, before);
+    SAME(waitpid(known, &status, WUNTRACED | WNOHANG), 0);
+    SAME(waitpid(unknown, &status, WUNTRACED | WNOHANG), unknown);
+    CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+    SAME(waitpid(unknown, &status, WUNTRACED | WNOHANG), 0);
+    pid_t all[] = { known, unknown };
+    for (int i = 0; i < 2; i++) {
+        OK(kill(all[i], SIGCONT));
+        while (waitpid(all[i], &status, 0) < 0) SAME(errno, EINTR);
+        SAME(WEXITSTATUS(status), SIGSTOP);
+    }
+}
+"#)
+);

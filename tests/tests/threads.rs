@@ -184,3 +184,33 @@ int main(void) {
 }
 "#)
 );
+
+/// A process of very many threads is taken apart and put together in a moment.
+fn many(threads: usize) {
+    let text = r#"
+static void *thread(void *n) { while (!gone_ahead()) nap(100); return n; }
+int main(void) {
+    static pthread_t t[MANY];
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, 65536);
+    for (intptr_t n = 0; n < MANY; n++) CHECK(!pthread_create(&t[n], &attr, thread, (void *)n));
+    freeze_here();
+    void *got;
+    for (intptr_t n = 0; n < MANY; n++) { CHECK(!pthread_join(t[n], &got)); SAME((intptr_t)got, n); }
+}
+"#;
+    freeze_tests::run(freeze_tests::Mode::Restore, "many", || {
+        c(&text.replace("MANY", &threads.to_string()))
+    });
+}
+
+#[test]
+fn a_hundred_threads() {
+    many(100);
+}
+
+#[test]
+fn a_thousand_threads() {
+    many(1000);
+}

@@ -38,3 +38,71 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    of_each_thread,
+    c(r#"
+#include <sys/personality.h>
+#include <linux/prctl.h>
+/* What a thread sets for itself alone: personality, rdtsc, speculation. */
+static int before, state[3];
+static void *thread(void *unused) {
+    OK(personality(ADDR_NO_RANDOMIZE));
+    OK(prctl(PR_SET_TSC, PR_TSC_SIGSEGV));
+    prctl(PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_DISABLE, 0, 0);
+    for (int i = 0; i < 3; i++) state[i] = prctl(PR_GET_SPECULATION_CTRL, i, 0, 0, 0);
+    struct timespec t = { 0, 2000000 };
+    while (!gone_ahead()) syscall(SYS_nanosleep, &t, 0);
+    SAME(personality(0xffffffff), ADDR_NO_RANDOMIZE);
+    int tsc = 0;
+    OK(prctl(PR_GET_TSC, &tsc));
+    SAME(tsc, PR_TSC_SIGSEGV);
+    for (int i = 0; i < 3; i++) SAME(prctl(PR_GET_SPECULATION_CTRL, i, 0, 0, 0), state[i]);
+    return 0;
+}
+int main(void) {
+    before = personality(0xffffffff);
+    pthread_t t;
+    CHECK(!pthread_create(&t, 0, thread, 0));
+    nap(20);
+    freeze_here();
+    CHECK(!pthread_join(t, 0));
+    SAME(personality(0xffffffff), before);
+    int tsc = 0;
+    OK(prctl(PR_GET_TSC, &tsc));
+    SAME(tsc, PR_TSC_ENABLE);
+}
+"#)
+);
+
+conformance!(
+    dispatch,
+    c(r#"
+/* System calls that the program catches itself (syscall user dispatch) are caught after a restore as well. */
+#define PR_SYS_DISPATCH 59
+static volatile char selector;
+static volatile int caught;
+static void hear(int n, siginfo_t *info, void *c) { selector = 0; caught = info->si_syscall; }
+static void *thread(void *unused) {
+    while (!gone_ahead()) nap(2);
+    selector = 1;
+    syscall(SYS_getppid);
+    SAME(selector, 0);
+    SAME(caught, SYS_getppid);
+    return 0;
+}
+static void *marked(void *unused) {
+    struct sigaction act = { .sa_sigaction = hear, .sa_flags = SA_SIGINFO };
+    OK(sigaction(SIGSYS, &act, 0));
+    if (prctl(PR_SYS_DISPATCH, 1, 0, 0, &selector)) return 0;
+    return thread(0);
+}
+int main(void) {
+    pthread_t t;
+    CHECK(!pthread_create(&t, 0, marked, 0));
+    nap(20);
+    freeze_here();
+    CHECK(!pthread_join(t, 0));
+}
+"#)
+);

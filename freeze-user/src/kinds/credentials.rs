@@ -27,70 +27,14 @@ pub struct Record {
     pub dumpable: u64,
     /// By thread: the leader first, in the order of the thread records.
     pub parent_death_signals: Vec<u32>,
+    /// Threads with other credentials than the first, each with all of its own.
+    #[serde(default)]
+    pub own: Vec<(Pid, Record)>,
 }
 
-/// What of a thread's status must be the same for all.
-fn identity(s: &Status) -> impl PartialEq {
-    let caps = [s.cap_inh, s.cap_prm, s.cap_eff, s.cap_bnd, s.cap_amb];
-    (s.uid, s.gid, s.groups.clone(), caps, s.no_new_privs)
-}
-
-const CAP_SETPCAP: u64 = 1 << 8;
-const SECBIT_NO_SETUID_FIXUP: u64 = 4;
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-
-impl ProcessKind for Credentials {
-    const TAG: &'static str = "credentials";
-    const VERSION: u16 = 1;
-    const ABOUT: &'static str = "user and group ids, supplementary groups, all capability sets, securebits, \
-        no_new_privs, dumpable, parent-death signal; threads with different credentials are refused";
-    const STAGE: Stage = Stage::Credentials;
-    type Record = Record;
-
-    fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
-        for thread in &p.threads {
-            if identity(&thread.status) != identity(&p.status) {
-                out.push(
-                    Blocker::of(p.pid, format!("thread {}", thread.tid), "credentials of its own")
-                        .why("its user, groups or capabilities differ from those of its process")
-                        .remedy("let the thread take the process's credentials back first"),
-                );
-            }
-        }
-    }
-
-    fn collect(from: &mut Source<'_>) -> Result<Record> {
-        let mut signals = Vec::new();
-        for n in 0..from.process.threads().len() {
-            let (ran, at) = from.process.tape_on(n, |t| {
-                let at = t.space(4);
-                t.call(
-                    "prctl(PR_GET_PDEATHSIG)",
-                    libc::SYS_prctl,
-                    &[libc::PR_GET_PDEATHSIG as u64, at],
-                );
-                at
-            })?;
-            signals.push(u32::from_ne_bytes(
-                ran.bytes(at, 4).try_into().unwrap_or_default(),
-            ));
-        }
-        let (ran, (dumpable, bits)) = from.process.tape(|t| {
-            (
-                t.call(
-                    "prctl(PR_GET_DUMPABLE)",
-                    libc::SYS_prctl,
-                    &[libc::PR_GET_DUMPABLE as u64],
-                ),
-                t.call(
-                    "prctl(PR_GET_SECUREBITS)",
-                    libc::SYS_prctl,
-                    &[libc::PR_GET_SECUREBITS as u64],
-                ),
-            )
-        })?;
-        let s = &from.process.view.status;
-        Ok(Record {
+impl Record {
+    fn of(s: &Status, securebits: u64, dumpable: u64) -> Record {
+        Record {
             uid: s.uid,
             gid: s.gid,
             groups: s.groups.clone(),
@@ -99,20 +43,99 @@ impl ProcessKind for Credentials {
             effective: s.cap_eff,
             bounding: s.cap_bnd,
             ambient: s.cap_amb,
-            securebits: ran.value(bits) as u64,
+            securebits,
             no_new_privs: s.no_new_privs,
-            dumpable: ran.value(dumpable) as u64,
-            parent_death_signals: signals,
-        })
+            dumpable,
+            parent_death_signals: Vec::new(),
+            own: Vec::new(),
+        }
+    }
+
+    /// The credentials of one thread.
+    fn of_thread(&self, tid: Pid) -> &Record {
+        self.own.iter().find(|(t, _)| *t == tid).map_or(self, |(_, r)| r)
+    }
+}
+
+const CAP_SETPCAP: u64 = 1 << 8;
+const SECBIT_NO_SETUID_FIXUP: u64 = 4;
+const KEYCTL_GET_KEYRING_ID: u64 = 0;
+const KEY_SPEC_THREAD_KEYRING: u64 = -1i64 as u64;
+const KEY_SPEC_PROCESS_KEYRING: u64 = -2i64 as u64;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+impl ProcessKind for Credentials {
+    const TAG: &'static str = "credentials";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "user and group ids, supplementary groups, all capability sets, securebits, \
+        no_new_privs, dumpable, parent-death signal, threads with credentials of their own; keyrings of a process or thread \
+        are refused";
+    const STAGE: Stage = Stage::Credentials;
+    type Record = Record;
+
+    fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
+
+    fn collect(from: &mut Source<'_>) -> Result<Record> {
+        let mut signals = Vec::new();
+        let mut bits = Vec::new();
+        let mut dumpable = 0;
+        let told = from.process.tape_each(|_, t| {
+            let signal = t.space(4);
+            let mut prctl = |name, option: i32, a: u64| t.call(name, libc::SYS_prctl, &[option as u64, a]);
+            prctl("prctl(PR_GET_PDEATHSIG)", libc::PR_GET_PDEATHSIG, signal);
+            let bits = prctl("prctl(PR_GET_SECUREBITS)", libc::PR_GET_SECUREBITS, 0);
+            let dumpable = prctl("prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE, 0);
+            let keyrings = [KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING]
+                .map(|k| t.try_call("keyctl", libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID, k, 0]));
+            (signal, bits, dumpable, keyrings)
+        })?;
+        for (n, (ran, ask)) in told.iter().enumerate() {
+            if ask.3.iter().any(|at| ran.result(*at).is_ok()) {
+                let tid = from.process.threads()[n].tid();
+                return Err(Blocker::of(
+                    from.process.pid(),
+                    format!("thread {tid}"),
+                    "a keyring of its own",
+                )
+                .why("what keys hold cannot be read (keyrings(7))")
+                .remedy("let the program give it up before the checkpoint")
+                .refuse());
+            }
+            signals.push(u32::from_ne_bytes(
+                ran.bytes(ask.0, 4).try_into().unwrap_or_default(),
+            ));
+            bits.push(ran.value(ask.1) as u64);
+            dumpable = ran.value(ask.2) as u64;
+        }
+        let p = &from.process.view;
+        let first = bits.first().copied().unwrap_or(0);
+        let mut record = Record::of(&p.status, first, dumpable);
+        let mut others = Vec::new();
+        for (thread, bits) in from.process.threads().iter().zip(&bits) {
+            let Some(view) = p.threads.iter().find(|t| t.tid == thread.tid()) else {
+                continue;
+            };
+            let own = Record::of(&view.status, *bits, dumpable);
+            if own != record {
+                others.push((thread.tid(), own));
+            }
+        }
+        record.own = others;
+        record.parent_death_signals = signals;
+        Ok(record)
     }
 
     fn precheck(record: &Record, pid: Pid, _: &Options, out: &mut Vec<Blocker>) {
         let text = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
         let Some(own) = Status::parse(&text) else { return };
-        let lacks = record.permitted & !own.cap_prm;
+        let permitted = record
+            .own
+            .iter()
+            .fold(record.permitted, |all, (_, r)| all | r.permitted);
+        let lacks = permitted & !own.cap_prm;
         if lacks != 0 {
             out.push(
-                Blocker::of(pid, "capabilities", format!("{:#x}", record.permitted))
+                Blocker::of(pid, "capabilities", format!("{permitted:#x}"))
                     .why(format!(
                         "freeze itself lacks {lacks:#x} of them and cannot give them"
                     ))
@@ -130,18 +153,27 @@ impl ProcessKind for Credentials {
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         let building = nest.process(pid)?;
-        for n in 0..building.threads.len() {
-            building.tape_on(n, |t| {
-                let prctl = |t: &mut crate::tracee::tape::Tape<'_>, name, option: i32, a: u64| {
-                    t.call(name, libc::SYS_prctl, &[option as u64, a, 0, 0, 0])
-                };
-                // The order matters: nothing may take capabilities away before the last id is set.
-                prctl(
-                    t,
-                    "prctl(PR_SET_SECUREBITS)",
-                    libc::PR_SET_SECUREBITS,
-                    SECBIT_NO_SETUID_FIXUP,
-                );
+        // A first thread that has ended has no signal of its own.
+        let first = usize::from(building.leader_ended.is_some());
+        let signals = &record.parent_death_signals;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let here = Status::parse(&text).unwrap_or_default().groups;
+        let all = record;
+        let tids: Vec<Pid> = building.threads.iter().map(crate::tracee::Stopped::tid).collect();
+        building.tape_each(0, |n, t| {
+            let record = all.of_thread(tids[n]);
+            let prctl = |t: &mut crate::tracee::tape::Tape<'_>, name, option: i32, a: u64| {
+                t.call(name, libc::SYS_prctl, &[option as u64, a, 0, 0, 0])
+            };
+            // The order matters: nothing may take capabilities away before the last id is set.
+            prctl(
+                t,
+                "prctl(PR_SET_SECUREBITS)",
+                libc::PR_SET_SECUREBITS,
+                SECBIT_NO_SETUID_FIXUP,
+            );
+            // In a user namespace it may be forbidden, and then there is nothing to change.
+            if record.groups != here {
                 let groups: Vec<u8> = record.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
                 let at = t.bytes(&groups);
                 t.call(
@@ -149,67 +181,68 @@ impl ProcessKind for Credentials {
                     libc::SYS_setgroups,
                     &[record.groups.len() as u64, at],
                 );
-                let id = u64::from;
-                let [r, e, s, f] = record.gid;
-                t.call("setresgid", libc::SYS_setresgid, &[id(r), id(e), id(s)]);
-                t.call("setfsgid", libc::SYS_setfsgid, &[id(f)]);
-                let [r, e, s, f] = record.uid;
-                t.call("setresuid", libc::SYS_setresuid, &[id(r), id(e), id(s)]);
-                t.call("setfsuid", libc::SYS_setfsuid, &[id(f)]);
-                for cap in (0..64).filter(|c| record.bounding & 1 << c == 0) {
-                    // EINVAL past the last capability this kernel knows.
-                    let args = [libc::PR_CAPBSET_DROP as u64, cap, 0, 0, 0];
-                    t.try_call("prctl(PR_CAPBSET_DROP)", libc::SYS_prctl, &args);
-                }
-                capset(
-                    t,
-                    record.effective | CAP_SETPCAP,
-                    record.permitted | CAP_SETPCAP,
-                    record.inheritable,
-                );
-                prctl(
-                    t,
-                    "prctl(PR_CAP_AMBIENT)",
-                    libc::PR_CAP_AMBIENT,
-                    libc::PR_CAP_AMBIENT_CLEAR_ALL as u64,
-                );
-                for cap in (0..64u64).filter(|c| record.ambient & 1 << c != 0) {
-                    let args = [
-                        libc::PR_CAP_AMBIENT as u64,
-                        libc::PR_CAP_AMBIENT_RAISE as u64,
-                        cap,
-                        0,
-                        0,
-                    ];
-                    t.call("prctl(PR_CAP_AMBIENT_RAISE)", libc::SYS_prctl, &args);
-                }
-                prctl(
-                    t,
-                    "prctl(PR_SET_SECUREBITS)",
-                    libc::PR_SET_SECUREBITS,
-                    record.securebits,
-                );
-                capset(t, record.effective, record.permitted, record.inheritable);
-                if record.no_new_privs {
-                    prctl(t, "prctl(PR_SET_NO_NEW_PRIVS)", libc::PR_SET_NO_NEW_PRIVS, 1);
-                }
-                // Changing ids clears both of these, so they come last.
-                let signal = record.parent_death_signals.get(n).copied().unwrap_or(0);
-                prctl(
-                    t,
-                    "prctl(PR_SET_PDEATHSIG)",
-                    libc::PR_SET_PDEATHSIG,
-                    u64::from(signal),
-                );
-                if n == 0 && record.dumpable < 2 {
-                    prctl(
-                        t,
-                        "prctl(PR_SET_DUMPABLE)",
-                        libc::PR_SET_DUMPABLE,
-                        record.dumpable,
-                    );
-                }
-            })?;
+            }
+            let id = u64::from;
+            let [r, e, s, f] = record.gid;
+            t.call("setresgid", libc::SYS_setresgid, &[id(r), id(e), id(s)]);
+            t.call("setfsgid", libc::SYS_setfsgid, &[id(f)]);
+            let [r, e, s, f] = record.uid;
+            t.call("setresuid", libc::SYS_setresuid, &[id(r), id(e), id(s)]);
+            t.call("setfsuid", libc::SYS_setfsuid, &[id(f)]);
+            for cap in (0..64).filter(|c| record.bounding & 1 << c == 0) {
+                // EINVAL past the last capability this kernel knows.
+                let args = [libc::PR_CAPBSET_DROP as u64, cap, 0, 0, 0];
+                t.try_call("prctl(PR_CAPBSET_DROP)", libc::SYS_prctl, &args);
+            }
+            capset(
+                t,
+                record.effective | CAP_SETPCAP,
+                record.permitted | CAP_SETPCAP,
+                record.inheritable,
+            );
+            prctl(
+                t,
+                "prctl(PR_CAP_AMBIENT)",
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_CLEAR_ALL as u64,
+            );
+            for cap in (0..64u64).filter(|c| record.ambient & 1 << c != 0) {
+                let args = [
+                    libc::PR_CAP_AMBIENT as u64,
+                    libc::PR_CAP_AMBIENT_RAISE as u64,
+                    cap,
+                    0,
+                    0,
+                ];
+                t.call("prctl(PR_CAP_AMBIENT_RAISE)", libc::SYS_prctl, &args);
+            }
+            prctl(
+                t,
+                "prctl(PR_SET_SECUREBITS)",
+                libc::PR_SET_SECUREBITS,
+                record.securebits,
+            );
+            capset(t, record.effective, record.permitted, record.inheritable);
+            if record.no_new_privs {
+                prctl(t, "prctl(PR_SET_NO_NEW_PRIVS)", libc::PR_SET_NO_NEW_PRIVS, 1);
+            }
+            // Changing ids clears this one, so it comes last.
+            let signal = n
+                .checked_sub(first)
+                .and_then(|n| signals.get(n))
+                .copied()
+                .unwrap_or(0);
+            prctl(
+                t,
+                "prctl(PR_SET_PDEATHSIG)",
+                libc::PR_SET_PDEATHSIG,
+                u64::from(signal),
+            );
+        })?;
+        if record.dumpable < 2 {
+            // It belongs to the memory of all threads, and is cleared whenever one of them changes its ids.
+            let args = [libc::PR_SET_DUMPABLE as u64, record.dumpable, 0, 0, 0];
+            building.call("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, &args)?;
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ impl ProcessKind for Filesystem {
     type Record = Record;
 
     fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
-        if p.stat.is_zombie() {
+        if p.is_dead() {
             return;
         }
         for (place, link) in [("cwd", &p.cwd), ("root", &p.root)] {

@@ -3,11 +3,13 @@
 use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
-use crate::nest::family::Family;
+use crate::nest::family::{Family, Remains, Shares};
 use crate::nest::{Nest, Options};
+use crate::observe::sharing::TABLES;
 use crate::observe::view::{ProcessView, View};
 use crate::store::Draft;
-use crate::sys::{self, Kcmp};
+use crate::sys;
+use std::cmp::Ordering;
 
 #[derive(Debug)]
 pub struct Kinship;
@@ -18,18 +20,13 @@ pub const SHARED_MEMORY: &str = "its memory (vfork)";
 impl ProcessKind for Kinship {
     const TAG: &'static str = "kinship";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "process and thread ids, parent and children, session and process group";
+    const ABOUT: &'static str = "process and thread ids, parent and children, session and process group, \
+        exit signal, zombies, tables shared between processes (CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND)";
     const STAGE: Stage = Stage::Birth;
     type Record = Family;
 
     fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
-        if p.stat.is_zombie() && p.stat.threads > 1 {
-            out.push(
-                p.blocker("", "a process whose first thread has ended")
-                    .why("it is not carried yet")
-                    .remedy("let the main thread wait for the others"),
-            );
-        } else if p.stat.is_zombie() && view.get(Pid(p.stat.ppid)).is_none() {
+        if p.is_dead() && view.get(Pid(p.stat.ppid)).is_none() {
             let why =
                 "it is a zombie whose parent is not part of the checkpoint: there is nothing of it to carry";
             out.push(
@@ -38,32 +35,8 @@ impl ProcessKind for Kinship {
                     .remedy("let its parent reap it (wait)"),
             );
         }
-        if p.stat.exit_signal != libc::SIGCHLD && !view.roots.contains(&p.pid) {
-            out.push(
-                p.blocker("", "a process forked with another exit signal than SIGCHLD")
-                    .why(format!("its exit signal is {}", p.stat.exit_signal))
-                    .remedy("checkpoint it alone"),
-            );
-        }
-        // Two processes that share a table (vfork, CLONE_FILES …) must get it back shared.
-        let parent = Pid(p.stat.ppid);
-        if view.get(parent).is_some() && !p.stat.is_zombie() {
-            for (what, name) in [
-                (Kcmp::Vm, SHARED_MEMORY),
-                (Kcmp::Files, "its descriptor table"),
-                (Kcmp::Fs, "its working directory"),
-                (Kcmp::Sighand, "its signal handlers"),
-            ] {
-                if sys::kcmp(p.pid, parent, what, 0, 0).is_ok_and(std::cmp::Ordering::is_eq) {
-                    out.push(
-                        p.blocker("", name)
-                            .why(format!("it is shared with its parent {parent}"))
-                            .remedy(
-                                "try again when the program has executed another, or has stopped sharing",
-                            ),
-                    );
-                }
-            }
+        if !p.is_dead() {
+            shared_tables(p, view, out);
         }
     }
 
@@ -85,15 +58,83 @@ fn family(p: &ProcessView, view: &View) -> Family {
         parent: Pid(p.stat.ppid),
         pgid: Pid(p.stat.pgrp),
         sid: Pid(p.stat.session),
-        root: view.get(Pid(p.stat.ppid)).is_none(),
+        root: roots(p, view),
         tids: p.threads.iter().map(|t| t.tid).filter(|t| *t != p.pid).collect(),
-        ended: p.stat.is_zombie().then_some(p.stat.exit_code),
+        ended: p.is_dead().then_some(p.stat.exit_code),
+        exit_signal: match roots(p, view) {
+            // Its parent will be whoever restores it.
+            true => libc::SIGCHLD,
+            false => p.stat.exit_signal,
+        },
+        shares: view.sharing.get(&p.pid).and_then(|s| {
+            Some(Shares {
+                with: s.with?,
+                tables: s.tables,
+            })
+        }),
+        remains: p.is_dead().then(|| Remains {
+            uid: p.status.uid,
+            gid: p.status.gid,
+            name: p.stat.comm.clone(),
+        }),
+    }
+}
+
+fn roots(p: &ProcessView, view: &View) -> bool {
+    view.get(Pid(p.stat.ppid)).is_none()
+}
+
+/// Two processes that share a table must get it back shared, which clone(2) grants to a child or a younger sibling.
+fn shared_tables(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+    let parent = Pid(p.stat.ppid);
+    let words = |tables: u64| {
+        let named = TABLES.iter().filter(|(_, flag, _)| tables & flag != 0);
+        named.map(|(.., name)| *name).collect::<Vec<_>>().join(", ")
+    };
+    if view.get(parent).is_none() {
+        // Init has no tables that a process could have.
+        let with = |what| parent.0 > 1 && sys::kcmp(p.speaker, parent, what, 0, 0).is_ok_and(Ordering::is_eq);
+        for (_, flag, name) in TABLES.iter().filter(|(what, ..)| with(*what)) {
+            let place = if *flag == libc::CLONE_VM as u64 {
+                SHARED_MEMORY
+            } else {
+                name
+            };
+            out.push(
+                p.blocker("", place)
+                    .why(format!(
+                        "it is shared with its parent {parent}, which is not part of the checkpoint"
+                    ))
+                    .remedy("checkpoint the parent, or try again when the program has executed another"),
+            );
+        }
+        return;
+    }
+    let Some(sharing) = view.sharing.get(&p.pid) else {
+        return;
+    };
+    let waits = |q: &ProcessView| q.threads.iter().any(|t| t.stat.state == 'D');
+    if sharing.tables & libc::CLONE_VM as u64 != 0 && view.get(parent).is_some_and(waits) {
+        out.push(
+            p.blocker("", SHARED_MEMORY)
+                .why(format!(
+                    "its parent {parent} waits in vfork(2) until it executes another program or ends"
+                ))
+                .remedy("try again when it has"),
+        );
+    }
+    if sharing.with.is_none() {
+        out.push(
+            p.blocker("", words(sharing.tables))
+                .why("it is shared with processes that are neither its parent nor another child of that")
+                .remedy("checkpoint it when it has stopped sharing"),
+        );
     }
 }
 
 /// Records the processes that have ended and wait for their parents: of them there is kinship and nothing else.
 pub fn collect_zombies(view: &View, draft: &mut Draft) -> Result<()> {
-    for p in view.processes.iter().filter(|p| p.stat.is_zombie()) {
+    for p in view.processes.iter().filter(|p| p.is_dead()) {
         super::put_process::<Kinship>(p.pid, family(p, view), draft)?;
     }
     Ok(())

@@ -17,6 +17,17 @@ pub struct Record {
     pub oom_score_adj: i32,
     /// Bits of core(5).
     pub coredump_filter: u64,
+    /// Of the leader of a session, the nice value of its autogroup (sched(7)).
+    #[serde(default)]
+    pub autogroup_nice: Option<i32>,
+}
+
+/// The nice value of a session's autogroup, told of its leader.
+fn autogroup_nice(pid: Pid) -> Option<i32> {
+    let sid = nix::unistd::getsid(Some(pid.nix())).ok()?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/autogroup")).ok()?;
+    let nice = text.trim().rsplit_once(' ')?.1.parse().ok()?;
+    (sid.as_raw() == pid.0).then_some(nice)
 }
 
 /// RLIMIT_CPU … RLIMIT_RTTIME.
@@ -25,14 +36,14 @@ const RESOURCES: u64 = 16;
 impl ProcessKind for Limits {
     const TAG: &'static str = "limits";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "all resource limits, oom_score_adj, coredump_filter";
+    const ABOUT: &'static str = "all resource limits, oom_score_adj, coredump_filter, autogroup nice";
     const STAGE: Stage = Stage::Limits;
     type Record = Record;
 
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
-        let pid = from.process.pid();
+        let (pid, by) = (from.process.pid(), from.process.view.speaker);
         // Asked from inside: from outside another uid's limits want CAP_SYS_RESOURCE.
         let (ran, at) = from.process.tape(|t| {
             let at = t.space(RESOURCES as usize * 16);
@@ -45,13 +56,14 @@ impl ProcessKind for Limits {
             .map(|n| (ran.word(at + n * 16), ran.word(at + n * 16 + 8)))
             .collect();
         let number = |name: &str| {
-            let path = format!("/proc/{pid}/{name}");
+            let path = format!("/proc/{by}/{name}");
             std::fs::read_to_string(&path).on("read", || path)
         };
         Ok(Record {
             rlimits,
             oom_score_adj: number("oom_score_adj")?.trim().parse().unwrap_or(0),
             coredump_filter: u64::from_str_radix(number("coredump_filter")?.trim(), 16).unwrap_or(0x33),
+            autogroup_nice: autogroup_nice(pid),
         })
     }
 
@@ -93,6 +105,14 @@ impl ProcessKind for Limits {
             format!("{:#x}", record.coredump_filter),
         )
         .on("write", || format!("/proc/{pid}/coredump_filter"))?;
+        if let Some(nice) = record.autogroup_nice
+            && autogroup_nice(pid).is_some_and(|now| now != nice)
+            && let Err(e) = std::fs::write(format!("/proc/{pid}/autogroup"), nice.to_string())
+        {
+            nest.warnings.push(format!(
+                "pid {pid}: nice {nice} of its autogroup could not be set: {e}"
+            ));
+        }
         nest.process(pid)?.tape(|t| {
             for (n, (soft, hard)) in record.rlimits.iter().enumerate() {
                 let mut bytes = soft.to_ne_bytes().to_vec();

@@ -163,7 +163,7 @@ impl ProcessKind for Memory {
     type Record = Record;
 
     fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
-        if p.stat.is_zombie() {
+        if p.is_dead() {
             return;
         }
         if let Some((why, remedy)) = FileRef::obstacle(&p.exe.path, &p.exe.stat) {
@@ -185,7 +185,7 @@ impl ProcessKind for Memory {
                 continue;
             }
             if is_memfd(&v.name) {
-                let obstacle = memfd::obstacle(&map_file(p.pid, v));
+                let obstacle = memfd::obstacle(&map_file(p.speaker, v));
                 out.extend(obstacle.map(|(why, remedy)| at().why(why).remedy(remedy)));
                 continue;
             }
@@ -199,7 +199,7 @@ impl ProcessKind for Memory {
             // The inode behind a mapping, not what lies at its path now.
             let stat = stats
                 .entry(&v.name)
-                .or_insert_with(|| FileStat::of(&map_file(p.pid, v)).ok());
+                .or_insert_with(|| FileStat::of(&map_file(p.speaker, v)).ok());
             match stat {
                 Some(stat) if stat.kind() == libc::S_IFREG => {
                     out.extend(
@@ -216,7 +216,7 @@ impl ProcessKind for Memory {
     }
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
-        let pid = from.process.pid();
+        let (pid, by) = (from.process.pid(), from.process.view.speaker);
         let (ran, brk) = from.process.tape(|t| t.call("brk", libc::SYS_brk, &[0]))?;
         let brk = ran.value(brk) as u64;
         let view = from.process.view.clone();
@@ -228,9 +228,7 @@ impl ProcessKind for Memory {
             segments: Vec::new(),
             exe: from_exe(&view, from)?,
             layout: layout(&view, brk),
-            auxv: Bytes(
-                std::fs::read(format!("/proc/{pid}/auxv")).on("read", || format!("/proc/{pid}/auxv"))?,
-            ),
+            auxv: Bytes(std::fs::read(format!("/proc/{by}/auxv")).on("read", || format!("/proc/{by}/auxv"))?),
             vdso: Vec::new(),
             vdso_code: Bytes::default(),
         };
@@ -244,7 +242,7 @@ impl ProcessKind for Memory {
                     .vdso
                     .push((String::from_utf8_lossy(&v.name).into_owned(), v.range()));
                 if v.name == b"[vdso]" {
-                    record.vdso_code = Bytes(read_code(pid, v.range())?);
+                    record.vdso_code = Bytes(read_code(by, v.range())?);
                 }
                 continue;
             }
@@ -254,13 +252,13 @@ impl ProcessKind for Memory {
             let backing = if !v.has_file() {
                 Backing::Anonymous
             } else if is_shared_anon(v) {
-                Backing::Object(object(v, pid, &mut seen_objects, &mut record.objects, from)?)
+                Backing::Object(object(v, by, &mut seen_objects, &mut record.objects, from)?)
             } else if let Some(id) = segment_of(v) {
-                Backing::Segment(segment(id, v, pid, &mut record.segments, from)?)
+                Backing::Segment(segment(id, v, by, &mut record.segments, from)?)
             } else if is_memfd(&v.name) {
-                Backing::Memfd(memfd(v, pid, &mut seen_memfds, &mut record.memfds, from)?)
+                Backing::Memfd(memfd(v, by, &mut seen_memfds, &mut record.memfds, from)?)
             } else {
-                Backing::File(file(v, pid, &mut seen_files, &mut record.files, from)?)
+                Backing::File(file(v, by, &mut seen_files, &mut record.files, from)?)
             };
             if !v.shared {
                 private.push(v.range());
@@ -434,7 +432,9 @@ fn given_name(name: &[u8]) -> Option<Bytes> {
 }
 
 fn layout(p: &ProcessView, brk: u64) -> [u64; 11] {
-    let s = &p.stat;
+    // A first thread that has ended no longer shows the memory.
+    let by = p.threads.iter().find(|t| t.tid == p.speaker);
+    let s = by.map_or(&p.stat, |t| &t.stat);
     [
         s.start_code,
         s.end_code,
@@ -451,7 +451,7 @@ fn layout(p: &ProcessView, brk: u64) -> [u64; 11] {
 }
 
 fn from_exe(p: &ProcessView, from: &mut Source<'_>) -> Result<FileRef> {
-    let path = format!("/proc/{}/exe", p.pid);
+    let path = format!("/proc/{}/exe", p.speaker);
     let open = || File::open(&path).on("open", || path.clone());
     FileRef::collect(&p.exe.path, &p.exe.stat, false, open, from.shared, from.draft)
 }

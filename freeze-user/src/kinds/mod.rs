@@ -481,8 +481,7 @@ pub fn markdown() -> String {
         - the other end of a pipe, fifo, socket or terminal pair held by a process outside the tree: every holder is named;\n\
         - processes in other namespaces than freeze (run it inside: `nsenter --target PID --all`), 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
-        - a process whose first thread has ended, tables shared between processes (vfork under way, CLONE_FILES), threads \
-          with credentials of their own, shadow stacks;\n\
+        - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
         - files whose path leads nowhere or elsewhere, removed directories, unlinked files with other names, leases.\n";
     out
 }

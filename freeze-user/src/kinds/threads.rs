@@ -1,29 +1,39 @@
 //! Threads: registers, extended state, TLS, signal mask, alternate stack, robust list, rseq, name, scheduling.
 
+mod habits;
 mod restart;
 
+use self::habits::Habits;
 use super::pipe::Bytes;
 use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
+use crate::observe::sharing::TABLES;
 use crate::observe::view::{ProcessView, View};
-use crate::sys::CloneArgs;
 use crate::sys::sched::{self, SchedAttr};
+use crate::sys::{self, CloneArgs, Kcmp};
 use crate::tracee::Seized;
 use crate::tracee::regs::{Regs, USER64_CS};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 
 #[derive(Debug)]
 pub struct Threads;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The leader first.
+    /// The leader first, unless it has ended.
     pub threads: Vec<Thread>,
     /// The signal by which job control had stopped the process; 0 if it ran.
     pub stopped_by: i32,
+    /// Whether the parent has asked for that stop and been told.
+    #[serde(default)]
+    pub stop_told: bool,
+    /// The status with which the leader has ended, if others go on without it.
+    #[serde(default)]
+    pub leader_ended: Option<i32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +55,8 @@ pub struct Thread {
     pub affinity: Bytes,
     pub ioprio: i32,
     pub timer_slack: u64,
+    #[serde(default)]
+    pub habits: Habits,
 }
 
 const PR_GET_TID_ADDRESS: u64 = 40;
@@ -52,7 +64,7 @@ const SYS_IO_PGETEVENTS: i64 = 333;
 
 /// System calls that end with EINTR when a signal (or freeze) comes between, and are not restarted by the kernel
 /// (signal(7)); what a program would see is an interruption that never was.
-const NEVER_RESTARTED: [i64; 9] = [
+const NEVER_RESTARTED: [i64; 18] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -62,32 +74,70 @@ const NEVER_RESTARTED: [i64; 9] = [
     libc::SYS_io_getevents,
     SYS_IO_PGETEVENTS,
     libc::SYS_io_uring_enter,
+    // Of a socket with a timeout (SO_RCVTIMEO, SO_SNDTIMEO), and reading from inotify.
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
 ];
 
 impl ProcessKind for Threads {
     const TAG: &'static str = "threads";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "threads with ids, registers, xsave state, TLS, mask, alternate stack, robust list, \
-        rseq, name, scheduling class, nice, affinity, I/O priority, timer slack";
+        rseq, name, scheduling class, nice, affinity, I/O priority, timer slack, personality, machine-check policy, \
+        TSC and CPUID faulting, speculation control, system call dispatch, job-control stops, a first thread that has \
+        ended; threads with tables or namespaces of their own and core-scheduling cookies are refused";
     const STAGE: Stage = Stage::Threads;
     type Record = Record;
 
     fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
+        let cookies = sched::core_cookie(p.speaker).is_ok();
         for t in &p.threads {
             // Once it stands still the tracer is freeze itself.
-            let ours = std::path::Path::new(&format!("/proc/self/task/{}", t.status.tracer)).exists();
-            if t.status.tracer != 0 && !ours {
+            let ours = |tracer| std::path::Path::new(&format!("/proc/self/task/{tracer}")).exists();
+            if t.status.tracer != 0 && !ours(t.status.tracer) {
                 out.push(
                     Blocker::of(p.pid, format!("thread {}", t.tid), "")
                         .why(format!("it is being traced already, by pid {}", t.status.tracer))
                         .remedy("end the debugger or tracer first"),
                 );
             }
-            if t.stat.is_zombie() && !p.stat.is_zombie() {
+            if t.stat.is_zombie() {
+                continue;
+            }
+            let of_its_own = |(what, ..): &&(Kcmp, u64, &str)| {
+                t.tid != p.speaker && sys::kcmp(t.tid, p.speaker, *what, 0, 0).is_ok_and(Ordering::is_ne)
+            };
+            // Memory and handlers are the same for all threads whatever they do.
+            for (.., name) in TABLES[1..3].iter().filter(of_its_own) {
                 out.push(
-                    Blocker::of(p.pid, format!("thread {}", t.tid), "")
-                        .why("the first thread has ended while others go on, which is not carried yet")
-                        .remedy("let the main thread wait for the others"),
+                    Blocker::of(p.pid, format!("thread {}", t.tid), *name)
+                        .why("the thread has made it its own (unshare), and only processes can be carried so")
+                        .remedy("checkpoint it when that thread has ended"),
+                );
+            }
+            for kind in &t.own_namespaces {
+                out.push(
+                    Blocker::of(
+                        p.pid,
+                        format!("thread {}", t.tid),
+                        format!("its {kind} namespace"),
+                    )
+                    .why("it is another than that of its process")
+                    .remedy("checkpoint it when that thread has ended or gone back (setns)"),
+                );
+            }
+            if cookies && sched::core_cookie(t.tid).is_ok_and(|cookie| cookie != 0) {
+                out.push(
+                    Blocker::of(p.pid, format!("thread {}", t.tid), "a core-scheduling cookie")
+                        .why("cookies cannot be made again as they were (PR_SCHED_CORE)")
+                        .remedy("start the program without core scheduling"),
                 );
             }
         }
@@ -95,27 +145,28 @@ impl ProcessKind for Threads {
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let mut threads = Vec::new();
-        for n in 0..from.process.threads().len() {
-            let tid = from.process.threads()[n].tid();
-            let (ran, (stack, address, slack)) = from.process.tape_on(n, |t| {
-                let stack = t.space(24);
-                let address = t.space(8);
-                t.call("sigaltstack", libc::SYS_sigaltstack, &[0, stack]);
+        let told = from.process.tape_each(|_, t| {
+            let stack = t.space(24);
+            let address = t.space(8);
+            t.call("sigaltstack", libc::SYS_sigaltstack, &[0, stack]);
+            t.call(
+                "prctl(PR_GET_TID_ADDRESS)",
+                libc::SYS_prctl,
+                &[PR_GET_TID_ADDRESS, address],
+            );
+            (
+                stack,
+                address,
                 t.call(
-                    "prctl(PR_GET_TID_ADDRESS)",
+                    "prctl(PR_GET_TIMERSLACK)",
                     libc::SYS_prctl,
-                    &[PR_GET_TID_ADDRESS, address],
-                );
-                (
-                    stack,
-                    address,
-                    t.call(
-                        "prctl(PR_GET_TIMERSLACK)",
-                        libc::SYS_prctl,
-                        &[libc::PR_GET_TIMERSLACK as u64],
-                    ),
-                )
-            })?;
+                    &[libc::PR_GET_TIMERSLACK as u64],
+                ),
+                Habits::ask(t),
+            )
+        })?;
+        for (n, (ran, (stack, address, slack, asked))) in told.into_iter().enumerate() {
+            let tid = from.process.threads()[n].tid();
             let name = || format!("thread {tid}");
             let nice = from
                 .process
@@ -150,10 +201,18 @@ impl ProcessKind for Threads {
                 affinity: Bytes(sched::affinity(tid).on("sched_getaffinity", name)?),
                 ioprio: sched::ioprio(tid).on("ioprio_get", name)?,
                 timer_slack: ran.value(slack) as u64,
+                habits: Habits::told(&ran, &asked, thread),
             });
         }
         let stopped_by = from.process.threads().first().map_or(0, |t| t.group_stop());
-        Ok(Record { threads, stopped_by })
+        let stat = &from.process.view.stat;
+        Ok(Record {
+            threads,
+            stopped_by,
+            // A stop that nobody has asked for yet shows as an exit code.
+            stop_told: stopped_by != 0 && stat.exit_code == 0,
+            leader_ended: stat.is_zombie().then_some(stat.exit_code),
+        })
     }
 
     fn precheck(record: &Record, pid: Pid, _: &Options, out: &mut Vec<Blocker>) {
@@ -170,7 +229,11 @@ impl ProcessKind for Threads {
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         let building = nest.process(pid)?;
         building.stopped_by = record.stopped_by;
-        for some in record.threads[1..].chunks(128) {
+        building.stop_told = record.stop_told;
+        building.leader_ended = record.leader_ended;
+        // One that has ended stands for itself until all is done, and needs nothing of its own.
+        let first = usize::from(record.leader_ended.is_some());
+        for some in record.threads[1 - first..].chunks(128) {
             building.tape(|t| {
                 for thread in some {
                     let tid = t.bytes(&thread.tid.0.to_ne_bytes());
@@ -201,44 +264,47 @@ impl ProcessKind for Threads {
                     .push(Seized::inherited(thread.tid).halted()?.ok_or_else(died)?);
             }
         }
-        for (n, thread) in record.threads.iter().enumerate() {
-            building.tape_on(n, |t| {
-                if thread.robust_list.1 != 0 {
-                    let (head, len) = thread.robust_list;
-                    t.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
-                }
+        building.tape_each(first, |n, t| {
+            let thread = &record.threads[n - first];
+            thread.habits.take_up(t);
+            if thread.robust_list.1 != 0 {
+                let (head, len) = thread.robust_list;
+                t.call("set_robust_list", libc::SYS_set_robust_list, &[head, len]);
+            }
+            t.call(
+                "set_tid_address",
+                libc::SYS_set_tid_address,
+                &[thread.tid_address],
+            );
+            let stack: Vec<u8> = thread.altstack.iter().flat_map(|w| w.to_ne_bytes()).collect();
+            let stack = t.bytes(&stack);
+            t.call("sigaltstack", libc::SYS_sigaltstack, &[stack, 0]);
+            let name = t.bytes(&[&thread.name.0[..], b"\0"].concat());
+            t.call(
+                "prctl(PR_SET_NAME)",
+                libc::SYS_prctl,
+                &[libc::PR_SET_NAME as u64, name],
+            );
+            t.call(
+                "prctl(PR_SET_TIMERSLACK)",
+                libc::SYS_prctl,
+                &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack],
+            );
+            // Last: from here on the kernel writes into the area on every way back.
+            let (address, len, signature) = thread.rseq;
+            if address != 0 {
                 t.call(
-                    "set_tid_address",
-                    libc::SYS_set_tid_address,
-                    &[thread.tid_address],
+                    "rseq",
+                    libc::SYS_rseq,
+                    &[address, u64::from(len), 0, u64::from(signature)],
                 );
-                let stack: Vec<u8> = thread.altstack.iter().flat_map(|w| w.to_ne_bytes()).collect();
-                let stack = t.bytes(&stack);
-                t.call("sigaltstack", libc::SYS_sigaltstack, &[stack, 0]);
-                let name = t.bytes(&[&thread.name.0[..], b"\0"].concat());
-                t.call(
-                    "prctl(PR_SET_NAME)",
-                    libc::SYS_prctl,
-                    &[libc::PR_SET_NAME as u64, name],
-                );
-                t.call(
-                    "prctl(PR_SET_TIMERSLACK)",
-                    libc::SYS_prctl,
-                    &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack],
-                );
-                // Last: from here on the kernel writes into the area on every way back.
-                let (address, len, signature) = thread.rseq;
-                if address != 0 {
-                    t.call(
-                        "rseq",
-                        libc::SYS_rseq,
-                        &[address, u64::from(len), 0, u64::from(signature)],
-                    );
-                }
-            })?;
+            }
+        })?;
+        for (n, thread) in (first..).zip(&record.threads) {
             let name = || format!("thread {}", thread.tid);
             let stopped = &mut building.threads[n];
             stopped.set_xstate(&thread.xstate.0)?;
+            stopped.set_dispatch(thread.habits.dispatch);
             stopped.amend(resumed(&thread.regs), thread.mask);
             schedule(thread).on("sched_setattr", name)?;
         }
@@ -336,8 +402,8 @@ mod tests {
             "SIGTERM is about to be handled"
         );
         assert_eq!(undisturbed(&r, 1 << 14, 1 << 14, None), anew, "it is blocked");
-        let read = waiting(libc::SYS_read, -4);
-        assert_eq!(undisturbed(&read, 0, 0, None), read);
+        let close = waiting(libc::SYS_close, -4);
+        assert_eq!(undisturbed(&close, 0, 0, None), close);
     }
 
     #[test]

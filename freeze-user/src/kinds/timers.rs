@@ -45,11 +45,13 @@ impl ProcessKind for Timers {
 
     fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
         for t in &p.timers {
-            // Negative clocks are CPU clocks of a process or thread; its own (id 0) are the ones that can be made again.
-            if t.clock < 0 && t.clock >> 3 != -1 {
+            // Negative clocks are CPU clocks of a process or thread, by its id; 0 stands for the caller.
+            let whose = Pid(!(t.clock >> 3));
+            let own = whose.0 == 0 || whose == p.pid || p.threads.iter().any(|t| t.tid == whose);
+            if t.clock < 0 && !own {
                 out.push(
                     p.blocker(format!("timer {}", t.id), format!("clock {}", t.clock))
-                        .why("a timer on the CPU time of a given process or thread is not carried")
+                        .why("a timer on the CPU time of another process is not carried")
                         .remedy("delete it before the checkpoint"),
                 );
             }
@@ -120,9 +122,16 @@ impl ProcessKind for Timers {
         };
         let mut next = 0;
         for timer in &record.posix {
+            // The CPU time of a thread is that of whoever makes the timer: most likely the one it is to tell.
+            let maker = building
+                .threads
+                .iter()
+                .position(|t| t.tid() == timer.thread)
+                .unwrap_or(0);
+            let maker = if on_thread_time(timer.clock) { maker } else { 0 };
             // Without the prctl (Linux 6.16) ids are given out in turn: make and delete up to the wanted one.
             loop {
-                let (ran, (made, slot)) = building.tape(|t| {
+                let (ran, (made, slot)) = building.tape_on(maker, |t| {
                     let event = sigevent(timer);
                     let event = t.bytes(&event);
                     let slot = t.bytes(&timer.id.to_ne_bytes());
@@ -180,6 +189,12 @@ impl ProcessKind for Timers {
         })?;
         Ok(())
     }
+}
+
+/// Whether a clock is the CPU time of the calling thread.
+fn on_thread_time(clock: i32) -> bool {
+    const PER_THREAD: i32 = 4;
+    clock == libc::CLOCK_THREAD_CPUTIME_ID || clock < 0 && !(clock >> 3) == 0 && clock & PER_THREAD != 0
 }
 
 fn words(list: &[u64; 4]) -> Vec<u8> {

@@ -103,7 +103,12 @@ impl ProcessKind for Traits {
                 u64::from(record.subreaper),
                 0,
             );
-            set(PR_SET_THP_DISABLE, u64::from(record.thp_disable != 0), 0);
+            // 1, or 3 where what asks for huge pages still gets them (Linux 6.18): that bit is the flag to set it by.
+            set(
+                PR_SET_THP_DISABLE,
+                u64::from(record.thp_disable != 0),
+                record.thp_disable & !1,
+            );
             // 1 = set, with the policy that the query named (0 late, 1 early, 2 default).
             set(PR_MCE_KILL, 1, record.mce_kill);
             if record.mdwe != 0 {

@@ -17,20 +17,51 @@ pub struct Family {
     pub tids: Vec<Pid>,
     /// For a zombie, the status its parent will get from wait(2).
     pub ended: Option<i32>,
+    /// The signal its parent gets when it ends; 0 for none.
+    #[serde(default = "sigchld")]
+    pub exit_signal: i32,
+    /// Tables it shares with another process.
+    #[serde(default)]
+    pub shares: Option<Shares>,
+    /// What is still to be seen of a zombie.
+    #[serde(default)]
+    pub remains: Option<Remains>,
+}
+
+/// Tables that a process got by clone(2) and has kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shares {
+    /// Whose they are: its parent's, or those of an elder child of the same parent.
+    pub with: Pid,
+    /// Flags of clone(2).
+    pub tables: u64,
+}
+
+/// What a process that has ended leaves for others to see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remains {
+    pub uid: [u32; 4],
+    pub gid: [u32; 4],
+    pub name: Vec<u8>,
+}
+
+fn sigchld() -> i32 {
+    libc::SIGCHLD
 }
 
 impl Family {
-    /// The session it must be forked in, or `None` where any will do.
+    /// The session it must be forked in, or `None` where any will do; `open` are those in which its parent once was.
     ///
-    /// A session leader can be forked anywhere, unless a child of its own was forked before it called setsid(2).
-    pub fn born_in(&self, families: &[Family]) -> Option<Pid> {
+    /// A session leader can be forked anywhere, unless a child of its own was forked before it called setsid(2). A
+    /// child in a session that is not open has come to it otherwise.
+    pub fn born_in(&self, families: &[Family], open: &[Pid]) -> Option<Pid> {
         if self.sid != self.pid {
             return Some(self.sid);
         }
         families
             .iter()
             .filter(|f| !f.root && f.parent == self.pid)
-            .find_map(|f| f.born_in(families).filter(|s| *s != self.pid))
+            .find_map(|f| f.born_in(families, open).filter(|s| open.contains(s)))
     }
 }
 
@@ -73,18 +104,27 @@ mod tests {
             root: false,
             tids: vec![],
             ended: None,
+            exit_signal: libc::SIGCHLD,
+            shares: None,
+            remains: None,
         }
     }
 
     #[test]
     fn a_leader_is_born_where_its_eldest_was() {
         let all = [one(10, 1, 10), one(11, 10, 10), one(12, 10, 12), one(13, 12, 10)];
-        assert_eq!(all[0].born_in(&all), None);
-        assert_eq!(all[1].born_in(&all), Some(Pid(10)));
+        assert_eq!(all[0].born_in(&all, &[Pid(1)]), None);
+        assert_eq!(all[1].born_in(&all, &[Pid(10)]), Some(Pid(10)));
         assert_eq!(
-            all[2].born_in(&all),
+            all[2].born_in(&all, &[Pid(10)]),
             Some(Pid(10)),
             "13 was forked before 12 made its session"
+        );
+        let orphan = [one(10, 1, 10), one(11, 10, 9)];
+        assert_eq!(
+            orphan[0].born_in(&orphan, &[Pid(1)]),
+            None,
+            "11 was given to 10 when its parent in session 9 had ended"
         );
     }
 }

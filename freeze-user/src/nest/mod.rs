@@ -3,16 +3,18 @@
 //! Dropping a nest takes down every process that was built so far; the image is never touched.
 
 pub mod actor;
+mod birth;
+mod ends;
 pub mod family;
 
 use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{FileId, PAGE, Pid, Range};
-use crate::observe::view::{Depth, command_of, read_vmas};
+use crate::observe::view::command_of;
 use crate::proc::stat::Stat;
 use crate::store::Opened;
-use crate::sys::{self, CloneArgs, fault};
-use crate::tracee::tape::{Ran, Scratch, Tape, find_syscall};
-use crate::tracee::{EXITKILL, Seized, Stopped};
+use crate::sys;
+use crate::tracee::tape::{Ran, Scratch, Tape};
+use crate::tracee::Stopped;
 use family::Family;
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,7 +23,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How many pages of calls and data a scratch mapping has while a process is built.
-const SCRATCH_PAGES: u64 = 64;
+const SCRATCH_PAGES: u64 = 256;
+
+/// How many of them one of many threads has, when they play at the same time.
+const LANE_PAGES: u64 = 16;
 
 /// How long a zombie that holds a pid we need may take to be reaped by its parent.
 const REAPING: Duration = Duration::from_secs(10);
@@ -45,6 +50,12 @@ pub struct Building {
     pub threads: Vec<Stopped>,
     /// The job-control signal it was stopped by when recorded; 0 for none.
     pub stopped_by: i32,
+    /// Whether its parent has been told of that stop and has asked (wait(2), WUNTRACED).
+    pub stop_told: bool,
+    /// The status with which its first thread has ended before the others.
+    pub leader_ended: Option<i32>,
+    /// Tables it shares with a process that was made before it: flags of clone(2).
+    shares: u64,
     scratch: Scratch,
 }
 
@@ -59,6 +70,29 @@ impl Building {
         let mut tape = self.scratch.tape();
         let filled = fill(&mut tape);
         Ok((tape.run(&mut self.threads[index])?, filled))
+    }
+
+    /// Runs a tape on each of its threads from number `first` on, many at the same time.
+    pub fn tape_each<R>(
+        &mut self,
+        first: usize,
+        mut fill: impl FnMut(usize, &mut Tape<'_>) -> R,
+    ) -> Result<Vec<(Ran, R)>> {
+        let threads = &mut self.threads[first..];
+        let pages = if threads.len() > 1 {
+            LANE_PAGES
+        } else {
+            SCRATCH_PAGES
+        };
+        let lanes = self.scratch.lanes(pages);
+        let mut out = Vec::with_capacity(threads.len());
+        for some in threads.chunks_mut(lanes.len()) {
+            let before = first + out.len();
+            out.extend(crate::tracee::play_all(some, &lanes, &mut |n, t| {
+                fill(before + n, t)
+            })?);
+        }
+        Ok(out)
     }
 
     /// Makes one remote call.
@@ -98,10 +132,20 @@ impl Building {
             pid,
             mut threads,
             stopped_by,
+            leader_ended,
+            shares,
             scratch,
+            ..
         } = self;
-        scratch.unmap(&mut threads[0])?;
-        threads.iter_mut().try_for_each(Stopped::park)?;
+        if let Some(status) = leader_ended {
+            threads
+                .remove(0)
+                .exit(libc::WEXITSTATUS(status), scratch.syscall_insn())?;
+        }
+        if shares & libc::CLONE_VM as u64 == 0 {
+            scratch.unmap(&mut threads[0])?;
+        }
+        crate::tracee::park_all(&mut threads)?;
         if stopped_by != 0 {
             threads.remove(0).release_stopped(pid, stopped_by)?;
         }
@@ -123,6 +167,11 @@ pub struct Nest {
     roots: Vec<Pid>,
     /// All pids made so far, children after parents; taken down in reverse if the nest is dropped.
     made: Vec<Pid>,
+    /// The session in which each process stands by now, and its parent.
+    sessions: BTreeMap<Pid, Pid>,
+    parents: BTreeMap<Pid, Pid>,
+    /// Who cannot be forked by the parent, and the parent.
+    late: Vec<(Pid, Family)>,
     /// The controlling terminals of sessions, by leader.
     terminals: BTreeMap<Pid, OwnedFd>,
     /// A pidfd of freeze itself, at the same number in every blank process: the door through which files come.
@@ -158,6 +207,9 @@ impl Nest {
             holders: BTreeMap::new(),
             roots: families.iter().filter(|f| f.root).map(|f| f.pid).collect(),
             made: Vec::new(),
+            sessions: BTreeMap::new(),
+            parents: BTreeMap::new(),
+            late: Vec::new(),
             terminals,
             door,
             states: HashMap::new(),
@@ -253,300 +305,28 @@ impl Nest {
         self.states.clear();
         // All doors first: a process that runs must not find one open in a relative.
         for pid in self.pids() {
-            self.process(pid)?.call("close", libc::SYS_close, &[door])?;
+            let building = self.process(pid)?;
+            if building.shares & libc::CLONE_FILES as u64 == 0 {
+                building.call("close", libc::SYS_close, &[door])?;
+            }
         }
+        // The youngest first: whoever shares another's memory must be off its tape when that one removes it.
         let mut order: Vec<Pid> = self.made.clone();
         order.reverse();
         for pid in order {
-            if let Some(building) = self.processes.remove(&pid) {
-                building.finish()?;
+            let Some(building) = self.processes.remove(&pid) else {
+                continue;
+            };
+            let (stopped, told) = (building.stopped_by != 0, building.stop_told);
+            let parent = if stopped { self.parent_within(pid) } else { None };
+            let expects = parent.map(|p| self.expects_sigchld(p)).transpose()?;
+            building.finish()?;
+            if let (Some(parent), Some(false)) = (parent, expects) {
+                self.hush_stop(parent, pid, told)?;
             }
         }
         self.made.clear();
         Ok(std::mem::take(&mut self.roots))
-    }
-
-    /// Ends the processes that had ended when they were recorded, and leaves them to their parents.
-    pub fn end_zombies(&mut self, families: &[Family]) -> Result<()> {
-        for f in families {
-            let Some(status) = f.ended else { continue };
-            let building = self.process(f.pid)?;
-            building.tape(|t| {
-                let no_core = t.bytes(&[0; 16]);
-                t.call(
-                    "prlimit64",
-                    libc::SYS_prlimit64,
-                    &[0, u64::from(libc::RLIMIT_CORE), no_core, 0],
-                );
-                // Handlers that freeze itself has must not run in its place.
-                let default = t.bytes(&[0; 32]);
-                for signal in (1..=31).filter(|s| *s != libc::SIGKILL && *s != libc::SIGSTOP) {
-                    t.call(
-                        "rt_sigaction",
-                        libc::SYS_rt_sigaction,
-                        &[signal as u64, default, 0, 8],
-                    );
-                }
-            })?;
-            if let Some(mut building) = self.processes.remove(&f.pid) {
-                let insn = building.scratch.syscall_insn();
-                building.threads.remove(0).end(status, insn)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn hatch(&mut self, families: &[Family], occupied: &[Range]) -> Result<()> {
-        let own = Pid(std::process::id() as i32);
-        let here = read_vmas(own, Depth::Maps)?;
-        let mut taken: Vec<Range> = here.iter().map(|v| v.range()).collect();
-        taken.extend_from_slice(occupied);
-        let place = free_place(crate::ids::normalize(taken), (SCRATCH_PAGES + 1) * PAGE);
-        for root in families.iter().filter(|f| f.root) {
-            let session = family::own_session();
-            if root
-                .born_in(families)
-                .is_some_and(|s| s != session && family::free(s))
-            {
-                // Its session's leader is gone: an interim process with that pid leads it just long enough.
-                let sid = root.born_in(families).unwrap_or(root.pid);
-                self.spawn_root(sid, place)?;
-                let interim = self.process(sid)?;
-                interim.call("setsid", libc::SYS_setsid, &[])?;
-                self.fork(sid, root.pid, libc::CLONE_PARENT as u64)?;
-                self.dismiss(sid, None)?;
-                self.grow(families, root, sid)?;
-            } else {
-                self.spawn_root(root.pid, place)?;
-                self.grow(families, root, session)?;
-            }
-        }
-        self.group(families)
-    }
-
-    /// Forks a blank process off freeze, takes it over and empties it.
-    fn spawn_root(&mut self, pid: Pid, place: Range) -> Result<()> {
-        sys::spawn_blank(pid).map_err(|e| pid_refused(pid, e))?;
-        self.made.push(pid);
-        fault::point("spawned")?;
-        let dead = || Error::Died {
-            pid,
-            how: "ended while it was built".into(),
-        };
-        let seized = Seized::seize(pid, EXITKILL)?.ok_or_else(dead)?;
-        seized.interrupt();
-        let mut leader = seized.halted()?.ok_or_else(dead)?;
-        let vmas = read_vmas(pid, Depth::Maps)?;
-        let insn = find_syscall(pid, &vmas)?;
-        let (rseq, rseq_len, rseq_sig) = leader.rseq()?;
-        let scratch = Scratch::map_at(&mut leader, pid, pid.0, insn, place)?;
-        let mut building = Building {
-            pid,
-            threads: vec![leader],
-            stopped_by: 0,
-            scratch,
-        };
-        let door = self.door();
-        let mut keep: Vec<Range> = vmas
-            .iter()
-            .filter(|v| is_vdso(&v.name))
-            .map(|v| v.range())
-            .collect();
-        keep.push(place);
-        let keep = crate::ids::normalize(keep);
-        let everything = [Range::new(0, TASK_SIZE)];
-        building.tape(|t| {
-            // Before anything is unmapped: the kernel writes to a registered area on every way back from it.
-            if rseq != 0 {
-                let args = [rseq, u64::from(rseq_len), 1, u64::from(rseq_sig)];
-                t.call("rseq", libc::SYS_rseq, &args);
-            }
-            if door > 0 {
-                t.call("close_range", libc::SYS_close_range, &[0, door - 1, 0]);
-            }
-            t.call(
-                "close_range",
-                libc::SYS_close_range,
-                &[door + 1, u64::from(u32::MAX), 0],
-            );
-            for gap in crate::ids::subtract(&everything, &keep) {
-                t.call("munmap", libc::SYS_munmap, &[gap.start, gap.len()]);
-            }
-        })?;
-        self.processes.insert(pid, building);
-        fault::point("blank")
-    }
-
-    /// Forks a blank child off a blank process.
-    fn fork(&mut self, parent: Pid, pid: Pid, flags: u64) -> Result<()> {
-        let building = self.process(parent)?;
-        let made = building.tape(|t| {
-            let tid = t.bytes(&pid.0.to_ne_bytes());
-            let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 {
-                libc::SIGCHLD as u64
-            } else {
-                0
-            };
-            let args = CloneArgs {
-                flags: flags | libc::CLONE_PTRACE as u64,
-                exit_signal,
-                set_tid: tid,
-                set_tid_size: 1,
-                ..CloneArgs::default()
-            };
-            let args = t.bytes(&args.bytes());
-            t.call("clone3", libc::SYS_clone3, &[args, 88]);
-        });
-        let scratch = building.scratch.inherited(pid.0);
-        match made {
-            Ok(_) => {}
-            Err(Error::Kernel { errno, .. }) => return Err(pid_refused(pid, errno)),
-            Err(e) => return Err(e),
-        }
-        self.made.push(pid);
-        fault::point("forked")?;
-        let child = Seized::inherited(pid).halted()?;
-        let child = child.ok_or_else(|| Error::Died {
-            pid,
-            how: "ended while it was built".into(),
-        })?;
-        self.processes.insert(
-            pid,
-            Building {
-                pid,
-                threads: vec![child],
-                stopped_by: 0,
-                scratch,
-            },
-        );
-        Ok(())
-    }
-
-    /// Ends an interim process and has it reaped by its parent: a process of the nest, or freeze.
-    fn dismiss(&mut self, pid: Pid, parent: Option<Pid>) -> Result<()> {
-        // Ended before it is let go: blank as it is, it must not run an instruction.
-        kill(pid);
-        self.processes.remove(&pid);
-        wait_end(pid);
-        if let Some(parent) = parent {
-            let reap = [pid.0 as u64, 0, libc::__WALL as u64, 0];
-            self.process(parent)?.call("wait4", libc::SYS_wait4, &reap)?;
-        }
-        self.made.retain(|p| *p != pid);
-        Ok(())
-    }
-
-    /// Forks the descendants of `me`, which stands in session `session`, and makes the sessions they lead.
-    fn grow(&mut self, families: &[Family], me: &Family, session: Pid) -> Result<()> {
-        let children: Vec<&Family> = families
-            .iter()
-            .filter(|f| !f.root && f.parent == me.pid)
-            .collect();
-        let leads = me.sid == me.pid;
-        // A session leader's children that are in its session come after setsid(2), all others before.
-        let (later, first): (Vec<&Family>, Vec<&Family>) = children
-            .into_iter()
-            .partition(|c| leads && c.born_in(families).is_none_or(|s| s == me.pid));
-        for child in first {
-            self.bear(families, me.pid, child, session)?;
-        }
-        if leads {
-            self.process(me.pid)?.call("setsid", libc::SYS_setsid, &[])?;
-            self.control(me.pid)?;
-        }
-        for child in later {
-            self.bear(families, me.pid, child, me.pid)?;
-        }
-        Ok(())
-    }
-
-    /// Gives a session that has just been made its controlling terminal, which its members get by fork.
-    fn control(&mut self, leader: Pid) -> Result<()> {
-        let Some(terminal) = self.terminals.get(&leader).map(AsRawFd::as_raw_fd) else {
-            return Ok(());
-        };
-        let at = self.hand_over(leader, &[terminal])?[0];
-        self.process(leader)?.play(&[
-            (
-                "ioctl(TIOCSCTTY)",
-                libc::SYS_ioctl,
-                [at, libc::TIOCSCTTY, 0, 0, 0, 0],
-            ),
-            ("close", libc::SYS_close, [at, 0, 0, 0, 0, 0]),
-        ])?;
-        self.terminals.remove(&leader);
-        Ok(())
-    }
-
-    fn bear(&mut self, families: &[Family], parent: Pid, child: &Family, session: Pid) -> Result<()> {
-        match child.born_in(families) {
-            Some(sid) if sid != session && family::free(sid) && !families.iter().any(|f| f.pid == sid) => {
-                // The session's leader is gone: an interim process leads it while its member is forked.
-                self.fork(parent, sid, 0)?;
-                self.process(sid)?.call("setsid", libc::SYS_setsid, &[])?;
-                self.fork(sid, child.pid, libc::CLONE_PARENT as u64)?;
-                self.dismiss(sid, Some(parent))?;
-                self.grow(families, child, sid)
-            }
-            _ => {
-                self.fork(parent, child.pid, 0)?;
-                self.grow(families, child, session)
-            }
-        }
-    }
-
-    /// Puts everybody into their process group.
-    fn group(&mut self, families: &[Family]) -> Result<()> {
-        let leaders = families.iter().filter(|f| f.pgid == f.pid && f.sid != f.pid);
-        for f in leaders {
-            self.process(f.pid)?.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
-        }
-        for f in families.iter().filter(|f| f.pgid != f.pid) {
-            let interim = !families.iter().any(|l| l.pid == f.pgid) && family::free(f.pgid);
-            if interim && !family::group_exists(f.pgid) {
-                self.fork(f.pid, f.pgid, 0)?;
-                self.process(f.pgid)?
-                    .call("setpgid", libc::SYS_setpgid, &[0, 0])?;
-            }
-            let joined = self
-                .process(f.pid)?
-                .call("setpgid", libc::SYS_setpgid, &[0, f.pgid.0 as u64]);
-            if interim && self.processes.contains_key(&f.pgid) {
-                self.dismiss(f.pgid, Some(f.pid))?;
-            }
-            match joined {
-                Ok(_) => {}
-                // The group belongs to a session we cannot enter: that of the shell it was started from.
-                Err(Error::Kernel { errno: nix::errno::Errno::EPERM | nix::errno::Errno::ESRCH, .. }) => self.warnings.push(format!(
-                    "pid {}: its process group {} lies outside the checkpoint and cannot be joined; it is in the restorer's",
-                    f.pid, f.pgid
-                )),
-                Err(e) => return Err(e),
-            }
-        }
-        self.warn_of_sessions(families);
-        Ok(())
-    }
-
-    /// Names every process that is not in the session it was in.
-    fn warn_of_sessions(&mut self, families: &[Family]) {
-        let mut elsewhere: BTreeMap<Pid, Vec<String>> = BTreeMap::new();
-        for f in families {
-            let now = nix::unistd::getsid(Some(f.pid.nix())).map(|p| p.as_raw());
-            if now != Ok(f.sid.0) {
-                elsewhere.entry(f.sid).or_default().push(f.pid.to_string());
-            }
-        }
-        for (sid, pids) in elsewhere {
-            let one = pids.len() == 1;
-            self.warnings.push(format!(
-                "pid{} {}: {} session {sid} is led by a process outside the checkpoint; {} in the restorer's",
-                if one { "" } else { "s" },
-                pids.join(", "),
-                if one { "its" } else { "their" },
-                if one { "it is" } else { "they are" },
-            ));
-        }
     }
 }
 

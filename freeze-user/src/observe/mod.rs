@@ -9,7 +9,9 @@ mod load;
 pub mod mapview;
 pub mod observer;
 pub mod peers;
+pub mod sharing;
 pub(crate) mod sockets;
+mod tasks;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::peers::{InetSocket, UnixSocket, inet_sockets, unix_sockets};
+use crate::observe::sharing::{self, Sharing};
+pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::maps::{self, Vma};
 use crate::proc::stat::Stat;
@@ -109,6 +111,8 @@ pub struct ThreadView {
     pub tid: Pid,
     pub stat: Stat,
     pub status: Status,
+    /// Namespaces it has left its process for; looked for with [`Depth::Smaps`] only.
+    pub own_namespaces: Vec<&'static str>,
 }
 
 /// Where one of a process's links (`exe`, `cwd`, `root`) leads.
@@ -122,6 +126,8 @@ pub struct LinkView {
 #[derive(Clone, Debug)]
 pub struct ProcessView {
     pub pid: Pid,
+    /// The thread by which its memory and tables are reached: the first, or another if that one has ended.
+    pub speaker: Pid,
     pub stat: Stat,
     pub status: Status,
     pub threads: Vec<ThreadView>,
@@ -142,6 +148,11 @@ impl ProcessView {
     /// Its command for people, at most 60 characters.
     pub fn command(&self) -> String {
         command_text(&self.cmdline, &self.stat.comm)
+    }
+
+    /// Whether all of it has ended; the first thread may, while others go on.
+    pub fn is_dead(&self) -> bool {
+        self.stat.is_dead()
     }
 
     /// A blocker at this process as a whole.
@@ -180,6 +191,8 @@ pub struct View {
     /// All unix sockets by inode, if the set holds one; the error where the kernel does not tell.
     pub unix: HashMap<u64, UnixSocket>,
     pub unix_untold: Option<Errno>,
+    /// Which processes share tables with others.
+    pub sharing: BTreeMap<Pid, Sharing>,
     /// All TCP sockets by inode, if the set holds one.
     pub tcp: HashMap<u64, InetSocket>,
 }
@@ -228,6 +241,7 @@ impl View {
                 Err(e) => return Err(e),
             }
         }
+        view.sharing = sharing::find(&view.processes, before);
         view.look_at_sockets();
         view.look_outside(before)?;
         Ok(view)
@@ -369,6 +383,7 @@ impl ProcessView {
         }
         let mut p = ProcessView {
             pid,
+            speaker: pid,
             stat,
             status,
             threads: Vec::new(),
@@ -383,26 +398,36 @@ impl ProcessView {
             exe_is_32_bit: false,
         };
         p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
-        if p.stat.is_zombie() && p.stat.threads <= 1 || p.stat.is_kernel_thread() {
+        if p.is_dead() || p.stat.is_kernel_thread() {
             return Ok(p);
         }
+        let dir = match p.stat.is_zombie() {
+            true => {
+                p.speaker = speaker(pid);
+                let dir = format!("/proc/{}", p.speaker);
+                p.status = read_status(&dir).map_err(gone)?;
+                p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+                dir
+            }
+            false => dir,
+        };
         let fill = |p: &mut ProcessView| -> Result<()> {
             p.exe = read_link(&dir, "exe")?;
             p.exe_is_32_bit = is_32_bit(&dir)?;
             p.cwd = read_link(&dir, "cwd")?;
             p.root = read_link(&dir, "root")?;
             p.namespaces = read_namespaces(&dir)?;
-            p.threads = read_threads(&dir, p)?;
+            p.threads = read_threads(p, depth)?;
             p.timers = read_timers(&dir)?;
-            p.vmas = read_vmas(pid, depth)?;
+            p.vmas = read_vmas(p.speaker, depth)?;
             p.fds = read_fds(pid, &dir)?;
             Ok(())
         };
         match fill(&mut p) {
             Ok(()) => Ok(p),
             // Links and maps vanish with the process: the second look decides which of the two it was.
-            Err(e) => match read_stat(&dir).map_err(gone) {
-                Ok(now) if now.is_zombie() => {
+            Err(e) => match read_stat(&format!("/proc/{pid}")).map_err(gone) {
+                Ok(now) if now.is_dead() => {
                     p.stat = now;
                     Ok(p)
                 }
@@ -411,6 +436,24 @@ impl ProcessView {
             },
         }
     }
+}
+
+/// The thread by which a process's memory and tables are reached: its first, or another if that one has ended.
+pub fn speaker(pid: Pid) -> Pid {
+    let runs = |tid: &Pid| {
+        let stat = std::fs::read(format!("/proc/{tid}/stat")).ok();
+        stat.and_then(|t| Stat::parse(&t)).is_some_and(|s| !s.is_zombie())
+    };
+    if runs(&pid) {
+        return pid;
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    let mut tids = tasks
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid));
+    tids.find(runs).unwrap_or(pid)
 }
 
 /// Reads the vmas of a process at the given depth.
@@ -426,71 +469,6 @@ pub fn read_vmas(pid: Pid, depth: Depth) -> Result<Vec<Vma>> {
         Depth::Smaps => maps::parse_smaps(&text),
     };
     parsed.ok_or_else(|| malformed(&path))
-}
-
-/// All processes of this pid namespace, in order.
-pub fn all_pids() -> Result<Vec<Pid>> {
-    let dir = std::fs::read_dir("/proc").on("readdir", || "/proc")?;
-    let mut pids: Vec<Pid> = dir
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid))
-        .collect();
-    pids.sort_unstable();
-    Ok(pids)
-}
-
-/// All threads of the trees below `roots`, zombies included, each with its process; parents come before their children.
-///
-/// Complete only once all of them stand still: children forked meanwhile may be missed (proc_pid_task(5), `children`).
-pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
-    let mut out: Vec<(Pid, Pid)> = Vec::new();
-    let mut queue: std::collections::VecDeque<Pid> = roots.iter().copied().collect();
-    let mut everybody: Option<Vec<(Pid, Pid)>> = None;
-    while let Some(pid) = queue.pop_front() {
-        if out.iter().any(|(p, _)| *p == pid) {
-            continue;
-        }
-        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-            continue;
-        };
-        for entry in dir.flatten() {
-            let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()).map(Pid) else {
-                continue;
-            };
-            out.push((pid, tid));
-            match std::fs::read_to_string(entry.path().join("children")) {
-                Ok(list) => queue.extend(
-                    list.split_ascii_whitespace()
-                        .filter_map(|w| w.parse().ok())
-                        .map(Pid),
-                ),
-                // The thread has ended, and its children went to another.
-                Err(e) if e.raw_os_error() != Some(libc::ENOENT) || !entry.path().exists() => {}
-                // Without CONFIG_PROC_CHILDREN: everybody's parent instead.
-                Err(_) => {
-                    if everybody.is_none() {
-                        everybody = Some(parents()?);
-                    }
-                    let all = everybody.as_deref().unwrap_or_default();
-                    queue.extend(
-                        all.iter()
-                            .filter(|(_, parent)| *parent == pid)
-                            .map(|(child, _)| *child),
-                    );
-                }
-            }
-        }
-    }
-    Ok(out)
-}
-
-/// Every process with its parent.
-pub fn parents() -> Result<Vec<(Pid, Pid)>> {
-    let pairs = all_pids()?.into_iter().filter_map(|pid| {
-        let stat = Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
-        Some((pid, Pid(stat.ppid)))
-    });
-    Ok(pairs.collect())
 }
 
 /// The command of a process for people.
@@ -517,14 +495,27 @@ fn malformed(path: &str) -> Error {
 
 fn read_stat(dir: &str) -> Result<Stat> {
     let path = format!("{dir}/stat");
-    Stat::parse(&std::fs::read(&path).on("read", || path.clone())?).ok_or_else(|| malformed(&path))
+    Stat::parse(&read_small(&path)?).ok_or_else(|| malformed(&path))
 }
 
 fn read_status(dir: &str) -> Result<Status> {
     let path = format!("{dir}/status");
     // The name of a process may hold any byte; the rest is ASCII.
-    let text = std::fs::read(&path).on("read", || path.clone())?;
+    let text = read_small(&path)?;
     Status::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&path))
+}
+
+/// Reads a file of /proc that mostly fits a page: in one call then, of which a process of many threads takes thousands.
+fn read_small(path: &str) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path).on("open", || path)?;
+    let mut text = vec![0; 4096];
+    let n = file.read(&mut text).on("read", || path)?;
+    text.truncate(n);
+    if n == 4096 {
+        file.read_to_end(&mut text).on("read", || path)?;
+    }
+    Ok(text)
 }
 
 fn read_link(dir: &str, name: &str) -> Result<LinkView> {
@@ -574,8 +565,8 @@ fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
     Ok(out)
 }
 
-fn read_threads(dir: &str, p: &ProcessView) -> Result<Vec<ThreadView>> {
-    let path = format!("{dir}/task");
+fn read_threads(p: &ProcessView, depth: Depth) -> Result<Vec<ThreadView>> {
+    let path = format!("/proc/{}/task", p.pid);
     let mut tids: Vec<i32> = std::fs::read_dir(&path)
         .on("readdir", || path.clone())?
         .flatten()
@@ -584,12 +575,17 @@ fn read_threads(dir: &str, p: &ProcessView) -> Result<Vec<ThreadView>> {
     tids.sort_unstable();
     let mut out = Vec::with_capacity(tids.len());
     for tid in tids {
+        if tid == p.pid.0 && p.stat.is_zombie() {
+            // It has ended before the others; what is left of it goes with the process.
+            continue;
+        }
         if tid == p.pid.0 {
             // The process's own stat sums over the threads; state and masks are the leader's either way.
             out.push(ThreadView {
                 tid: p.pid,
                 stat: p.stat.clone(),
                 status: p.status.clone(),
+                own_namespaces: Vec::new(),
             });
             continue;
         }
@@ -599,6 +595,10 @@ fn read_threads(dir: &str, p: &ProcessView) -> Result<Vec<ThreadView>> {
                 tid: Pid(tid),
                 stat,
                 status,
+                own_namespaces: match depth {
+                    Depth::Maps => Vec::new(),
+                    Depth::Smaps => own_namespaces(&dir, p),
+                },
             }),
             Err(Error::Kernel {
                 errno: Errno::ENOENT | Errno::ESRCH,
@@ -608,6 +608,24 @@ fn read_threads(dir: &str, p: &ProcessView) -> Result<Vec<ThreadView>> {
         }
     }
     Ok(out)
+}
+
+/// The kinds of namespace that a thread can leave alone.
+fn own_namespaces(dir: &str, p: &ProcessView) -> Vec<&'static str> {
+    let mut out = vec!["net", "uts", "ipc", "mnt"];
+    out.retain(|kind| {
+        let now = std::fs::read_link(format!("{dir}/ns/{kind}")).ok();
+        let inode = now.and_then(|l| {
+            l.to_string_lossy()
+                .split_once('[')?
+                .1
+                .strip_suffix(']')?
+                .parse()
+                .ok()
+        });
+        inode.is_some_and(|i: u64| p.namespaces.get(*kind).is_some_and(|own| *own != i))
+    });
+    out
 }
 
 fn read_timers(dir: &str) -> Result<Vec<Timer>> {
@@ -627,7 +645,7 @@ fn read_fds(pid: Pid, dir: &str) -> Result<Vec<FdView>> {
     fds.sort_unstable();
     let mut out = Vec::with_capacity(fds.len());
     for fd in fds {
-        match read_fd(pid, fd) {
+        match read_fd_in(dir, pid, fd) {
             Ok(view) => out.push(view),
             // Closed since the directory was read.
             Err(Error::Kernel {
@@ -646,13 +664,17 @@ pub fn socket_link(inode: u64) -> Vec<u8> {
 
 /// Reads one fd of a process.
 pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
-    let path = format!("/proc/{pid}/fd/{fd}");
+    read_fd_in(&format!("/proc/{pid}"), pid, fd)
+}
+
+fn read_fd_in(dir: &str, pid: Pid, fd: i32) -> Result<FdView> {
+    let path = format!("{dir}/fd/{fd}");
     let link = std::fs::read_link(&path)
         .on("readlink", || path.clone())?
         .into_os_string()
         .into_vec();
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
-    let info_path = format!("/proc/{pid}/fdinfo/{fd}");
+    let info_path = format!("{dir}/fdinfo/{fd}");
     let text = std::fs::read_to_string(&info_path).on("read", || info_path.clone())?;
     let info = FdInfo::parse(&text).ok_or_else(|| malformed(&info_path))?;
     // A kernel that does not tell leaves it empty, and no kind claims the socket.

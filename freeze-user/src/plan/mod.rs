@@ -81,7 +81,7 @@ fn verdict(p: &ProcessView, view: &View, host: &Host, out: &mut Vec<Blocker>) {
         out.push(blocker);
         return;
     }
-    if p.stat.is_zombie() {
+    if p.is_dead() {
         Kinship::verdict(p, view, out);
         return;
     }

@@ -87,6 +87,11 @@ impl Stat {
         matches!(self.state, 'Z' | 'X')
     }
 
+    /// Whether all of its process has ended: the first thread may, while others go on.
+    pub fn is_dead(&self) -> bool {
+        self.is_zombie() && self.threads <= 1
+    }
+
     /// Its id as a type.
     pub fn pid(&self) -> Pid {
         Pid(self.pid)

@@ -12,6 +12,8 @@ pub struct Status {
     pub groups: Vec<u32>,
     /// The ids in every pid namespace from freeze's down to the process's own.
     pub ns_pid: Vec<i32>,
+    /// The same of its process.
+    pub ns_tgid: Vec<i32>,
     pub ns_pgid: Vec<i32>,
     pub ns_sid: Vec<i32>,
     pub rss_kib: u64,
@@ -53,6 +55,7 @@ impl Status {
                 "Uid" => s.uid = four(value)?,
                 "Gid" => s.gid = four(value)?,
                 "Groups" => s.groups = list(value)?,
+                "NStgid" => s.ns_tgid = list(value)?,
                 "NSpid" => s.ns_pid = list(value)?,
                 "NSpgid" => s.ns_pgid = list(value)?,
                 "NSsid" => s.ns_sid = list(value)?,

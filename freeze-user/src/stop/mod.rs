@@ -99,14 +99,13 @@ fn gather(
     }
     let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
     for p in &mut view.processes {
-        let leader = p.pid;
-        p.threads.retain(|t| t.tid == leader || !t.stat.is_zombie());
+        p.threads.retain(|t| !t.stat.is_zombie());
     }
     let halted = |p: &ProcessView| stopped.get(&p.pid).map_or(0, Vec::len);
     if view
         .processes
         .iter()
-        .any(|p| !p.stat.is_zombie() && halted(p) != p.threads.len())
+        .any(|p| !p.is_dead() && halted(p) != p.threads.len())
     {
         return Ok(None);
     }
@@ -115,7 +114,7 @@ fn gather(
     // The same verdict once more, on what is there now: a change for the worse lets everything go again.
     let Plan { view } = plan(view, host)?;
     let mut processes = Vec::with_capacity(view.processes.len());
-    for p in view.processes.iter().filter(|p| !p.stat.is_zombie()) {
+    for p in view.processes.iter().filter(|p| !p.is_dead()) {
         let mut threads = stopped.remove(&p.pid).unwrap_or_default();
         threads.sort_by_key(|t| (t.tid() != p.pid, t.tid()));
         for thread in &mut threads {
@@ -131,13 +130,13 @@ fn gather(
 /// Gives the vmas of a stopped set their VmFlags: read anew, or for large processes those of `before`.
 fn fill_flags(view: &mut View, before: &View, trust: bool) -> Result<Vec<(Pid, Vec<Vma>)>> {
     let mut trusted = Vec::new();
-    for p in view.processes.iter_mut().filter(|p| !p.stat.is_zombie()) {
+    for p in view.processes.iter_mut().filter(|p| !p.is_dead()) {
         let known = before
             .get(p.pid)
             .filter(|b| trust && b.status.rss_kib << 10 >= LARGE && b.stat.start_time == p.stat.start_time);
         match known.is_some_and(|b| take_flags(&mut p.vmas, &b.vmas)) {
-            true => trusted.push((p.pid, p.vmas.clone())),
-            false => p.vmas = read_vmas(p.pid, Depth::Smaps)?,
+            true => trusted.push((p.speaker, p.vmas.clone())),
+            false => p.vmas = read_vmas(p.speaker, Depth::Smaps)?,
         }
     }
     Ok(trusted)

@@ -53,6 +53,12 @@ pub fn pidfd_open(pid: Pid) -> Sys<OwnedFd> {
     plain(libc::SYS_pidfd_open, [pid.0 as u64, 0, 0, 0, 0, 0]).map(owned)
 }
 
+/// pidfd_open(2) of one thread (Linux 6.9).
+pub fn pidfd_open_thread(tid: Pid) -> Sys<OwnedFd> {
+    const PIDFD_THREAD: u64 = libc::O_EXCL as u64;
+    plain(libc::SYS_pidfd_open, [tid.0 as u64, PIDFD_THREAD, 0, 0, 0, 0]).map(owned)
+}
+
 /// pidfd_getfd(2): a duplicate of another process's descriptor, close-on-exec.
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> Sys<OwnedFd> {
     plain(

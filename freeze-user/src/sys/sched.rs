@@ -42,6 +42,18 @@ pub fn getattr(tid: Pid) -> nix::Result<SchedAttr> {
     Ok(attr)
 }
 
+/// The core-scheduling cookie of one thread (prctl(2), PR_SCHED_CORE_GET); 0 for none.
+pub fn core_cookie(tid: Pid) -> nix::Result<u64> {
+    const PR_SCHED_CORE: u64 = 62;
+    let mut cookie = 0u64;
+    // SAFETY: the pointer is to a live u64.
+    unsafe {
+        let args = [PR_SCHED_CORE, 0, tid.0 as u64, 0, &raw mut cookie as u64, 0];
+        raw(libc::SYS_prctl, args)?;
+    }
+    Ok(cookie)
+}
+
 /// sched_setattr(2).
 pub fn setattr(tid: Pid, attr: &SchedAttr) -> nix::Result<()> {
     // SAFETY: `attr` carries its own size.

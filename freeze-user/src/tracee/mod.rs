@@ -213,6 +213,10 @@ pub struct Stopped {
     group: i32,
     /// A signal that arrived while we worked and could not be blocked.
     withheld: i32,
+    /// Its syscall user dispatch (mode, selector, offset, length), which must not catch our calls.
+    dispatch: [u64; 4],
+    /// Whether that is out of force for now.
+    undispatched: bool,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -227,6 +231,8 @@ impl Stopped {
                 changed: false,
                 group,
                 withheld: 0,
+                dispatch: get_dispatch(tid),
+                undispatched: false,
                 _one_thread: PhantomData,
             })),
             Err(Errno::ESRCH) => Ok(None),
@@ -247,6 +253,17 @@ impl Stopped {
     /// Its blocked signals as they were found.
     pub fn mask(&self) -> u64 {
         self.mask
+    }
+
+    /// Its syscall user dispatch: mode, selector, offset, length.
+    pub fn dispatch(&self) -> [u64; 4] {
+        self.dispatch
+    }
+
+    /// Gives it a syscall user dispatch, in force once it is let go.
+    pub fn set_dispatch(&mut self, dispatch: [u64; 4]) {
+        self.dispatch = dispatch;
+        self.undispatched = dispatch[0] != 0;
     }
 
     /// The job-control signal that had stopped it before we came; 0 if none had.
@@ -407,6 +424,10 @@ impl Stopped {
             set_mask(self.tid, !0).on("ptrace(SETSIGMASK)", || format!("thread {}", self.tid))?;
         }
         self.changed = true;
+        if self.dispatch[0] != 0 && !self.undispatched {
+            set_dispatch(self.tid, [0; 4]).map_err(|e| self.lost("ptrace(SET_SYSCALL_USER_DISPATCH)", e))?;
+            self.undispatched = true;
+        }
         set_regs(self.tid, regs).map_err(|e| self.lost("ptrace(SETREGSET)", e))
     }
 
@@ -420,15 +441,21 @@ impl Stopped {
         }
     }
 
-    /// Lets it run until the signal `end` arrives at an instruction pointer of `at`.
-    fn run_to(&mut self, step: bool, end: i32, at: u64) -> Result<Regs> {
+    /// Lets it run, or make one step.
+    fn resume(&self, step: bool) -> Result<()> {
         let request = if step {
             libc::PTRACE_SINGLESTEP
         } else {
             libc::PTRACE_CONT
         };
+        ptrace(request, self.tid, 0, 0)
+            .map_err(|e| self.lost("ptrace(CONT)", e))
+            .map(drop)
+    }
+
+    /// Waits, once it runs, until the signal `end` arrives at an instruction pointer of `at`.
+    fn arrive(&mut self, step: bool, end: i32, at: u64) -> Result<Regs> {
         loop {
-            ptrace(request, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
             match wait(self.tid)? {
                 Halt::Gone(status) => {
                     let how = match libc::WIFSIGNALED(status) {
@@ -458,6 +485,7 @@ impl Stopped {
                 }
                 Halt::Interrupted | Halt::Group(_) => {}
             }
+            self.resume(step)?;
         }
     }
 
@@ -478,37 +506,62 @@ impl Stopped {
         };
         self.drive(&regs)?;
         set_mask(self.tid, !(1 << (libc::SIGTRAP - 1))).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
-        let now = self.run_to(true, libc::SIGTRAP, insn + 2)?;
+        self.resume(true)?;
+        let now = self.arrive(true, libc::SIGTRAP, insn + 2)?;
         set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         Ok(now.rax as i64)
     }
 
     /// Puts registers and mask back and brings it into an event stop, from which it goes on by itself if we die.
     pub fn park(&mut self) -> Result<()> {
+        self.begin_park()?;
+        self.end_park()
+    }
+
+    /// The first half of [`Stopped::park`], so that many can be on their way at the same time.
+    fn begin_park(&mut self) -> Result<()> {
         if !self.changed {
             return Ok(());
         }
         set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
         ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(INTERRUPT)", e))?;
+        self.resume(false)
+    }
+
+    fn end_park(&mut self) -> Result<()> {
+        if !self.changed {
+            return Ok(());
+        }
         loop {
-            ptrace(libc::PTRACE_CONT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
             match wait(self.tid)? {
                 Halt::Interrupted | Halt::Group(_) => break,
                 Halt::Signal(signal) => self.withheld = signal,
                 Halt::Gone(_) => return Err(self.lost("wait", Errno::ESRCH)),
             }
+            self.resume(false)?;
         }
         // The event stop lies before the kernel restarts an interrupted call: make sure nothing has moved.
         set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
         set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        self.dispatch_again()?;
         self.changed = false;
+        Ok(())
+    }
+
+    fn dispatch_again(&mut self) -> Result<()> {
+        if self.undispatched {
+            set_dispatch(self.tid, self.dispatch)
+                .map_err(|e| self.lost("ptrace(SET_SYSCALL_USER_DISPATCH)", e))?;
+            self.undispatched = false;
+        }
         Ok(())
     }
 
     /// Ends the process of a thread that has just played a tape, so that its parent will get the wait status `status`.
     ///
-    /// `insn` is the address of a `syscall` instruction. A core-dump flag in the status is passed over.
-    pub fn end(mut self, status: i32, insn: u64) -> Result<()> {
+    /// `insn` is the address of a `syscall` instruction. Returns the status it has ended with: whether there was a core
+    /// dump is not ours to say.
+    pub fn end(mut self, status: i32, insn: u64) -> Result<i32> {
         let signal = libc::WTERMSIG(status);
         if libc::WIFSIGNALED(status) {
             set_mask(self.tid, 0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
@@ -530,8 +583,29 @@ impl Stopped {
         let tid = self.tid;
         std::mem::forget(self);
         // The tracer hears of it first; then the zombie stays for its parent.
-        while !matches!(wait(tid)?, Halt::Gone(_)) {
+        loop {
+            if let Halt::Gone(status) = wait(tid)? {
+                return Ok(status);
+            }
             let _ = ptrace(libc::PTRACE_CONT, tid, 0, signal as u64);
+        }
+    }
+
+    /// Ends this thread alone, the first of a process whose others go on, by the `syscall` instruction at `insn`.
+    pub fn exit(mut self, code: i32, insn: u64) -> Result<()> {
+        let regs = Regs {
+            rip: insn,
+            rax: libc::SYS_exit as u64,
+            rdi: code as u64,
+            orig_rax: !0,
+            ..self.found
+        };
+        self.drive(&regs)?;
+        let tid = self.tid;
+        std::mem::forget(self);
+        ptrace(libc::PTRACE_DETACH, tid, 0, 0).on("ptrace(DETACH)", || format!("thread {tid}"))?;
+        while !ended(tid) {
+            std::thread::yield_now();
         }
         Ok(())
     }
@@ -574,10 +648,54 @@ impl Stopped {
             set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
             self.changed = false;
         }
+        self.dispatch_again()?;
         ptrace(libc::PTRACE_DETACH, self.tid, 0, self.withheld as u64)
             .map_err(|e| self.lost("ptrace(DETACH)", e))
             .map(drop)
     }
+}
+
+/// Parks many threads: all are set on their way before the first is waited for.
+pub fn park_all(threads: &mut [Stopped]) -> Result<()> {
+    let begun = threads
+        .iter_mut()
+        .map(Stopped::begin_park)
+        .fold(Ok(()), Result::and);
+    let ended = threads
+        .iter_mut()
+        .map(Stopped::end_park)
+        .fold(Ok(()), Result::and);
+    begun.and(ended)
+}
+
+/// Plays a tape on each of some threads, all at the same time, each in a lane of its own.
+pub fn play_all<R>(
+    threads: &mut [Stopped],
+    lanes: &[tape::Scratch],
+    fill: &mut dyn FnMut(usize, &mut tape::Tape<'_>) -> R,
+) -> Result<Vec<(tape::Ran, R)>> {
+    let mut started = Vec::with_capacity(threads.len());
+    let mut failed = Ok(());
+    for (n, (thread, lane)) in threads.iter_mut().zip(lanes).enumerate() {
+        let mut tape = lane.tape();
+        let filled = fill(n, &mut tape);
+        match tape.start(thread).and_then(|s| s.go(thread).map(|()| s)) {
+            Ok(s) => started.push((s, filled)),
+            Err(e) => {
+                failed = Err(e);
+                break;
+            }
+        }
+    }
+    // Also after an error: only a thread at a halt can be let go.
+    let mut out = Vec::with_capacity(started.len());
+    for (thread, (started, filled)) in threads.iter_mut().zip(started) {
+        match started.finish(thread) {
+            Ok(ran) => out.push((ran, filled)),
+            Err(e) => failed = failed.and(Err(e)),
+        }
+    }
+    failed.map(|()| out)
 }
 
 impl Drop for Stopped {
@@ -608,6 +726,30 @@ fn set_regs(tid: Pid, regs: &Regs) -> nix::Result<()> {
         iov_len: size_of::<Regs>(),
     };
     ptrace(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &raw const iov as u64).map(drop)
+}
+
+/// Syscall user dispatch (Linux 5.11, by ptrace 6.4); all zero where it is off or not known.
+fn get_dispatch(tid: Pid) -> [u64; 4] {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
+    let mut config = [0u64; 4];
+    let got = ptrace(
+        PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        32,
+        config.as_mut_ptr() as u64,
+    );
+    got.map_or([0; 4], |_| config)
+}
+
+fn set_dispatch(tid: Pid, config: [u64; 4]) -> nix::Result<()> {
+    const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
+    ptrace(
+        PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        32,
+        config.as_ptr() as u64,
+    )
+    .map(drop)
 }
 
 fn get_mask(tid: Pid) -> nix::Result<u64> {

@@ -51,6 +51,8 @@ pub struct Call {
 #[derive(Debug)]
 pub struct Scratch {
     range: Range,
+    /// The part that holds the calls, data and frame of one thread's tape; all of it but the code, unless it is divided.
+    lane: Range,
     /// The process's id in its own pid namespace, for tgkill.
     tgid: i32,
     /// End of a tape: a signal that is ignored unless the thread is traced.
@@ -67,7 +69,9 @@ const HARMLESS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
 impl Scratch {
     /// Maps `pages` + 1 pages in a process that is being checkpointed, by the `syscall` instruction of its own vDSO.
     pub fn map(thread: &mut Stopped, pid: Pid, vmas: &[Vma], status: &Status, pages: u64) -> Result<Scratch> {
-        let insn = find_syscall(pid, vmas)?;
+        // By the thread: the first of the process may have ended.
+        let by = thread.tid();
+        let insn = find_syscall(by, vmas)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let len = (pages + 1) * PAGE;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -83,7 +87,8 @@ impl Scratch {
             .unwrap_or(&libc::SIGTRAP);
         let scratch = Scratch {
             range: Range::new(base, base + len),
-            tgid: *status.ns_pid.last().unwrap_or(&pid.0),
+            lane: Range::new(base + PAGE, base + len),
+            tgid: *status.ns_tgid.last().unwrap_or(&pid.0),
             signal: *signal,
             nested: status.ns_pid.len() > 1,
             escape: true,
@@ -95,7 +100,7 @@ impl Scratch {
                 [base, PAGE, (libc::PROT_READ | libc::PROT_EXEC) as u64, 0, 0, 0],
             )
             .and_then(|n| check(pid, "mprotect", n))
-            .and_then(|_| poke(pid, base, &CODE));
+            .and_then(|_| poke(by, base, &CODE));
         match code {
             Ok(()) => Ok(scratch),
             Err(e) => {
@@ -129,6 +134,7 @@ impl Scratch {
         poke(pid, range.start, &CODE)?;
         Ok(Scratch {
             range,
+            lane: Range::new(range.start + PAGE, range.end),
             tgid: inner,
             signal: libc::SIGURG,
             nested: inner != pid.0,
@@ -140,11 +146,22 @@ impl Scratch {
     pub fn inherited(&self, inner: i32) -> Scratch {
         Scratch {
             range: self.range,
+            lane: self.lane,
             tgid: inner,
             signal: self.signal,
             nested: self.nested,
             escape: self.escape,
         }
+    }
+
+    /// Parts of `pages` pages each, in which as many threads can play at the same time.
+    pub fn lanes(&self, pages: u64) -> Vec<Scratch> {
+        let len = pages * PAGE;
+        let part = |n| Scratch {
+            lane: Range::new(self.lane.start + n * len, self.lane.start + (n + 1) * len),
+            ..self.inherited(self.tgid)
+        };
+        (0..(self.lane.len() / len).max(1)).map(part).collect()
     }
 
     /// Ends the tapes to come by a signal that is none of `queued`.
@@ -226,12 +243,12 @@ impl Tape<'_> {
     }
 
     fn data_base(&self) -> u64 {
-        self.scratch.range.start + PAGE
+        self.scratch.lane.start
     }
 
     /// How many bytes of calls (64 each) and data still fit; the escape frame is accounted for.
     pub fn room(&self) -> usize {
-        let all = (self.scratch.range.len() - PAGE - FRAME) as usize;
+        let all = (self.scratch.lane.len() - FRAME) as usize;
         all.saturating_sub(128 + self.data.len() + self.calls.len() * CALL)
     }
 
@@ -247,11 +264,13 @@ impl Tape<'_> {
 
     /// Plays it on one thread.
     pub fn run(self, thread: &mut Stopped) -> Result<Ran> {
-        self.start(thread)?.finish(thread)
+        let started = self.start(thread)?;
+        started.go(thread)?;
+        started.finish(thread)
     }
 
     /// Writes it and sets the thread's registers on it.
-    fn start(self, thread: &mut Stopped) -> Result<Started> {
+    pub(crate) fn start(self, thread: &mut Stopped) -> Result<Started> {
         let pid = thread.tid();
         let calls_at = self.data.len().next_multiple_of(64);
         let mut image = self.data;
@@ -262,8 +281,8 @@ impl Tape<'_> {
                 image.extend_from_slice(&word.to_ne_bytes());
             }
         }
-        let base = self.scratch.range.start + PAGE;
-        let frame_at = self.scratch.range.end - FRAME;
+        let base = self.scratch.lane.start;
+        let frame_at = self.scratch.lane.end - FRAME;
         let room = (frame_at - base) as usize;
         let data_len = image.len();
         if self.scratch.escape {
@@ -332,7 +351,7 @@ fn inner_tid(tid: Pid, tgid_inner: i32) -> u64 {
 
 /// A tape under way.
 #[derive(Debug)]
-struct Started {
+pub(crate) struct Started {
     calls: Vec<Call>,
     base: u64,
     calls_at: usize,
@@ -342,7 +361,16 @@ struct Started {
 }
 
 impl Started {
-    fn finish(self, thread: &mut Stopped) -> Result<Ran> {
+    /// Sets it going.
+    pub(crate) fn go(&self, thread: &mut Stopped) -> Result<()> {
+        match self.calls.is_empty() {
+            true => Ok(()),
+            false => thread.resume(false),
+        }
+    }
+
+    /// Waits for its end.
+    pub(crate) fn finish(self, thread: &mut Stopped) -> Result<Ran> {
         if self.calls.is_empty() {
             return Ok(Ran {
                 results: Vec::new(),
@@ -350,7 +378,7 @@ impl Started {
                 base: self.base,
             });
         }
-        thread.run_to(false, self.signal, self.end)?;
+        thread.arrive(false, self.signal, self.end)?;
         set_mask(thread.tid(), !0).map_err(|e| thread.lost("ptrace(SETSIGMASK)", e))?;
         let mut image = vec![0; self.data_len];
         let from = [Range::new(self.base, self.base + self.data_len as u64)];

@@ -1,0 +1,101 @@
+//! Which processes share a table (memory, descriptors, working directory, signal handlers), as clone(2) lets them.
+
+use crate::ids::Pid;
+use crate::observe::view::{ProcessView, View};
+use crate::sys::{self, Kcmp};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// The tables that processes may share: how kcmp(2) asks for them, the flag of clone(2), a word for people.
+pub const TABLES: [(Kcmp, u64, &str); 4] = [
+    (Kcmp::Vm, libc::CLONE_VM as u64, "its memory"),
+    (Kcmp::Files, libc::CLONE_FILES as u64, "its descriptor table"),
+    (Kcmp::Fs, libc::CLONE_FS as u64, "its working directory"),
+    (Kcmp::Sighand, libc::CLONE_SIGHAND as u64, "its signal handlers"),
+];
+
+/// What a process shares with others of the set that come before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// Flags of clone(2).
+    pub tables: u64,
+    /// The process it can be cloned from so that it shares all of them: its parent, or an elder child of the same
+    /// parent. `None` if there is no such process.
+    pub with: Option<Pid>,
+}
+
+/// Finds what is shared within a set.
+///
+/// Sharing begins with a process's birth: what was born before an earlier look, and shared nothing then, is passed over.
+pub fn find(processes: &[ProcessView], before: Option<&View>) -> BTreeMap<Pid, Sharing> {
+    let alone = |p: &ProcessView| {
+        let known = before.and_then(|b| Some((b, b.get(p.pid)?)));
+        known.is_some_and(|(b, old)| {
+            old.stat.start_time == p.stat.start_time && !b.sharing.contains_key(&p.pid)
+        })
+    };
+    let live: Vec<&ProcessView> = processes.iter().filter(|p| !p.is_dead()).collect();
+    let mut out: BTreeMap<Pid, Sharing> = BTreeMap::new();
+    if live.len() < 2 || live.iter().all(|p| alone(p)) {
+        return out;
+    }
+    // By table, for each process the first in order of birth that has the same.
+    let groups: Vec<BTreeMap<Pid, Pid>> = TABLES.iter().map(|(what, ..)| same(&live, *what)).collect();
+    for (n, p) in live.iter().enumerate() {
+        let shared = |q: &ProcessView| {
+            let one = |g: &BTreeMap<Pid, Pid>| g[&p.pid] == g[&q.pid];
+            groups
+                .iter()
+                .zip(TABLES)
+                .filter(|(g, _)| one(g))
+                .fold(0, |all, (_, t)| all | t.1)
+        };
+        let tables = live[..n].iter().fold(0, |all, q| all | shared(q));
+        if tables == 0 {
+            continue;
+        }
+        let near = |q: &&&ProcessView| q.pid.0 == p.stat.ppid || q.stat.ppid == p.stat.ppid;
+        let with = live[..n]
+            .iter()
+            .filter(near)
+            .find(|q| shared(q) == tables)
+            .map(|q| q.pid);
+        out.insert(p.pid, Sharing { tables, with });
+    }
+    out
+}
+
+/// For each process, the first of the list with which it has a table in common; itself if there is none before it.
+fn same(live: &[&ProcessView], what: Kcmp) -> BTreeMap<Pid, Pid> {
+    // kcmp(2) puts the tables in an order, so that a few comparisons tell of all.
+    let compare = |a: usize, b: usize| {
+        sys::kcmp(live[a].speaker, live[b].speaker, what, 0, 0).unwrap_or_else(|_| a.cmp(&b))
+    };
+    let mut order: Vec<usize> = (0..live.len()).collect();
+    order.sort_by(|a, b| compare(*a, *b));
+    let mut out = BTreeMap::new();
+    let runs = order.chunk_by(|a, b| compare(*a, *b) == Ordering::Equal);
+    for run in runs {
+        let first = run.iter().min().map(|n| live[*n].pid);
+        out.extend(run.iter().filter_map(|n| Some((live[*n].pid, first?))));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::view::Depth;
+
+    #[test]
+    fn a_process_shares_everything_with_itself_and_nothing_with_a_child_of_its_own() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let own = ProcessView::read(Pid(std::process::id() as i32), Depth::Maps).unwrap();
+        let other = ProcessView::read(Pid(child.id() as i32), Depth::Maps).unwrap();
+        let _ = child.kill();
+        let groups = same(&[&own, &other], Kcmp::Files);
+        assert_eq!(groups[&other.pid], other.pid);
+        assert!(find(&[own, other], None).is_empty());
+        let _ = child.wait();
+    }
+}
