@@ -194,16 +194,28 @@ pub static UDP: Options = Options {
 };
 
 /// Of raw IPv4 sockets: whether headers come with the data.
-pub static RAW: Options = Options { level: libc::IPPROTO_IP, names: &[(libc::IP_HDRINCL, 4)] };
+pub static RAW: Options = Options {
+    level: libc::IPPROTO_IP,
+    names: &[(libc::IP_HDRINCL, 4)],
+};
 
 /// Which ICMP messages a raw IPv4 socket is kept from.
-pub static ICMP_FILTER: Options = Options { level: 255, names: &[(1, 4)] };
+pub static ICMP_FILTER: Options = Options {
+    level: 255,
+    names: &[(1, 4)],
+};
 
 /// The same for IPv6.
-pub static ICMPV6_FILTER: Options = Options { level: libc::IPPROTO_ICMPV6, names: &[(1, 32)] };
+pub static ICMPV6_FILTER: Options = Options {
+    level: libc::IPPROTO_ICMPV6,
+    names: &[(1, 32)],
+};
 
 /// Where a raw IPv6 socket finds a checksum to fill in, and whether headers come with the data.
-pub static RAW_IPV6: Options = Options { level: libc::IPPROTO_IPV6, names: &[(7, 4), (36, 4)] };
+pub static RAW_IPV6: Options = Options {
+    level: libc::IPPROTO_IPV6,
+    names: &[(7, 4), (36, 4)],
+};
 
 /// Of UDP-Lite sockets.
 pub static UDPLITE: Options = Options {

@@ -93,8 +93,7 @@ impl Name {
     /// Adds what is in the name's way.
     pub fn precheck(&self, kind: i32, out: &mut Vec<Blocker>) {
         let Some(file) = &self.file else {
-            let probe = sys::socket(libc::AF_UNIX, kind, 0)
-                .and_then(|s| bind(s.as_fd(), &self.address.0));
+            let probe = sys::socket(libc::AF_UNIX, kind, 0).and_then(|s| bind(s.as_fd(), &self.address.0));
             if probe == Err(Errno::EADDRINUSE) {
                 let by = holder(|u| u.kind == kind && u.name == name_of(&self.address.0));
                 let at = Blocker::at(readable(&self.address.0), "a socket's abstract name");

@@ -1,7 +1,7 @@
 //! What has arrived at a unix socket: data with its bounds, descriptors and credentials; read, and sent again.
 
-use super::super::pipe::Bytes;
 use super::super::kind_of;
+use super::super::pipe::Bytes;
 use super::super::socket::{fetch, same_in_set};
 use super::names::{bind_ghost, unreadable, way_to};
 use super::{Record, Role, Source};
@@ -52,7 +52,11 @@ pub fn in_transit(view: &mut View) -> Result<(Vec<OwnedFd>, Queues)> {
     let least = view.fds().map(|f| f.fd).max().unwrap_or(0) + 1;
     let (mut lent, mut queues) = (Vec::new(), Queues::new());
     loop {
-        let sockets: Vec<FdView> = view.fds().filter(|f| f.protocol.starts_with("UNIX")).cloned().collect();
+        let sockets: Vec<FdView> = view
+            .fds()
+            .filter(|f| f.protocol.starts_with("UNIX"))
+            .cloned()
+            .collect();
         let mut found: Vec<FdView> = Vec::new();
         for fd in sockets {
             if queues.contains_key(&fd.stat.ino) {
@@ -60,7 +64,9 @@ pub fn in_transit(view: &mut View) -> Result<(Vec<OwnedFd>, Queues)> {
             }
             let messages = read(&fd, view)?;
             for own in messages.iter().flat_map(|m| &m.fds) {
-                let Err(mut seen) = same_in_set(own, view)? else { continue };
+                let Err(mut seen) = same_in_set(own, view)? else {
+                    continue;
+                };
                 if is_among(own, &found)? {
                     continue;
                 }
@@ -83,7 +89,11 @@ pub fn in_transit(view: &mut View) -> Result<(Vec<OwnedFd>, Queues)> {
             (kind.verdict)(fd, view, &mut out);
         }
     }
-    if out.is_empty() { Ok((lent, queues)) } else { Err(Error::Refused(out)) }
+    if out.is_empty() {
+        Ok((lent, queues))
+    } else {
+        Err(Error::Refused(out))
+    }
 }
 
 /// Reads what waits in a queue; the socket is left as it was.
@@ -125,14 +135,24 @@ fn admissible(fd: &FdView, seen: &FdView) -> Result<()> {
     if carried && seen.flags() & libc::O_ASYNC == 0 {
         return Ok(());
     }
-    let why = format!("{} travels in its queue, and no process of the checkpoint holds it", seen.label());
-    Err(fd.blocker().why(why).remedy("let the program receive it first").refuse())
+    let why = format!(
+        "{} travels in its queue, and no process of the checkpoint holds it",
+        seen.label()
+    );
+    Err(fd
+        .blocker()
+        .why(why)
+        .remedy("let the program receive it first")
+        .refuse())
 }
 
 /// Records what waits in a queue.
 pub(super) fn collect(fd: &FdView, paired: bool, from: &mut Source<'_>) -> Result<Vec<Packet>> {
     let messages = from.shared.queues.remove(&fd.stat.ino).unwrap_or_default();
-    messages.into_iter().map(|message| packet(fd, message, paired, from)).collect()
+    messages
+        .into_iter()
+        .map(|message| packet(fd, message, paired, from))
+        .collect()
 }
 
 fn packet(fd: &FdView, message: Message, paired: bool, from: &mut Source<'_>) -> Result<Packet> {
@@ -142,7 +162,12 @@ fn packet(fd: &FdView, message: Message, paired: bool, from: &mut Source<'_>) ->
             Ok(known) => from.shared.files.get(&(known.pid, known.fd)),
             Err(_) => None,
         };
-        let lost = || fd.blocker().why("its queue changed while it was looked at").remedy("try again").refuse();
+        let lost = || {
+            fd.blocker()
+                .why("its queue changed while it was looked at")
+                .remedy("try again")
+                .refuse()
+        };
         files.push(*known.ok_or_else(lost)?);
     }
     let sender = match name_of(&message.name) {
