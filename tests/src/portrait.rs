@@ -80,6 +80,7 @@ const FDINFO_CHANGES: &[(&str, &str)] = &[
         "objects without a name get a new inode; files are compared by their path",
     ),
     ("eventfd-id", "the kernel's own number"),
+    ("map_id", "the kernel's own number"),
     ("it_value", "the time left runs"),
     ("ticks", "a timer that expired counts on when it is looked at"),
     ("drops", "a counter"),

@@ -693,7 +693,7 @@ fn hand_over_backings(record: &Record, pid: Pid, nest: &mut Nest) -> Result<Hand
         keys.push(key);
     }
     for segment in &record.segments {
-        segment.prepare(nest)?;
+        segment.prepare(pid, nest)?;
     }
     for file in record.files.iter().filter(|f| f.written) {
         file.settle(nest)?;

@@ -2,6 +2,7 @@
 //!
 //! Adding a kind is one file here, one line in a registry below, and its twin in `tests/`.
 
+pub mod bpfmap;
 pub mod credentials;
 pub mod device;
 pub mod directory;
@@ -11,16 +12,19 @@ pub mod fdtable;
 pub mod fifo;
 pub mod filesystem;
 pub mod inotify;
+pub mod ipcspace;
 pub mod kinship;
 pub mod limits;
 pub mod memfd;
 pub mod memory;
+pub mod msgqueues;
 pub mod netlink;
 pub mod pidfd;
 pub mod pipe;
 pub mod pty;
 pub mod regular;
 pub mod seccomp;
+pub mod semaphores;
 pub mod signalfd;
 pub mod signals;
 pub mod sysv;
@@ -367,6 +371,7 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<pipe::Pipe>(),
     fd::<eventfd::EventFd>(),
     fd::<epoll::Epoll>(),
+    fd::<bpfmap::BpfMap>(),
     fd::<signalfd::SignalFd>(),
     fd::<timerfd::TimerFd>(),
     fd::<terminal::Terminal>(),
@@ -394,6 +399,9 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     process::<credentials::Credentials>(),
     process::<filesystem::Filesystem>(),
     process::<fdtable::FdTable>(),
+    process::<semaphores::Semaphores>(),
+    process::<msgqueues::MsgQueues>(),
+    process::<sysv::Unattached>(),
     process::<threads::Threads>(),
     process::<signals::PendingSignals>(),
     process::<memory::Memory>(),

@@ -1,14 +1,17 @@
-//! System V shared memory as it is attached to processes: segments with id, key, owner, permissions, contents.
+//! System V shared memory, attached or not: segments with id, key, owner, permissions, contents.
 
+use super::ipcspace::Space;
 use super::regular::store_contents;
-use super::{Source, object_space};
+use super::{ProcessKind, Source, Stage, object_space};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, SpaceId};
-use crate::nest::Nest;
+use crate::nest::{Landed, Nest, Options, free_place};
 use crate::observe::view::{ProcessView, View};
 use crate::proc::maps::Vma;
+use crate::proc::sysvipc;
 use crate::store::Content;
-use crate::sys::shm::{ShmAttached, ShmStat, shm_lock, shm_make, shm_remove, shm_set, shm_stat};
+use crate::sys::ipc::Call;
+use crate::sys::shm::{ShmAttached, ShmStat, shm_lock, shm_remove, shm_set, shm_stat};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -29,6 +32,128 @@ pub struct Segment {
     pub changed: i64,
     /// Where its contents are in the image.
     pub space: SpaceId,
+    /// The user and group that made it.
+    #[serde(default)]
+    pub cuid: u32,
+    #[serde(default)]
+    pub cgid: u32,
+    /// Who attached or detached it last; 0 for nobody.
+    #[serde(default)]
+    pub last: i32,
+    /// Whether it lay in another IPC namespace than freeze's.
+    #[serde(default)]
+    pub apart: bool,
+}
+
+/// Segments that are attached to no process.
+#[derive(Debug)]
+pub struct Unattached;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub segments: Vec<Segment>,
+}
+
+const LIST: &str = "/proc/sysvipc/shm";
+
+/// A device number for [`super::Shared::first_sight`] that no file has: the inode of a segment is its id.
+const DEVICE: u64 = u32::MAX as u64;
+
+impl ProcessKind for Unattached {
+    const TAG: &'static str = "sysv-segments";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "System V segments that nobody has attached: all of an IPC namespace of the set's own, on the host those         that a process of the set made, attached or detached last";
+    const STAGE: Stage = Stage::Threads;
+    type Record = Record;
+
+    fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
+
+    fn collect(from: &mut Source<'_>) -> Result<Record> {
+        let space = Space::of(from.view, from.process.pid())?;
+        let mut record = Record::default();
+        if !space.first {
+            return Ok(record);
+        }
+        for found in space.list(LIST, sysvipc::segments)? {
+            let used = space.is_used_by([found.creator, found.last].into_iter());
+            if found.attached == 0 && (space.whole || used) {
+                record
+                    .segments
+                    .push(collect_unattached(found.object.id, &space, from)?);
+            }
+        }
+        Ok(record)
+    }
+
+    fn precheck(record: &Record, _: Pid, _: &Options, out: &mut Vec<Blocker>) {
+        record.segments.iter().for_each(|s| s.precheck(out));
+    }
+
+    fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        for segment in &record.segments {
+            segment.prepare(pid, nest)?;
+        }
+        // Whoever attaches one has done so by now.
+        let made: Vec<(i32, i32)> = nest
+            .state::<Made>()
+            .segments
+            .values_mut()
+            .filter_map(|kept| kept.attached.take().map(|_| (kept.id, kept.last)))
+            .collect();
+        for (id, last) in made {
+            if nest.pids().contains(&Pid(last)) {
+                let last = nest.process(Pid(last))?;
+                let read_only = libc::SHM_RDONLY as u64;
+                let at = last.call("shmat", libc::SYS_shmat, &[id as u64, 0, read_only])?;
+                last.call("shmdt", libc::SYS_shmdt, &[at as u64])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Records a segment by attaching it here for a moment.
+fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segment> {
+    let name = || format!("System V segment {id}");
+    let stat = ns.enter(|| shm_stat(id)).on("shmctl(IPC_STAT)", name)?;
+    let space = object_space(DEVICE, id as u64);
+    if from.shared.first_sight(DEVICE, id as u64) {
+        let len = stat.size.next_multiple_of(PAGE);
+        let attached = ns.enter(|| ShmAttached::new(id, len)).on("shmat", name)?;
+        let file = attached.open().on("open", name)?;
+        store_contents(&file, stat.size, space, from.draft, &name)?;
+        drop(attached);
+        // The kernel notes who did it last: let that be who it was.
+        let last = from.view.get(Pid(stat.last)).map(|p| p.pid);
+        if last == Some(from.process.pid()) {
+            let taken = from.process.view.vmas.iter().map(|v| v.range()).collect();
+            let place = free_place(crate::ids::normalize(taken), len).start;
+            from.process.tape(|t| {
+                let read_only = libc::SHM_RDONLY as u64;
+                t.try_call("shmat", libc::SYS_shmat, &[id as u64, place, read_only]);
+                t.try_call("shmdt", libc::SYS_shmdt, &[place]);
+            })?;
+        }
+    }
+    Ok(segment(id, &stat, space, ns.is_apart()))
+}
+
+fn segment(id: i32, stat: &ShmStat, space: SpaceId, apart: bool) -> Segment {
+    Segment {
+        id,
+        key: stat.key,
+        size: stat.size,
+        mode: stat.mode & (0o777 | REMOVED | LOCKED),
+        uid: stat.uid,
+        gid: stat.gid,
+        creator: stat.creator,
+        changed: stat.changed,
+        space,
+        cuid: stat.cuid,
+        cgid: stat.cgid,
+        last: stat.last,
+        apart,
+    }
 }
 
 const REMOVED: u32 = 0o1000;
@@ -41,10 +166,17 @@ pub fn segment_of(v: &Vma) -> Option<i32> {
 
 /// Adds what speaks against carrying the segments attached to a process.
 pub fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+    let mut space = None;
     for (i, v) in p.vmas.iter().enumerate() {
         let Some(id) = segment_of(v) else { continue };
         let at = || p.blocker(v.range().to_string(), v.label());
-        let stat = match shm_stat(id) {
+        if space.is_none() {
+            space = Space::at(p.pid).ok();
+        }
+        let stat = match space
+            .as_ref()
+            .map_or(Err(Errno::ESRCH), |s| s.enter(|| shm_stat(id)))
+        {
             Ok(stat) => stat,
             Err(e) => {
                 out.push(
@@ -101,33 +233,35 @@ fn is_whole(vmas: &[Vma], i: usize, id: i32, stat: &ShmStat) -> bool {
 /// Records the segment mapped at `v`, with its contents if it is met for the first time.
 pub fn collect(id: i32, v: &Vma, pid: Pid, from: &mut Source<'_>) -> Result<Segment> {
     let name = || format!("System V segment {id}");
-    let stat = shm_stat(id).on("shmctl(IPC_STAT)", name)?;
-    // Its inode number is its id, which another object's on the same device may be as well: a device of its own.
-    let device = u64::from(u32::MAX);
-    let space = object_space(device, id as u64);
-    if from.shared.first_sight(device, id as u64) {
+    let ns = Space::at(pid)?;
+    let stat = ns.enter(|| shm_stat(id)).on("shmctl(IPC_STAT)", name)?;
+    let space = object_space(DEVICE, id as u64);
+    if from.shared.first_sight(DEVICE, id as u64) {
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
         let file = File::open(&path).on("open", || path.clone())?;
         store_contents(&file, stat.size, space, from.draft, &name)?;
     }
-    Ok(Segment {
-        id,
-        key: stat.key,
-        size: stat.size,
-        mode: stat.mode & (0o777 | REMOVED | LOCKED),
-        uid: stat.uid,
-        gid: stat.gid,
-        creator: stat.creator,
-        changed: stat.changed,
-        space,
-    })
+    Ok(segment(id, &stat, space, ns.is_apart()))
 }
 
 impl Segment {
     /// Adds what speaks against making it again.
     pub fn precheck(&self, out: &mut Vec<Blocker>) {
-        let Ok(now) = shm_stat(self.id) else { return };
+        if self.apart {
+            return;
+        }
         let at = || Blocker::at(format!("System V segment {}", self.id), "");
+        let there = Space::own().list(LIST, sysvipc::segments).unwrap_or_default();
+        let other = |s: &&sysvipc::Segment| s.object.key == self.key && s.object.id != self.id;
+        if self.key != 0
+            && let Some(other) = there.iter().find(other)
+        {
+            out.push(
+                at().why(format!("its key {:#x} is taken by another one", self.key))
+                    .remedy(format!("remove that one: ipcrm -m {}", other.object.id)),
+            );
+        }
+        let Ok(now) = shm_stat(self.id) else { return };
         if !self.is(&now) {
             out.push(
                 at().why("its id is taken by another segment")
@@ -142,58 +276,74 @@ impl Segment {
     }
 
     fn is(&self, now: &ShmStat) -> bool {
-        (now.key, now.size, now.creator, now.changed) == (self.key, self.size, self.creator, self.changed)
+        (now.key, now.size, now.creator) == (self.key, self.size, self.creator)
     }
 
     /// Makes it, once for all processes that attach it; what is left of the old one is replaced.
-    pub fn prepare(&self, nest: &mut Nest) -> Result<()> {
+    pub fn prepare(&self, pid: Pid, nest: &mut Nest) -> Result<()> {
         if nest.state::<Made>().segments.contains_key(&self.id) {
             return Ok(());
         }
-        let name = || format!("System V segment {}", self.id);
-        if shm_stat(self.id).is_ok_and(|now| self.is(&now) && now.attached == 0) {
-            shm_remove(self.id).on("shmctl(IPC_RMID)", name)?;
+        let id = self.id;
+        let name = || format!("System V segment {id}");
+        let space = Space::of_nest(nest, pid)?;
+        let stat = || space.enter(|| shm_stat(id));
+        if stat().is_ok_and(|now| self.is(&now) && now.attached == 0) {
+            space.enter(|| shm_remove(id)).on("shmctl(IPC_RMID)", name)?;
         }
-        let next = "/proc/sys/kernel/shm_next_id";
-        std::fs::write(next, self.id.to_string()).on("write", || next)?;
-        let made = Kept {
-            id: shm_make(self.key, self.size, self.mode).on("shmget", name)?,
+        space.write("/proc/sys/kernel/shm_next_id", &id.to_string())?;
+        let mut make = Call::shm_make(self.key, self.size, self.mode);
+        make.user = Some((self.cuid, self.cgid));
+        space.call(&make, self.creator, nest)?;
+        match stat() {
+            Ok(now) if (now.key, now.size) == (self.key, self.size) => {}
+            _ => return Err(Error::kernel("shmget", name(), Errno::EEXIST)),
+        }
+        let kept = Kept {
+            id,
+            last: self.last,
             attached: None,
+            landed: nest.landed(),
+            apart: space.is_apart(),
         };
-        if made.id != self.id {
-            return Err(Error::kernel("shmget", name(), Errno::EEXIST));
-        }
-        shm_set(self.id, self.uid, self.gid, self.mode).on("shmctl(IPC_SET)", name)?;
-        let attached = ShmAttached::new(self.id, self.size.next_multiple_of(PAGE)).on("shmat", name)?;
+        nest.state::<Made>().segments.insert(id, kept);
+        let set = || shm_set(id, self.uid, self.gid, self.mode);
+        space.enter(set).on("shmctl(IPC_SET)", name)?;
+        let attach = || ShmAttached::new(id, self.size.next_multiple_of(PAGE));
+        let attached = space.enter(attach).on("shmat", name)?;
         nest.image.for_each_run(self.space, |at, content| match content {
             Content::Bytes(bytes) => attached.write(at.start, bytes).on("write", name),
             Content::Zero => Ok(()),
         })?;
         if self.mode & LOCKED != 0 {
-            shm_lock(self.id).on("shmctl(SHM_LOCK)", name)?;
+            space.enter(|| shm_lock(id)).on("shmctl(SHM_LOCK)", name)?;
         }
         // One that was removed can still be attached by its id, as long as it is attached here.
         if self.mode & REMOVED != 0 {
-            shm_remove(self.id).on("shmctl(IPC_RMID)", name)?;
+            space.enter(|| shm_remove(id)).on("shmctl(IPC_RMID)", name)?;
         }
-        let mut made = made;
-        made.attached = Some(attached);
-        nest.state::<Made>().segments.insert(self.id, made);
+        if let Some(kept) = nest.state::<Made>().segments.get_mut(&id) {
+            kept.attached = Some(attached);
+        }
         Ok(())
     }
 }
 
-/// A segment made here, attached to freeze until the nest is done; removed then if nobody else is attached to it.
+/// A segment made here, attached to freeze while others attach it; removed if the restore does not come to its end.
 #[derive(Debug)]
 struct Kept {
     id: i32,
+    last: i32,
     attached: Option<ShmAttached>,
+    landed: Landed,
+    apart: bool,
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
         self.attached = None;
-        if shm_stat(self.id).is_ok_and(|now| now.attached == 0) {
+        // A namespace of its own goes with its processes.
+        if !self.landed.is() && !self.apart && shm_stat(self.id).is_ok_and(|now| now.attached == 0) {
             let _ = shm_remove(self.id);
         }
     }
@@ -223,6 +373,9 @@ mod tests {
             size: 0x2ffe,
             changed: 0,
             creator: 0,
+            last: 0,
+            cuid: 0,
+            cgid: 0,
             attached: 1,
         };
         let whole = [vma(0x1000, 0x2000, 0), vma(0x2000, 0x4000, 0x1000)];

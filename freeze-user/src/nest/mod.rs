@@ -20,6 +20,8 @@ use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How many pages of calls and data a scratch mapping has while a process is built.
@@ -40,6 +42,22 @@ pub struct Options {
     pub accept_changed: BTreeSet<PathBuf>,
     /// Give standard input, output and error on a terminal of their own the terminal of the restorer.
     pub reattach_terminal: bool,
+}
+
+/// Whether a restore has come to its end: what outlives processes is taken down by whoever made it if it has not.
+#[derive(Clone, Debug, Default)]
+pub struct Landed(Arc<AtomicBool>);
+
+impl Landed {
+    /// From here on nothing is taken back.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing may be taken back any more.
+    pub fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// One process under construction.
@@ -177,6 +195,7 @@ pub struct Nest {
     /// A pidfd of freeze itself, at the same number in every blank process: the door through which files come.
     door: OwnedFd,
     states: HashMap<TypeId, Box<dyn Any>>,
+    landed: Landed,
 }
 
 impl Nest {
@@ -213,6 +232,7 @@ impl Nest {
             terminals,
             door,
             states: HashMap::new(),
+            landed: Landed::default(),
         };
         nest.hatch(families, occupied)
             .map_err(|e| e.fate(Fate::TakenDown))?;
@@ -244,6 +264,11 @@ impl Nest {
             .entry(TypeId::of::<T>())
             .or_insert_with(|| Box::<T>::default());
         any.downcast_mut().expect("the map is keyed by the type")
+    }
+
+    /// Tells those whose work outlives the processes whether it must be taken back.
+    pub fn landed(&self) -> Landed {
+        self.landed.clone()
     }
 
     /// Notes who will hold a file, before any file is made.
@@ -302,6 +327,7 @@ impl Nest {
         let door = self.door();
         // Nothing of freeze's may keep a pipe or socket open once its owners run.
         self.files.clear();
+        self.landed.set();
         self.states.clear();
         // All doors first: a process that runs must not find one open in a relative.
         for pid in self.pids() {

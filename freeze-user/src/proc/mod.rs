@@ -7,4 +7,5 @@ pub mod fdinfo;
 pub mod maps;
 pub mod stat;
 pub mod status;
+pub mod sysvipc;
 pub mod timers;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "raw system calls have their address here")]
 
 pub mod bpf;
+pub mod bpfmap;
 pub mod fault;
 pub mod launch;
 pub mod events;
@@ -9,6 +10,7 @@ pub mod pagemap;
 pub mod datagram;
 pub mod deadline;
 pub mod interrupt;
+pub mod ipc;
 pub mod multicast;
 pub mod queue;
 pub mod sched;

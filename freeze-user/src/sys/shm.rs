@@ -16,6 +16,10 @@ pub struct ShmStat {
     /// Seconds of the last change.
     pub changed: i64,
     pub creator: i32,
+    /// Who attached or detached it last.
+    pub last: i32,
+    pub cuid: u32,
+    pub cgid: u32,
     pub attached: u64,
 }
 
@@ -38,14 +42,11 @@ pub fn shm_stat(id: i32) -> Sys<ShmStat> {
         size: ds.shm_segsz as u64,
         changed: ds.shm_ctime,
         creator: ds.shm_cpid,
+        last: ds.shm_lpid,
+        cuid: ds.shm_perm.cuid,
+        cgid: ds.shm_perm.cgid,
         attached: ds.shm_nattch,
     })
-}
-
-/// shmget(2) of a new segment.
-pub fn shm_make(key: i32, size: u64, mode: u32) -> Sys<i32> {
-    let flags = mode & 0o777 | (libc::IPC_CREAT | libc::IPC_EXCL) as u32;
-    plain(libc::SYS_shmget, [key as u64, size, u64::from(flags), 0, 0, 0]).map(|id| id as i32)
 }
 
 /// shmctl(IPC_SET): owner and permissions.
@@ -86,6 +87,12 @@ impl ShmAttached {
     pub fn new(id: i32, len: u64) -> Sys<ShmAttached> {
         let at = plain(libc::SYS_shmat, [id as u64, 0, 0, 0, 0, 0])? as usize;
         Ok(ShmAttached { at, len })
+    }
+
+    /// The memory as a file, by /proc/self/map_files.
+    pub fn open(&self) -> std::io::Result<std::fs::File> {
+        let end = self.at as u64 + self.len;
+        std::fs::File::open(format!("/proc/self/map_files/{:x}-{end:x}", self.at))
     }
 
     /// Writes into it.

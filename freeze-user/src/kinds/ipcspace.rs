@@ -1,0 +1,219 @@
+//! The IPC namespace of a process: entered where it is not freeze's own, and what in it belongs to the set.
+
+use crate::error::{Blocker, Context, Result};
+use crate::ids::Pid;
+use crate::nest::Nest;
+use crate::nest::family::free;
+use crate::observe::view::{View, all_pids};
+use crate::proc::stat::Stat;
+use crate::proc::sysvipc::Object;
+use crate::sys::ipc::{Call, within};
+use nix::Result as Sys;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+
+/// Where the objects of a process lie. They are not held by it: what belongs to a set is told by who used it.
+#[derive(Debug)]
+pub struct Space {
+    /// The namespace, if it is another one than freeze's.
+    apart: Option<File>,
+    /// Whether nobody but the set lives in it, so that everything in it is the set's.
+    pub whole: bool,
+    /// Whether the process is the first of the set in it: with that one goes what belongs to the set.
+    pub first: bool,
+    /// The processes of the set.
+    pids: BTreeSet<i32>,
+}
+
+impl Space {
+    /// That of a process of a set that stands still.
+    pub fn of(view: &View, pid: Pid) -> Result<Space> {
+        let living = || view.processes.iter().filter(|p| !p.stat.is_zombie());
+        let inode = |p: Pid| view.get(p).and_then(|p| p.namespaces.get("ipc"));
+        let first = living().find(|p| p.namespaces.get("ipc") == inode(pid));
+        let apart = apart(pid)?;
+        Ok(Space {
+            whole: apart.is_some() || alone(view, inode(pid).copied())?,
+            apart,
+            first: first.is_some_and(|p| p.pid == pid),
+            pids: view.processes.iter().map(|p| p.pid.0).collect(),
+        })
+    }
+
+    /// That of any process, to look at what is known to be the set's.
+    pub fn at(pid: Pid) -> Result<Space> {
+        Ok(Space {
+            apart: apart(pid)?,
+            ..Space::own()
+        })
+    }
+
+    /// That of a process of the nest.
+    pub fn of_nest(nest: &Nest, pid: Pid) -> Result<Space> {
+        Ok(Space {
+            apart: apart(pid)?,
+            whole: false,
+            first: true,
+            pids: nest.pids().iter().map(|p| p.0).collect(),
+        })
+    }
+
+    /// The one that freeze is in, when nothing is built yet.
+    pub fn own() -> Space {
+        Space {
+            apart: None,
+            whole: false,
+            first: true,
+            pids: BTreeSet::new(),
+        }
+    }
+
+    /// Whether it is another one than freeze's.
+    pub fn is_apart(&self) -> bool {
+        self.apart.is_some()
+    }
+
+    /// Does something in it.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> Sys<T> + Send) -> Sys<T> {
+        match &self.apart {
+            Some(ns) => within(ns.as_fd(), libc::CLONE_NEWIPC, work)?,
+            None => work(),
+        }
+    }
+
+    /// A file of /proc as it shows this namespace.
+    pub fn read(&self, path: &'static str) -> Result<String> {
+        let read = || match std::fs::read_to_string(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            got => got.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
+        };
+        self.enter(read).on("read", || path)
+    }
+
+    /// Writes a file of /proc that means this namespace.
+    pub fn write(&self, path: &'static str, text: &str) -> Result<()> {
+        let write = || {
+            std::fs::write(path, text)
+                .map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+        };
+        self.enter(write).on("write", || path)
+    }
+
+    /// The objects listed there, as `parse` reads them.
+    pub fn list<T>(&self, path: &'static str, parse: impl FnOnce(&str) -> Option<Vec<T>>) -> Result<Vec<T>> {
+        parse(&self.read(path)?).ok_or_else(|| {
+            Blocker::at(path, "")
+                .why("it is not understood")
+                .remedy("report the kernel's version")
+                .refuse()
+        })
+    }
+
+    /// Whether a process of the set is among these.
+    pub fn is_used_by(&self, mut pids: impl Iterator<Item = i32>) -> bool {
+        pids.any(|p| self.pids.contains(&p))
+    }
+
+    /// Whether a living process outside the set is among these: it must not find its object changed.
+    pub fn has_outsider(&self, mut pids: impl Iterator<Item = i32>) -> bool {
+        let own = std::process::id() as i32;
+        pids.any(|p| p != 0 && p != own && !self.pids.contains(&p) && !self.is_apart() && lives(p))
+    }
+
+    /// Makes a call in the name of the process `pid`: one of the nest, or one that has ended and whose number is free.
+    /// Where that cannot be, freeze makes it itself.
+    pub fn call(&self, call: &Call, pid: i32, nest: &mut Nest) -> Result<i64> {
+        let name = || format!("in the name of pid {pid}");
+        if self.pids.contains(&pid) {
+            let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+            let (ran, at) = nest.process(Pid(pid))?.tape(|t| {
+                const KEEP: u64 = u64::MAX;
+                let other = call.user.filter(|u| *u != own);
+                if let Some((uid, gid)) = other {
+                    t.call("setresgid", libc::SYS_setresgid, &[KEEP, u64::from(gid), KEEP]);
+                    t.call("setresuid", libc::SYS_setresuid, &[KEEP, u64::from(uid), KEEP]);
+                }
+                let args = call.args(|data| t.bytes(data));
+                let at = t.try_call(call.name, call.nr, &args);
+                if other.is_some() {
+                    t.call("setresuid", libc::SYS_setresuid, &[KEEP, u64::from(own.0), KEEP]);
+                    t.call("setresgid", libc::SYS_setresgid, &[KEEP, u64::from(own.1), KEEP]);
+                }
+                at
+            })?;
+            return ran.result(at).on(call.name, name);
+        }
+        if pid > 0 && !self.is_apart() && free(Pid(pid)) {
+            return call.make_as(Pid(pid)).map(|()| 0).on(call.name, name);
+        }
+        self.enter(|| call.make()).on(call.name, || "freeze")
+    }
+}
+
+/// The IPC namespace of a process, if it is not freeze's own.
+fn apart(pid: Pid) -> Result<Option<File>> {
+    let (theirs, own) = (format!("/proc/{pid}/ns/ipc"), "/proc/thread-self/ns/ipc");
+    if std::fs::read_link(&theirs).on("readlink", || theirs.clone())?
+        == std::fs::read_link(own).on("readlink", || own)?
+    {
+        return Ok(None);
+    }
+    File::open(&theirs).on("open", || theirs.clone()).map(Some)
+}
+
+fn stat(pid: Pid) -> Option<Stat> {
+    Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn lives(pid: i32) -> bool {
+    stat(Pid(pid)).is_some_and(|s| !s.is_zombie())
+}
+
+/// Whether nobody lives in the namespace but the set, freeze, and those that started freeze.
+fn alone(view: &View, inode: Option<u64>) -> Result<bool> {
+    let mut known: BTreeSet<Pid> = view.processes.iter().map(|p| p.pid).collect();
+    let mut above = Pid(std::process::id() as i32);
+    while above.0 > 0 && known.insert(above) {
+        above = stat(above).map_or(Pid(0), |s| Pid(s.ppid));
+    }
+    let Some(inode) = inode else { return Ok(false) };
+    let there = format!("ipc:[{inode}]");
+    let elsewhere = |p: &Pid| {
+        std::fs::read_link(format!("/proc/{p}/ns/ipc")).is_ok_and(|link| link.as_os_str() != &there[..])
+    };
+    Ok(all_pids()?.iter().all(|p| known.contains(p) || elsewhere(p)))
+}
+
+/// Adds what speaks against making these again in freeze's own namespace; `command` is ipcrm's option.
+pub fn precheck<'a>(
+    what: &str,
+    option: &str,
+    wanted: impl Iterator<Item = &'a Object>,
+    there: &[Object],
+    out: &mut Vec<Blocker>,
+) {
+    for object in wanted {
+        let at = || Blocker::at(format!("{what} {}", object.id), "");
+        let by_id = there.iter().find(|t| t.id == object.id);
+        let by_key = there
+            .iter()
+            .find(|t| t.key == object.key && t.key != 0 && t.id != object.id);
+        if by_id.is_some_and(|now| !same(now, object)) {
+            out.push(
+                at().why("its id is taken by another one")
+                    .remedy(format!("remove that one: ipcrm {option} {}", object.id)),
+            );
+        } else if let Some(other) = by_key {
+            out.push(
+                at().why(format!("its key {:#x} is taken by another one", object.key))
+                    .remedy(format!("remove that one: ipcrm {option} {}", other.id)),
+            );
+        }
+    }
+}
+
+/// Whether it is the same object: its key, and who made it.
+pub fn same(a: &Object, b: &Object) -> bool {
+    (a.id, a.key, a.cuid, a.cgid) == (b.id, b.key, b.cuid, b.cgid)
+}

@@ -1,0 +1,533 @@
+//! System V semaphores: sets with values, permissions and who operated last, and what processes take back at their end.
+
+use super::ipcspace::{Space, precheck, same};
+use super::{ProcessKind, Source, Stage};
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::Pid;
+use crate::nest::{Landed, Nest, Options};
+use crate::observe::view::{ProcessView, View};
+use crate::proc::sysvipc::{self, Object};
+use crate::sys::ipc::{Call, SemOp, sem_pid, sem_remove, sem_set, sem_values};
+use crate::tracee::process::StoppedProcess;
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Debug)]
+pub struct Semaphores;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Sets that go with this process: the first of the checkpoint that is known to use them.
+    pub sets: Vec<Set>,
+    /// What is added to semaphores when the process ends (SEM_UNDO), by id and number, where it is not zero.
+    pub undo: Vec<Undo>,
+    /// Whether they lay in another IPC namespace than freeze's.
+    pub apart: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Set {
+    pub object: Owner,
+    pub values: Vec<u16>,
+    /// Who operated on each last.
+    pub pids: Vec<i32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undo {
+    pub id: i32,
+    pub number: u16,
+    pub add: i16,
+}
+
+/// Key, owner and permissions of a System V object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub id: i32,
+    pub key: i32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub cuid: u32,
+    pub cgid: u32,
+}
+
+impl From<Object> for Owner {
+    fn from(o: Object) -> Owner {
+        let Object {
+            key,
+            id,
+            mode,
+            uid,
+            gid,
+            cuid,
+            cgid,
+        } = o;
+        Owner {
+            id,
+            key,
+            mode,
+            uid,
+            gid,
+            cuid,
+            cgid,
+        }
+    }
+}
+
+impl From<Owner> for Object {
+    fn from(o: Owner) -> Object {
+        let Owner {
+            id,
+            key,
+            mode,
+            uid,
+            gid,
+            cuid,
+            cgid,
+        } = o;
+        Object {
+            key,
+            id,
+            mode,
+            uid,
+            gid,
+            cuid,
+            cgid,
+        }
+    }
+}
+
+const LIST: &str = "/proc/sysvipc/sem";
+const NEXT: &str = "/proc/sys/kernel/sem_next_id";
+/// The largest value of a semaphore, and of what is taken back (SEMVMX, SEMAEM).
+const MOST: i32 = 32767;
+
+/// A device number for [`super::Shared::first_sight`] that no file has.
+const DEVICE: u64 = u32::MAX as u64 - 1;
+
+impl ProcessKind for Semaphores {
+    const TAG: &'static str = "sysv-semaphores";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "System V semaphores with id, key, owner, values, who operated last, and SEM_UNDO: all of an IPC namespace \
+        of the set's own, on the host those that a process of the set operated on last or has something to take back from";
+    const STAGE: Stage = Stage::Threads;
+    type Record = Record;
+
+    fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
+
+    fn collect(from: &mut Source<'_>) -> Result<Record> {
+        let pid = from.process.pid();
+        let space = Space::of(from.view, pid)?;
+        let there = space.list(LIST, sysvipc::sets)?;
+        let mut record = Record {
+            apart: space.is_apart(),
+            ..Record::default()
+        };
+        let mut known = Vec::new();
+        for object in there {
+            let look = || -> nix::Result<(Vec<u16>, Vec<i32>)> {
+                let values = sem_values(object.id)?;
+                let pids = (0..values.len()).map(|n| sem_pid(object.id, n as u16));
+                Ok((values.clone(), pids.collect::<nix::Result<_>>()?))
+            };
+            match space.enter(look) {
+                Ok((values, pids)) => known.push(Set {
+                    object: object.into(),
+                    values,
+                    pids,
+                }),
+                // Removed since it was listed.
+                Err(Errno::EIDRM | Errno::EINVAL) => {}
+                Err(e) => return Err(e).on("semctl", || label(object.id)),
+            }
+        }
+        record.undo = undo(from.process, &known, &space)?;
+        for set in known {
+            let id = set.object.id;
+            let used = space.first && (space.whole || space.is_used_by(set.pids.iter().copied()));
+            if (used || record.undo.iter().any(|u| u.id == id)) && from.shared.first_sight(DEVICE, id as u64)
+            {
+                record.sets.push(set);
+            }
+        }
+        Ok(record)
+    }
+
+    fn precheck(record: &Record, _: Pid, _: &Options, out: &mut Vec<Blocker>) {
+        if record.apart || record.sets.is_empty() {
+            return;
+        }
+        let wanted: Vec<Object> = record.sets.iter().map(|s| s.object.into()).collect();
+        if let Ok(there) = Space::own().list(LIST, sysvipc::sets) {
+            precheck("semaphore set", "-s", wanted.iter(), &there, out);
+        }
+    }
+
+    fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        if record.sets.is_empty() && record.undo.is_empty() {
+            return Ok(());
+        }
+        let space = Space::of_nest(nest, pid)?;
+        for set in &record.sets {
+            set.restore(&space, nest)?;
+        }
+        for undo in &record.undo {
+            undo.restore(&space, pid, nest)?;
+        }
+        Ok(())
+    }
+}
+
+fn label(id: i32) -> String {
+    format!("semaphore set {id}")
+}
+
+impl Set {
+    fn restore(&self, space: &Space, nest: &mut Nest) -> Result<()> {
+        let Owner {
+            id,
+            key,
+            mode,
+            uid,
+            gid,
+            cuid,
+            cgid,
+        } = self.object;
+        let name = || label(id);
+        let there = space.list(LIST, sysvipc::sets)?;
+        let living = there.iter().find(|o| o.id == id);
+        match living {
+            Some(now) if !same(now, &self.object.into()) => {
+                return Err(Error::kernel("semget", name(), Errno::EEXIST));
+            }
+            Some(_) => {
+                let (values, pids) = space
+                    .enter(|| {
+                        let values = sem_values(id)?;
+                        let pids = (0..values.len()).map(|n| sem_pid(id, n as u16));
+                        Ok((values.clone(), pids.collect::<nix::Result<Vec<i32>>>()?))
+                    })
+                    .on("semctl", name)?;
+                if space.has_outsider(pids.iter().copied()) {
+                    nest.warnings.push(format!(
+                        "semaphore set {id} is used by processes outside the checkpoint: its values stay as they are"
+                    ));
+                    nest.state::<Made>().shared.push(id);
+                    return Ok(());
+                }
+                if values.len() != self.values.len() {
+                    return Err(Error::kernel("semget", name(), Errno::EEXIST));
+                }
+                Made::keep(id, Some(values.clone()), space, nest);
+                if values != self.values || pids != self.pids {
+                    self.fill(&values, &pids, space, nest)?;
+                }
+            }
+            None => {
+                space.write(NEXT, &id.to_string())?;
+                let mut make = Call::sem_make(key, self.values.len() as u32, mode);
+                make.user = Some((cuid, cgid));
+                let made = space.enter(|| make.make()).on("semget", name)? as i32;
+                if made != id {
+                    let _ = space.enter(|| sem_remove(made));
+                    return Err(Error::kernel("semget", name(), Errno::EEXIST));
+                }
+                Made::keep(id, None, space, nest);
+                let empty = vec![0; self.values.len()];
+                self.fill(&empty, &vec![0; self.values.len()], space, nest)?;
+            }
+        }
+        space
+            .enter(|| sem_set(id, uid, gid, mode))
+            .on("semctl(IPC_SET)", name)
+    }
+
+    /// Sets the values, each in the name of who operated on it last.
+    fn fill(&self, values: &[u16], pids: &[i32], space: &Space, nest: &mut Nest) -> Result<()> {
+        let id = self.object.id;
+        let all = &self.values;
+        if let [first, rest @ ..] = &self.pids[..]
+            && rest.iter().all(|p| p == first)
+            && (*first != 0 || all.iter().any(|v| *v != 0))
+        {
+            space.call(&Call::sem_set_all(id, all), *first, nest)?;
+            return Ok(());
+        }
+        for (n, (value, pid)) in all.iter().zip(&self.pids).enumerate() {
+            if (*value, *pid) != (values[n], pids[n]) {
+                space.call(&Call::sem_set(id, n as u16, *value), *pid, nest)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Undo {
+    fn restore(&self, space: &Space, pid: Pid, nest: &mut Nest) -> Result<()> {
+        let Undo { id, number, add } = *self;
+        let name = || format!("semaphore {number} of set {id}");
+        let op = |add: i32, undo: bool| SemOp {
+            number,
+            add: add as i16,
+            undo,
+        };
+        if nest.state::<Made>().shared.contains(&id) {
+            // When the process ended it was given back; now it is taken again.
+            for part in parts(i32::from(add), MOST) {
+                space.call(&Call::sem_op(id, &[op(-part, true)]), pid.0, nest)?;
+            }
+            return Ok(());
+        }
+        let (value, last) = space
+            .enter(|| {
+                let value = sem_values(id)?.get(usize::from(number)).copied();
+                Ok((value.ok_or(Errno::EINVAL)?, sem_pid(id, number)?))
+            })
+            .on("semctl", name)?;
+        let value = i32::from(value);
+        // What is taken with an undo is given without one in the same call, in the order that keeps it in bounds.
+        for part in parts(i32::from(add), MOST / 2) {
+            let (with, without) = (op(-part, true), op(part, false));
+            let up_first = value <= MOST / 2;
+            let ops = if (part > 0) == up_first {
+                [without, with]
+            } else {
+                [with, without]
+            };
+            space.call(&Call::sem_op(id, &ops), pid.0, nest)?;
+        }
+        if last != pid.0 && last != 0 {
+            let touch = if value < MOST { [1, -1] } else { [-1, 1] };
+            space.call(&Call::sem_op(id, &touch.map(|by| op(by, false))), last, nest)?;
+        }
+        Ok(())
+    }
+}
+
+/// A number in parts of at most `most`, all of its sign.
+fn parts(mut number: i32, most: i32) -> Vec<i32> {
+    let mut out = Vec::new();
+    while number != 0 {
+        let part = number.clamp(-most, most);
+        out.push(part);
+        number -= part;
+    }
+    out
+}
+
+/// What the process has to take back, which the kernel does not tell.
+///
+/// It does tell whether an operation would bring it out of bounds, by another error than that of an operation that
+/// would have to wait: so each question is a call that cannot succeed, and changes nothing. Half a dozen operations in
+/// one call, all or nothing, ask whether it is less than any given number.
+fn undo(process: &mut StoppedProcess, sets: &[Set], space: &Space) -> Result<Vec<Undo>> {
+    /// How often it is tried again when somebody else changes the values meanwhile.
+    const TRIES: usize = 20;
+    let mut out = Vec::new();
+    for set in sets {
+        let mut found = Vec::new();
+        for _ in 0..TRIES {
+            let id = set.object.id;
+            let values: Vec<u16> = match space.enter(|| sem_values(id)) {
+                Ok(values) => values,
+                Err(_) => break,
+            };
+            found = undo_of(process, id, &values)?;
+            if space.enter(|| sem_values(id)) == Ok(values) {
+                break;
+            }
+        }
+        out.extend(found);
+    }
+    Ok(out)
+}
+
+fn undo_of(process: &mut StoppedProcess, id: i32, values: &[u16]) -> Result<Vec<Undo>> {
+    let all: Vec<u16> = (0..values.len() as u16).collect();
+    let below_zero = ask(
+        process,
+        id,
+        values,
+        &all.iter().map(|n| (*n, 0)).collect::<Vec<_>>(),
+    )?;
+    let below_one = ask(
+        process,
+        id,
+        values,
+        &all.iter().map(|n| (*n, 1)).collect::<Vec<_>>(),
+    )?;
+    let readable = below_one.iter().any(|b| *b);
+    // Of each that is not zero, bounds: not less than the first, less than the second.
+    let mut bounds: BTreeMap<u16, (i32, i32)> = BTreeMap::new();
+    for n in all {
+        match (below_zero[usize::from(n)], below_one[usize::from(n)]) {
+            (true, _) => drop(bounds.insert(n, (-MOST - 1, 0))),
+            (false, false) if readable || may_alter(process, id)? => drop(bounds.insert(n, (1, MOST + 1))),
+            _ => {}
+        }
+    }
+    while bounds.values().any(|(low, high)| high - low > 1) {
+        let open: Vec<(u16, i32)> = bounds
+            .iter()
+            .filter(|(_, (low, high))| high - low > 1)
+            .map(|(n, (low, high))| (*n, (low + high).div_euclid(2)))
+            .collect();
+        for ((n, middle), below) in open.iter().zip(ask(process, id, values, &open)?) {
+            let bound = bounds.get_mut(n).expect("asked for what is there");
+            match below {
+                true => bound.1 = *middle,
+                false => bound.0 = *middle,
+            }
+        }
+    }
+    let undo = |(number, (add, _)): (u16, (i32, i32))| Undo {
+        id,
+        number,
+        add: add as i16,
+    };
+    Ok(bounds.into_iter().map(undo).collect())
+}
+
+/// Whether what is to be taken back is less than the second of each pair.
+fn ask(process: &mut StoppedProcess, id: i32, values: &[u16], questions: &[(u16, i32)]) -> Result<Vec<bool>> {
+    let mut out = Vec::with_capacity(questions.len());
+    const AT_ONCE: usize = 200;
+    for some in questions.chunks(AT_ONCE) {
+        let (ran, calls) = process.tape(|t| {
+            let mut calls = Vec::with_capacity(some.len());
+            for &(number, below) in some {
+                let call = Call::sem_op(id, &question(number, values[usize::from(number)], below));
+                let args = call.args(|data| t.bytes(data));
+                calls.push(t.try_call(call.name, call.nr, &args));
+            }
+            calls
+        })?;
+        // A set it may not alter has nothing of it.
+        out.extend(calls.into_iter().map(|c| ran.result(c) == Err(Errno::ERANGE)));
+    }
+    Ok(out)
+}
+
+/// Whether the process may operate on the set at all; asked where it seems that all its semaphores have something to
+/// be taken back, as it does when every question is refused.
+fn may_alter(process: &mut StoppedProcess, id: i32) -> Result<bool> {
+    let never = [SemOp {
+        number: 0,
+        add: i16::MIN,
+        undo: false,
+    }];
+    let (ran, at) = process.tape(|t| {
+        let call = Call::sem_op(id, &never);
+        let args = call.args(|data| t.bytes(data));
+        t.try_call(call.name, call.nr, &args)
+    })?;
+    Ok(ran.result(at) == Err(Errno::EAGAIN))
+}
+
+/// Operations that end with ERANGE if what is to be taken back from a semaphore of this value is less than `below`, and
+/// with EAGAIN if not.
+fn question(number: u16, value: u16, below: i32) -> Vec<SemOp> {
+    let op = |add: i32, undo: bool| SemOp {
+        number,
+        add: add as i16,
+        undo,
+    };
+    let mut ops = Vec::new();
+    if value > 0 {
+        ops.push(op(-i32::from(value), false));
+    }
+    for part in parts(below + MOST + 1, MOST) {
+        ops.extend([op(part, true), op(-part, false)]);
+    }
+    // No semaphore holds as much: this waits, or rather does not.
+    ops.push(op(-MOST - 1, false));
+    ops
+}
+
+/// A set that was made or refilled here, as it was before: put back if the restore does not come to its end.
+#[derive(Debug)]
+struct Kept {
+    id: i32,
+    before: Option<Vec<u16>>,
+    landed: Landed,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.landed.is() {
+            return;
+        }
+        let Some(before) = &self.before else {
+            let _ = sem_remove(self.id);
+            return;
+        };
+        // Only what has changed: each call leaves freeze as the last that operated on it.
+        let now = sem_values(self.id).unwrap_or_default();
+        for (n, (was, is)) in before.iter().zip(now).enumerate() {
+            if *was != is {
+                let _ = Call::sem_set(self.id, n as u16, *was).make();
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    kept: BTreeMap<i32, Kept>,
+    /// Sets that others use too.
+    shared: Vec<i32>,
+}
+
+impl Made {
+    fn keep(id: i32, before: Option<Vec<u16>>, space: &Space, nest: &mut Nest) {
+        // A namespace of its own goes with its processes.
+        if !space.is_apart() {
+            let landed = nest.landed();
+            let kept = Kept { id, before, landed };
+            nest.state::<Made>().kept.insert(id, kept);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_find_what_is_to_be_taken_back() {
+        let id = Call::sem_make(0, 1, 0o600).make().unwrap() as i32;
+        let op = |add: i16, undo: bool| Call::sem_op(id, &[SemOp { number: 0, add, undo }]).make();
+        let below = |limit: i32| {
+            let value = sem_values(id).unwrap()[0];
+            match Call::sem_op(id, &question(0, value, limit)).make() {
+                Err(Errno::ERANGE) => true,
+                Err(Errno::EAGAIN) => false,
+                other => panic!("{other:?}"),
+            }
+        };
+        let is = |n: i32| {
+            assert!(below(n + 1), "{n}");
+            assert!(!below(n), "{n}");
+        };
+        is(0);
+        op(7, false).unwrap();
+        is(0);
+        op(-3, true).unwrap();
+        is(3);
+        op(5, true).unwrap();
+        is(-2);
+        op(32000, true).unwrap();
+        is(-32002);
+        assert_eq!(sem_values(id).unwrap(), [32009]);
+        sem_remove(id).unwrap();
+    }
+
+    #[test]
+    fn parts_make_the_whole() {
+        assert_eq!(parts(-32768, 16383), [-16383, -16383, -2]);
+        assert_eq!(parts(5, 16383), [5]);
+        assert!(parts(0, 5).is_empty());
+    }
+}

@@ -1,0 +1,136 @@
+//! Conformance of System V semaphores: ids, values, owners, who operated last, what is taken back, who waits.
+
+use freeze_tests::{c, conformance};
+
+/// Sets get ids of their own, which no other test is given while this one is down.
+const MAKE: &str = r#"
+#include <sys/ipc.h>
+#include <sys/sem.h>
+union semun { int val; struct semid_ds *buf; unsigned short *array; };
+static int make(int key, int n, int mode, int id) {
+    for (;;) {
+        FILE *next = fopen("/proc/sys/kernel/sem_next_id", "w");
+        CHECK(next);
+        fprintf(next, "%d", id);
+        fclose(next);
+        int got = OK(semget(key, n, IPC_CREAT | IPC_EXCL | mode));
+        if (got == id) return got;
+        OK(semctl(got, 0, IPC_RMID));
+    }
+}
+static int own_id(void) { return 2048 + getpid() % 14000 * 2; }
+static int op(int id, int n, int by, int flags) {
+    struct sembuf b = { n, by, flags };
+    return semop(id, &b, 1);
+}
+"#;
+
+fn with(text: &str) -> freeze_tests::Subject {
+    c(&format!("{MAKE}{text}"))
+}
+
+conformance!(
+    values,
+    with(
+        r#"
+/* Key, id, mode, values and the last pid of each; a second set without a key. */
+int main(void) {
+    int key = 0x5e000000 | getpid(), id = own_id();
+    int a = make(key, 5, 0640, id), b = make(IPC_PRIVATE, 1, 0600, id + 1);
+    OK(op(a, 0, 7, 0));
+    OK(semctl(a, 2, SETVAL, 32767));
+    int child = OK(fork()), status;
+    if (!child) { OK(op(a, 3, 9, 0)); _exit(0); }
+    OK(waitpid(child, &status, 0));
+    OK(op(b, 0, 1, 0));
+    freeze_here();
+    SAME(semget(key, 0, 0), a);
+    struct semid_ds ds;
+    OK(semctl(a, 0, IPC_STAT, (union semun){ .buf = &ds }));
+    SAME(ds.sem_perm.mode & 0777, 0640);
+    SAME(ds.sem_nsems, 5);
+    int want[5] = { 7, 0, 32767, 9, 0 };
+    for (int i = 0; i < 5; i++) SAME(semctl(a, i, GETVAL), want[i]);
+    SAME(semctl(a, 0, GETPID), getpid());
+    SAME(semctl(a, 1, GETPID), 0);
+    SAME(semctl(a, 2, GETPID), getpid());
+    SAME(semctl(a, 3, GETPID), child);
+    SAME(semctl(b, 0, GETVAL), 1);
+    OK(semctl(a, 0, IPC_RMID));
+    OK(semctl(b, 0, IPC_RMID));
+}
+"#
+    )
+);
+
+conformance!(
+    undo,
+    with(
+        r#"
+/* What is taken back at the end of processes, up and down, at the bounds too. */
+int main(void) {
+    int id = own_id(), a = make(IPC_PRIVATE, 4, 0600, id);
+    OK(op(a, 0, 10, 0));
+    OK(op(a, 2, 32767, 0));
+    int child = OK(fork());
+    if (!child) {
+        OK(op(a, 0, -3, SEM_UNDO));
+        OK(op(a, 1, 5, SEM_UNDO));
+        OK(op(a, 2, -32767, SEM_UNDO));
+        OK(op(a, 2, 32767, 0));
+        OK(op(a, 3, 1, 0));
+        while (!gone_ahead()) nap(2);
+        nap(50);
+        _exit(0);
+    }
+    while (semctl(a, 3, GETVAL) != 1) nap(1);
+    OK(op(a, 0, -2, SEM_UNDO));
+    freeze_here();
+    SAME(semctl(a, 0, GETVAL), 5);
+    SAME(semctl(a, 1, GETVAL), 5);
+    SAME(semctl(a, 2, GETVAL), 32767);
+    OK(op(a, 2, -32760, 0));
+    int status;
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+    SAME(semctl(a, 0, GETVAL), 8);
+    SAME(semctl(a, 1, GETVAL), 0);
+    SAME(semctl(a, 2, GETVAL), 32767);
+    child = OK(fork());
+    if (!child) { OK(op(a, 0, -8, SEM_UNDO)); _exit(0); }
+    OK(waitpid(child, &status, 0));
+    SAME(semctl(a, 0, GETVAL), 8);
+    OK(op(a, 0, 2, SEM_UNDO)); /* back where it was: nothing is left to be taken back */
+    OK(semctl(a, 0, IPC_RMID));
+}
+"#
+    )
+);
+
+conformance!(
+    waiting,
+    with(
+        r#"
+/* A process and a thread wait, one for more, one for zero. */
+static int a;
+static void *thread(void *x) { OK(op(a, 1, 0, 0)); return x; }
+int main(void) {
+    a = make(IPC_PRIVATE, 2, 0600, own_id());
+    OK(op(a, 1, 1, 0));
+    int child = OK(fork()), status;
+    if (!child) { OK(op(a, 0, -2, 0)); _exit(7); }
+    pthread_t t;
+    CHECK(!pthread_create(&t, 0, thread, &a));
+    while (semctl(a, 0, GETNCNT) != 1 || semctl(a, 1, GETZCNT) != 1) nap(1);
+    freeze_here();
+    for (int i = 0; i < 1000 && semctl(a, 0, GETNCNT) != 1; i++) nap(2);
+    OK(op(a, 0, 2, 0));
+    OK(waitpid(child, &status, 0));
+    SAME(WEXITSTATUS(status), 7);
+    OK(op(a, 1, -1, 0));
+    CHECK(!pthread_join(t, 0));
+    OK(semctl(a, 0, IPC_RMID));
+}
+"#
+    )
+);

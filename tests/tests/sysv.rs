@@ -1,0 +1,48 @@
+//! Conformance of System V segments that nobody has attached when the set is frozen.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    unattached,
+    c(r#"
+/* Contents, holes, owner and maker of segments that lie there for somebody to attach them. */
+#include <sys/shm.h>
+static int make(int key, int size, int mode, int id) {
+    for (;;) {
+        FILE *next = fopen("/proc/sys/kernel/shm_next_id", "w");
+        CHECK(next);
+        fprintf(next, "%d", id);
+        fclose(next);
+        int got = OK(shmget(key, size, IPC_CREAT | IPC_EXCL | mode));
+        if (got == id) return got;
+        OK(shmctl(got, IPC_RMID, 0));
+    }
+}
+int main(void) {
+    int key = 0x6f000000 | getpid(), id = 2048 + getpid() % 14000 * 2;
+    int a = make(key, 5 * 4096 - 100, 0640, id), b = make(IPC_PRIVATE, 4096, 0600, id + 1);
+    char *m = shmat(a, 0, 0);
+    CHECK(m != (void *)-1);
+    strcpy(m, "first");
+    strcpy(m + 3 * 4096, "fourth");
+    OK(shmdt(m));
+    if (shmctl(b, SHM_LOCK, 0)) CHECK(errno == EPERM);
+    struct shmid_ds ds, now;
+    OK(shmctl(b, IPC_STAT, &ds));
+    freeze_here();
+    SAME(shmget(key, 0, 0), a);
+    OK(shmctl(a, IPC_STAT, &now));
+    SAME(now.shm_segsz, 5 * 4096 - 100);
+    SAME(now.shm_perm.mode, 0640);
+    SAME(now.shm_cpid, getpid());
+    SAME(now.shm_lpid, getpid());
+    SAME(now.shm_nattch, 0);
+    OK(shmctl(b, IPC_STAT, &now));
+    SAME(now.shm_perm.mode, ds.shm_perm.mode);
+    m = shmat(a, 0, 0);
+    CHECK(!strcmp(m, "first") && !m[4096] && !strcmp(m + 3 * 4096, "fourth"));
+    OK(shmctl(a, IPC_RMID, 0));
+    OK(shmctl(b, IPC_RMID, 0));
+}
+"#)
+);
