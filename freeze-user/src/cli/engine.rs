@@ -7,7 +7,7 @@ use crate::checkpoint::{Place, Request, checkpoint, verdict};
 use crate::error::Result;
 use crate::ids::Pid;
 use crate::kinds::credentials::must_be_root;
-use crate::nest;
+use crate::nest::{self, CgroupChoice};
 use crate::plan::Host;
 use crate::restore::{Ended, restore, wait};
 use crate::store::{Form, Options, Store};
@@ -66,6 +66,8 @@ Examples:
       in the foreground; the beginning of an id is enough
   freeze restore /backup/two --detach --pidfile /run/program.pid
       returns as soon as the processes run
+  freeze restore 01J5K3 --cgroup ignore
+      in the control groups of the shell it is run from
   freeze restore 01J5K3 --rewind-files
       log files and the like are cut back to where they were; the tails are kept beside the image")]
 pub(super) struct RestoreArgs {
@@ -86,6 +88,10 @@ pub(super) struct RestoreArgs {
     /// Give descriptors that were on a terminal the terminal freeze runs on
     #[arg(long)]
     tty: bool,
+    /// Into which control groups: `keep` makes again those they were in, `ignore` leaves them in that of freeze, or a
+    /// path from the top of the hierarchies
+    #[arg(long, value_name = "WHERE", default_value = "keep", value_parser = CgroupChoice::parse)]
+    cgroup: CgroupChoice,
 }
 
 /// Say whether a process and its descendants can be checkpointed, without stopping anything
@@ -153,6 +159,7 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
         rewind_files: args.rewind_files,
         accept_changed: args.accept_changed.iter().cloned().collect(),
         reattach_terminal: args.tty,
+        cgroup: args.cgroup.clone(),
     };
     let restored = restore(image, options)?;
     let root = restored.roots.first().copied().unwrap_or(Pid(0));

@@ -83,6 +83,8 @@ pub fn obstacle(link: &[u8], stat: &crate::observe::view::FileStat) -> Option<(S
 pub fn must_be_there(path: &std::path::Path, out: &mut Vec<Blocker>) {
     let found = match std::fs::metadata(path) {
         Ok(m) if m.is_dir() => return,
+        // Made again with the processes that are in it.
+        Err(_) if super::cgroup::is_group(path) => return,
         Ok(_) => "something else lies there".to_owned(),
         Err(e) => e.to_string(),
     };

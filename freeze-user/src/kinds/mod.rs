@@ -3,6 +3,7 @@
 //! Adding a kind is one file here, one line in a registry below, and its twin in `tests/`.
 
 pub mod bpfmap;
+pub mod cgroup;
 pub mod credentials;
 pub mod device;
 pub mod directory;
@@ -391,6 +392,8 @@ pub static FD_KINDS: &[FdEntry] = &[
 /// Every kind of process attribute, in the order in which they are collected.
 pub static PROCESS_KINDS: &[ProcessEntry] = &[
     process::<kinship::Kinship>(),
+    process::<cgroup::Cgroups>(),
+    process::<cgroup::ThreadCgroups>(),
     process::<signals::Signals>(),
     process::<timers::Timers>(),
     process::<traits::Traits>(),

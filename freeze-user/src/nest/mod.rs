@@ -42,6 +42,32 @@ pub struct Options {
     pub accept_changed: BTreeSet<PathBuf>,
     /// Give standard input, output and error on a terminal of their own the terminal of the restorer.
     pub reattach_terminal: bool,
+    /// Where the processes go among the control groups.
+    pub cgroup: CgroupChoice,
+}
+
+/// Into which control groups restored processes are put.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CgroupChoice {
+    /// Those they were in, made again where they are gone.
+    #[default]
+    Keep,
+    /// The restorer's.
+    Ignore,
+    /// This one, in every hierarchy.
+    Path(String),
+}
+
+impl CgroupChoice {
+    /// As the command line has it: `keep`, `ignore`, or a path from the top of the hierarchies.
+    pub fn parse(text: &str) -> std::result::Result<CgroupChoice, String> {
+        match text {
+            "keep" => Ok(CgroupChoice::Keep),
+            "ignore" => Ok(CgroupChoice::Ignore),
+            path if path.starts_with('/') => Ok(CgroupChoice::Path(path.to_owned())),
+            _ => Err("expected keep, ignore, or a path that begins with /".into()),
+        }
+    }
 }
 
 /// Whether a restore has come to its end: what outlives processes is taken down by whoever made it if it has not.

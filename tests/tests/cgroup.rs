@@ -1,0 +1,132 @@
+//! Conformance of control groups: where processes and threads are, and groups that are made again.
+
+use freeze_tests::{c, conformance};
+
+/// What the subjects share: a group of their own in a hierarchy, gone with the subject.
+const GROUPS: &str = r#"
+static void put(const char *dir, const char *file, const char *text) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    int fd = OK(open(path, O_WRONLY));
+    if (write(fd, text, strlen(text)) < 0) DIE("%s: %s", path, text);
+    close(fd);
+}
+static void same(const char *dir, const char *file, const char *text) {
+    char path[PATH_MAX], got[200] = "";
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    int fd = OK(open(path, O_RDONLY));
+    OK(read(fd, got, sizeof got - 1));
+    close(fd);
+    if (strcmp(got, text)) DIE("%s: %s, not %s", path, got, text);
+}
+/* Whether the line of this hierarchy in /proc/WHO/cgroup ends so. */
+static int is_in(const char *who, const char *hierarchy, const char *end) {
+    char path[PATH_MAX], line[PATH_MAX];
+    snprintf(path, sizeof path, "/proc/%s/cgroup", who);
+    FILE *f = fopen(path, "r");
+    int found = 0;
+    while (f && fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = 0;
+        char *first = strchr(line, ':') + 1, *second = strchr(first, ':');
+        *second++ = 0;
+        size_t n = strlen(second), m = strlen(end);
+        if (!strcmp(first, hierarchy)) found = n >= m && !strcmp(second + n - m, end);
+    }
+    if (f) fclose(f);
+    return found;
+}
+"#;
+
+fn with(text: &str) -> freeze_tests::Subject {
+    c(&format!("{GROUPS}{text}"))
+}
+
+conformance!(
+    version_1,
+    with(
+        r#"
+/* A group with a limit and one below it with a descriptor; a child elsewhere, and a thread of its own. */
+#define PIDS "/sys/fs/cgroup/pids"
+static char sub[100], name[60];
+static void *thread(void *x) {
+    char tid[20];
+    snprintf(tid, sizeof tid, "%ld", syscall(SYS_gettid));
+    put(sub, "tasks", tid);
+    *(volatile int *)x = 1;
+    while (!gone_ahead()) nap(2);
+    snprintf(tid, sizeof tid, "self/task/%ld", syscall(SYS_gettid));
+    snprintf(name, sizeof name, "/freeze-test-%d/sub", getpid());
+    CHECK(is_in(tid, "pids", name));
+    return x;
+}
+int main(void) {
+    if (access(PIDS "/tasks", F_OK)) { freeze_here(); return 0; }
+    char dir[80], own[40];
+    snprintf(dir, sizeof dir, PIDS "/freeze-test-%d", getpid());
+    snprintf(sub, sizeof sub, "%s/sub", dir);
+    snprintf(own, sizeof own, "/freeze-test-%d", getpid());
+    OK(mkdir(dir, 0750));
+    OK(mkdir(sub, 0755));
+    put(dir, "pids.max", "77");
+    put(dir, "cgroup.procs", "0");
+    int child = OK(fork()), status;
+    if (!child) {
+        put(PIDS, "cgroup.procs", "0");
+        while (!gone_ahead()) nap(2);
+        CHECK(is_in("self", "pids", "/"));
+        while (!access(dir, F_OK)) nap(2);
+        _exit(0);
+    }
+    int fd = OK(open(sub, O_RDONLY | O_DIRECTORY));
+    pthread_t t;
+    volatile int moved = 0;
+    CHECK(!pthread_create(&t, 0, thread, (void *)&moved));
+    while (!moved) nap(1);
+    freeze_here();
+    CHECK(!pthread_join(t, 0));
+    CHECK(is_in("self", "pids", own));
+    same(dir, "pids.max", "77\n");
+    struct stat st;
+    OK(stat(dir, &st));
+    SAME(st.st_mode & 0777, 0750);
+    SAME(faccessat(fd, "pids.max", F_OK, 0), 0);
+    put(PIDS, "cgroup.procs", "0");
+    OK(rmdir(sub));
+    OK(rmdir(dir));
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#
+    )
+);
+
+conformance!(
+    version_2,
+    with(
+        r#"
+/* The unified hierarchy, wherever it is mounted: depth, a limit of the tree, freezing left off. */
+int main(void) {
+    const char *top = !access("/sys/fs/cgroup/cgroup.procs", F_OK) ? "/sys/fs/cgroup" : "/sys/fs/cgroup/unified";
+    char dir[100], sub[120], own[60];
+    snprintf(dir, sizeof dir, "%s/freeze-test-%d", top, getpid());
+    snprintf(sub, sizeof sub, "%s/a", dir);
+    snprintf(own, sizeof own, "/freeze-test-%d/a", getpid());
+    if (mkdir(dir, 0755)) { freeze_here(); return 0; }
+    OK(mkdir(sub, 0755));
+    put(dir, "cgroup.max.descendants", "9");
+    put(sub, "cgroup.procs", "0");
+    char path[140];
+    snprintf(path, sizeof path, "%s/cgroup.max.descendants", dir);
+    int fd = OK(open(path, O_RDWR));
+    freeze_here();
+    CHECK(is_in("self", "", own));
+    same(dir, "cgroup.max.descendants", "9\n");
+    OK(pwrite(fd, "8", 1, 0));
+    same(dir, "cgroup.max.descendants", "8\n");
+    put(top, "cgroup.procs", "0");
+    OK(rmdir(sub));
+    OK(rmdir(dir));
+}
+"#
+    )
+);
