@@ -471,6 +471,15 @@ fn make_all(dir: &Path, nest: &mut Nest) -> Result<bool> {
     }
     match std::fs::create_dir(dir) {
         Ok(()) => {
+            // A set of processors is empty at first, and nobody can join it.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let above = dir.parent().map(|d| std::fs::read_to_string(d.join(file)));
+                if let (Some(Ok(all)), Ok("\n")) = (above, std::fs::read_to_string(dir.join(file)).as_deref())
+                    && !dir.join("cgroup.controllers").exists()
+                {
+                    let _ = std::fs::write(dir.join(file), all);
+                }
+            }
             let landed = nest.landed();
             let dir = dir.to_owned();
             nest.state::<Made>().dirs.push(Kept { dir, landed });
