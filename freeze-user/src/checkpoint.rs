@@ -5,6 +5,7 @@ use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
 use crate::kinds::kinship::SHARED_MEMORY;
 use crate::observe::view::{Depth, ProcessView, View, command_of};
+use crate::observe::ends::Ends;
 use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{stop, trust_was_right};
@@ -38,6 +39,8 @@ pub struct Request {
     pub options: Options,
     /// Track what is written even in small processes: worth it when there will be another checkpoint.
     pub track: bool,
+    /// What is done about ends outside; that they will be ended is added.
+    pub ends: Ends,
 }
 
 /// What came of it.
@@ -97,8 +100,8 @@ pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> 
 }
 
 /// The verdict alone, with the same patience and without stopping anything: whether a checkpoint would be refused.
-pub fn verdict(roots: &[Pid], host: &Host) -> Result<Plan> {
-    patiently(roots, || plan(survey(roots, host)?, host).map(Some))
+pub fn verdict(roots: &[Pid], host: &Host, ends: &Ends) -> Result<Plan> {
+    patiently(roots, || plan(survey(roots, host, ends)?, host).map(Some))
 }
 
 fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
@@ -151,7 +154,12 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
         last: began,
         parts: Vec::new(),
     };
-    let view = survey(&request.roots, host)?;
+    let ends = Ends {
+        kill: request.kill,
+        first: request.roots.first().copied(),
+        ..request.ends.clone()
+    };
+    let view = survey(&request.roots, host, &ends)?;
     let planned = plan(view, host)?;
     clock.note("plan");
     fault::point("begin")?;
@@ -244,13 +252,17 @@ fn commit(draft: Draft, about: About, fate: Fate) -> Result<Committed> {
 }
 
 /// Looks at the trees below `roots`; refused if one of them is not there, or is none that can be asked for.
-pub fn survey(roots: &[Pid], host: &Host) -> Result<View> {
+pub fn survey(roots: &[Pid], host: &Host, ends: &Ends) -> Result<View> {
     match roots
         .iter()
         .find_map(|root| never(*root, &command_of(*root), host))
     {
         Some(blocker) => Err(blocker.refuse()),
-        None => View::read(roots, Depth::Smaps).map_err(|e| no_such(roots, e)),
+        None => {
+            let mut view = View::read(roots, Depth::Smaps).map_err(|e| no_such(roots, e))?;
+            view.ends = ends.clone();
+            Ok(view)
+        }
     }
 }
 

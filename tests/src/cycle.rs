@@ -72,6 +72,7 @@ pub fn request(pid: Pid, image: PathBuf, kill: bool) -> Request {
         group: None,
         options: Options::default(),
         track: false,
+        ends: Default::default(),
     }
 }
 

@@ -265,7 +265,8 @@ impl Running {
         }
     }
 
-    fn wait_ready(&self) {
+    /// Waits until it says that it is ready.
+    pub fn wait_ready(&self) {
         let ready = self.dir.join("ready");
         let began = Instant::now();
         while !ready.exists() {

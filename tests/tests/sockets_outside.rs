@@ -1,9 +1,10 @@
-//! Sockets whose other end lies outside: refused before anything is stopped, all at once, each with its holder.
+//! Ends outside: refused before anything is stopped, all at once, each with its holder; carried, cut, or supplied anew.
 
 use freeze_tests::subject::{Running, output};
 use freeze_tests::{freeze, python};
-use std::io::Read;
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 /// Accepts what comes, greets it, and holds it.
@@ -50,8 +51,7 @@ fn the_holder_is_named_and_nobody_notices() {
             .arg("checkpoint")
             .arg(running.pid.to_string())
             .arg("--to")
-            .arg(&image)
-            .arg("--kill"),
+            .arg(&image),
     );
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(3), "{text}");
@@ -77,4 +77,199 @@ fn the_holder_is_named_and_nobody_notices() {
     });
     running.verdict();
     reader.join().unwrap();
+}
+
+fn run(command: &mut std::process::Command) -> String {
+    let done = output(command);
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{text}");
+    text
+}
+
+fn checkpoint(running: &mut Running, more: &[&str]) {
+    let image = running.dir().join("image");
+    let mut command = freeze();
+    command.arg("checkpoint").arg(running.pid.to_string());
+    run(command.arg("--to").arg(&image).arg("--kill").args(more));
+    running.wait_gone();
+}
+
+fn restore(running: &mut Running, more: &[&str]) -> String {
+    let image = running.dir().join("image");
+    let said = run(freeze().arg("restore").arg(&image).arg("--detach").args(more));
+    running.pids();
+    said
+}
+
+/// Connects to the ports it is told, and echoes what comes.
+const CLIENT: &str = r#"
+import socket, threading
+S = socket
+all = [S.create_connection((h, int(open(HERE + "/port" + h).read()))) for h in ("127.0.0.1", "::1")]
+def echo(c):
+    while True:
+        some = c.recv(100000)
+        if not some:
+            break
+        c.sendall(some)
+threads = [threading.Thread(target=echo, args=(c,)) for c in all]
+for t in threads:
+    t.start()
+freeze_here()
+for t in threads:
+    t.join()
+"#;
+
+#[test]
+fn a_connection_to_outside_survives_while_the_program_is_gone() {
+    let listeners = ["127.0.0.1", "::1"].map(|h| (h, TcpListener::bind((h, 0)).unwrap()));
+    let ports: String = listeners
+        .iter()
+        .map(|(h, l)| {
+            format!(
+                "open(HERE + '/port{h}', 'w').write('{}')\n",
+                l.local_addr().unwrap().port()
+            )
+        })
+        .collect();
+    let subject = python(&format!("{ports}{CLIENT}"));
+    let mut running = Running::start(&subject, "sockets_outside::a_connection_to_outside");
+    let mut servers: Vec<TcpStream> = listeners.iter().map(|(_, l)| l.accept().unwrap().0).collect();
+    let mut echo = |n: usize| {
+        for s in &mut servers {
+            s.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+                .unwrap();
+            let data = vec![n as u8; 50_000];
+            s.write_all(&data).unwrap();
+            let mut back = vec![0; data.len()];
+            s.read_exact(&mut back).unwrap();
+            assert_eq!(back, data);
+        }
+    };
+    echo(1);
+    checkpoint(&mut running, &[]);
+    for s in &mut servers {
+        // Nobody is there, and nobody says so.
+        s.write_all(b"meanwhile").unwrap();
+        s.set_read_timeout(Some(std::time::Duration::from_millis(300)))
+            .unwrap();
+        let met = s.read(&mut [0; 1]).unwrap_err().kind();
+        assert_eq!(met, std::io::ErrorKind::WouldBlock);
+    }
+    assert_eq!(restore(&mut running, &[]), "");
+    for s in &mut servers {
+        s.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+            .unwrap();
+        let mut back = [0; 9];
+        s.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"meanwhile");
+    }
+    let mut echo = |n: usize| {
+        for s in &mut servers {
+            let data = vec![n as u8; 50_000];
+            s.write_all(&data).unwrap();
+            let mut back = vec![0; data.len()];
+            s.read_exact(&mut back).unwrap();
+            assert_eq!(back, data);
+        }
+    };
+    echo(2);
+    drop(servers);
+    running.verdict();
+}
+
+#[test]
+fn a_connection_is_let_go_when_there_is_no_restore() {
+    let mut running = Running::start(&python(SERVER), "sockets_outside::a_connection_is_let_go");
+    let port = std::fs::read_to_string(running.dir().join("port")).unwrap();
+    let mut tcp = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).unwrap();
+    tcp.read_exact(&mut [0]).unwrap();
+    checkpoint(&mut running, &["--cut", "socket:[0]"]);
+    run(freeze().arg("release").arg(running.dir().join("image")));
+    tcp.write_all(b"x").unwrap();
+    tcp.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+        .unwrap();
+    let met = tcp.read(&mut [0; 1]).unwrap_err().kind();
+    assert_eq!(met, std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn what_is_cut_is_found_closed() {
+    let text = r#"
+import socket
+S = socket
+u = S.socket(S.AF_UNIX)
+u.bind(HERE + "/u.sock")
+u.listen(5)
+t = S.socket()
+t.bind(("127.0.0.1", 0))
+t.listen(5)
+with open(HERE + "/port.new", "w") as f:
+    f.write(str(t.getsockname()[1]))
+os.rename(HERE + "/port.new", HERE + "/port")
+us, ts = u.accept()[0], t.accept()[0]
+for s in us, ts:
+    while len(s.recv(9, S.MSG_PEEK)) < 4:
+        pass
+freeze_here()
+assert us.recv(9) == b"data" and us.recv(9) == b""
+assert ts.recv(9) == b"data"
+try:
+    ts.recv(9)
+    assert False, "the end of a wire that was cut"
+except ConnectionResetError:
+    pass
+"#;
+    let mut running = Running::launch(&python(text), "sockets_outside::what_is_cut");
+    let port = loop {
+        match std::fs::read_to_string(running.dir().join("port")) {
+            Ok(port) => break port,
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    };
+    let mut unix = UnixStream::connect(running.dir().join("u.sock")).unwrap();
+    let mut tcp = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).unwrap();
+    unix.write_all(b"data").unwrap();
+    tcp.write_all(b"data").unwrap();
+    running.wait_ready();
+    checkpoint(&mut running, &["--cut", "all"]);
+    restore(&mut running, &[]);
+    running.verdict();
+}
+
+#[test]
+fn the_restorer_supplies_an_end() {
+    let text = r#"
+os.write(7, b"before ")
+freeze_here()
+os.write(7, b"after")
+os.close(7)
+"#;
+    let (mut from, to) = std::io::pipe().unwrap();
+    // The subject gets it by the number 7.
+    let subject = python(&format!(
+        "import os\nos.dup2(os.open('/proc/{}/fd/{}', os.O_WRONLY), 7)\nos.closerange(3, 7)\n{text}",
+        std::process::id(),
+        to.as_raw_fd()
+    ));
+    let mut running = Running::start(&subject, "sockets_outside::the_restorer_supplies_an_end");
+    drop(to);
+    let mut before = [0; 7];
+    from.read_exact(&mut before).unwrap();
+    checkpoint(&mut running, &["--cut", "7"]);
+    assert_eq!(from.read(&mut [0; 1]).unwrap(), 0);
+    let path = running.dir().join("output");
+    std::fs::write(&path, "").unwrap();
+    let image = running.dir().join("image");
+    let nothing = output(
+        freeze()
+            .arg("restore")
+            .arg(&image)
+            .args(["--attach", "99=/dev/null"]),
+    );
+    assert_eq!(nothing.status.code(), Some(3));
+    let end = format!("{}:7={}", running.pid, path.display());
+    restore(&mut running, &["--attach", &end]);
+    running.verdict();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "after");
 }

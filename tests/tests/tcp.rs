@@ -205,6 +205,52 @@ assert read(s3, 1) == b"a" and s3.recv(4) == b"" and read(c3, 1) == b"b" and c3.
     )
 }
 
+/// Who connected and was not accepted yet, and who still tries, is accepted afterwards; corked data stays corked.
+fn waiting() -> freeze_tests::Subject {
+    subject(
+        r#"
+import select
+l = S.socket()
+l.bind(("127.0.0.1", 0))
+l.listen(5)
+c = S.socket()
+c.connect(l.getsockname())
+l6 = S.socket(S.AF_INET6)
+l6.bind(("::", 0))
+l6.listen(5)
+c6 = S.socket(S.AF_INET6)
+c6.connect(("::1", l6.getsockname()[1]))
+full = S.socket()
+full.bind(("127.0.0.1", 0))
+full.listen(0)
+tries = [S.socket() for n in range(3)]
+for t in tries:
+    t.setblocking(False)
+    t.connect_ex(full.getsockname())
+k, kc, ks = connection()
+kc.setsockopt(S.IPPROTO_TCP, S.TCP_CORK, 1)
+kc.send(b"corked")
+names = c.getsockname(), c6.getsockname()
+freeze_here()
+s, name = l.accept()
+s6, name6 = l6.accept()
+assert (name, name6) == names == (c.getsockname(), c6.getsockname())
+c.send(b"x")
+s6.send(b"y")
+assert s.recv(5) == b"x" and c6.recv(5) == b"y"
+full.settimeout(30)
+accepted = [full.accept() for t in tries]
+for t in tries:
+    p = select.poll()
+    p.register(t, select.POLLOUT)
+    assert p.poll(10000) and t.getsockopt(S.SOL_SOCKET, S.SO_ERROR) == 0
+kc.setsockopt(S.IPPROTO_TCP, S.TCP_CORK, 0)
+assert read(ks, 6) == b"corked"
+"#,
+    )
+}
+
+conformance!(waiting_conforms, waiting());
 conformance!(listening_conforms, listening());
 conformance!(established_conforms, established());
 conformance!(version_6_conforms, version_6());

@@ -11,6 +11,7 @@ use crate::checkpoint::{Place, Request as Order, checkpoint};
 use crate::error::{Error, Result};
 use crate::ids::Pid;
 use crate::observe::Observer;
+use crate::observe::ends::Ends;
 use crate::observe::view::command_of;
 use crate::plan::Host;
 use crate::store::{Options, Store};
@@ -184,6 +185,7 @@ impl Engine {
                 ..Options::default()
             },
             track: true,
+            ends: Ends::watched(),
         };
         let (host, trackings) = (&self.host, &mut g.trackings);
         let outcome = match catch_unwind(AssertUnwindSafe(|| checkpoint(&order, host, trackings))) {

@@ -8,6 +8,7 @@ use crate::agent::wire::{Failure, Group, State, What};
 use crate::checkpoint::{survey, verdict};
 use crate::error::Blocker;
 use crate::ids::Pid;
+use crate::observe::ends::Ends;
 use crate::observe::view::{View, parents};
 use crate::observe::{Difference, MapView};
 use serde_json::json;
@@ -140,13 +141,13 @@ impl Engine {
         };
         let root = Root::find(pid).ok_or_else(no_such)?;
         permitted(caller, pid)?;
-        let view = survey(&[pid], &self.host)?;
+        let view = survey(&[pid], &self.host, &Ends::watched())?;
         for p in &view.processes {
             permitted(caller, p.pid)?;
         }
         let overlap = self.overlap(&view);
         // Who is refused a checkpoint is refused a watch: with all reasons, now, and not in the log, every second.
-        verdict(&[pid], &self.host)?;
+        verdict(&[pid], &self.host, &Ends::watched())?;
         if let Some(other) = overlap {
             return Err(refused(
                 pid,

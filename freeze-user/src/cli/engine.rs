@@ -8,6 +8,9 @@ use crate::error::Result;
 use crate::ids::Pid;
 use crate::kinds::credentials::must_be_root;
 use crate::nest::{self, CgroupChoice};
+use crate::kinds::tcp;
+use crate::nest::attach::Attach;
+use crate::observe::ends::{Ends, Object};
 use crate::plan::Host;
 use crate::restore::{Ended, restore, wait};
 use crate::store::{Form, Options, Store};
@@ -32,6 +35,13 @@ Examples:
       the second holds only what has changed since the first
   freeze checkpoint 4242 --kill --json
       ends it once it is stored; prints {\"id\": …, \"pages\": …, \"pause_us\": …}
+  freeze checkpoint 4242 --kill --cut 1
+      its standard output is a pipe to somebody else, who sees the end of it
+  freeze checkpoint 4242 --kill --also-freeze 4243
+      two processes that are connected, and neither is a descendant of the other
+
+With --kill, TCP connections to others are carried: until the restore nf_tables drops what the other ends send, so that
+they wait. If there is to be no restore, `freeze release` lets them go.
 
 A process that is watched with --on-crash restore is brought back when it is ended by --kill: `freeze unwatch` it first.")]
 pub(super) struct CheckpointArgs {
@@ -46,12 +56,49 @@ pub(super) struct CheckpointArgs {
     /// End the processes once the checkpoint is committed
     #[arg(long)]
     kill: bool,
+    #[command(flatten)]
+    ends: EndArgs,
     /// Compress pages with zstd at this level instead of storing them raw
     #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_missing_value = "3", value_parser = clap::value_parser!(i32).range(1..=19))]
     compress: Option<i32>,
     /// List the parts of the pause and of the whole in microseconds
     #[arg(long)]
     explain_pause: bool,
+}
+
+/// What to do about pipes, sockets and the like whose other end is held by somebody else.
+#[derive(Args, Debug)]
+struct EndArgs {
+    /// Freeze this process and its descendants too (can be repeated)
+    #[arg(long, value_name = "PID")]
+    also_freeze: Vec<i32>,
+    /// Give the other end of this object up: once restored, the program finds it closed (EOF, EPIPE, ECONNRESET)
+    ///
+    /// OBJECT is a descriptor (PID:FD, or FD of the first process), what /proc/PID/fd shows (pipe:[123], socket:[5], a
+    /// path), or "all". Can be repeated.
+    #[arg(long, value_name = "OBJECT")]
+    cut: Vec<Object>,
+    /// Without --kill: record TCP connections to outside all the same; restored, they last if the other end still waits
+    #[arg(long)]
+    tcp_established: bool,
+}
+
+impl EndArgs {
+    fn roots(&self, pid: i32) -> Vec<Pid> {
+        std::iter::once(pid)
+            .chain(self.also_freeze.iter().copied())
+            .map(Pid)
+            .collect()
+    }
+
+    fn ends(&self, pid: i32, kill: bool) -> Ends {
+        Ends {
+            kill,
+            tcp: self.tcp_established,
+            cut: self.cut.clone(),
+            first: Some(Pid(pid)),
+        }
+    }
 }
 
 /// Put the processes of a checkpoint back together, with the same pids
@@ -68,6 +115,8 @@ Examples:
       returns as soon as the processes run
   freeze restore 01J5K3 --cgroup ignore
       in the control groups of the shell it is run from
+  freeze restore 01J5K3 --attach 1=fd:1 --attach 2=/var/log/program.err
+      its standard output is that of freeze, its standard error a file
   freeze restore 01J5K3 --rewind-files
       log files and the like are cut back to where they were; the tails are kept beside the image")]
 pub(super) struct RestoreArgs {
@@ -92,6 +141,12 @@ pub(super) struct RestoreArgs {
     /// path from the top of the hierarchies
     #[arg(long, value_name = "WHERE", default_value = "keep", value_parser = CgroupChoice::parse)]
     cgroup: CgroupChoice,
+    /// Supply this object yourself: from a descriptor freeze was started with, or by opening a path (can be repeated)
+    ///
+    /// OBJECT is named as for `freeze checkpoint --cut`, with the pids and numbers of the time of the checkpoint. A path
+    /// that is a unix socket is connected to.
+    #[arg(long, value_name = "OBJECT=FD|PATH")]
+    attach: Vec<Attach>,
 }
 
 /// Say whether a process and its descendants can be checkpointed, without stopping anything
@@ -106,6 +161,11 @@ Examples:
 pub(super) struct CheckArgs {
     /// The process at the top of the tree
     pid: i32,
+    /// Judge as for a checkpoint that ends the processes
+    #[arg(long)]
+    kill: bool,
+    #[command(flatten)]
+    ends: EndArgs,
 }
 
 /// What of this process and of the agent decides about others.
@@ -130,7 +190,7 @@ pub(super) fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Done {
     };
     let form = args.compress.map_or(Form::Hot, |level| Form::Cold { level });
     let request = Request {
-        roots: vec![Pid(args.pid)],
+        roots: args.ends.roots(args.pid),
         place,
         parent,
         kill: args.kill,
@@ -140,6 +200,7 @@ pub(super) fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Done {
             ..Options::default()
         },
         track: false,
+        ends: args.ends.ends(args.pid, args.kill),
     };
     let report = checkpoint(&request, &host(cli)?, &mut BTreeMap::new())?;
     value(&report, cli.json);
@@ -160,6 +221,7 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
         accept_changed: args.accept_changed.iter().cloned().collect(),
         reattach_terminal: args.tty,
         cgroup: args.cgroup.clone(),
+        attach: args.attach.clone(),
     };
     let restored = restore(image, options)?;
     let root = restored.roots.first().copied().unwrap_or(Pid(0));
@@ -192,7 +254,11 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
 pub(super) fn run_check(cli: &Cli, args: &CheckArgs) -> Done {
     let pid = Pid(args.pid);
     let host = host(cli)?;
-    let plan = verdict(&[pid], &host)?;
+    let plan = verdict(
+        &args.ends.roots(args.pid),
+        &host,
+        &args.ends.ends(args.pid, args.kill),
+    )?;
     let processes = plan.view.processes.len();
     let threads: usize = plan.view.processes.iter().map(|p| p.threads.len()).sum();
     match cli.json {
@@ -205,6 +271,36 @@ pub(super) fn run_check(cli: &Cli, args: &CheckArgs) -> Done {
                 s(threads, "thread", "threads")
             ))
         }
+    };
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Let go of TCP connections that are held shut for a checkpoint that will not be restored
+///
+/// `freeze checkpoint --kill` keeps the other ends of connections waiting until the restore. If there is to be none, this
+/// ends the wait: the other ends are told that the connection is reset as soon as they send something.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  freeze release 01J5K3
+The connections are dropped by a table of nf_tables in the network namespace they were in, which is named after the
+checkpoint: `nft delete table ip freeze-ID` does the same.")]
+pub(super) struct ReleaseArgs {
+    /// Directory or id (or the beginning of an id) of the checkpoint
+    checkpoint: String,
+}
+
+pub(super) fn run_release(cli: &Cli, args: &ReleaseArgs) -> Done {
+    must_be_root()?;
+    let image = open_image(&cli.store, &args.checkpoint)?;
+    let released = tcp::release(&image.id())?;
+    match cli.json {
+        true => line(&json!({ "id": image.id(), "released": released })),
+        false if released => line(&format_args!(
+            "{}: its connections are not held any more",
+            image.id()
+        )),
+        false => line(&format_args!("{}: none of its connections was held", image.id())),
     };
     Ok(ExitCode::SUCCESS)
 }

@@ -57,6 +57,9 @@ impl FdKind for Fifo {
                     .remedy("keep its name while it is open"),
             );
         }
+        if view.ends.cut(fd) {
+            return;
+        }
         for (pid, number) in outside(fd, view) {
             out.push(
                 fd.blocker()
@@ -64,7 +67,10 @@ impl FdKind for Fifo {
                         "the fifo is also open outside the checkpoint, by pid {pid} ({}) as fd {number}",
                         command_of(pid)
                     ))
-                    .remedy("checkpoint a common ancestor, or end that process"),
+                    .remedy(format!(
+                        "freeze that process too (--also-freeze {pid}), or give its end up (--cut {})",
+                        fd.label()
+                    )),
             );
         }
     }

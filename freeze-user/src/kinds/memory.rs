@@ -174,6 +174,7 @@ impl ProcessKind for Memory {
             );
         }
         sysv::verdict(p, view, out);
+        super::socket::mapped(p, view, out);
         let mut stats: BTreeMap<&[u8], Option<FileStat>> = BTreeMap::new();
         for v in p.vmas.iter().filter(|v| !is_special(v)) {
             let at = || p.blocker(v.range().to_string(), v.label());
@@ -409,7 +410,8 @@ pub fn occupied(record: &Record) -> impl Iterator<Item = Range> + '_ {
 }
 
 fn is_special(v: &Vma) -> bool {
-    is_vdso(&v.name) || v.name == b"[vsyscall]"
+    // What belongs to a socket is mapped by that.
+    is_vdso(&v.name) || v.name == b"[vsyscall]" || v.name.starts_with(b"socket:[")
 }
 
 fn map_file(pid: Pid, v: &Vma) -> String {

@@ -20,6 +20,7 @@ pub mod memfd;
 pub mod memory;
 pub mod msgqueues;
 pub mod netlink;
+pub mod packet;
 pub mod pidfd;
 pub mod pipe;
 pub mod pty;
@@ -183,6 +184,9 @@ struct FileFrame<R> {
     id: FileId,
     common: Common,
     record: R,
+    /// What /proc/PID/fd showed, by which the user may name it.
+    #[serde(default)]
+    link: pipe::Bytes,
 }
 
 /// What every open file description has, whatever its kind.
@@ -252,15 +256,25 @@ struct ProcessFrame<R> {
 
 /// A description as read back from the image, its kind hidden.
 pub trait Loaded {
+    /// What /proc/PID/fd showed of it.
+    fn link(&self) -> &[u8];
+    /// Its access mode and status flags.
+    fn flags(&self) -> i32;
     fn precheck(&self, options: &Options, out: &mut Vec<Blocker>);
     fn members(&self) -> Vec<FileId>;
     fn restore(&self, nest: &mut Nest) -> Result<OwnedFd>;
     fn finish(&self, placed: Placed, nest: &mut Nest) -> Result<()>;
 }
 
-struct LoadedAs<K: FdKind>(Common, K::Record);
+struct LoadedAs<K: FdKind>(Common, K::Record, pipe::Bytes);
 
 impl<K: FdKind> Loaded for LoadedAs<K> {
+    fn link(&self) -> &[u8] {
+        &self.2.0
+    }
+    fn flags(&self) -> i32 {
+        self.0.flags
+    }
     fn precheck(&self, options: &Options, out: &mut Vec<Blocker>) {
         K::precheck(&self.1, options, out);
     }
@@ -318,11 +332,19 @@ const fn fd<K: FdKind>() -> FdEntry {
         collect: |id, fd, from| {
             let common = Common::collect(fd, from)?;
             let record = K::collect(fd, from)?;
-            put(from.draft, K::TAG, K::VERSION, &FileFrame { id, common, record })
+            let link = pipe::Bytes(fd.link.clone());
+            let frame = FileFrame {
+                id,
+                common,
+                record,
+                link,
+            };
+            put(from.draft, K::TAG, K::VERSION, &frame)
         },
         load: |payload| {
             let frame: FileFrame<K::Record> = rmp_serde::from_slice(payload).map_err(|e| e.to_string())?;
-            Ok((frame.id, Box::new(LoadedAs::<K>(frame.common, frame.record))))
+            let loaded = LoadedAs::<K>(frame.common, frame.record, frame.link);
+            Ok((frame.id, Box::new(loaded)))
         },
     }
 }
@@ -387,6 +409,7 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<tcp::Tcp>(),
     fd::<udp::Udp>(),
     fd::<netlink::Netlink>(),
+    fd::<packet::Packet>(),
 ];
 
 /// Every kind of process attribute, in the order in which they are collected.

@@ -95,6 +95,9 @@ impl FdKind for Pipe {
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+        if view.ends.cut(fd) {
+            return;
+        }
         for holder in view.outside.get(&fd.link).map_or(&[][..], Vec::as_slice) {
             out.push(
                 fd.blocker()
@@ -102,9 +105,11 @@ impl FdKind for Pipe {
                         "the pipe is also held outside the checkpoint, by pid {} ({}) as fd {}",
                         holder.pid, holder.command, holder.fd
                     ))
-                    .remedy(
-                        "checkpoint a common ancestor, or start the program with its output going to a file",
-                    ),
+                    .remedy(format!(
+                        "freeze that process too (--also-freeze {}), or give its end up (--cut {})",
+                        holder.pid,
+                        fd.label()
+                    )),
             );
         }
     }

@@ -3,7 +3,7 @@
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::peers::{inet_sockets, tcp_leftovers};
-use crate::observe::view::{FdView, View, all_pids, command_of, socket_link};
+use crate::observe::view::{FdView, ProcessView, View, all_pids, command_of, socket_link};
 use crate::sys;
 use crate::sys::sockopt::{self, Options, SocketOption};
 use nix::errno::Errno;
@@ -108,6 +108,14 @@ impl Base {
             .on("setsockopt(SO_ATTACH_FILTER)", || self.label())
     }
 
+    /// Whether what is written waits for more (TCP_CORK).
+    pub fn corked(&self) -> bool {
+        let cork = |o: &SocketOption| (o.level, o.name) == (libc::IPPROTO_TCP, libc::TCP_CORK);
+        self.options
+            .iter()
+            .any(|o| cork(o) && o.value.first().is_some_and(|b| *b != 0))
+    }
+
     /// For people.
     pub fn label(&self) -> String {
         format!("socket {}", self.number)
@@ -116,6 +124,9 @@ impl Base {
 
 /// Adds that the very socket is held outside too.
 pub fn held_outside(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+    if view.ends.cut(fd) {
+        return;
+    }
     for holder in view.outside.get(&fd.link).map_or(&[][..], Vec::as_slice) {
         out.push(
             fd.blocker()
@@ -123,8 +134,25 @@ pub fn held_outside(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
                     "the socket is also held outside the checkpoint, by pid {} ({}) as fd {}",
                     holder.pid, holder.command, holder.fd
                 ))
-                .remedy("checkpoint a common ancestor, or let the other process close it"),
+                .remedy(format!(
+                    "freeze that process too (--also-freeze {}), or leave its descriptor behind (--cut {})",
+                    holder.pid,
+                    fd.label()
+                )),
         );
+    }
+}
+
+/// Adds the mappings of sockets whose kind does not map them again.
+pub fn mapped(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+    for v in p.vmas.iter().filter(|v| v.name.starts_with(b"socket:[")) {
+        if !view.fds().any(|f| f.link == v.name && f.protocol == "PACKET") {
+            out.push(
+                p.blocker(v.range().to_string(), v.label())
+                    .why("memory of a socket is mapped that is closed, or no packet socket")
+                    .remedy("let the program unmap it"),
+            );
+        }
     }
 }
 

@@ -8,11 +8,13 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
-use crate::observe::peers::{forget_tcp, tcp_leftovers};
+use crate::observe::peers::{Nobodys, forget_tcp, tcp_leftovers};
 use crate::observe::view::{FdView, View};
+use crate::sys::datagram::address_of;
 use crate::sys::tcp::{info, state};
 use crate::sys::{self, socket, sockopt};
 use connection::Connection;
+pub use connection::{depart, release};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,6 +41,13 @@ pub enum State {
         backlog: u32,
     },
     Connected(Box<Connection>),
+    /// To be made anew: on its way, or made and not accepted yet by a socket of the checkpoint.
+    Connecting {
+        remote: Bytes,
+        made: bool,
+        /// What was written and has not arrived.
+        written: Bytes,
+    },
 }
 
 fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
@@ -54,17 +63,37 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
         );
     }
     match info.state {
-        state::LISTEN if info.waiting > 0 => Some(
-            fd.blocker()
-                .why(format!(
-                    "{} of those who connected were not accepted yet",
-                    info.waiting
-                ))
-                .remedy("let the program accept them first"),
-        ),
+        state::LISTEN if info.waiting > 0 && !view.ends.cut(fd) => waiting(fd, info.waiting, view),
         state::LISTEN | state::CLOSE => None,
         now => connection::obstacle(fd, held, now, view),
     }
+}
+
+/// What keeps those who wait to be accepted from being carried: they connect anew, if they are of the checkpoint too.
+fn waiting(fd: &FdView, count: u32, view: &View) -> Option<Blocker> {
+    let of_set = |n: &&Nobodys| {
+        let joined = |f: &FdView| {
+            let end = view.tcp.get(&f.stat.ino);
+            end.is_some_and(|s| s.local == n.ends.remote && s.remote == n.ends.local)
+        };
+        view.fds().any(joined)
+    };
+    let own = view.tcp.get(&fd.stat.ino).map(|s| s.local);
+    let here = |n: &&Nobodys| {
+        matches!(n.ends.state, 1 | 8)
+            && own.is_some_and(|l| {
+                l.port() == n.ends.local.port() && (l.ip().is_unspecified() || l.ip() == n.ends.local.ip())
+            })
+    };
+    let carried = view.tcp_nobodys.iter().filter(here).filter(of_set).count();
+    (carried < count as usize).then(|| {
+        fd.blocker()
+            .why(format!(
+                "{} of those who connected were not accepted yet and come from outside the checkpoint, or have ended",
+                count as usize - carried
+            ))
+            .remedy("let the program accept them first, or give them up (--cut)")
+    })
 }
 
 /// An address for people.
@@ -72,12 +101,45 @@ fn readable(address: &[u8]) -> String {
     super::socket::inet_address(address).map_or_else(String::new, |a| a.to_string())
 }
 
+/// Where a connection that is not made yet leads: getpeername(2) does not tell, the kernel's table does.
+fn destination(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> nix::Result<Vec<u8>> {
+    match sys::socket_name(held, true) {
+        Err(Errno::ENOTCONN) => {
+            let remote = view.tcp.get(&fd.stat.ino).ok_or(Errno::ENOTCONN)?.remote;
+            let remote = match (remote.ip(), fd.protocol.as_str()) {
+                (std::net::IpAddr::V4(ip), "TCPv6") => (ip.to_ipv6_mapped(), remote.port()).into(),
+                _ => remote,
+            };
+            Ok(address_of(remote, false))
+        }
+        told => told,
+    }
+}
+
+/// Connects without waiting.
+fn connect(fd: BorrowedFd<'_>, to: &[u8], made: bool) -> nix::Result<()> {
+    let flags = sys::fcntl(fd, libc::F_GETFL, 0)? as u64;
+    sys::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK as u64)?;
+    let mut done = sys::socket_to(fd, true, to);
+    if made && matches!(done, Ok(()) | Err(Errno::EINPROGRESS)) {
+        // Once more, so that it counts as done.
+        done = sys::socket_to(fd, true, to);
+    }
+    sys::fcntl(fd, libc::F_SETFL, flags)?;
+    match done {
+        Err(Errno::EINPROGRESS | Errno::EALREADY) => Ok(()),
+        done => done,
+    }
+}
+
 impl FdKind for Tcp {
     const TAG: &'static str = "tcp-socket";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "TCP sockets (IPv4, IPv6): listening, bound and fresh ones with address, backlog, owner \
         and options; connections with both ends in the checkpoint, or the other end closed, with both queues and in every \
-        state from established to closed; connections to others, and those not accepted yet, are refused";
+        state from established to closed; connections to outside: with --kill carried, the wire held shut by nf_tables until \
+        the restore, else recorded with --tcp-established; connections on their way, or made and not accepted, are made \
+        anew; refused: out-of-band data, data that came before the connection was accepted, TLS by the kernel";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -122,6 +184,11 @@ impl FdKind for Tcp {
                 backlog: info.backlog,
             },
             None if info.state == state::CLOSE => State::Unconnected,
+            None if connection::unfinished(fd, held, info.state, from.view) => State::Connecting {
+                remote: Bytes(destination(fd, held, from.view).on("getpeername", || fd.label())?),
+                made: info.state != state::SYN_SENT,
+                written: connection::written(fd, held, info.state)?,
+            },
             None => State::Connected(Box::new(Connection::collect(fd, own, from)?)),
         };
         Ok(Record {
@@ -133,6 +200,9 @@ impl FdKind for Tcp {
     }
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
+        if let (Some(local), State::Connected(connection)) = (&record.local, &record.state) {
+            connection.precheck(&local.0, out);
+        }
         if let (Some(local), State::Unconnected | State::Listening { .. }) = (&record.local, &record.state) {
             bind_probe(
                 &record.base,
@@ -185,7 +255,25 @@ impl FdKind for Tcp {
 
     fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
         match &record.state {
-            State::Connected(connection) => connection.finish(&record.base, placed, nest),
+            State::Connected(connection) => {
+                let local = record.local.clone().unwrap_or_default();
+                connection.finish(&record.base, &local, placed, nest)
+            }
+            State::Connecting {
+                remote,
+                made,
+                written,
+            } => {
+                let name = || format!("{}: to {}", record.base.label(), readable(&remote.0));
+                let fd = nest.file(placed.id)?;
+                connect(fd, &remote.0, *made).on("connect", name)?;
+                match socket::send(fd, &written.0, None, &[], None, 0) {
+                    _ if written.0.is_empty() => Ok(()),
+                    Ok(n) if n == written.0.len() => Ok(()),
+                    Ok(_) => Err(Errno::EAGAIN).on("send", name),
+                    Err(e) => Err(e).on("send", name),
+                }
+            }
             _ => Ok(()),
         }
     }

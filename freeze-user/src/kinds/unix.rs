@@ -65,6 +65,8 @@ pub enum Role {
     },
     /// A datagram socket with an address to send to, within the checkpoint.
     Directed { to: FileId },
+    /// A datagram socket with an address to send to that belongs to somebody else: whoever has it then.
+    Addressed { to: Bytes },
 }
 
 /// One that waits to be accepted.
@@ -108,7 +110,7 @@ impl FdKind for Unix {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "unix sockets (stream, datagram, seqpacket): names of every sort, pairs and connections \
         within the checkpoint with queues and descriptors in them, listening ones with those who wait, shut halves, \
-        peer credentials, options; a peer outside is refused";
+        peer credentials, options; datagram sockets that send to a name outside; another peer outside is refused or cut";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -132,6 +134,9 @@ impl FdKind for Unix {
         let Some(socket) = view.unix.get(&fd.stat.ino) else {
             return;
         };
+        if view.ends.cut(fd) || addressed(socket, view) {
+            return;
+        }
         let far = socket.peer.iter().map(|p| (*p, "its other end is held")).chain(
             socket
                 .waiting
@@ -151,8 +156,9 @@ impl FdKind for Unix {
                             holder.pid, holder.command, holder.fd
                         ))
                         .remedy(format!(
-                            "checkpoint pid {} with it, or let one of the two close the connection",
-                            holder.pid
+                            "freeze that process too (--also-freeze {}), or give the connection up (--cut {})",
+                            holder.pid,
+                            fd.label()
                         )),
                 );
             }
@@ -238,6 +244,14 @@ impl FdKind for Unix {
                 let way = names::way_to(nest.file(*to)?).on("getsockname", name)?;
                 sys::socket_to(nest.file(placed.id)?, true, &way.address).on("connect", name)?;
             }
+            Role::Addressed { to } => {
+                let sent = sys::socket_to(nest.file(placed.id)?, true, &to.0);
+                if let Err(e) = sent {
+                    let to = names::readable(&to.0);
+                    nest.warnings
+                        .push(format!("{}: nobody receives at {to} now: {}", name(), e.desc()));
+                }
+            }
             Role::Listening { waiting, .. } => {
                 for one in waiting {
                     connect(*one, placed.id, nest)?;
@@ -277,6 +291,15 @@ fn settle(id: FileId, base: &Base, shutdown: u8, nest: &Nest) -> Result<()> {
     }
 }
 
+/// Whether it is a datagram socket that sends to a name which somebody outside has, and anybody may have later.
+fn addressed(me: &UnixSocket, view: &View) -> bool {
+    let Some(peer) = me.peer.filter(|p| me.kind == libc::SOCK_DGRAM && *p != 0) else {
+        return false;
+    };
+    let theirs = view.unix.get(&peer);
+    view.socket(peer).is_none() && theirs.is_some_and(|t| matches!(t.name.first(), Some(b'/' | 0)))
+}
+
 /// SO_PEERCRED, if the socket has any.
 fn peer_credentials(fd: BorrowedFd<'_>) -> Result<Option<Who>> {
     let mut bytes = [0; 12];
@@ -310,7 +333,12 @@ fn role(fd: &FdView, held: BorrowedFd<'_>, me: &UnixSocket, from: &Source<'_>) -
     if me.listening {
         let mut waiting = Vec::new();
         for inode in &me.waiting {
-            let (file, other) = file_of(*inode).ok_or_else(lost)?;
+            let Some((file, other)) = file_of(*inode) else {
+                if view.ends.cut(fd) {
+                    continue;
+                }
+                return Err(lost());
+            };
             if view.unix.get(inode).is_some_and(|u| u.unsent > 0) {
                 let why =
                     "a connection that waits to be accepted has sent data already, which cannot be read";
@@ -339,7 +367,11 @@ fn role(fd: &FdView, held: BorrowedFd<'_>, me: &UnixSocket, from: &Source<'_>) -
     };
     let credentials = peer_credentials(held)?;
     let far = sys::socket_name(held, true).unwrap_or_default();
-    if peer == 0 {
+    if addressed(me, view) {
+        return Ok(Role::Addressed { to: Bytes(far) });
+    }
+    let given_up = peer != 0 && view.socket(peer).is_none() && view.ends.cut(fd);
+    if peer == 0 || given_up {
         if let Some((listener, _)) = view.unix.iter().find(|(_, u)| u.waiting.contains(&fd.stat.ino)) {
             return match file_of(*listener) {
                 Some(_) => Ok(Role::Waiting),

@@ -3,6 +3,7 @@
 //! Dropping a nest takes down every process that was built so far; the image is never touched.
 
 pub mod actor;
+pub mod attach;
 mod birth;
 mod ends;
 pub mod family;
@@ -44,6 +45,8 @@ pub struct Options {
     pub reattach_terminal: bool,
     /// Where the processes go among the control groups.
     pub cgroup: CgroupChoice,
+    /// Ends that the restorer supplies.
+    pub attach: Vec<attach::Attach>,
 }
 
 /// Into which control groups restored processes are put.

@@ -3,6 +3,7 @@
 use super::sockets::{Socket, ask, inet, request, u16_at, u32_at};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -59,6 +60,48 @@ pub fn inet_sockets(protocol: &'static str) -> HashMap<u64, InetSocket> {
             _ => None,
         })
         .collect()
+}
+
+/// A TCP socket that no process holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nobodys {
+    pub ends: InetSocket,
+    /// Bytes that have arrived and can be read.
+    pub unread: u32,
+}
+
+/// TCP sockets that no process holds: those not accepted yet, and what goes on after it was closed.
+pub fn nobodys() -> Vec<Nobodys> {
+    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    let mut out = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            // The fifth column: bytes to be sent and to be read.
+            let unread = line
+                .split_ascii_whitespace()
+                .nth(4)
+                .and_then(|q| q.split_once(':'));
+            let unread = unread
+                .and_then(|(_, n)| u32::from_str_radix(n, 16).ok())
+                .unwrap_or(0);
+            if let Some((
+                0,
+                Socket::Inet {
+                    local, remote, state, ..
+                },
+            )) = inet(table, line)
+            {
+                let ends = InetSocket {
+                    local: plain(local),
+                    remote: plain(remote),
+                    state,
+                };
+                out.push(Nobodys { ends, unread });
+            }
+        }
+    }
+    out
 }
 
 /// Connections of the local port that nobody holds and that have nothing left to say: FIN_WAIT2 and TIME_WAIT.
@@ -142,6 +185,113 @@ fn answer(kind: u16, family: i32, rest: &[u8]) -> nix::Result<Vec<u8>> {
 
 const NLM_F_REQUEST_ACK: u16 = 5;
 
+/// One packet socket, as far as getsockopt(2) does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PacketSocket {
+    /// `TPACKET_V1` to `V3` (0 to 2).
+    pub version: u32,
+    /// `struct packet_mreq_max` of each membership, as often as it was asked for.
+    pub memberships: Vec<Vec<u8>>,
+    /// Whether it shares what it hears with others of a group.
+    pub fanout: bool,
+    pub receive_ring: Option<Ring>,
+    pub send_ring: Option<Ring>,
+}
+
+/// How a ring of packets is laid out (`struct packet_diag_ring`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ring {
+    pub block_size: u32,
+    pub blocks: u32,
+    pub frame_size: u32,
+    pub frames: u32,
+    /// Of version 3 only: timeout in ms, room for the user, features.
+    pub timeout: u32,
+    pub private: u32,
+    pub features: u32,
+}
+
+impl Ring {
+    fn read(bytes: &[u8]) -> Option<Ring> {
+        let word = |n: usize| u32_at(bytes, 4 * n);
+        Some(Ring {
+            block_size: word(0)?,
+            blocks: word(1)?,
+            frame_size: word(2)?,
+            frames: word(3)?,
+            timeout: word(4)?,
+            private: word(5)?,
+            features: word(6)?,
+        })
+    }
+
+    /// `struct tpacket_req3`, whose beginning is `struct tpacket_req`.
+    pub fn request(&self) -> Vec<u8> {
+        let words = [
+            self.block_size,
+            self.blocks,
+            self.frame_size,
+            self.frames,
+            self.timeout,
+            self.private,
+            self.features,
+        ];
+        words.into_iter().flat_map(u32::to_ne_bytes).collect()
+    }
+}
+
+/// All packet sockets by inode; an error where the kernel has no packet_diag.
+pub fn packet_sockets() -> nix::Result<HashMap<u64, PacketSocket>> {
+    // Information, memberships, rings, fanout.
+    const SHOW: u32 = 1 | 2 | 4 | 8;
+    // struct packet_diag_req after its first byte: protocol, padding, inode, what to show, cookie.
+    let mut rest = vec![0; 3];
+    rest.extend(0u32.to_ne_bytes());
+    rest.extend(SHOW.to_ne_bytes());
+    rest.extend([0; 8]);
+    let diag = ask(libc::AF_PACKET, &rest)?;
+    let mut out = HashMap::new();
+    let mut buffer = vec![0u8; 1 << 16];
+    loop {
+        let length = recv(diag.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        if length == 0 || !messages(&buffer[..length], &mut out, packet_socket)? {
+            return Ok(out);
+        }
+    }
+}
+
+/// struct packet_diag_msg and its attributes.
+fn packet_socket(message: &[u8]) -> Option<(u64, PacketSocket)> {
+    let inode = u64::from(u32_at(message, 4)?);
+    let mut socket = PacketSocket::default();
+    let mut rest = message.get(16..)?;
+    while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
+        let Some(value) = rest.get(4..length as usize) else {
+            break;
+        };
+        // PACKET_DIAG_INFO, MCLIST, RX_RING, TX_RING, FANOUT.
+        match kind {
+            0 => socket.version = u32_at(value, 4)?,
+            1 => {
+                // struct packet_diag_mclist: device, count, kind, length of the address, address.
+                for one in value.chunks_exact(44) {
+                    let request = [&one[..4], &one[8..44]].concat();
+                    let count = u32_at(one, 4)? as usize;
+                    socket.memberships.extend(std::iter::repeat_n(request, count));
+                }
+            }
+            2 => socket.receive_ring = Ring::read(value),
+            3 => socket.send_ring = Ring::read(value),
+            4 => socket.fanout = true,
+            _ => {}
+        }
+        rest = rest
+            .get((length as usize).next_multiple_of(4)..)
+            .unwrap_or_default();
+    }
+    Some((inode, socket))
+}
+
 /// All unix sockets by inode; an error where the kernel has no unix_diag.
 pub fn unix_sockets() -> nix::Result<HashMap<u64, UnixSocket>> {
     // Name, file, peer, those waiting, lengths; what the kernel shows of shutdown it shows unasked.
@@ -156,14 +306,18 @@ pub fn unix_sockets() -> nix::Result<HashMap<u64, UnixSocket>> {
     let mut buffer = vec![0u8; 1 << 16];
     loop {
         let length = recv(diag.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        if length == 0 || !messages(&buffer[..length], &mut out)? {
+        if length == 0 || !messages(&buffer[..length], &mut out, unix_socket)? {
             return Ok(out);
         }
     }
 }
 
 /// Takes the sockets out of one datagram; `false` after the last one.
-fn messages(mut bytes: &[u8], out: &mut HashMap<u64, UnixSocket>) -> nix::Result<bool> {
+fn messages<T>(
+    mut bytes: &[u8],
+    out: &mut HashMap<u64, T>,
+    read: impl Fn(&[u8]) -> Option<(u64, T)>,
+) -> nix::Result<bool> {
     const NLMSG_ERROR: u16 = 2;
     const NLMSG_DONE: u16 = 3;
     while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
@@ -176,7 +330,7 @@ fn messages(mut bytes: &[u8], out: &mut HashMap<u64, UnixSocket>) -> nix::Result
                 let errno = u32_at(message, 0).map_or(libc::EPROTO, |e| (e as i32).wrapping_neg());
                 return Err(Errno::from_raw(errno));
             }
-            _ => out.extend(unix_socket(message)),
+            _ => out.extend(read(message)),
         }
         bytes = bytes
             .get((length as usize).next_multiple_of(4)..)

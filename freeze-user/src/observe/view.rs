@@ -2,9 +2,10 @@
 
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
-use crate::observe::peers::{InetSocket, UnixSocket, inet_sockets, unix_sockets};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
+use crate::observe::ends::Ends;
+use crate::observe::peers::{InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, unix_sockets};
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::maps::{self, Vma};
 use crate::proc::stat::Stat;
@@ -195,6 +196,10 @@ pub struct View {
     pub sharing: BTreeMap<Pid, Sharing>,
     /// All TCP sockets by inode, if the set holds one.
     pub tcp: HashMap<u64, InetSocket>,
+    /// All TCP sockets that no process holds, if the set holds one.
+    pub tcp_nobodys: Vec<Nobodys>,
+    /// What the user decided about ends outside.
+    pub ends: Ends,
 }
 
 /// How much of the address spaces to read.
@@ -231,6 +236,7 @@ impl View {
         );
         let mut view = View {
             roots: roots.to_vec(),
+            ends: before.map(|b| b.ends.clone()).unwrap_or_default(),
             ..View::default()
         };
         for &pid in &set {
@@ -284,6 +290,20 @@ impl View {
         other.map(|(inode, _)| *inode).filter(|other| *other != inode)
     }
 
+    /// The other end of a TCP connection of the set that a listening socket of the set has not accepted yet.
+    pub fn tcp_waiting(&self, inode: u64) -> Option<&Nobodys> {
+        const LISTEN: u8 = 10;
+        let own = self.tcp.get(&inode)?;
+        let other = self.tcp_nobodys.iter().find(|n| {
+            matches!(n.ends.state, 1 | 3 | 8) && n.ends.local == own.remote && n.ends.remote == own.local
+        })?;
+        let listens = |f: &FdView| {
+            let socket = self.tcp.get(&f.stat.ino);
+            socket.is_some_and(|s| s.state == LISTEN && s.local.port() == other.ends.local.port())
+        };
+        self.fds().any(listens).then_some(other)
+    }
+
     /// The links of the sockets that those of the set are joined to, or that wait to be.
     fn far_ends(&self) -> impl Iterator<Item = Vec<u8>> {
         let sockets = self.fds().filter(|f| !f.protocol.is_empty());
@@ -308,6 +328,7 @@ impl View {
         if self.fds().any(|f| f.protocol.starts_with("TCP")) {
             self.tcp = inet_sockets("tcp");
             self.tcp.extend(inet_sockets("tcp6"));
+            self.tcp_nobodys = nobodys();
         }
     }
 

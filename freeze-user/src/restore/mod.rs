@@ -5,8 +5,9 @@ use crate::ids::{FileId, Pid, Range};
 use crate::kinds::fdtable::FdTable;
 use crate::kinds::kinship::Kinship;
 use crate::kinds::memory::{Memory, occupied};
-use crate::kinds::terminal;
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
+use crate::kinds::{tcp, terminal};
+use crate::nest::attach::Attach;
 use crate::nest::family::Family;
 use crate::nest::{Nest, Options};
 use crate::store::{Frame, Opened};
@@ -47,9 +48,10 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     )?;
     *nest.state() = ptys;
     build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
-    let warnings = std::mem::take(&mut nest.warnings);
     let processes = records.families.len();
     fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
+    tcp::depart(&mut nest);
+    let warnings = std::mem::take(&mut nest.warnings);
     let roots = nest.fly()?;
     Ok(Restored {
         roots,
@@ -145,8 +147,24 @@ impl<'a> Records<'a> {
     /// Everything that speaks against restoring here and now, at once.
     fn precheck(&self, options: &Options) -> Result<()> {
         let mut out: Vec<Blocker> = Vec::new();
-        for file in self.files.values() {
-            file.precheck(options, &mut out);
+        for (id, file) in &self.files {
+            if self.attached(*id, options).is_none() {
+                file.precheck(options, &mut out);
+            }
+        }
+        for attach in &options.attach {
+            attach.precheck(&mut out);
+            if !self
+                .files
+                .keys()
+                .any(|id| self.attached(*id, options) == Some(attach))
+            {
+                out.push(
+                    Blocker::at(attach.object.to_string(), "")
+                        .why("nothing of this name is in the checkpoint, or another --attach is for it")
+                        .remedy("name a descriptor as PID:FD, or what /proc/PID/fd showed"),
+                );
+            }
         }
         for frame in self.frames {
             let Some(kind) = PROCESS_KINDS.iter().find(|k| k.tag == frame.tag) else {
@@ -162,6 +180,17 @@ impl<'a> Records<'a> {
         } else {
             Err(Error::Refused(out))
         }
+    }
+
+    /// What the restorer supplies in place of a description.
+    fn attached<'o>(&self, id: FileId, options: &'o Options) -> Option<&'o Attach> {
+        let file = self.files.get(&id)?;
+        let first = self.families.first().map_or(Pid(0), |f| f.pid);
+        let holders = || self.holders.iter().filter(|(file, ..)| *file == id);
+        options
+            .attach
+            .iter()
+            .find(|a| holders().any(|(_, pid, fd)| a.object.is(*pid, *fd, file.link(), first)))
     }
 
     /// The descriptions in an order in which members come first.
@@ -209,7 +238,10 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
         };
         for id in &order {
             fault::point("a file")?;
-            let fd = records.files[id].restore(nest)?;
+            let fd = match records.attached(*id, &nest.options) {
+                Some(attach) => attach.open(records.files[id].flags())?,
+                None => records.files[id].restore(nest)?,
+            };
             nest.put_file(*id, fd);
         }
         if stage == Signals {
@@ -227,7 +259,8 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             kind.restore(&frame.payload, nest)?
                 .map_err(|e| records.damaged(frame, e))?;
         }
-        for id in &order {
+        let own = |id: &&FileId| records.attached(**id, &nest.options).is_none();
+        for id in order.iter().filter(own).collect::<Vec<_>>() {
             // What only a queue holds has no place in any table.
             let nowhere = (nest.roots().first().copied().unwrap_or(Pid(0)), -1);
             let (pid, fd) = nest.holders(*id).first().copied().unwrap_or(nowhere);

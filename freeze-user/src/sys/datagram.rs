@@ -1,4 +1,4 @@
-//! UDP datagrams made by hand, so that they come from whom they came before.
+//! Datagrams and TCP segments made by hand, so that they come from whom they came before.
 
 use super::socket::send;
 use super::{Sys, socket};
@@ -20,7 +20,25 @@ fn packet(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Sys<V
     });
     udp.extend([0, 0]);
     udp.extend(data);
-    let (mut head, pseudo) = match (from.ip(), to.ip()) {
+    wrap(protocol, from.ip(), to.ip(), udp, 6)
+}
+
+/// A TCP segment without data or options, with its headers.
+fn segment(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged: u32, flags: u8) -> Sys<Vec<u8>> {
+    let mut tcp = Vec::with_capacity(20);
+    tcp.extend(from.port().to_be_bytes());
+    tcp.extend(to.port().to_be_bytes());
+    tcp.extend(sequence.to_be_bytes());
+    tcp.extend(acknowledged.to_be_bytes());
+    // Five words of header; any window will do.
+    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    wrap(libc::IPPROTO_TCP, from.ip(), to.ip(), tcp, 16)
+}
+
+/// Puts the header of IP before that of a protocol, whose checksum lies at `checksum_at`.
+fn wrap(protocol: i32, from: IpAddr, to: IpAddr, mut inside: Vec<u8>, checksum_at: usize) -> Sys<Vec<u8>> {
+    let length = u16::try_from(inside.len()).map_err(|_| Errno::EMSGSIZE)?;
+    let (mut head, pseudo) = match (from, to) {
         (IpAddr::V4(source), IpAddr::V4(target)) => {
             // Length and checksum are the kernel's to fill in.
             let mut head = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol as u8, 0, 0];
@@ -41,9 +59,9 @@ fn packet(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Sys<V
         _ => return Err(Errno::EINVAL),
     };
     let tail = [0, protocol as u8, (length >> 8) as u8, length as u8];
-    let sum = checksum(&[&pseudo, &tail, &udp]);
-    udp[6..8].copy_from_slice(&sum.to_be_bytes());
-    head.extend(udp);
+    let sum = checksum(&[&pseudo, &tail, &inside]);
+    inside[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
+    head.extend(inside);
     Ok(head)
 }
 
@@ -66,6 +84,25 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 
 /// Sends a datagram to an address of this machine as if it came from anywhere; needs CAP_NET_RAW.
 pub fn inject(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Sys<()> {
+    deliver(&packet(protocol, from, to, data)?, to)
+}
+
+/// Flags of a TCP segment: the end of what the other side sends, or of all.
+pub const FIN_ACK: u8 = 0x11;
+pub const RST_ACK: u8 = 0x14;
+
+/// Sends a TCP segment to an address of this machine as if it came from anywhere; needs CAP_NET_RAW.
+pub fn inject_segment(
+    from: SocketAddr,
+    to: SocketAddr,
+    sequence: u32,
+    acknowledged: u32,
+    flags: u8,
+) -> Sys<()> {
+    deliver(&segment(from, to, sequence, acknowledged, flags)?, to)
+}
+
+fn deliver(packet: &[u8], to: SocketAddr) -> Sys<()> {
     let domain = if to.is_ipv4() {
         libc::AF_INET
     } else {
@@ -73,8 +110,7 @@ pub fn inject(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> S
     };
     let raw = socket(domain, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
     super::socket::set_option(raw.as_fd(), libc::SOL_SOCKET, 32, 1 << 20)?;
-    let packet = packet(protocol, from, to, data)?;
-    send(raw.as_fd(), &packet, Some(&address_of(to, true)), &[], None, 0).map(drop)
+    send(raw.as_fd(), packet, Some(&address_of(to, true)), &[], None, 0).map(drop)
 }
 
 /// `struct sockaddr_in` or `sockaddr_in6`; raw sockets want no port.

@@ -21,6 +21,7 @@ pub mod tcp;
 pub mod trial;
 pub mod uffd;
 pub mod unixname;
+pub mod wire;
 
 use crate::ids::{Pid, Range};
 use nix::errno::Errno;
@@ -260,6 +261,15 @@ pub fn dup_above(fd: BorrowedFd<'_>, least: RawFd) -> Sys<OwnedFd> {
         ],
     )
     .map(owned)
+}
+
+/// Borrows a descriptor that this process was started with; EBADF if there is none of this number.
+pub fn inherited<T>(fd: RawFd, work: impl FnOnce(BorrowedFd<'_>) -> Sys<T>) -> Sys<T> {
+    if fd < 0 || plain(libc::SYS_fcntl, [fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0]).is_err() {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: it is open, as was just seen, and borrowed for the time of the call only.
+    work(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// close_range(2) with `CLOSE_RANGE_CLOEXEC`: every descriptor from `first` on is closed by the next exec.

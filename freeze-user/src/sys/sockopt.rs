@@ -223,6 +223,25 @@ pub static UDPLITE: Options = Options {
     names: &[(10, 4), (11, 4)],
 };
 
+/// Of packet sockets.
+pub static PACKET: Options = Options {
+    level: 263,
+    names: &[
+        (10, 4), // PACKET_VERSION, before there is a ring
+        (12, 4), // PACKET_RESERVE, too
+        (8, 4),  // PACKET_AUXDATA
+        (9, 4),  // PACKET_ORIGDEV
+        (7, 4),  // PACKET_COPY_THRESH
+        (14, 4), // PACKET_LOSS
+        (15, 4), // PACKET_VNET_HDR
+        (17, 4), // PACKET_TIMESTAMP
+        (19, 4), // PACKET_TX_HAS_OFF
+        (20, 4), // PACKET_QDISC_BYPASS
+        (23, 4), // PACKET_IGNORE_OUTGOING
+        (24, 4), // PACKET_VNET_HDR_SZ
+    ],
+};
+
 /// Of netlink sockets.
 pub static NETLINK: Options = Options {
     level: 270,

@@ -330,9 +330,31 @@ fn put(fd: BorrowedFd<'_>, mut data: &[u8]) -> Sys<()> {
     Ok(())
 }
 
-/// Lets a connection made by [`write`] go: the other end must be there to answer. What had not been sent is sent now.
-pub fn start(fd: BorrowedFd<'_>, stream: &Stream) -> Sys<()> {
+/// Lets a connection made by [`write`] go: the other end must be there to answer. What had not been sent is sent now,
+/// unless it was `corked` and still is.
+pub fn start(fd: BorrowedFd<'_>, stream: &Stream, corked: bool) -> Sys<()> {
     set_option(fd, TCP, TCP_REPAIR, 0)?;
+    if corked {
+        set_option(fd, TCP, libc::TCP_CORK, 1)?;
+    }
     let sent = stream.written.len() - stream.unsent as usize;
     put(fd, &stream.written[sent..])
+}
+
+/// Takes a connection made by [`write`] out of repair mode without a sign of it on the wire.
+pub fn start_mute(fd: BorrowedFd<'_>) -> Sys<()> {
+    set_option(fd, TCP, TCP_REPAIR, -1)
+}
+
+/// Whether out-of-band data waits to be read, which peeking at the rest would lose.
+pub fn urgent(fd: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd;
+    let flags = nix::sys::socket::MsgFlags::MSG_OOB | nix::sys::socket::MsgFlags::MSG_PEEK;
+    let flags = flags | nix::sys::socket::MsgFlags::MSG_DONTWAIT;
+    match nix::sys::socket::recv(fd.as_raw_fd(), &mut [0], flags) {
+        // It has been announced, and is on its way.
+        Err(Errno::EAGAIN) => true,
+        Ok(n) => n > 0,
+        Err(_) => false,
+    }
 }

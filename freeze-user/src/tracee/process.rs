@@ -6,6 +6,7 @@ use crate::error::{Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::view::ProcessView;
 use crate::sys;
+use crate::sys::wire::{self, Held};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// How many pages of calls and data a scratch mapping has for a checkpoint.
@@ -29,6 +30,8 @@ pub struct StoppedProcess {
     speaker: Option<OwnedFd>,
     /// Connections that must end without a word if the process is ended: they go on elsewhere.
     silent: Vec<OwnedFd>,
+    /// Wires that are held shut, and by which name for good if the process is ended.
+    wires: Option<(Held, String)>,
     /// Descriptors of freeze's own that are looked at as if they were its.
     lent: Vec<OwnedFd>,
 }
@@ -50,6 +53,7 @@ impl StoppedProcess {
             pidfd,
             speaker,
             silent: Vec::new(),
+            wires: None,
             lent: Vec::new(),
         })
     }
@@ -88,6 +92,21 @@ impl StoppedProcess {
     /// Makes sure that a TCP connection ends without a word if the process is ended by [`StoppedProcess::kill`].
     pub fn silence(&mut self, connection: OwnedFd) {
         self.silent.push(connection);
+    }
+
+    /// Holds the wire of a connection shut: until the process is let go, or, by the name `name`, until it is restored if
+    /// it is ended by [`StoppedProcess::kill`].
+    pub fn hold(&mut self, name: &str, ends: wire::Ends) -> Result<()> {
+        let what = || format!("the connection from {} to {}", ends.local, ends.remote);
+        let (held, _) = match &mut self.wires {
+            Some(wires) => wires,
+            none => {
+                let own = format!("freeze-now-{}-{}", std::process::id(), self.view.pid);
+                let held = Held::new(own).on("socket(NETLINK_NETFILTER)", what)?;
+                none.insert((held, name.to_owned()))
+            }
+        };
+        held.add(ends).on("holding the wire shut (nf_tables)", what)
     }
 
     /// Runs a tape on its first thread.
@@ -191,6 +210,10 @@ impl StoppedProcess {
 
     /// Ends it with SIGKILL; only `stop` calls this, with a proof that its image is committed.
     pub fn kill(&self) -> Result<()> {
+        if let Some((held, name)) = &self.wires {
+            held.keep(name)
+                .on("holding the wire shut (nf_tables)", || name.clone())?;
+        }
         for connection in &self.silent {
             sys::tcp::silence(connection.as_fd()).on("setsockopt(TCP_REPAIR)", || {
                 format!("a connection of {}", self.pid())

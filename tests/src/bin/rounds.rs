@@ -38,6 +38,7 @@ fn main() -> Result<()> {
             group: None,
             options: Options::default(),
             track: true,
+            ends: Default::default(),
         };
         let report = checkpoint(&request, &host, &mut trackings)?;
         parent = Some(Opened::open(&report.path)?);

@@ -1,4 +1,4 @@
-//! TCP connections: both ends in the checkpoint, or the other one closed already.
+//! TCP connections: both ends in the checkpoint, the other one closed already, or outside.
 
 use super::super::pipe::Bytes;
 use super::super::socket::{Base, fetch, inet_address};
@@ -7,13 +7,16 @@ use super::readable;
 use crate::error::{Blocker, Context, Result};
 use crate::nest::Nest;
 use crate::observe::view::{FdView, View, socket_link};
+use crate::sys::datagram::{FIN_ACK, RST_ACK, inject_segment};
 use crate::sys::tcp::{self, Stream, state};
+use crate::sys::wire;
 use crate::sys::{self, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +41,30 @@ pub struct Connection {
     pub fin_received: bool,
     /// Whether nothing is left of it but what was received: both halves were shut, and all was acknowledged.
     pub over: bool,
+    /// Whether the other end lies outside the checkpoint.
+    #[serde(default)]
+    pub outside: bool,
+    /// By which name its wire is held shut.
+    #[serde(default)]
+    pub hold: Option<String>,
+    /// Whether the other end was given up: the program is told ECONNRESET.
+    #[serde(default)]
+    pub cut: bool,
+}
+
+/// Connections to outside that wait for everything else to be ready.
+#[derive(Default)]
+struct Outside {
+    holds: BTreeSet<String>,
+    waiting: Vec<Departure>,
+}
+
+/// One of them, which makes no sound until then.
+struct Departure {
+    fd: OwnedFd,
+    connection: Connection,
+    base: Base,
+    local: Bytes,
 }
 
 /// What is needed to go on with the connections when all descriptors are in place.
@@ -47,11 +74,56 @@ struct Made {
     ghosts: HashMap<u64, (OwnedFd, Stream)>,
 }
 
+/// Where the other end of a connection is.
+enum Far {
+    Inside,
+    /// Closed, with nothing left to say.
+    Closed,
+    /// In the queue of a listening socket of the set, with so much to be read.
+    Waiting(u32),
+    /// Held by others, on another machine, or by nobody but still with something to say.
+    Outside,
+}
+
+fn far(fd: &FdView, now: u8, remote: Option<SocketAddr>, view: &View) -> Far {
+    match view.tcp_peer(fd.stat.ino) {
+        Some(peer) if view.socket(peer).is_some() => return Far::Inside,
+        Some(_) => return Far::Outside,
+        None => {}
+    }
+    if let Some(waiting) = view.tcp_waiting(fd.stat.ino) {
+        return Far::Waiting(waiting.unread);
+    }
+    match remote {
+        Some(a) if state::fin_received(now) && on_this_machine(a.ip()) => Far::Closed,
+        _ => Far::Outside,
+    }
+}
+
+/// Whether it is a connection that has to be made anew: on its way, or not accepted yet by a socket of the set.
+pub(super) fn unfinished(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) -> bool {
+    let remote = sys::socket_name(held, true).ok().and_then(|a| inet_address(&a));
+    now == state::SYN_SENT
+        || now == state::ESTABLISHED && matches!(far(fd, now, remote, view), Far::Waiting(0))
+}
+
+/// What was written to a connection that has to be made anew.
+pub(super) fn written(fd: &FdView, held: BorrowedFd<'_>, now: u8) -> Result<Bytes> {
+    if now == state::SYN_SENT {
+        return Ok(Bytes::default());
+    }
+    let stream = tcp::read(held).on("reading a connection (TCP_REPAIR)", || fd.label())?;
+    Ok(Bytes(stream.written))
+}
+
 /// What keeps a socket in this state from being carried.
 pub(super) fn obstacle(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) -> Option<Blocker> {
+    if now == state::SYN_SENT {
+        return None;
+    }
     let remote = sys::socket_name(held, true).unwrap_or_default();
     let to = readable(&remote);
-    if now == state::SYN_SENT || !known(now) {
+    if !known(now) {
         let why = format!("a connection to {to} is just being made");
         return Some(
             fd.blocker()
@@ -59,48 +131,71 @@ pub(super) fn obstacle(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) 
                 .remedy("try again when it is established or has failed"),
         );
     }
-    let closed = state::fin_received(now) && inet_address(&remote).is_some_and(|a| on_this_machine(a.ip()));
-    match view.tcp_peer(fd.stat.ino) {
-        Some(peer) if view.socket(peer).is_some() => None,
-        Some(peer) => {
-            let holder = view.outside.get(&socket_link(peer)).and_then(|h| h.first());
-            let by = holder.map_or_else(
-                || "a process that cannot be seen".to_owned(),
-                |h| format!("pid {} ({}) as fd {}", h.pid, h.command, h.fd),
-            );
-            let remedy = holder.map_or_else(
-                || "let one of the two close the connection".to_owned(),
-                |h| {
-                    format!(
-                        "checkpoint pid {} with it, or let one of the two close the connection",
-                        h.pid
-                    )
-                },
-            );
-            Some(
-                fd.blocker()
-                    .why(format!(
-                        "its other end {to} is held outside the checkpoint, by {by}"
-                    ))
-                    .remedy(remedy),
-            )
-        }
-        None if closed => None,
-        None if inet_address(&remote).is_some_and(|a| on_this_machine(a.ip())) => Some(
-            fd.blocker()
-                .why(format!(
-                    "its other end {to} is held by nobody: not accepted yet, or closed with data on the way"
-                ))
-                .remedy("let the program accept it, or close this end"),
-        ),
-        None => Some(
-            fd.blocker()
-                .why(format!(
-                    "its other end {to} is on another machine, which would notice the gap"
-                ))
-                .remedy("let the program close the connection first"),
-        ),
+    if tcp::urgent(held) {
+        let why = "out-of-band data waits in it, which cannot be put there again";
+        return Some(fd.blocker().why(why).remedy("let the program read it first"));
     }
+    match far(fd, now, inet_address(&remote), view) {
+        Far::Inside | Far::Closed => None,
+        Far::Waiting(0) if now == state::ESTABLISHED => None,
+        Far::Waiting(_) => Some(
+            fd.blocker()
+                .why(format!(
+                    "its other end {to} was not accepted yet and has got data already, which cannot be read"
+                ))
+                .remedy("let the program accept it first"),
+        ),
+        Far::Outside => outside(fd, &to, view),
+    }
+}
+
+/// What keeps a connection to outside from being carried.
+fn outside(fd: &FdView, to: &str, view: &View) -> Option<Blocker> {
+    if view.ends.cut(fd) || view.ends.tcp && !view.ends.kill {
+        return None;
+    }
+    if view.ends.kill {
+        // Asking for a table tells whether there can be one.
+        let e = wire::is_held("freeze").err()?;
+        let why = format!(
+            "its other end {to} is outside, and the wire cannot be held shut meanwhile (nf_tables: {})",
+            e.desc()
+        );
+        return Some(
+            fd.blocker()
+                .why(why)
+                .remedy("load the module nf_tables, or give the connection up (--cut)"),
+        );
+    }
+    let peer = view.tcp_peer(fd.stat.ino);
+    let holder = peer
+        .and_then(|p| view.outside.get(&socket_link(p)))
+        .and_then(|h| h.first());
+    let (by, with) = match (holder, peer) {
+        (Some(h), _) => (
+            format!(
+                "is held outside the checkpoint, by pid {} ({}) as fd {}",
+                h.pid, h.command, h.fd
+            ),
+            format!(", or freeze that process too (--also-freeze {})", h.pid),
+        ),
+        (None, Some(_)) => (
+            "is held outside the checkpoint, by a process that cannot be seen".to_owned(),
+            String::new(),
+        ),
+        (None, None) => (
+            "is on another machine, or held by nobody, and would notice the gap".to_owned(),
+            String::new(),
+        ),
+    };
+    Some(
+        fd.blocker()
+            .why(format!("its other end {to} {by}"))
+            .remedy(format!(
+                "end the processes with the checkpoint (--kill), which carries it; or record it all the same \
+         (--tcp-established), or give it up (--cut){with}"
+            )),
+    )
 }
 
 fn known(now: u8) -> bool {
@@ -120,6 +215,21 @@ impl Connection {
         let call = "reading a connection (TCP_REPAIR)";
         let other = from.view.tcp_peer(fd.stat.ino).and_then(|p| from.view.socket(p));
         let peer = other.map(|o| o.stat.ino);
+        let now = tcp::info(held.as_fd()).on("getsockopt(TCP_INFO)", name)?.state;
+        let outside = matches!(far(fd, now, inet_address(&remote), from.view), Far::Outside);
+        let cut = outside && from.view.ends.cut(fd);
+        let local = sys::socket_name(held.as_fd(), false).on("getsockname", name)?;
+        let mut hold = None;
+        if let (true, Some(local), Some(remote)) = (
+            outside && !cut && from.view.ends.kill,
+            inet_address(&local),
+            inet_address(&remote),
+        ) {
+            // Before it is read: what arrives later must come again after the restore, so it must not be answered.
+            let name = hold_name(from.draft.id());
+            from.process.hold(&name, wire::Ends { local, remote })?;
+            hold = Some(name);
+        }
         let stream = match (from.shared.streams.remove(&fd.stat.ino), other) {
             (Some(known), _) => known,
             (None, Some(other)) => {
@@ -129,8 +239,13 @@ impl Connection {
             }
             (None, None) => tcp::read(held.as_fd()).on(call, name)?,
         };
-        from.process.silence(held);
+        if !cut {
+            from.process.silence(held);
+        }
         Ok(Connection {
+            outside,
+            hold,
+            cut,
             remote: Bytes(remote),
             peer,
             received: Bytes(stream.received),
@@ -174,6 +289,9 @@ impl Connection {
             fin_sent: true,
             fin_received: true,
             over: true,
+            outside: false,
+            hold: None,
+            cut: false,
         }))
     }
 
@@ -220,6 +338,18 @@ impl Connection {
         }
     }
 
+    /// Adds what is in its way.
+    pub(super) fn precheck(&self, local: &[u8], out: &mut Vec<Blocker>) {
+        let missing = inet_address(local).filter(|a| self.outside && !on_this_machine(a.ip()));
+        if let Some(address) = missing {
+            out.push(
+                Blocker::at(address.to_string(), "the local end of a connection")
+                    .why("this machine does not have the address")
+                    .remedy("give it the address (ip address add)"),
+            );
+        }
+    }
+
     /// Makes this end in a new socket; it sends nothing yet.
     pub(super) fn restore(
         &self,
@@ -245,7 +375,7 @@ impl Connection {
             clear(a, b);
         }
         tcp::write(fd, local, &remote, &self.stream()).on("making a connection (TCP_REPAIR)", name)?;
-        if self.peer.is_none() {
+        if self.peer.is_none() && !self.outside {
             let domain = i32::from(u16::from_ne_bytes(*local.first_chunk().unwrap_or(&[0, 0])));
             let ghost = sys::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP).on("socket", name)?;
             let mirrored = self.mirrored();
@@ -256,16 +386,30 @@ impl Connection {
         Ok(())
     }
 
-    /// Lets it go on, now that the other end is there.
-    pub(super) fn finish(&self, base: &Base, placed: Placed, nest: &mut Nest) -> Result<()> {
+    /// Lets it go on, now that the other end is there; one to outside only gets ready.
+    pub(super) fn finish(&self, base: &Base, local: &Bytes, placed: Placed, nest: &mut Nest) -> Result<()> {
         let name = || base.label();
         let ghost = nest.state::<Made>().ghosts.remove(&base.number);
         let fd = nest.file(placed.id)?;
-        tcp::start(fd, &self.stream()).on("starting a connection (TCP_REPAIR)", name)?;
+        if self.outside {
+            base.give_options(fd)?;
+            base.give_filter(fd)?;
+            let fd = fd.try_clone_to_owned().on("fcntl(F_DUPFD)", name)?;
+            let all = nest.state::<Outside>();
+            all.holds.extend(self.hold.clone());
+            all.waiting.push(Departure {
+                fd,
+                connection: self.clone(),
+                base: base.clone(),
+                local: local.clone(),
+            });
+            return Ok(());
+        }
+        tcp::start(fd, &self.stream(), base.corked()).on("starting a connection (TCP_REPAIR)", name)?;
         base.give_options(fd)?;
         base.give_filter(fd)?;
         if let Some((ghost, stream)) = ghost {
-            tcp::start(ghost.as_fd(), &stream).on("starting a connection (TCP_REPAIR)", name)?;
+            tcp::start(ghost.as_fd(), &stream, false).on("starting a connection (TCP_REPAIR)", name)?;
             // It closes as the other end did, and lingers as that did.
             drop(ghost);
         }
@@ -273,6 +417,82 @@ impl Connection {
             socket::shutdown(fd, 2).on("shutdown", name)?;
         }
         Ok(())
+    }
+
+    /// Goes on with a connection to outside, whose wire is open again.
+    fn depart(&self, fd: BorrowedFd<'_>, base: &Base, local: &[u8]) -> nix::Result<()> {
+        let plain = |a: &[u8]| inet_address(a).map(|a| SocketAddr::new(a.ip().to_canonical(), a.port()));
+        let (Some(to), Some(from)) = (plain(local), plain(&self.remote.0)) else {
+            return Err(Errno::EINVAL);
+        };
+        let acknowledged = self.send_next.wrapping_sub(self.written.0.len() as u32);
+        if self.cut {
+            tcp::start_mute(fd)?;
+            inject_segment(from, to, self.receive_next, acknowledged, RST_ACK)?;
+            return until(fd, |now| now == state::CLOSE);
+        }
+        tcp::start(fd, &self.stream(), base.corked())?;
+        // Leaving repair mode has changed SO_REUSEADDR.
+        base.give_options(fd).map_err(|_| Errno::EINVAL)?;
+        if self.fin_sent {
+            socket::shutdown(fd, 2)?;
+        }
+        if self.fin_received {
+            // The other end has sent it, and was told that it arrived.
+            inject_segment(from, to, self.receive_next, acknowledged, FIN_ACK)?;
+            return until(fd, |now| state::fin_received(now) || now == state::CLOSE);
+        }
+        Ok(())
+    }
+}
+
+/// Waits until a segment that was put into the way has arrived.
+fn until(fd: BorrowedFd<'_>, arrived: impl Fn(u8) -> bool) -> nix::Result<()> {
+    let began = Instant::now();
+    while !arrived(tcp::info(fd)?.state) {
+        if began.elapsed() > Duration::from_secs(2) {
+            return Err(Errno::ETIMEDOUT);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+/// By which name nf_tables holds the wires of a checkpoint shut.
+pub(super) fn hold_name(id: &crate::store::CheckpointId) -> String {
+    format!("freeze-{id}")
+}
+
+/// Lets go of the connections that are held shut for a checkpoint; tells whether there were any.
+pub fn release(id: &crate::store::CheckpointId) -> Result<bool> {
+    let name = hold_name(id);
+    wire::release(&name).on("deleting a table of nf_tables", || name.clone())
+}
+
+/// The last step of a restore: the wires to outside are opened, and their connections go on.
+pub fn depart(nest: &mut Nest) {
+    let Outside { holds, waiting } = std::mem::take(nest.state::<Outside>());
+    for name in holds {
+        match wire::release(&name) {
+            Ok(true) => {}
+            Ok(false) => nest.warnings.push(format!(
+                "connections to outside were not held shut since the checkpoint ({name} is gone): the other ends may have \
+                 given up"
+            )),
+            Err(e) => nest
+                .warnings
+                .push(format!("connections to outside are still held shut ({name}): {}", e.desc())),
+        }
+    }
+    for one in waiting {
+        if let Err(e) = one.connection.depart(one.fd.as_fd(), &one.base, &one.local.0) {
+            let to = readable(&one.connection.remote.0);
+            nest.warnings.push(format!(
+                "{}: the connection to {to} does not go on: {}",
+                one.base.label(),
+                e.desc()
+            ));
+        }
     }
 }
 
