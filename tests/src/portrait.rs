@@ -297,6 +297,12 @@ impl Portrait {
                 } else {
                     format!(" {dev} {inode}")
                 };
+                // A socket is numbered anew; which one it is, its descriptor tells.
+                let name = if name.starts_with("socket:[") {
+                    "a socket"
+                } else {
+                    &*name
+                };
                 let about = format!("{perms}{file} {name}");
                 vmas.push((number(start), number(end), number(offset), about));
             } else if let Some((_, _, _, about)) = vmas.last_mut() {

@@ -223,7 +223,7 @@ c6.connect(("::1", l6.getsockname()[1]))
 full = S.socket()
 full.bind(("127.0.0.1", 0))
 full.listen(0)
-tries = [S.socket() for n in range(3)]
+tries = [S.socket() for n in range(2)]
 for t in tries:
     t.setblocking(False)
     t.connect_ex(full.getsockname())

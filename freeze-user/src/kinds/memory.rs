@@ -247,7 +247,7 @@ impl ProcessKind for Memory {
                 }
                 continue;
             }
-            if v.name == b"[vsyscall]" {
+            if is_special(v) {
                 continue;
             }
             let backing = if !v.has_file() {

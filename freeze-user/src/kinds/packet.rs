@@ -67,6 +67,9 @@ fn device(local: &[u8]) -> u32 {
 }
 
 fn device_name(number: u32) -> Option<String> {
+    if number == 0 {
+        return None;
+    }
     nix::net::if_::if_indextoname(number)
         .ok()
         .map(|n| n.to_string_lossy().into_owned())

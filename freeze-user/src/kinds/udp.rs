@@ -56,10 +56,10 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
                 .remedy("close the tunnel first"),
         );
     }
-    if is_udp(fd) && option(libc::UDP_CORK) != 0 {
+    if is_udp(fd) && corked(held) {
         return Some(
             fd.blocker()
-                .why("a datagram is being put together (UDP_CORK)")
+                .why("a datagram is being put together (UDP_CORK or MSG_MORE)")
                 .remedy("let the program send it first"),
         );
     }
@@ -69,6 +69,17 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
         return Some(fd.blocker().why(why).remedy("let the program read them first"));
     }
     None
+}
+
+/// Whether a datagram is being put together (UDP_CORK, MSG_MORE): what is on its way only looks like it for a moment.
+fn corked(held: BorrowedFd<'_>) -> bool {
+    let pending = || sys::ioctl_int(held, libc::TIOCOUTQ).is_ok_and(|n| n > 0);
+    (0..20).all(|n| {
+        if n > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        pending()
+    })
 }
 
 fn is_udp(fd: &FdView) -> bool {

@@ -246,6 +246,18 @@ pub fn poll(fd: BorrowedFd<'_>) -> Sys<i16> {
     Ok(one.revents)
 }
 
+/// Whether out-of-band data waits to be read, which peeking at the rest would lose.
+pub fn urgent(fd: BorrowedFd<'_>) -> bool {
+    let flags = nix::sys::socket::MsgFlags::MSG_OOB | nix::sys::socket::MsgFlags::MSG_PEEK;
+    let flags = flags | nix::sys::socket::MsgFlags::MSG_DONTWAIT;
+    match nix::sys::socket::recv(fd.as_raw_fd(), &mut [0], flags) {
+        // It has been announced, and is on its way.
+        Err(Errno::EAGAIN) => true,
+        Ok(n) => n > 0,
+        Err(_) => false,
+    }
+}
+
 /// An option that is an int.
 pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> Sys<i32> {
     let mut bytes = [0; 4];

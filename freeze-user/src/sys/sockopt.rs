@@ -186,6 +186,7 @@ pub static IPV6_UNCONNECTED: Options = Options {
 pub static UDP: Options = Options {
     level: libc::IPPROTO_UDP,
     names: &[
+        (libc::UDP_CORK, 4),
         (101, 4), // UDP_NO_CHECK6_TX
         (102, 4), // UDP_NO_CHECK6_RX
         (libc::UDP_SEGMENT, 4),

@@ -345,16 +345,3 @@ pub fn start(fd: BorrowedFd<'_>, stream: &Stream, corked: bool) -> Sys<()> {
 pub fn start_mute(fd: BorrowedFd<'_>) -> Sys<()> {
     set_option(fd, TCP, TCP_REPAIR, -1)
 }
-
-/// Whether out-of-band data waits to be read, which peeking at the rest would lose.
-pub fn urgent(fd: BorrowedFd<'_>) -> bool {
-    use std::os::fd::AsRawFd;
-    let flags = nix::sys::socket::MsgFlags::MSG_OOB | nix::sys::socket::MsgFlags::MSG_PEEK;
-    let flags = flags | nix::sys::socket::MsgFlags::MSG_DONTWAIT;
-    match nix::sys::socket::recv(fd.as_raw_fd(), &mut [0], flags) {
-        // It has been announced, and is on its way.
-        Err(Errno::EAGAIN) => true,
-        Ok(n) => n > 0,
-        Err(_) => false,
-    }
-}

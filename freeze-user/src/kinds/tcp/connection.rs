@@ -131,7 +131,7 @@ pub(super) fn obstacle(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) 
                 .remedy("try again when it is established or has failed"),
         );
     }
-    if tcp::urgent(held) {
+    if socket::urgent(held) {
         let why = "out-of-band data waits in it, which cannot be put there again";
         return Some(fd.blocker().why(why).remedy("let the program read it first"));
     }
