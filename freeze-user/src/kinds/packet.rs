@@ -100,9 +100,7 @@ fn mappings(fd: &FdView, view: &View) -> Vec<Mapping> {
         own.map(move |v| Mapping {
             pid,
             range: v.range(),
-            protection: i32::from(v.read) * libc::PROT_READ
-                | i32::from(v.write) * libc::PROT_WRITE
-                | i32::from(v.exec) * libc::PROT_EXEC,
+            protection: v.prot(),
             offset: v.offset,
         })
         .collect::<Vec<_>>()
@@ -118,7 +116,7 @@ fn used(socket: &PacketSocket, mappings: &[Mapping]) -> bool {
     let Some(ring) = socket.receive_ring.as_ref().or(socket.send_ring.as_ref()) else {
         return false;
     };
-    let mut first = vec![0; (ring.frame_size as usize).min(4096).max(64)];
+    let mut first = vec![0; (ring.frame_size as usize).clamp(64, 4096)];
     let end = m.range.start + first.len() as u64;
     if sys::vm_read(m.pid, &[Range::new(m.range.start, end)], &mut first).is_err() {
         return false;
