@@ -2,10 +2,10 @@
 
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
-use crate::observe::sharing::{self, Sharing};
-pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::observe::ends::Ends;
 use crate::observe::peers::{InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, unix_sockets};
+use crate::observe::sharing::{self, Sharing};
+pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::maps::{self, Vma};
 use crate::proc::stat::Stat;
