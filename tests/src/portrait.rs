@@ -301,7 +301,7 @@ impl Portrait {
                 let name = if name.starts_with("socket:[") {
                     "a socket"
                 } else {
-                    &*name
+                    name
                 };
                 let about = format!("{perms}{file} {name}");
                 vmas.push((number(start), number(end), number(offset), about));
