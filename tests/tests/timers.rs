@@ -82,3 +82,70 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    undelivered,
+    c(r#"
+/* An expiry that is blocked waits, once, with what was sent along; the timer then goes on. */
+int main(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGRTMIN);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    timer_t often, once;
+    struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN, .sigev_value.sival_int = 5 };
+    OK(timer_create(CLOCK_MONOTONIC, &event, &often));
+    event.sigev_value.sival_int = 6;
+    OK(timer_create(CLOCK_BOOTTIME, &event, &once));
+    struct itimerspec fast = { { 0, 50000000 }, { 0, 50000000 } }, single = { { 0, 0 }, { 0, 1000000 } };
+    OK(timer_settime(often, 0, &fast, 0));
+    OK(timer_settime(once, 0, &single, 0));
+    nap(70);
+    freeze_here();
+    siginfo_t info;
+    struct timespec none = { 0, 0 }, long_enough = { 10, 0 };
+    int seen[7] = { 0 };
+    while (sigtimedwait(&set, &info, &none) == SIGRTMIN) {
+        SAME(info.si_code, SI_TIMER);
+        seen[info.si_value.sival_int]++;
+    }
+    SAME(seen[6], 1);
+    SAME(seen[5], 1);
+    SAME(sigtimedwait(&set, &info, &long_enough), SIGRTMIN);
+    SAME(info.si_value.sival_int, 5);
+}
+"#)
+);
+
+conformance!(
+    clocks,
+    c(r#"
+/* Timers on every clock go on, the CPU time of the process and its threads by number included. */
+static volatile int hits[7];
+static void hear(int n, siginfo_t *info, void *c) { hits[info->si_value.sival_int]++; }
+int main(void) {
+    struct sigaction act = { .sa_sigaction = hear, .sa_flags = SA_SIGINFO | SA_RESTART };
+    OK(sigaction(SIGRTMIN, &act, 0));
+    clockid_t clocks[7] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI, CLOCK_PROCESS_CPUTIME_ID };
+    OK(clock_getcpuclockid(getpid(), &clocks[5]));
+    CHECK(!pthread_getcpuclockid(pthread_self(), &clocks[6]));
+    for (int i = 0; i < 7; i++) {
+        timer_t timer;
+        struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN, .sigev_value.sival_int = i };
+        OK(timer_create(clocks[i], &event, &timer));
+        struct itimerspec every = { { 0, 10000000 }, { 0, 10000000 } };
+        OK(timer_settime(timer, 0, &every, 0));
+    }
+    freeze_here();
+    int before[7], ready = 0;
+    for (int i = 0; i < 7; i++) before[i] = hits[i];
+    struct timespec start, now;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    while (ready < 7) {
+        for (ready = 0; ready < 7 && hits[ready] > before[ready] + 1;) ready++;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (now.tv_sec > start.tv_sec + 25) DIE("clock %d stands still", (int)clocks[ready]);
+    }
+}
+"#)
+);

@@ -159,6 +159,8 @@ pub struct Shared {
     pub files: BTreeMap<(Pid, RawFd), FileId>,
     /// Objects whose contents are in the image already, by device and inode.
     pub stored: BTreeSet<(u64, u64)>,
+    /// Timers whose expiry waits to be delivered and which then go on: restored, they expire at once by themselves.
+    pub expired: BTreeSet<(Pid, i32)>,
     /// TCP connections by the inode of the end: both are read at once, so that they fit each other.
     pub streams: BTreeMap<u64, sys::tcp::Stream>,
     /// What waits in the queues of unix sockets, by inode: read once, since a look leaves a mark on what is empty.

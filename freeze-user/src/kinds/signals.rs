@@ -118,8 +118,12 @@ impl ProcessKind for PendingSignals {
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
 
     fn collect(from: &mut Source<'_>) -> Result<Pending> {
-        let bytes =
-            |list: Vec<crate::tracee::Pending>| list.into_iter().map(|p| Bytes(p.0)).collect::<Vec<_>>();
+        let pid = from.process.pid();
+        let again = |info: &Bytes| timer_of(info).is_some_and(|id| from.shared.expired.contains(&(pid, id)));
+        let bytes = |list: Vec<crate::tracee::Pending>| {
+            let all = list.into_iter().map(|p| Bytes(p.0));
+            all.filter(|info| !again(info)).collect::<Vec<_>>()
+        };
         let mut out = Pending {
             process: Vec::new(),
             threads: Vec::new(),
@@ -175,6 +179,14 @@ impl ProcessKind for PendingSignals {
         }
         Ok(())
     }
+}
+
+/// Of a timer's expiry, which timer.
+pub fn timer_of(info: &Bytes) -> Option<i32> {
+    // struct siginfo: number, errno, code, 4 bytes of air, then the timer's id.
+    const SI_TIMER: i32 = -2;
+    let int = |at: usize| Some(i32::from_ne_bytes(info.0.get(at..at + 4)?.try_into().ok()?));
+    (int(8)? == SI_TIMER).then(|| int(16)).flatten()
 }
 
 /// `si_signo`, the first field.

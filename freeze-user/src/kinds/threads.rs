@@ -10,7 +10,7 @@ use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::sharing::TABLES;
-use crate::observe::view::{ProcessView, View};
+use crate::observe::view::{ProcessView, ThreadView, View};
 use crate::sys::sched::{self, SchedAttr};
 use crate::sys::{self, CloneArgs, Kcmp};
 use crate::tracee::Seized;
@@ -18,6 +18,7 @@ use crate::tracee::regs::{Regs, USER64_CS};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
 #[derive(Debug)]
 pub struct Threads;
@@ -145,6 +146,8 @@ impl ProcessKind for Threads {
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let mut threads = Vec::new();
+        let views = from.process.view.threads.clone();
+        let by_tid: HashMap<Pid, &ThreadView> = views.iter().map(|t| (t.tid, t)).collect();
         let told = from.process.tape_each(|_, t| {
             let stack = t.space(24);
             let address = t.space(8);
@@ -168,15 +171,7 @@ impl ProcessKind for Threads {
         for (n, (ran, (stack, address, slack, asked))) in told.into_iter().enumerate() {
             let tid = from.process.threads()[n].tid();
             let name = || format!("thread {tid}");
-            let nice = from
-                .process
-                .view
-                .threads
-                .iter()
-                .find(|t| t.tid == tid)
-                .map(|t| t.stat.nice);
-            let comm =
-                std::fs::read(format!("/proc/{}/task/{tid}/comm", from.process.pid())).on("read", name)?;
+            let stat = by_tid.get(&tid).map(|t| &t.stat);
             let thread = &from.process.threads()[n];
             threads.push(Thread {
                 tid,
@@ -192,10 +187,10 @@ impl ProcessKind for Threads {
                 tid_address: ran.word(address),
                 robust_list: crate::sys::get_robust_list(tid).on("get_robust_list", name)?,
                 rseq: thread.rseq()?,
-                name: Bytes(comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec()),
+                name: Bytes(stat.map_or_else(Vec::new, |s| s.comm.clone())),
                 sched: SchedAttr {
                     // Told only of ordinary classes, but kept for the day when a real-time thread becomes one.
-                    nice: nice.unwrap_or(0) as i32,
+                    nice: stat.map_or(0, |s| s.nice) as i32,
                     ..sched::getattr(tid).on("sched_getattr", name)?
                 },
                 affinity: Bytes(sched::affinity(tid).on("sched_getaffinity", name)?),

@@ -1,5 +1,7 @@
 //! Timers of a process: the three interval timers and its POSIX timers.
 
+use super::pipe::Bytes;
+use super::signals::timer_of;
 use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
@@ -31,6 +33,9 @@ pub struct Posix {
     pub value: u64,
     /// Interval and what remains, each seconds and nanoseconds.
     pub setting: [u64; 4],
+    /// Whether its last expiry has not been delivered yet, though it goes on; how often it has expired since is not told.
+    #[serde(default)]
+    pub expired: bool,
 }
 
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
@@ -96,7 +101,14 @@ impl ProcessKind for Timers {
                 },
                 value: timer.value,
                 setting: four(&ran, at),
+                expired: false,
             }));
+        }
+        let pid = from.process.pid();
+        let waiting = undelivered(from)?;
+        for timer in posix.iter_mut().filter(|t| t.setting[..2] != [0, 0] && waiting.contains(&t.id)) {
+            timer.expired = true;
+            from.shared.expired.insert((pid, timer.id));
         }
         posix.sort_by_key(|t| t.id);
         Ok(Record { interval, posix })
@@ -170,13 +182,26 @@ impl ProcessKind for Timers {
             )?;
         }
         for some in record.posix.chunks(64) {
+            let (ran, clocks) = building.tape(|t| {
+                let ask = |timer: &Posix| {
+                    let at = t.space(16);
+                    t.try_call("clock_gettime", libc::SYS_clock_gettime, &[timer.clock as u64, at]);
+                    at
+                };
+                some.iter().map(ask).collect::<Vec<u64>>()
+            })?;
             building.tape(|t| {
-                for timer in some {
-                    let at = t.bytes(&words(&timer.setting));
+                for (timer, clock) in some.iter().zip(clocks) {
+                    let now = [ran.word(clock), ran.word(clock + 8)];
+                    let (flags, setting) = match timer.expired {
+                        true => (libc::TIMER_ABSTIME as u64, last_expiry(timer.setting, now)),
+                        false => (0, timer.setting),
+                    };
+                    let at = t.bytes(&words(&setting));
                     t.call(
                         "timer_settime",
                         libc::SYS_timer_settime,
-                        &[timer.id as u64, 0, at, 0],
+                        &[timer.id as u64, flags, at, 0],
                     );
                 }
             })?;
@@ -189,6 +214,29 @@ impl ProcessKind for Timers {
         })?;
         Ok(())
     }
+}
+
+/// The timers of which an expiry is queued.
+fn undelivered(from: &Source<'_>) -> Result<Vec<i32>> {
+    let mut out = Vec::new();
+    for (n, thread) in from.process.threads().iter().enumerate() {
+        let mut list = thread.pending(false)?;
+        if n == 0 {
+            list.extend(thread.pending(true)?);
+        }
+        out.extend(list.into_iter().filter_map(|p| timer_of(&Bytes(p.0))));
+    }
+    Ok(out)
+}
+
+/// The setting that makes a timer expire at once and then when it would have: since its last expiry, on its clock.
+fn last_expiry([every, every_ns, left, left_ns]: [u64; 4], now: [u64; 2]) -> [u64; 4] {
+    const SECOND: i128 = 1_000_000_000;
+    let nanos = |s: u64, ns: u64| i128::from(s) * SECOND + i128::from(ns);
+    let at = nanos(now[0], now[1]) + nanos(left, left_ns) - nanos(every, every_ns);
+    // Zero would disarm it.
+    let at = at.max(1);
+    [every, every_ns, (at / SECOND) as u64, (at % SECOND) as u64]
 }
 
 /// Whether a clock is the CPU time of the calling thread.
@@ -209,4 +257,16 @@ fn sigevent(timer: &Posix) -> Vec<u8> {
     out.extend_from_slice(&timer.thread.0.to_ne_bytes());
     out.resize(64, 0);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expired_timer_keeps_its_phase() {
+        // Every 3 s, 1 s left: it last expired 2 s ago.
+        assert_eq!(last_expiry([3, 0, 1, 5], [100, 0]), [3, 0, 98, 5]);
+        assert_eq!(last_expiry([3, 0, 1, 0], [1, 0]), [3, 0, 0, 1]);
+    }
 }

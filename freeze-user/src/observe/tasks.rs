@@ -15,6 +15,9 @@ pub fn all_pids() -> Result<Vec<Pid>> {
     Ok(pids)
 }
 
+/// From how many threads on a process's children are looked for among all processes.
+const MANY: usize = 200;
+
 /// All threads of the trees below `roots`, zombies included, each with its process; parents come before their children.
 ///
 /// Complete only once all of them stand still: children forked meanwhile may be missed (proc_pid_task(5), `children`).
@@ -29,7 +32,19 @@ pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
         let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
             continue;
         };
-        for entry in dir.flatten() {
+        let entries: Vec<_> = dir.flatten().collect();
+        if entries.len() > MANY {
+            // One look at everybody is shorter than one at each of so many threads.
+            let tids = entries.iter().filter_map(|e| e.file_name().to_str()?.parse().ok());
+            out.extend(tids.map(|tid| (pid, Pid(tid))));
+            if everybody.is_none() {
+                everybody = Some(parents()?);
+            }
+            let all = everybody.as_deref().unwrap_or_default();
+            queue.extend(all.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child));
+            continue;
+        }
+        for entry in entries {
             let Some(tid) = entry.file_name().to_str().and_then(|s| s.parse().ok()).map(Pid) else {
                 continue;
             };
