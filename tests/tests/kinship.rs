@@ -331,3 +331,33 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    continued,
+    c(r#"
+/* That a child goes on after a stop is told to a parent that has not asked yet, and to nobody who has. */
+int main(void) {
+    pid_t pids[2];
+    int status;
+    for (int i = 0; i < 2; i++) {
+        pids[i] = OK(fork());
+        if (!pids[i]) for (;;) pause();
+        OK(kill(pids[i], SIGSTOP));
+        SAME(waitpid(pids[i], &status, WUNTRACED), pids[i]);
+        OK(kill(pids[i], SIGCONT));
+    }
+    SAME(waitpid(pids[0], &status, WCONTINUED), pids[0]);
+    siginfo_t info;
+    OK(waitid(P_PID, pids[1], &info, WCONTINUED | WNOWAIT));
+    freeze_here();
+    for (int i = 0; i < 2; i++) {
+        info.si_pid = 0;
+        OK(waitid(P_PID, pids[i], &info, WCONTINUED | WNOHANG));
+        SAME(info.si_pid, i ? pids[1] : 0);
+        OK(kill(pids[i], SIGTERM));
+        SAME(waitpid(pids[i], &status, 0), pids[i]);
+        SAME(WTERMSIG(status), SIGTERM);
+    }
+}
+"#)
+);

@@ -166,3 +166,26 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    rest_of_a_sleep,
+    c(r#"
+/* A sleep that tells what remains goes on for just that, and is not told that it was interrupted. */
+static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec / 1e9; }
+static void *sleeper(void *flags) {
+    struct timespec all = { 3, 0 }, rest = { 0, 0 };
+    double began = now();
+    if (flags) SAME(clock_nanosleep(CLOCK_MONOTONIC, 0, &all, &rest), 0);
+    else OK(nanosleep(&all, &rest));
+    CHECK(now() - began > 2.99);
+    return 0;
+}
+int main(void) {
+    pthread_t t[2];
+    for (intptr_t i = 0; i < 2; i++) CHECK(!pthread_create(&t[i], 0, sleeper, (void *)i));
+    nap(100);
+    freeze_here();
+    for (int i = 0; i < 2; i++) CHECK(!pthread_join(t[i], 0));
+}
+"#)
+);

@@ -106,3 +106,34 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    memory_policy,
+    c(r#"
+/* On which nodes a thread wants its memory. */
+static void policy(int *mode, unsigned long *nodes) { OK(syscall(SYS_get_mempolicy, mode, nodes, 1024, 0, 0)); }
+static void *thread(void *unused) {
+    int mode;
+    unsigned long nodes[16] = { 1 };
+    OK(syscall(SYS_set_mempolicy, 3, nodes, 64));
+    while (!gone_ahead()) nap(2);
+    policy(&mode, nodes);
+    SAME(mode, 3);
+    SAME(nodes[0], 1);
+    return 0;
+}
+int main(void) {
+    int mode;
+    unsigned long nodes[16] = { 0 };
+    /* A kernel without NUMA has none. */
+    if (syscall(SYS_get_mempolicy, &mode, nodes, 1024, 0, 0)) { freeze_here(); return 0; }
+    pthread_t t;
+    CHECK(!pthread_create(&t, 0, thread, 0));
+    nap(20);
+    freeze_here();
+    CHECK(!pthread_join(t, 0));
+    policy(&mode, nodes);
+    SAME(mode, 0);
+}
+"#)
+);

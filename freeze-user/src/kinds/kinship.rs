@@ -41,7 +41,9 @@ impl ProcessKind for Kinship {
     }
 
     fn collect(from: &mut Source<'_>) -> Result<Family> {
-        Ok(family(&from.process.view, from.view))
+        let mut family = family(&from.process.view, from.view);
+        family.continued = continued(from)?;
+        Ok(family)
     }
 
     fn precheck(_: &Family, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
@@ -77,7 +79,38 @@ fn family(p: &ProcessView, view: &View) -> Family {
             gid: p.status.gid,
             name: p.stat.comm.clone(),
         }),
+        continued: Vec::new(),
     }
+}
+
+/// The children of which the process would still be told that they go on after a stop.
+fn continued(from: &mut Source<'_>) -> Result<Vec<Pid>> {
+    let pid = from.process.pid();
+    let runs = |p: &&ProcessView| p.stat.ppid == pid.0 && !p.is_dead();
+    let children: Vec<(Pid, i32)> = from
+        .view
+        .processes
+        .iter()
+        .filter(runs)
+        .map(|p| (p.pid, p.status.ns_tgid.last().copied().unwrap_or(p.pid.0)))
+        .collect();
+    let mut out = Vec::new();
+    for some in children.chunks(64) {
+        let (ran, slots) = from.process.tape(|t| {
+            let how = libc::WCONTINUED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+            let mut ask = |inner: i32| {
+                let at = t.space(128);
+                let args = [u64::from(libc::P_PID), inner as u64, at, how as u64, 0];
+                t.try_call("waitid", libc::SYS_waitid, &args);
+                at
+            };
+            some.iter().map(|(_, inner)| ask(*inner)).collect::<Vec<u64>>()
+        })?;
+        // siginfo: the signal is left 0 if there is nothing to tell.
+        let told = some.iter().zip(slots).filter(|(_, at)| ran.word(*at) != 0);
+        out.extend(told.map(|((pid, _), _)| *pid));
+    }
+    Ok(out)
 }
 
 fn roots(p: &ProcessView, view: &View) -> bool {

@@ -73,13 +73,16 @@ impl ProcessKind for Signals {
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         nest.process(pid)?.tape(|t| {
-            // Ignoring it once flushes the SIGCHLDs of interim processes that freeze dismissed.
+            // Ignoring them once flushes the SIGCHLDs of interim processes that freeze dismissed, and the SIGCONT of
+            // one that was stopped and let go for its parent to be told.
             let ignore = t.bytes(&[&1u64.to_ne_bytes()[..], &[0; 24]].concat());
-            t.call(
-                "rt_sigaction",
-                libc::SYS_rt_sigaction,
-                &[libc::SIGCHLD as u64, ignore, 0, 8],
-            );
+            for signal in [libc::SIGCHLD, libc::SIGCONT] {
+                t.call(
+                    "rt_sigaction",
+                    libc::SYS_rt_sigaction,
+                    &[signal as u64, ignore, 0, 8],
+                );
+            }
             for a in &record.actions {
                 let mut bytes = Vec::with_capacity(32);
                 for word in [a.handler, a.flags, a.restorer, a.mask] {

@@ -92,7 +92,7 @@ impl ProcessKind for Threads {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "threads with ids, registers, xsave state, TLS, mask, alternate stack, robust list, \
         rseq, name, scheduling class, nice, affinity, I/O priority, timer slack, personality, machine-check policy, \
-        TSC and CPUID faulting, speculation control, system call dispatch, job-control stops, a first thread that has \
+        NUMA memory policy, TSC and CPUID faulting, speculation control, system call dispatch, job-control stops, a first thread that has \
         ended; threads with tables or namespaces of their own and core-scheduling cookies are refused";
     const STAGE: Stage = Stage::Threads;
     type Record = Record;
@@ -300,7 +300,13 @@ impl ProcessKind for Threads {
             let stopped = &mut building.threads[n];
             stopped.set_xstate(&thread.xstate.0)?;
             stopped.set_dispatch(thread.habits.dispatch);
-            stopped.amend(resumed(&thread.regs), thread.mask);
+            match restart::remaining(&thread.regs) {
+                Some(call) => {
+                    stopped.amend(thread.regs, thread.mask);
+                    stopped.set_replay(call);
+                }
+                None => stopped.amend(resumed(&thread.regs), thread.mask),
+            }
             schedule(thread).on("sched_setattr", name)?;
         }
         Ok(())
@@ -337,7 +343,8 @@ fn schedule(thread: &Thread) -> nix::Result<()> {
 /// The registers to go on with in a new process.
 ///
 /// A call that the kernel restarts by itself goes on verbatim, except where its memory of the call (the restart
-/// block) is gone: it is made anew. An absolute wait is exact then; a relative one may wait longer, never less.
+/// block) is gone: it is made anew. An absolute wait is exact then, and so is a sleep that tells what remains
+/// ([`restart::remaining`]); another relative wait may last longer, never less.
 fn resumed(regs: &Regs) -> Regs {
     if regs.restarts_by_block() {
         regs.rewound()

@@ -45,7 +45,11 @@ impl Nest {
             }
             self.late.append(&mut waiting);
         }
-        self.group(families)
+        self.group(families)?;
+        for child in families.iter().flat_map(|f| &f.continued) {
+            self.process(*child)?.threads[0].stop_and_go(*child)?;
+        }
+        Ok(())
     }
 
     fn root(&mut self, families: &[Family], root: &Family, own: Pid, place: Range) -> Result<()> {
@@ -324,7 +328,8 @@ impl Nest {
         for f in leaders {
             self.process(f.pid)?.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
         }
-        for f in families.iter().filter(|f| f.pgid != f.pid) {
+        // A group outside the pid namespace has no number here.
+        for f in families.iter().filter(|f| f.pgid != f.pid && f.pgid.0 != 0) {
             let interim = !families.iter().any(|l| l.pid == f.pgid) && family::free(f.pgid);
             if interim && !family::group_exists(f.pgid) {
                 self.fork(f.pid, f.pgid, 0, libc::SIGCHLD)?;

@@ -26,6 +26,9 @@ pub struct Family {
     /// What is still to be seen of a zombie.
     #[serde(default)]
     pub remains: Option<Remains>,
+    /// Children that were continued after a stop, which it has not asked for yet (wait(2), WCONTINUED).
+    #[serde(default)]
+    pub continued: Vec<Pid>,
 }
 
 /// Tables that a process got by clone(2) and has kept.
@@ -107,6 +110,7 @@ mod tests {
             exit_signal: libc::SIGCHLD,
             shares: None,
             remains: None,
+            continued: vec![],
         }
     }
 

@@ -193,6 +193,7 @@ impl Building {
             scratch.unmap(&mut threads[0])?;
         }
         crate::tracee::park_all(&mut threads)?;
+        threads.iter_mut().try_for_each(Stopped::replay)?;
         if stopped_by != 0 {
             threads.remove(0).release_stopped(pid, stopped_by)?;
         }

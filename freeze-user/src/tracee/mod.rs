@@ -217,6 +217,8 @@ pub struct Stopped {
     dispatch: [u64; 4],
     /// Whether that is out of force for now.
     undispatched: bool,
+    /// Registers by which an interrupted call is made once more, so that the kernel has a memory of it again.
+    replay: Option<Regs>,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -233,6 +235,7 @@ impl Stopped {
                 withheld: 0,
                 dispatch: get_dispatch(tid),
                 undispatched: false,
+                replay: None,
                 _one_thread: PhantomData,
             })),
             Err(Errno::ESRCH) => Ok(None),
@@ -264,6 +267,37 @@ impl Stopped {
     pub fn set_dispatch(&mut self, dispatch: [u64; 4]) {
         self.dispatch = dispatch;
         self.undispatched = dispatch[0] != 0;
+    }
+
+    /// Has a call made and interrupted before the thread is let go: it goes on with the registers it was amended to,
+    /// which tell of a call that the kernel restarts from a memory of its own.
+    pub fn set_replay(&mut self, regs: Regs) {
+        self.replay = Some(regs);
+    }
+
+    /// Makes that call and interrupts it at once; the thread is parked, before and after.
+    pub fn replay(&mut self) -> Result<()> {
+        // Where the program catches its calls itself, it is told of an interruption, as after a signal.
+        let Some(regs) = self.replay.take().filter(|_| self.dispatch[0] == 0) else {
+            return Ok(());
+        };
+        set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        set_regs(self.tid, &regs).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
+        let until = |request: u32, end: Halt| -> Result<()> {
+            loop {
+                ptrace(request, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
+                match wait(self.tid)? {
+                    halt if halt == end => return Ok(()),
+                    Halt::Gone(_) => return Err(self.lost("wait", Errno::ESRCH)),
+                    _ => {}
+                }
+            }
+        };
+        until(libc::PTRACE_SYSCALL, Halt::Signal(libc::SIGTRAP))?;
+        ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(INTERRUPT)", e))?;
+        until(libc::PTRACE_CONT, Halt::Interrupted)?;
+        set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
+        set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))
     }
 
     /// The job-control signal that had stopped it before we came; 0 if none had.
@@ -608,6 +642,26 @@ impl Stopped {
             std::thread::yield_now();
         }
         Ok(())
+    }
+
+    /// Stops a blank process of one thread and lets it go on, which leaves its parent something to be told (WCONTINUED).
+    ///
+    /// A SIGCONT stays pending.
+    pub fn stop_and_go(&mut self, pid: Pid) -> Result<()> {
+        self.drive(&self.found.clone())?;
+        crate::sys::tgkill(pid, self.tid, libc::SIGSTOP).map_err(|e| self.lost("tgkill", e))?;
+        let mut deliver = 0;
+        loop {
+            ptrace(libc::PTRACE_CONT, self.tid, 0, deliver).map_err(|e| self.lost("ptrace(CONT)", e))?;
+            match wait(self.tid)? {
+                Halt::Signal(signal) => deliver = signal as u64,
+                Halt::Group(_) => break,
+                Halt::Interrupted => deliver = 0,
+                Halt::Gone(_) => return Err(self.lost("wait", Errno::ESRCH)),
+            }
+        }
+        crate::sys::tgkill(pid, self.tid, libc::SIGCONT).map_err(|e| self.lost("tgkill", e))?;
+        self.park()
     }
 
     /// Lets it go on as found, and leaves it a job-control stop if one is due.

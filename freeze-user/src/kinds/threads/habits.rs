@@ -17,6 +17,9 @@ pub struct Habits {
     pub io_flusher: bool,
     /// By kind of speculation, the state as PR_GET_SPECULATION_CTRL tells.
     pub speculation: Vec<u64>,
+    /// NUMA memory policy: mode with its flags, and the set of nodes in 64-bit words.
+    #[serde(default)]
+    pub memory_policy: Option<(u64, Vec<u64>)>,
     /// Syscall user dispatch: mode, selector, offset, length.
     pub dispatch: [u64; 4],
 }
@@ -46,12 +49,19 @@ pub(super) struct Asked {
     cpuid: usize,
     io_flusher: usize,
     speculation: Vec<usize>,
+    policy: (usize, u64),
 }
+
+/// As many words of nodes as any kernel has (CONFIG_NODES_SHIFT is at most 10).
+const NODE_WORDS: usize = 16;
 
 impl Habits {
     /// Puts the questions on a tape.
     pub(super) fn ask(t: &mut Tape<'_>) -> Asked {
         let tsc = t.space(4);
+        let policy = t.space(8 + NODE_WORDS * 8);
+        let args = [policy, policy + 8, NODE_WORDS as u64 * 64, 0, 0];
+        let policy = (t.try_call("get_mempolicy", libc::SYS_get_mempolicy, &args), policy);
         let mut prctl = |option: u64, a: u64| t.try_call("prctl", libc::SYS_prctl, &[option, a, 0, 0, 0]);
         let mce_kill = prctl(PR_MCE_KILL_GET, 0);
         let tsc = (prctl(PR_GET_TSC, tsc), tsc);
@@ -66,6 +76,7 @@ impl Habits {
             cpuid: t.try_call("arch_prctl", libc::SYS_arch_prctl, &[ARCH_GET_CPUID, 0]),
             io_flusher,
             speculation,
+            policy,
         }
     }
 
@@ -84,6 +95,7 @@ impl Habits {
                 .iter()
                 .map(|at| value(*at).unwrap_or(0))
                 .collect(),
+            memory_policy: memory_policy(ran, asked.policy),
             dispatch: thread.dispatch(),
         }
     }
@@ -111,6 +123,13 @@ impl Habits {
                 t.call("prctl(PR_SET_SPECULATION_CTRL)", libc::SYS_prctl, &args);
             }
         }
+        if let Some((mode, nodes)) = &self.memory_policy {
+            let words: Vec<u8> = nodes.iter().flat_map(|w| w.to_ne_bytes()).collect();
+            let at = t.bytes(&words);
+            // The kernel takes the number of bits less one.
+            let args = [*mode, at, nodes.len() as u64 * 64 + 1];
+            t.call("set_mempolicy", libc::SYS_set_mempolicy, &args);
+        }
         if self.cpuid_faults {
             t.call(
                 "arch_prctl(ARCH_SET_CPUID)",
@@ -119,4 +138,12 @@ impl Habits {
             );
         }
     }
+}
+
+/// The policy that get_mempolicy(2) told of, unless it is the default.
+fn memory_policy(ran: &Ran, (call, at): (usize, u64)) -> Option<(u64, Vec<u64>)> {
+    ran.result(call).ok()?;
+    let mode = ran.word(at) & 0xffff_ffff;
+    let nodes = (0..NODE_WORDS as u64).map(|n| ran.word(at + 8 + n * 8)).collect();
+    (mode != 0).then_some((mode, nodes))
 }

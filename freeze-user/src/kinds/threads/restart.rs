@@ -26,6 +26,19 @@ pub(super) fn remembered(thread: &Stopped) -> Regs {
     recall(*thread.regs(), &read)
 }
 
+/// The same sleep for what remains of it, where the kernel has told that to the program: when it interrupted the call.
+pub(super) fn remaining(regs: &Regs) -> Option<Regs> {
+    if !regs.restarts_by_block() {
+        return None;
+    }
+    let again = regs.rewound();
+    match regs.syscall()? {
+        libc::SYS_nanosleep if regs.rsi != 0 => Some(Regs { rdi: regs.rsi, ..again }),
+        libc::SYS_clock_nanosleep if regs.r10 != 0 && regs.rsi == 0 => Some(Regs { rdx: regs.r10, ..again }),
+        _ => None,
+    }
+}
+
 type Read<'a> = &'a dyn Fn(u64, u64) -> Option<Vec<u8>>;
 
 fn recall(mut regs: Regs, read: Read<'_>) -> Regs {
