@@ -106,7 +106,10 @@ impl ProcessKind for Timers {
         }
         let pid = from.process.pid();
         let waiting = undelivered(from)?;
-        for timer in posix.iter_mut().filter(|t| t.setting[..2] != [0, 0] && waiting.contains(&t.id)) {
+        for timer in posix
+            .iter_mut()
+            .filter(|t| t.setting[..2] != [0, 0] && waiting.contains(&t.id))
+        {
             timer.expired = true;
             from.shared.expired.insert((pid, timer.id));
         }
@@ -185,7 +188,11 @@ impl ProcessKind for Timers {
             let (ran, clocks) = building.tape(|t| {
                 let ask = |timer: &Posix| {
                     let at = t.space(16);
-                    t.try_call("clock_gettime", libc::SYS_clock_gettime, &[timer.clock as u64, at]);
+                    t.try_call(
+                        "clock_gettime",
+                        libc::SYS_clock_gettime,
+                        &[timer.clock as u64, at],
+                    );
                     at
                 };
                 some.iter().map(ask).collect::<Vec<u64>>()

@@ -35,13 +35,19 @@ pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
         let entries: Vec<_> = dir.flatten().collect();
         if entries.len() > MANY {
             // One look at everybody is shorter than one at each of so many threads.
-            let tids = entries.iter().filter_map(|e| e.file_name().to_str()?.parse().ok());
+            let tids = entries
+                .iter()
+                .filter_map(|e| e.file_name().to_str()?.parse().ok());
             out.extend(tids.map(|tid| (pid, Pid(tid))));
             if everybody.is_none() {
                 everybody = Some(parents()?);
             }
             let all = everybody.as_deref().unwrap_or_default();
-            queue.extend(all.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child));
+            queue.extend(
+                all.iter()
+                    .filter(|(_, parent)| *parent == pid)
+                    .map(|(child, _)| *child),
+            );
             continue;
         }
         for entry in entries {

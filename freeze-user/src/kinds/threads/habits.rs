@@ -61,7 +61,10 @@ impl Habits {
         let tsc = t.space(4);
         let policy = t.space(8 + NODE_WORDS * 8);
         let args = [policy, policy + 8, NODE_WORDS as u64 * 64, 0, 0];
-        let policy = (t.try_call("get_mempolicy", libc::SYS_get_mempolicy, &args), policy);
+        let policy = (
+            t.try_call("get_mempolicy", libc::SYS_get_mempolicy, &args),
+            policy,
+        );
         let mut prctl = |option: u64, a: u64| t.try_call("prctl", libc::SYS_prctl, &[option, a, 0, 0, 0]);
         let mce_kill = prctl(PR_MCE_KILL_GET, 0);
         let tsc = (prctl(PR_GET_TSC, tsc), tsc);

@@ -33,8 +33,14 @@ pub(super) fn remaining(regs: &Regs) -> Option<Regs> {
     }
     let again = regs.rewound();
     match regs.syscall()? {
-        libc::SYS_nanosleep if regs.rsi != 0 => Some(Regs { rdi: regs.rsi, ..again }),
-        libc::SYS_clock_nanosleep if regs.r10 != 0 && regs.rsi == 0 => Some(Regs { rdx: regs.r10, ..again }),
+        libc::SYS_nanosleep if regs.rsi != 0 => Some(Regs {
+            rdi: regs.rsi,
+            ..again
+        }),
+        libc::SYS_clock_nanosleep if regs.r10 != 0 && regs.rsi == 0 => Some(Regs {
+            rdx: regs.r10,
+            ..again
+        }),
         _ => None,
     }
 }
