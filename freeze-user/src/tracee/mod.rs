@@ -3,9 +3,12 @@
 //! ptrace answers ESRCH to any thread but the tracer, so a [`Stopped`] can't be sent to another thread.
 #![allow(unsafe_code, reason = "ptrace has its address here")]
 
+mod many;
 pub mod process;
 pub mod regs;
 pub mod tape;
+
+pub use many::{park_all, play_all};
 
 use crate::error::{Context, Error, Result};
 use crate::ids::Pid;
@@ -707,49 +710,6 @@ impl Stopped {
             .map_err(|e| self.lost("ptrace(DETACH)", e))
             .map(drop)
     }
-}
-
-/// Parks many threads: all are set on their way before the first is waited for.
-pub fn park_all(threads: &mut [Stopped]) -> Result<()> {
-    let begun = threads
-        .iter_mut()
-        .map(Stopped::begin_park)
-        .fold(Ok(()), Result::and);
-    let ended = threads
-        .iter_mut()
-        .map(Stopped::end_park)
-        .fold(Ok(()), Result::and);
-    begun.and(ended)
-}
-
-/// Plays a tape on each of some threads, all at the same time, each in a lane of its own.
-pub fn play_all<R>(
-    threads: &mut [Stopped],
-    lanes: &[tape::Scratch],
-    fill: &mut dyn FnMut(usize, &mut tape::Tape<'_>) -> R,
-) -> Result<Vec<(tape::Ran, R)>> {
-    let mut started = Vec::with_capacity(threads.len());
-    let mut failed = Ok(());
-    for (n, (thread, lane)) in threads.iter_mut().zip(lanes).enumerate() {
-        let mut tape = lane.tape();
-        let filled = fill(n, &mut tape);
-        match tape.start(thread).and_then(|s| s.go(thread).map(|()| s)) {
-            Ok(s) => started.push((s, filled)),
-            Err(e) => {
-                failed = Err(e);
-                break;
-            }
-        }
-    }
-    // Also after an error: only a thread at a halt can be let go.
-    let mut out = Vec::with_capacity(started.len());
-    for (thread, (started, filled)) in threads.iter_mut().zip(started) {
-        match started.finish(thread) {
-            Ok(ran) => out.push((ran, filled)),
-            Err(e) => failed = failed.and(Err(e)),
-        }
-    }
-    failed.map(|()| out)
 }
 
 impl Drop for Stopped {
