@@ -4,7 +4,7 @@ use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
 use crate::nest::Nest;
 use crate::nest::family::free;
-use crate::observe::view::{View, all_pids};
+use crate::observe::view::{View, all_pids, speaker};
 use crate::proc::stat::Stat;
 use crate::proc::sysvipc::Object;
 use crate::sys::ipc::{Call, within};
@@ -153,7 +153,8 @@ impl Space {
 
 /// The IPC namespace of a process, if it is not freeze's own.
 fn apart(pid: Pid) -> Result<Option<File>> {
-    let (theirs, own) = (format!("/proc/{pid}/ns/ipc"), "/proc/thread-self/ns/ipc");
+    let theirs = format!("/proc/{}/ns/ipc", speaker(pid));
+    let own = "/proc/thread-self/ns/ipc";
     if std::fs::read_link(&theirs).on("readlink", || theirs.clone())?
         == std::fs::read_link(own).on("readlink", || own)?
     {
