@@ -184,7 +184,16 @@ impl Portrait {
         }
         for entry in fs::read_dir(format!("{dir}/ns")).into_iter().flatten().flatten() {
             let place = format!("{pid}/ns/{}", entry.file_name().display());
-            self.put(place, read_link(&entry.path().display().to_string()));
+            // Its own ones are made anew; which of the tree are one and the same must be as it was.
+            let link = read_link(&entry.path().display().to_string());
+            let kind = link.split(':').next().unwrap_or_default();
+            let ours = read_link(&format!("/proc/self/ns/{kind}"));
+            let seen = if link == ours {
+                "ours".to_owned()
+            } else {
+                names.canonical(&link)
+            };
+            self.put(place, seen);
         }
         self.threads(pid, &dir);
         self.memory(pid, &dir);
@@ -361,6 +370,10 @@ impl Portrait {
                 if FDINFO_CHANGES.iter().any(|(k, _)| *k == key) {
                     continue;
                 }
+                // Of a tree of files of its own, the mounts are new.
+                if key == "mnt_id" && !mounted_here(value.trim()) {
+                    continue;
+                }
                 let value = match key {
                     "lock" => lock(value),
                     // Of a watched file, the number and the events: its inode and position are its own affair.
@@ -439,6 +452,12 @@ impl Names {
         let number = *self.0.entry(link.to_owned()).or_insert(next);
         format!("{kind}:[#{number}]")
     }
+}
+
+/// Whether a mount id is one of our own tree of files.
+fn mounted_here(id: &str) -> bool {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines().any(|line| line.split(' ').next() == Some(id))
 }
 
 /// A lock without its index in the kernel's list, and without the inode.

@@ -222,6 +222,7 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
         reattach_terminal: args.tty,
         cgroup: args.cgroup.clone(),
         attach: args.attach.clone(),
+        ..nest::Options::default()
     };
     let restored = restore(image, options)?;
     let root = restored.roots.first().copied().unwrap_or(Pid(0));

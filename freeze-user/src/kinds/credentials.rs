@@ -30,6 +30,9 @@ pub struct Record {
     /// Threads with other credentials than the first, each with all of its own.
     #[serde(default)]
     pub own: Vec<(Pid, Record)>,
+    /// The number of its user namespace: in another one than freeze's it is entered with the ids it has there.
+    #[serde(default)]
+    pub user_namespace: u32,
 }
 
 impl Record {
@@ -48,6 +51,7 @@ impl Record {
             dumpable,
             parent_death_signals: Vec::new(),
             own: Vec::new(),
+            user_namespace: 0,
         }
     }
 
@@ -121,6 +125,7 @@ impl ProcessKind for Credentials {
             }
         }
         record.own = others;
+        record.user_namespace = from.view.namespace(p, "user");
         record.parent_death_signals = signals;
         Ok(record)
     }
@@ -132,7 +137,13 @@ impl ProcessKind for Credentials {
             .own
             .iter()
             .fold(record.permitted, |all, (_, r)| all | r.permitted);
-        let lacks = permitted & !own.cap_prm;
+        // In a user namespace of its own it has capabilities that freeze need not have.
+        let granted = if record.user_namespace == 0 {
+            own.cap_prm
+        } else {
+            !0
+        };
+        let lacks = permitted & !granted;
         if lacks != 0 {
             out.push(
                 Blocker::of(pid, "capabilities", format!("{permitted:#x}"))
@@ -159,7 +170,9 @@ impl ProcessKind for Credentials {
         let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let here = Status::parse(&text).unwrap_or_default().groups;
         let all = record;
-        let tids: Vec<Pid> = building.threads.iter().map(crate::tracee::Stopped::tid).collect();
+        let tids: Vec<Pid> = (0..building.threads.len())
+            .map(|n| building.recorded_tid(n))
+            .collect();
         building.tape_each(0, |n, t| {
             let record = all.of_thread(tids[n]);
             let prctl = |t: &mut crate::tracee::tape::Tape<'_>, name, option: i32, a: u64| {
@@ -172,8 +185,9 @@ impl ProcessKind for Credentials {
                 libc::PR_SET_SECUREBITS,
                 SECBIT_NO_SETUID_FIXUP,
             );
+            let inside = all.user_namespace != 0;
             // In a user namespace it may be forbidden, and then there is nothing to change.
-            if record.groups != here {
+            if record.groups != here && !inside {
                 let groups: Vec<u8> = record.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
                 let at = t.bytes(&groups);
                 t.call(
@@ -182,13 +196,9 @@ impl ProcessKind for Credentials {
                     &[record.groups.len() as u64, at],
                 );
             }
-            let id = u64::from;
-            let [r, e, s, f] = record.gid;
-            t.call("setresgid", libc::SYS_setresgid, &[id(r), id(e), id(s)]);
-            t.call("setfsgid", libc::SYS_setfsgid, &[id(f)]);
-            let [r, e, s, f] = record.uid;
-            t.call("setresuid", libc::SYS_setresuid, &[id(r), id(e), id(s)]);
-            t.call("setfsuid", libc::SYS_setfsuid, &[id(f)]);
+            if !inside {
+                set_ids(t, record.uid, record.gid);
+            }
             for cap in (0..64).filter(|c| record.bounding & 1 << c == 0) {
                 // EINVAL past the last capability this kernel knows.
                 let args = [libc::PR_CAPBSET_DROP as u64, cap, 0, 0, 0];
@@ -246,6 +256,17 @@ impl ProcessKind for Credentials {
         }
         Ok(())
     }
+}
+
+/// Sets all ids, of users as freeze's user namespace has them unless the process is in another.
+pub fn set_ids(t: &mut crate::tracee::tape::Tape<'_>, uid: [u32; 4], gid: [u32; 4]) {
+    let id = u64::from;
+    let [r, e, s, f] = gid;
+    t.call("setresgid", libc::SYS_setresgid, &[id(r), id(e), id(s)]);
+    t.call("setfsgid", libc::SYS_setfsgid, &[id(f)]);
+    let [r, e, s, f] = uid;
+    t.call("setresuid", libc::SYS_setresuid, &[id(r), id(e), id(s)]);
+    t.call("setfsuid", libc::SYS_setfsuid, &[id(f)]);
 }
 
 fn capset(t: &mut crate::tracee::tape::Tape<'_>, effective: u64, permitted: u64, inheritable: u64) {

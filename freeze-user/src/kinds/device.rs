@@ -22,6 +22,9 @@ pub struct Record {
     /// Major and minor number.
     pub number: (u64, u64),
     pub flags: i32,
+    /// The number of the tree of files (mount namespace) it is in.
+    #[serde(default)]
+    pub tree: u32,
 }
 
 /// Minor numbers of the memory devices (major 1) that keep nothing between two calls.
@@ -38,7 +41,7 @@ impl FdKind for Device {
     }
 
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
-        if let Some((why, remedy)) = super::regular::FileRef::obstacle(&fd.link, &fd.stat) {
+        if let Some((why, remedy)) = super::regular::FileRef::obstacle(&fd.link, &fd.stat, &fd.tree) {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
     }
@@ -49,11 +52,15 @@ impl FdKind for Device {
             path: OsStr::from_bytes(&fd.link).into(),
             number,
             flags: fd.flags(),
+            tree: fd.tree.number,
         })
     }
 
-    fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
-        let found = match std::fs::metadata(&record.path).map(|m| FileStat::from(&m)) {
+    fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
+        let Some(here) = options.place(record.tree, &record.path) else {
+            return;
+        };
+        let found = match std::fs::metadata(here).map(|m| FileStat::from(&m)) {
             Ok(s) if s.kind() == libc::S_IFCHR && (major(s.rdev), minor(s.rdev)) == record.number => return,
             Ok(_) => "something else".to_owned(),
             Err(e) => e.to_string(),
@@ -72,8 +79,8 @@ impl FdKind for Device {
         Vec::new()
     }
 
-    fn restore(record: &Record, _: &mut Nest) -> Result<OwnedFd> {
-        open(&record.path, record.flags)
+    fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
+        open(&nest.options.reach(record.tree, &record.path)?, record.flags)
     }
 
     fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {

@@ -5,7 +5,8 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
-use crate::observe::view::{FdView, View};
+use crate::observe::tree::Tree;
+use crate::observe::view::{FdView, FileStat, View};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub struct Record {
     pub flags: i32,
     /// As the file system counts; meaningful on the same file system only.
     pub position: i64,
+    /// The number of the tree of files (mount namespace) it is in.
+    #[serde(default)]
+    pub tree: u32,
 }
 
 impl FdKind for Directory {
@@ -36,7 +40,9 @@ impl FdKind for Directory {
     }
 
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
-        out.extend(obstacle(&fd.link, &fd.stat).map(|(why, remedy)| fd.blocker().why(why).remedy(remedy)));
+        out.extend(
+            obstacle(&fd.link, &fd.stat, &fd.tree).map(|(why, remedy)| fd.blocker().why(why).remedy(remedy)),
+        );
     }
 
     fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
@@ -44,21 +50,23 @@ impl FdKind for Directory {
             path: OsStr::from_bytes(&fd.link).into(),
             flags: fd.flags(),
             position: fd.info.pos,
+            tree: fd.tree.number,
         })
     }
 
-    fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
-        must_be_there(&record.path, out);
+    fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
+        must_be_there(record.tree, &record.path, options, out);
     }
 
     fn members(_: &Record) -> Vec<FileId> {
         Vec::new()
     }
 
-    fn restore(record: &Record, _: &mut Nest) -> Result<OwnedFd> {
+    fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.path.display().to_string();
         let flags = OFlag::from_bits_retain(record.flags) | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY;
-        let fd = nix::fcntl::open(&record.path, flags, Mode::empty()).on("open", name)?;
+        let path = nest.options.reach(record.tree, &record.path)?;
+        let fd = nix::fcntl::open(&path, flags, Mode::empty()).on("open", name)?;
         if record.position != 0 {
             nix::unistd::lseek64(fd.as_fd(), record.position, nix::unistd::Whence::SeekSet)
                 .on("lseek", name)?;
@@ -72,16 +80,19 @@ impl FdKind for Directory {
 }
 
 /// What speaks against carrying a directory, told by its link.
-pub fn obstacle(link: &[u8], stat: &crate::observe::view::FileStat) -> Option<(String, &'static str)> {
+pub fn obstacle(link: &[u8], stat: &FileStat, tree: &Tree) -> Option<(String, &'static str)> {
     match link.ends_with(b" (deleted)") && stat.nlink == 0 {
         true => Some(("the directory was removed".into(), "let the program leave it")),
-        false => FileRef::obstacle(link, stat),
+        false => FileRef::obstacle(link, stat, tree),
     }
 }
 
 /// Refuses a directory that is not there.
-pub fn must_be_there(path: &std::path::Path, out: &mut Vec<Blocker>) {
-    let found = match std::fs::metadata(path) {
+pub fn must_be_there(tree: u32, path: &std::path::Path, options: &Options, out: &mut Vec<Blocker>) {
+    let Some(here) = options.place(tree, path) else {
+        return;
+    };
+    let found = match std::fs::metadata(here) {
         Ok(m) if m.is_dir() => return,
         // Made again with the processes that are in it.
         Err(_) if super::cgroup::is_group(path) => return,

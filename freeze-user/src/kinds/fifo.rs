@@ -28,6 +28,9 @@ pub struct Record {
     pub flags: i32,
     /// With the first end that was seen.
     pub buffer: Option<Buffer>,
+    /// The number of the tree of files (mount namespace) it is in.
+    #[serde(default)]
+    pub tree: u32,
 }
 
 /// Both ends of each fifo, held until all others are where they belong: so no open waits and nothing is lost.
@@ -48,7 +51,7 @@ impl FdKind for Fifo {
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
-        if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat) {
+        if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat, &fd.tree) {
             out.push(fd.blocker().why(why).remedy(remedy));
         } else if fd.stat.nlink == 0 {
             out.push(
@@ -87,11 +90,15 @@ impl FdKind for Fifo {
             node: (fd.stat.dev, fd.stat.ino),
             flags: fd.flags(),
             buffer,
+            tree: fd.tree.number,
         })
     }
 
-    fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
-        let found = match std::fs::symlink_metadata(&record.path).map(|m| FileStat::from(&m)) {
+    fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
+        let Some(here) = options.place(record.tree, &record.path) else {
+            return;
+        };
+        let found = match std::fs::symlink_metadata(here).map(|m| FileStat::from(&m)) {
             Ok(stat) if stat.kind() == libc::S_IFIFO => return,
             Ok(_) => "something else".to_owned(),
             Err(e) => e.to_string(),
@@ -109,13 +116,14 @@ impl FdKind for Fifo {
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.path.display().to_string();
+        let path = nest.options.reach(record.tree, &record.path)?;
         if record.flags & libc::O_PATH == 0 {
             use std::collections::hash_map::Entry;
             let held = match nest.state::<Held>().fifos.entry(record.node) {
                 Entry::Occupied(held) => held.into_mut(),
                 Entry::Vacant(free) => {
                     let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                    free.insert(nix::fcntl::open(&record.path, flags, Mode::empty()).on("open", name)?)
+                    free.insert(nix::fcntl::open(&path, flags, Mode::empty()).on("open", name)?)
                 }
             };
             if let Some(buffer) = &record.buffer {
@@ -124,7 +132,7 @@ impl FdKind for Fifo {
         }
         let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
         let flags = OFlag::from_bits_retain(record.flags & !mask | libc::O_CLOEXEC | libc::O_NONBLOCK);
-        nix::fcntl::open(&record.path, flags, Mode::empty()).on("open", name)
+        nix::fcntl::open(&path, flags, Mode::empty()).on("open", name)
     }
 
     fn finish(record: &Record, _: Placed, nest: &mut Nest) -> Result<()> {

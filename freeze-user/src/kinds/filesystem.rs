@@ -21,6 +21,11 @@ pub struct Record {
     pub cwd: PathBuf,
     pub root: PathBuf,
     pub umask: u32,
+    /// The numbers of the trees of files (mount namespaces) that they are in.
+    #[serde(default)]
+    pub cwd_tree: u32,
+    #[serde(default)]
+    pub root_tree: u32,
 }
 
 impl ProcessKind for Filesystem {
@@ -37,7 +42,7 @@ impl ProcessKind for Filesystem {
         for (place, link) in [("cwd", &p.cwd), ("root", &p.root)] {
             let path = String::from_utf8_lossy(&link.path).into_owned();
             out.extend(
-                obstacle(&link.path, &link.stat)
+                obstacle(&link.path, &link.stat, &link.tree)
                     .map(|(why, remedy)| p.blocker(place, path).why(why).remedy(remedy)),
             );
         }
@@ -56,23 +61,31 @@ impl ProcessKind for Filesystem {
             cwd: OsStr::from_bytes(&p.cwd.path).into(),
             root: OsStr::from_bytes(&p.root.path).into(),
             umask: p.status.umask.unwrap_or(0o022),
+            cwd_tree: p.cwd.tree.number,
+            root_tree: p.root.tree.number,
         })
     }
 
-    fn precheck(record: &Record, _: Pid, _: &Options, out: &mut Vec<Blocker>) {
-        must_be_there(&record.cwd, out);
+    fn precheck(record: &Record, _: Pid, options: &Options, out: &mut Vec<Blocker>) {
+        must_be_there(record.cwd_tree, &record.cwd, options, out);
         if record.root != record.cwd {
-            must_be_there(&record.root, out);
+            must_be_there(record.root_tree, &record.root, options, out);
         }
     }
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
-        let open = |path: &PathBuf| File::open(path).on("open", || path.display().to_string());
-        let (root, cwd) = (open(&record.root)?, open(&record.cwd)?);
+        let open = |tree: u32, path: &PathBuf| {
+            let here = nest.options.reach(tree, path)?;
+            File::open(here).on("open", || path.display().to_string())
+        };
+        let (root, cwd) = (
+            open(record.root_tree, &record.root)?,
+            open(record.cwd_tree, &record.cwd)?,
+        );
         let at = nest.hand_over(pid, &[root.as_raw_fd(), cwd.as_raw_fd()])?;
         nest.process(pid)?.tape(|t| {
             t.call("fchdir", libc::SYS_fchdir, &[at[0]]);
-            if record.root.as_os_str() != "/" {
+            if record.root.as_os_str() != "/" || record.root_tree != 0 {
                 let dot = t.bytes(b".\0");
                 t.call("chroot", libc::SYS_chroot, &[dot]);
             }

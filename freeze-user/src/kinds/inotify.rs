@@ -4,6 +4,7 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
+use crate::observe::tree::{Tree, Trees};
 use crate::observe::view::{FdView, View};
 use crate::sys::{
     self,
@@ -33,6 +34,9 @@ pub struct Watched {
     pub path: PathBuf,
     /// IN_* bits.
     pub mask: u32,
+    /// The number of the tree of files (mount namespace) it is in.
+    #[serde(default)]
+    pub tree: u32,
 }
 
 /// A line `inotify` of fdinfo.
@@ -61,11 +65,11 @@ impl FdKind for Inotify {
         fd.anon_inode() == Some("inotify")
     }
 
-    fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
+    fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
         let Some(list) = entries(fd) else {
             return out.push(unreadable(fd));
         };
-        let mut mounts = Mounts::default();
+        let mut mounts = Mounts::new(&view.trees);
         for entry in &list {
             if let Err(why) = path_of(entry, &mut mounts) {
                 out.push(
@@ -87,14 +91,15 @@ impl FdKind for Inotify {
         }
     }
 
-    fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
-        let mut mounts = Mounts::default();
+    fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
+        let mut mounts = Mounts::new(&from.view.trees);
         let mut watches = Vec::new();
         for entry in entries(fd).ok_or_else(|| unreadable(fd).refuse())? {
-            let path = path_of(&entry, &mut mounts).map_err(|why| fd.blocker().why(why).refuse())?;
+            let (path, tree) = path_of(&entry, &mut mounts).map_err(|why| fd.blocker().why(why).refuse())?;
             watches.push(Watched {
                 wd: entry.wd,
                 path,
+                tree,
                 mask: entry.mask & ASKED,
             });
         }
@@ -102,9 +107,12 @@ impl FdKind for Inotify {
         Ok(Record { watches })
     }
 
-    fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
+    fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
         for watch in &record.watches {
-            if let Err(e) = std::fs::symlink_metadata(&watch.path) {
+            let Some(here) = options.place(watch.tree, &watch.path) else {
+                continue;
+            };
+            if let Err(e) = std::fs::symlink_metadata(here) {
                 out.push(
                     Blocker::at(watch.path.display().to_string(), "")
                         .why(format!("the program watched it, and it is missing: {e}"))
@@ -124,17 +132,18 @@ impl FdKind for Inotify {
 
     fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
         // Only now, so that it tells nothing of the files that were opened for the restore.
-        watch_all(nest.file(placed.id)?, &record.watches)
+        watch_all(nest.file(placed.id)?, &record.watches, &nest.options)
     }
 }
 
 /// Adds the watches with their numbers, which are given out in turn and never twice.
-fn watch_all(fd: BorrowedFd<'_>, watches: &[Watched]) -> Result<()> {
+fn watch_all(fd: BorrowedFd<'_>, watches: &[Watched], options: &Options) -> Result<()> {
     let mut skipped = false;
     for watch in watches {
         let name = || watch.path.display().to_string();
+        let here = options.reach(watch.tree, &watch.path)?;
         loop {
-            let wd = inotify_add(fd, &watch.path, watch.mask).on("inotify_add_watch", name)?;
+            let wd = inotify_add(fd, &here, watch.mask).on("inotify_add_watch", name)?;
             if wd == watch.wd {
                 break;
             }
@@ -205,19 +214,33 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 /// A descriptor on each file system that was asked for, by its device number in the kernel's form.
 #[derive(Default)]
 struct Mounts {
-    open: HashMap<u32, Vec<File>>,
+    open: HashMap<u32, Vec<(Tree, File)>>,
+    trees: Trees,
 }
 
 impl Mounts {
+    fn new(trees: &Trees) -> Mounts {
+        Mounts {
+            trees: trees.clone(),
+            ..Mounts::default()
+        }
+    }
+
     /// Every mount of the device that can be opened: a handle leads to a path below the one it is opened through.
-    fn on(&mut self, sdev: u32) -> &[File] {
+    fn on(&mut self, sdev: u32) -> &[(Tree, File)] {
+        let trees = &self.trees;
         self.open.entry(sdev).or_insert_with(|| {
             let wanted = format!("{}:{}", sdev >> 20, sdev & 0xfffff);
             let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-            text.split(|b| *b == b'\n')
+            let own = text
+                .split(|b| *b == b'\n')
                 .filter_map(|line| mount_point(line, &wanted))
-                .filter_map(|p| File::open(p).ok())
-                .collect()
+                .filter_map(|p| Some((Tree::default(), File::open(p).ok()?)));
+            let others = trees.all().flat_map(|tree| {
+                let there = trees.mounts(tree.number).iter().filter(|m| m.device == wanted);
+                there.filter_map(|m| Some((tree.clone(), File::open(tree.path(&m.at)).ok()?)))
+            });
+            own.chain(others).collect()
         })
     }
 }
@@ -254,12 +277,12 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 }
 
 /// The path of a watched file, or why there is none.
-fn path_of(entry: &Entry, mounts: &mut Mounts) -> Result<PathBuf, String> {
+fn path_of(entry: &Entry, mounts: &mut Mounts) -> Result<(PathBuf, u32), String> {
     let Some((kind, handle)) = &entry.handle else {
         return Err("its file system has no file handles by which the file could be found".into());
     };
     let mut why = "no mount of its file system is in sight".to_owned();
-    for mount in mounts.on(entry.sdev) {
+    for (tree, mount) in mounts.on(entry.sdev) {
         let file = match open_by_handle(mount.as_fd(), *kind, handle) {
             Ok(file) => file,
             Err(e) => {
@@ -270,8 +293,8 @@ fn path_of(entry: &Entry, mounts: &mut Mounts) -> Result<PathBuf, String> {
         let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
             continue;
         };
-        match std::fs::symlink_metadata(&path) {
-            Ok(m) if m.ino() == entry.ino => return Ok(path),
+        match std::fs::symlink_metadata(tree.path(path.as_os_str().as_bytes())) {
+            Ok(m) if m.ino() == entry.ino => return Ok((path, tree.number)),
             _ => why = format!("no path leads to its file any more ({})", path.display()),
         }
     }

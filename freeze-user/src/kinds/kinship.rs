@@ -4,12 +4,14 @@ use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
 use crate::nest::family::{Family, Remains, Shares};
+use crate::nest::space::{Kind, Membership};
 use crate::nest::{Nest, Options};
 use crate::observe::sharing::TABLES;
 use crate::observe::view::{ProcessView, View};
 use crate::store::Draft;
 use crate::sys;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 #[derive(Debug)]
 pub struct Kinship;
@@ -80,6 +82,20 @@ fn family(p: &ProcessView, view: &View) -> Family {
             name: p.stat.comm.clone(),
         }),
         continued: Vec::new(),
+        spaces: membership(p, view),
+        ids: nested(&p.status.ns_pid),
+        tid_ids: p
+            .threads
+            .iter()
+            .filter(|t| t.tid != p.pid)
+            .map(|t| nested(&t.status.ns_pid))
+            .collect(),
+        sid_ids: nested(&p.status.ns_sid),
+        pgid_ids: nested(&p.status.ns_pgid),
+        time_for_children: {
+            let (own, children) = (view.namespace(p, "time"), view.namespace(p, "time_for_children"));
+            (own != children && p.namespaces.contains_key("time_for_children")).then_some(children)
+        },
     }
 }
 
@@ -163,6 +179,34 @@ fn shared_tables(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
                 .remedy("checkpoint it when it has stopped sharing"),
         );
     }
+}
+
+/// The ids of a process in several pid namespaces; nothing where there is but one.
+fn nested(ids: &[i32]) -> Vec<i32> {
+    if ids.len() > 1 { ids.to_vec() } else { Vec::new() }
+}
+
+/// In which namespaces a process lives.
+pub fn membership(p: &ProcessView, view: &View) -> Membership {
+    let mut out = BTreeMap::new();
+    let mut put = |kind: Kind, number: u32| {
+        if number != 0 {
+            out.insert(kind, number);
+        }
+    };
+    if p.is_dead() {
+        // Of its namespaces only that of its ids is left, and the depth of those tells which it was.
+        if let Some(parent) = view.get(Pid(p.stat.ppid)) {
+            let same = parent.status.ns_pid.len() == p.status.ns_pid.len();
+            let name = if same { "pid" } else { "pid_for_children" };
+            put(Kind::Pid, view.namespace(parent, name));
+        }
+    } else {
+        Kind::ALL
+            .iter()
+            .for_each(|kind| put(*kind, view.namespace(p, kind.name())));
+    }
+    Membership(out)
 }
 
 /// Records the processes that have ended and wait for their parents: of them there is kinship and nothing else.

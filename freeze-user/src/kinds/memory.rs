@@ -34,6 +34,9 @@ pub struct Record {
     /// System V segments that are attached, each once.
     #[serde(default)]
     pub segments: Vec<Segment>,
+    /// The number of the IPC namespace they are in; 0 for that of freeze.
+    #[serde(default)]
+    pub ipc_namespace: u32,
     pub exe: FileRef,
     /// start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end.
     pub layout: [u64; 11],
@@ -166,7 +169,7 @@ impl ProcessKind for Memory {
         if p.is_dead() {
             return;
         }
-        if let Some((why, remedy)) = FileRef::obstacle(&p.exe.path, &p.exe.stat) {
+        if let Some((why, remedy)) = FileRef::obstacle(&p.exe.path, &p.exe.stat, &p.exe.tree) {
             out.push(
                 p.blocker("exe", String::from_utf8_lossy(&p.exe.path))
                     .why(why)
@@ -203,8 +206,10 @@ impl ProcessKind for Memory {
                 .or_insert_with(|| FileStat::of(&map_file(p.speaker, v)).ok());
             match stat {
                 Some(stat) if stat.kind() == libc::S_IFREG => {
+                    let tree = view.trees.at(map_file(p.pid, v));
                     out.extend(
-                        FileRef::obstacle(&v.name, stat).map(|(why, remedy)| at().why(why).remedy(remedy)),
+                        FileRef::obstacle(&v.name, stat, &tree)
+                            .map(|(why, remedy)| at().why(why).remedy(remedy)),
                     );
                 }
                 Some(_) => out.push(at().why("a device is mapped").remedy("let the program unmap it")),
@@ -227,6 +232,7 @@ impl ProcessKind for Memory {
             objects: Vec::new(),
             memfds: Vec::new(),
             segments: Vec::new(),
+            ipc_namespace: from.view.namespace(&view, "ipc"),
             exe: from_exe(&view, from)?,
             layout: layout(&view, brk),
             auxv: Bytes(std::fs::read(format!("/proc/{by}/auxv")).on("read", || format!("/proc/{by}/auxv"))?),
@@ -285,7 +291,7 @@ impl ProcessKind for Memory {
             found.retain(|b| !out.contains(b));
             out.append(&mut found);
         }
-        for segment in &record.segments {
+        for segment in record.segments.iter().filter(|_| record.ipc_namespace == 0) {
             segment.precheck(out);
         }
         if !record.vdso_code.0.is_empty() && own_vdso().is_some_and(|own| own != record.vdso_code.0) {
@@ -455,7 +461,15 @@ fn layout(p: &ProcessView, brk: u64) -> [u64; 11] {
 fn from_exe(p: &ProcessView, from: &mut Source<'_>) -> Result<FileRef> {
     let path = format!("/proc/{}/exe", p.speaker);
     let open = || File::open(&path).on("open", || path.clone());
-    FileRef::collect(&p.exe.path, &p.exe.stat, false, open, from.shared, from.draft)
+    FileRef::collect(
+        &p.exe.path,
+        &p.exe.stat,
+        &p.exe.tree,
+        false,
+        open,
+        from.shared,
+        from.draft,
+    )
 }
 
 fn read_code(pid: Pid, range: Range) -> Result<Vec<u8>> {
@@ -483,6 +497,7 @@ fn file(
     files.push(FileRef::collect(
         &v.name,
         &stat,
+        &from.view.trees.at(&path),
         written,
         open,
         from.shared,

@@ -19,6 +19,7 @@ pub mod limits;
 pub mod memfd;
 pub mod memory;
 pub mod msgqueues;
+pub mod namespaces;
 pub mod netlink;
 pub mod packet;
 pub mod pidfd;
@@ -42,6 +43,7 @@ pub mod unix;
 
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid, Range, SpaceId};
+use crate::nest::space::Kind;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, ProcessView, View};
 use crate::store::Draft;
@@ -200,6 +202,12 @@ pub struct Common {
     pub owner: (i32, i32),
     /// Which signal it gets instead of SIGIO; 0 for SIGIO.
     pub signal: i32,
+    /// The number of the network namespace a socket belongs to; 0 for that of freeze.
+    #[serde(default)]
+    pub net: u32,
+    /// The number of the IPC namespace of the process that holds it.
+    #[serde(default)]
+    pub ipc: u32,
 }
 
 /// The status flags that F_SETFL can change.
@@ -213,6 +221,8 @@ impl Common {
                 flags,
                 owner: (0, 0),
                 signal: 0,
+                net: 0,
+                ipc: 0,
             });
         }
         let here = from.process.fd(fd.fd)?;
@@ -220,7 +230,13 @@ impl Common {
         let owner = sys::owner_ex(here.as_fd()).on("fcntl(F_GETOWN_EX)", name)?;
         const F_GETSIG: i32 = 11;
         let signal = sys::fcntl(here.as_fd(), F_GETSIG, 0).on("fcntl(F_GETSIG)", name)? as i32;
-        Ok(Common { flags, owner, signal })
+        Ok(Common {
+            flags,
+            owner,
+            signal,
+            net: 0,
+            ipc: 0,
+        })
     }
 
     fn restore(&self, fd: BorrowedFd<'_>) -> Result<()> {
@@ -270,6 +286,13 @@ pub trait Loaded {
 
 struct LoadedAs<K: FdKind>(Common, K::Record, pipe::Bytes);
 
+impl<K: FdKind> LoadedAs<K> {
+    /// The namespaces in which it is made.
+    fn surroundings(&self) -> [(Kind, u32); 2] {
+        [(Kind::Net, self.0.net), (Kind::Ipc, self.0.ipc)]
+    }
+}
+
 impl<K: FdKind> Loaded for LoadedAs<K> {
     fn link(&self) -> &[u8] {
         &self.2.0
@@ -278,16 +301,19 @@ impl<K: FdKind> Loaded for LoadedAs<K> {
         self.0.flags
     }
     fn precheck(&self, options: &Options, out: &mut Vec<Blocker>) {
-        K::precheck(&self.1, options, out);
+        // What is in the way of a socket can only be so in its own network, which is yet to be made.
+        if self.0.net == 0 {
+            K::precheck(&self.1, options, out);
+        }
     }
     fn members(&self) -> Vec<FileId> {
         K::members(&self.1)
     }
     fn restore(&self, nest: &mut Nest) -> Result<OwnedFd> {
-        K::restore(&self.1, nest)
+        nest.within(&self.surroundings(), |nest| K::restore(&self.1, nest))
     }
     fn finish(&self, placed: Placed, nest: &mut Nest) -> Result<()> {
-        K::finish(&self.1, placed, nest)?;
+        nest.within(&self.surroundings(), |nest| K::finish(&self.1, placed, nest))?;
         self.0.restore(nest.file(placed.id)?)?;
         if self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0 {
             // By the process itself: the kernel notes the caller's descriptor number, and SIGIO tells it (si_fd).
@@ -330,10 +356,26 @@ const fn fd<K: FdKind>() -> FdEntry {
         version: K::VERSION,
         about: K::ABOUT,
         claims: K::claims,
-        verdict: K::verdict,
+        verdict: |fd, view, out| {
+            let done = surroundings(fd, view).and_then(|around| {
+                around.within(|| {
+                    K::verdict(fd, view, out);
+                    Ok(())
+                })
+            });
+            if let Err(e) = done {
+                out.push(
+                    fd.blocker()
+                        .why(format!("its namespaces cannot be entered: {e}"))
+                        .remedy("run freeze as root"),
+                );
+            }
+        },
         collect: |id, fd, from| {
-            let common = Common::collect(fd, from)?;
-            let record = K::collect(fd, from)?;
+            let around = surroundings(fd, from.view)?;
+            let mut common = Common::collect(fd, from)?;
+            (common.net, common.ipc) = (around.net, around.ipc);
+            let record = around.within(|| K::collect(fd, from))?;
             let link = pipe::Bytes(fd.link.clone());
             let frame = FileFrame {
                 id,
@@ -370,10 +412,26 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
         version: K::VERSION,
         about: K::ABOUT,
         stage: K::STAGE,
-        verdict: K::verdict,
+        verdict: |p, view, out| {
+            let around = Around::of_process(p.pid, view);
+            let done = around.and_then(|around| {
+                around.within(|| {
+                    K::verdict(p, view, out);
+                    Ok(())
+                })
+            });
+            if let Err(e) = done {
+                out.push(
+                    p.blocker("ipc namespace", "")
+                        .why(format!("it cannot be entered: {e}"))
+                        .remedy("run freeze as root"),
+                );
+            }
+        },
         collect: |from| {
             let pid = from.process.pid();
-            let record = K::collect(from)?;
+            let around = Around::of_process(pid, from.view)?;
+            let record = around.within(|| K::collect(from))?;
             put_process::<K>(pid, record, from.draft)
         },
         precheck: |payload, options, out| {
@@ -386,9 +444,60 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
                 Ok(frame) => frame,
                 Err(e) => return Ok(Err(e.to_string())),
             };
-            K::restore(&frame.record, frame.pid, nest).map(Ok)
+            let ipc = nest.membership(frame.pid).of(Kind::Ipc);
+            nest.within(&[(Kind::Ipc, ipc)], |nest| {
+                K::restore(&frame.record, frame.pid, nest)
+            })
+            .map(Ok)
         },
     }
+}
+
+/// The namespaces other than freeze's that an object is in, open to be entered while it is asked about.
+#[derive(Debug, Default)]
+struct Around {
+    net: u32,
+    ipc: u32,
+    open: Vec<OwnedFd>,
+}
+
+impl Around {
+    /// The IPC namespace of a process.
+    fn of_process(pid: Pid, view: &View) -> Result<Around> {
+        let number = view.get(pid).map_or(0, |p| view.namespace(p, "ipc"));
+        let mut around = Around::default();
+        if number != 0 {
+            let path = format!("/proc/{pid}/ns/ipc");
+            around
+                .open
+                .push(std::fs::File::open(&path).on("open", || path)?.into());
+            around.ipc = number;
+        }
+        Ok(around)
+    }
+
+    fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let open: Vec<BorrowedFd<'_>> = self.open.iter().map(AsFd::as_fd).collect();
+        sys::ns::within(&open, work).on("setns", || "a namespace of the set")?
+    }
+}
+
+/// The namespaces of a description: a socket's network is that in which it was made.
+fn surroundings(fd: &FdView, view: &View) -> Result<Around> {
+    let mut around = Around::of_process(fd.pid, view)?;
+    if fd.protocol.is_empty() || !view.foreign.keys().any(|(kind, _)| kind == "net") {
+        return Ok(around);
+    }
+    let name = || format!("fd {} of {}", fd.fd, fd.pid);
+    let pidfd = sys::pidfd_open(fd.pid).on("pidfd_open", name)?;
+    let socket = sys::pidfd_getfd(pidfd.as_fd(), fd.fd).on("pidfd_getfd", name)?;
+    let net = sys::ns::of_socket(socket.as_fd()).on("ioctl(SIOCGSKNS)", name)?;
+    let inode = nix::sys::stat::fstat(net.as_fd()).on("fstat", name)?.st_ino;
+    if let Some(number) = view.foreign.get(&("net".to_owned(), inode)) {
+        around.net = *number;
+        around.open.push(net);
+    }
+    Ok(around)
 }
 
 /// Every kind of description, in the order in which they are asked whether they claim a descriptor.
@@ -419,6 +528,7 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     process::<kinship::Kinship>(),
     process::<cgroup::Cgroups>(),
     process::<cgroup::ThreadCgroups>(),
+    process::<namespaces::Namespaces>(),
     process::<signals::Signals>(),
     process::<timers::Timers>(),
     process::<traits::Traits>(),
@@ -515,7 +625,7 @@ pub fn markdown() -> String {
         - descriptors that no kind above claims: io_uring, fanotify, userfaultfd, perf events, eBPF objects, block devices, \
           devices with state of their own, sockets of other families;\n\
         - the other end of a pipe, fifo, socket or terminal pair held by a process outside the tree: every holder is named;\n\
-        - processes in other namespaces than freeze (run it inside: `nsenter --target PID --all`), 32-bit programs, kernel \
+        - mounts of file systems that cannot be made anew and are not mounted where freeze runs, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
         - files whose path leads nowhere or elsewhere, removed directories, unlinked files with other names, leases.\n";

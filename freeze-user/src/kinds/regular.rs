@@ -4,6 +4,7 @@ use super::{FdKind, Placed, Source, object_space};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, PAGE, SpaceId};
 use crate::nest::{Nest, Options};
+use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, FileStat, View};
 use crate::proc::fdinfo::Lock;
 use crate::store::{Content, Draft};
@@ -48,14 +49,17 @@ pub struct FileRef {
     pub unlinked: Option<SpaceId>,
     /// A file of the kernel's (/proc, /sys), which has no size or time of change to compare.
     pub virtual_file: bool,
+    /// The number of the tree of files (mount namespace) it is in; 0 for that of freeze.
+    #[serde(default)]
+    pub tree: u32,
 }
 
 const DELETED: &[u8] = b" (deleted)";
 
 impl FileRef {
     /// What speaks against carrying the file at `link`, with what remedy; `None` if nothing does.
-    pub fn obstacle(link: &[u8], stat: &FileStat) -> Option<(String, &'static str)> {
-        if let Some(path) = link.strip_suffix(DELETED).filter(|_| !leads_to(link, stat)) {
+    pub fn obstacle(link: &[u8], stat: &FileStat, tree: &Tree) -> Option<(String, &'static str)> {
+        if let Some(path) = link.strip_suffix(DELETED).filter(|_| !leads_to(link, stat, tree)) {
             let name = String::from_utf8_lossy(path).into_owned();
             if stat.nlink > 0 {
                 return Some((
@@ -74,7 +78,7 @@ impl FileRef {
                 "run freeze where the program sees its files (nsenter, chroot)",
             ));
         }
-        match std::fs::symlink_metadata(OsStr::from_bytes(link)).map(|m| FileStat::from(&m)) {
+        match std::fs::symlink_metadata(tree.path(link)).map(|m| FileStat::from(&m)) {
             Ok(now) if (now.dev, now.ino) == (stat.dev, stat.ino) => None,
             Ok(_) => Some((
                 "another file or mount lies at its path now".into(),
@@ -91,13 +95,14 @@ impl FileRef {
     pub fn collect(
         link: &[u8],
         stat: &FileStat,
+        tree: &Tree,
         written: bool,
         open: impl FnOnce() -> Result<File>,
         shared: &mut super::Shared,
         draft: &mut Draft,
     ) -> Result<FileRef> {
         let name = || String::from_utf8_lossy(link).into_owned();
-        let gone = link.ends_with(DELETED) && !leads_to(link, stat);
+        let gone = link.ends_with(DELETED) && !leads_to(link, stat, tree);
         let path = if gone {
             &link[..link.len() - DELETED.len()]
         } else {
@@ -116,6 +121,7 @@ impl FileRef {
             written,
             unlinked,
             virtual_file,
+            tree: tree.number,
         })
     }
 
@@ -124,9 +130,13 @@ impl FileRef {
         if self.virtual_file || options.accept_changed.contains(&self.path) {
             return;
         }
+        // In a tree that is yet to be built nothing can be looked for; once it is there, this is asked again.
+        let Some(here) = options.place(self.tree, &self.path) else {
+            return;
+        };
         let at = || Blocker::at(self.path.display().to_string(), "");
         if self.unlinked.is_some() {
-            match self.path.parent().map(std::fs::metadata) {
+            match here.parent().map(std::fs::metadata) {
                 Some(Ok(m)) if m.is_dir() => {}
                 _ => out.push(
                     at().why("the directory of this unlinked file is gone")
@@ -139,7 +149,7 @@ impl FileRef {
             "put it back, or accept it as it is with --accept-changed {}",
             self.path.display()
         );
-        let now = match std::fs::symlink_metadata(&self.path) {
+        let now = match std::fs::symlink_metadata(&here) {
             Ok(m) => FileStat::from(&m),
             Err(e) => {
                 return out.push(
@@ -195,7 +205,7 @@ impl FileRef {
             nix::fcntl::open(path, flags, Mode::empty()).on("open", || self.path.display().to_string())
         };
         let Some(space) = self.unlinked else {
-            return open(&self.path);
+            return open(&nest.options.reach(self.tree, &self.path)?);
         };
         if !nest.state::<Ghosts>().files.contains_key(&space) {
             let file = self.revive(space, nest)?;
@@ -222,12 +232,13 @@ impl FileRef {
                 .open(path)
         };
         // Somebody else's file may have that name by now; then any other will do.
-        let mut path = self.path.clone();
+        let here = nest.options.reach(self.tree, &self.path)?;
+        let mut path = here.clone();
         let mut made = create(&path);
         for n in 0.. {
             match &made {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && n < 1000 => {
-                    let mut other = self.path.clone().into_os_string();
+                    let mut other = here.clone().into_os_string();
                     other.push(format!(".freeze-{}-{n}", std::process::id()));
                     path = other.into();
                     made = create(&path);
@@ -263,7 +274,8 @@ impl FileRef {
             return Ok(());
         }
         let name = || self.path.display().to_string();
-        let now = FileStat::from(&std::fs::metadata(&self.path).on("stat", name)?);
+        let here = nest.options.reach(self.tree, &self.path)?;
+        let now = FileStat::from(&std::fs::metadata(&here).on("stat", name)?);
         let settled = nest.state::<Settled>().0.insert((now.dev, now.ino), ());
         if settled.is_some() || (now.size == self.stat.size && now.mtime == self.stat.mtime) {
             return Ok(());
@@ -279,8 +291,8 @@ impl FileRef {
                 .image
                 .path()
                 .with_extension(format!("tail-{}-{}", self.stat.ino, self.stat.size));
-            copy_tail(&self.path, self.stat.size, &tail).on("copy", || tail.display().to_string())?;
-            let file = File::options().write(true).open(&self.path).on("open", name)?;
+            copy_tail(&here, self.stat.size, &tail).on("copy", || tail.display().to_string())?;
+            let file = File::options().write(true).open(&here).on("open", name)?;
             file.set_len(self.stat.size).on("ftruncate", name)?;
             nest.warnings.push(format!(
                 "{}: cut back by {grown} bytes to the recorded {}; the tail is kept in {}",
@@ -320,8 +332,8 @@ impl Drop for Name {
 }
 
 /// Whether the path `link`, taken literally, leads to this very file (a name may end in " (deleted)").
-fn leads_to(link: &[u8], stat: &FileStat) -> bool {
-    std::fs::symlink_metadata(OsStr::from_bytes(link))
+fn leads_to(link: &[u8], stat: &FileStat, tree: &Tree) -> bool {
+    std::fs::symlink_metadata(tree.path(link))
         .is_ok_and(|m| (FileStat::from(&m).dev, FileStat::from(&m).ino) == (stat.dev, stat.ino))
 }
 
@@ -412,7 +424,7 @@ impl FdKind for Regular {
     }
 
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
-        if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat) {
+        if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat, &fd.tree) {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
         for lock in fd
@@ -436,7 +448,15 @@ impl FdKind for Regular {
             File::open(path).on("open", || fd.label())
         };
         let written = fd.flags() & libc::O_ACCMODE != libc::O_RDONLY && fd.flags() & libc::O_PATH == 0;
-        let file = FileRef::collect(&fd.link, &fd.stat, written, open, from.shared, from.draft)?;
+        let file = FileRef::collect(
+            &fd.link,
+            &fd.stat,
+            &fd.tree,
+            written,
+            open,
+            from.shared,
+            from.draft,
+        )?;
         let of = |class: &str| {
             fd.info
                 .locks

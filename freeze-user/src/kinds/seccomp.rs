@@ -101,7 +101,7 @@ impl ProcessKind for Seccomp {
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         let building = nest.process(pid)?;
         for thread in &record.threads {
-            let Some(n) = building.threads.iter().position(|t| t.tid() == thread.tid) else {
+            let Some(n) = building.thread(thread.tid) else {
                 continue;
             };
             // The tapes still to come must pass; all of it bites again once the thread is let go.

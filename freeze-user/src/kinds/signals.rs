@@ -152,29 +152,27 @@ impl ProcessKind for PendingSignals {
             .iter()
             .chain(record.threads.iter().flat_map(|(_, list)| list));
         building.avoid_signals(all.filter_map(signal_of));
+        let own = building.inner as u64;
         for some in record.process.chunks(64) {
             building.tape(|t| {
                 for info in some {
                     let at = t.bytes(&info.0);
                     let signal = signal_of(info).unwrap_or(0) as u64;
-                    t.call(
-                        "rt_sigqueueinfo",
-                        libc::SYS_rt_sigqueueinfo,
-                        &[pid.0 as u64, signal, at],
-                    );
+                    t.call("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &[own, signal, at]);
                 }
             })?;
         }
         for (tid, list) in &record.threads {
-            let Some(n) = building.threads.iter().position(|t| t.tid() == *tid) else {
+            let Some(n) = building.thread(*tid) else {
                 continue;
             };
+            let inner_tid = building.inner_tid(n) as u64;
             for some in list.chunks(64) {
                 building.tape_on(n, |t| {
                     for info in some {
                         let at = t.bytes(&info.0);
                         let signal = signal_of(info).unwrap_or(0) as u64;
-                        let args = [pid.0 as u64, tid.0 as u64, signal, at];
+                        let args = [own, inner_tid, signal, at];
                         t.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &args);
                     }
                 })?;

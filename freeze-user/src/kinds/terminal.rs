@@ -252,8 +252,9 @@ impl FdKind for Terminal {
                 };
                 if let (Some(leader), Some(group)) = (pty.session, pty.foreground) {
                     let at = nest.hand_over(leader, &[made.slave.as_raw_fd()])?[0];
+                    let known = nest.known_as(leader, group);
                     let (ran, set) = nest.process(leader)?.tape(|t| {
-                        let id = t.bytes(&group.0.to_ne_bytes());
+                        let id = t.bytes(&known.to_ne_bytes());
                         let set = t.try_call("ioctl(TIOCSPGRP)", libc::SYS_ioctl, &[at, libc::TIOCSPGRP, id]);
                         t.call("close", libc::SYS_close, &[at]);
                         set

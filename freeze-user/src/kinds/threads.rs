@@ -12,8 +12,7 @@ use crate::nest::{Nest, Options};
 use crate::observe::sharing::TABLES;
 use crate::observe::view::{ProcessView, ThreadView, View};
 use crate::sys::sched::{self, SchedAttr};
-use crate::sys::{self, CloneArgs, Kcmp};
-use crate::tracee::Seized;
+use crate::sys::{self, Kcmp};
 use crate::tracee::regs::{Regs, USER64_CS};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -222,43 +221,14 @@ impl ProcessKind for Threads {
     }
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        // One that has ended stands for itself until all is done, and needs nothing of its own.
+        let first = usize::from(record.leader_ended.is_some());
+        let others: Vec<Pid> = record.threads[1 - first..].iter().map(|t| t.tid).collect();
+        nest.spawn_threads(pid, &others)?;
         let building = nest.process(pid)?;
         building.stopped_by = record.stopped_by;
         building.stop_told = record.stop_told;
         building.leader_ended = record.leader_ended;
-        // One that has ended stands for itself until all is done, and needs nothing of its own.
-        let first = usize::from(record.leader_ended.is_some());
-        for some in record.threads[1 - first..].chunks(128) {
-            building.tape(|t| {
-                for thread in some {
-                    let tid = t.bytes(&thread.tid.0.to_ne_bytes());
-                    let flags = libc::CLONE_VM
-                        | libc::CLONE_FS
-                        | libc::CLONE_FILES
-                        | libc::CLONE_SIGHAND
-                        | libc::CLONE_THREAD
-                        | libc::CLONE_SYSVSEM
-                        | libc::CLONE_PTRACE;
-                    let args = CloneArgs {
-                        flags: flags as u64,
-                        set_tid: tid,
-                        set_tid_size: 1,
-                        ..CloneArgs::default()
-                    };
-                    let args = t.bytes(&args.bytes());
-                    t.call("clone3(CLONE_THREAD)", libc::SYS_clone3, &[args, 88]);
-                }
-            })?;
-            for thread in some {
-                let died = || crate::error::Error::Died {
-                    pid: thread.tid,
-                    how: "ended while it was built".into(),
-                };
-                building
-                    .threads
-                    .push(Seized::inherited(thread.tid).halted()?.ok_or_else(died)?);
-            }
-        }
         building.tape_each(first, |n, t| {
             let thread = &record.threads[n - first];
             thread.habits.take_up(t);
@@ -307,14 +277,15 @@ impl ProcessKind for Threads {
                 }
                 None => stopped.amend(resumed(&thread.regs), thread.mask),
             }
-            schedule(thread).on("sched_setattr", name)?;
+            let live = stopped.tid();
+            schedule(thread, live).on("sched_setattr", name)?;
         }
         Ok(())
     }
 }
 
-fn schedule(thread: &Thread) -> nix::Result<()> {
-    let now = sched::getattr(thread.tid)?;
+fn schedule(thread: &Thread, tid: Pid) -> nix::Result<()> {
+    let now = sched::getattr(tid)?;
     if now != thread.sched {
         if thread.sched.nice != now.nice {
             // As an ordinary thread first: the classes above ignore the value, and keep the one there is.
@@ -323,19 +294,19 @@ fn schedule(thread: &Thread) -> nix::Result<()> {
                 nice: thread.sched.nice,
                 ..SchedAttr::default()
             };
-            sched::setattr(thread.tid, &ordinary)?;
+            sched::setattr(tid, &ordinary)?;
         }
-        sched::setattr(thread.tid, &thread.sched)?;
+        sched::setattr(tid, &thread.sched)?;
     }
-    if sched::affinity(thread.tid)? != thread.affinity.0 {
-        match sched::set_affinity(thread.tid, &thread.affinity.0) {
+    if sched::affinity(tid)? != thread.affinity.0 {
+        match sched::set_affinity(tid, &thread.affinity.0) {
             // None of its CPUs is here: it may run on all that are, as when they are unplugged.
             Ok(()) | Err(Errno::EINVAL) => {}
             Err(e) => return Err(e),
         }
     }
-    if sched::ioprio(thread.tid)? != thread.ioprio {
-        sched::set_ioprio(thread.tid, thread.ioprio)?;
+    if sched::ioprio(tid)? != thread.ioprio {
+        sched::set_ioprio(tid, thread.ioprio)?;
     }
     Ok(())
 }

@@ -120,6 +120,12 @@ impl ProcessKind for Timers {
     fn precheck(_: &Record, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        // Threads go by the ids they have in the process's own pid namespace.
+        let threads: Vec<i32> = record
+            .posix
+            .iter()
+            .map(|t| nest.known_as(pid, t.thread))
+            .collect();
         let building = nest.process(pid)?;
         let by_id = match record.posix.is_empty() {
             true => false,
@@ -136,18 +142,14 @@ impl ProcessKind for Timers {
             }
         };
         let mut next = 0;
-        for timer in &record.posix {
+        for (timer, thread) in record.posix.iter().zip(threads) {
             // The CPU time of a thread is that of whoever makes the timer: most likely the one it is to tell.
-            let maker = building
-                .threads
-                .iter()
-                .position(|t| t.tid() == timer.thread)
-                .unwrap_or(0);
+            let maker = building.thread(timer.thread).unwrap_or(0);
             let maker = if on_thread_time(timer.clock) { maker } else { 0 };
             // Without the prctl (Linux 6.16) ids are given out in turn: make and delete up to the wanted one.
             loop {
                 let (ran, (made, slot)) = building.tape_on(maker, |t| {
-                    let event = sigevent(timer);
+                    let event = sigevent(timer, thread);
                     let event = t.bytes(&event);
                     let slot = t.bytes(&timer.id.to_ne_bytes());
                     (
@@ -257,11 +259,11 @@ fn words(list: &[u64; 4]) -> Vec<u8> {
 }
 
 /// `struct sigevent`: value, signal, how, thread; 64 bytes.
-fn sigevent(timer: &Posix) -> Vec<u8> {
+fn sigevent(timer: &Posix, thread: i32) -> Vec<u8> {
     let mut out = timer.value.to_ne_bytes().to_vec();
     out.extend_from_slice(&timer.signal.to_ne_bytes());
     out.extend_from_slice(&timer.notify.to_ne_bytes());
-    out.extend_from_slice(&timer.thread.0.to_ne_bytes());
+    out.extend_from_slice(&thread.to_ne_bytes());
     out.resize(64, 0);
     out
 }

@@ -185,7 +185,7 @@ impl FdKind for Unix {
         let name = if inherited {
             None
         } else {
-            Name::collect(fd, held.as_fd())?
+            Name::collect(fd, held.as_fd(), &from.view.trees)?
         };
         let after = match (&role, &name) {
             (Role::Directed { .. }, _) => pointing_at(fd, from),
@@ -208,9 +208,9 @@ impl FdKind for Unix {
         })
     }
 
-    fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
+    fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
         if let Some(name) = &record.name {
-            name.precheck(record.kind, out);
+            name.precheck(record.kind, options, out);
         }
     }
 
@@ -225,7 +225,7 @@ impl FdKind for Unix {
         };
         record.base.give_owner(fd.as_fd())?;
         if let Some(name) = &record.name {
-            name.bind(fd.as_fd())?;
+            name.bind(fd.as_fd(), &nest.options)?;
         }
         if let Role::Listening { backlog, who, .. } = &record.role {
             listen(fd.as_fd(), *backlog, *who, nest)?;

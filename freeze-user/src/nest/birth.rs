@@ -1,6 +1,8 @@
 //! How the blank processes are born: parents, sessions and groups come out right by who forks whom, and when.
 
-use super::family::{self, Family, Shares};
+use super::enter::WayIn;
+use super::family::{self, Birth, Family, Shares};
+use super::space::{Kind, Membership};
 use super::{Building, Nest, SCRATCH_PAGES, TASK_SIZE, free_place, is_vdso, kill, pid_refused, wait_end};
 use crate::error::{Error, Result};
 use crate::ids::{PAGE, Pid, Range};
@@ -58,24 +60,26 @@ impl Nest {
             (*session == sid && self.parents.get(pid) == Some(&own)).then_some(*pid)
         };
         if sid == root.pid || sid == family::own_session() {
-            self.spawn_root(root.pid, place)?;
+            self.spawn_root(&root.birth(), place)?;
         } else if let Some(member) = self.sessions.iter().find_map(member) {
-            self.fork(member, root.pid, BY_PARENT, 0)?;
+            self.fork(member, &root.birth(), BY_PARENT, 0)?;
         } else if family::free(sid) && !families.iter().any(|f| f.pid == sid) {
             // Its session's leader is gone: an interim process with that pid leads it just long enough.
-            self.spawn_root(sid, place)?;
+            let interim = root.interim(sid, &root.sid_ids, &Membership::default());
+            self.spawn_root(&interim, place)?;
             self.lead(sid)?;
-            self.fork(sid, root.pid, BY_PARENT, 0)?;
+            self.fork(sid, &root.birth(), BY_PARENT, 0)?;
             self.dismiss(sid, None)?;
         } else {
-            self.spawn_root(root.pid, place)?;
+            self.spawn_root(&root.birth(), place)?;
         }
         self.grow(families, root)
     }
 
     /// Forks a blank process off freeze, takes it over and empties it.
-    fn spawn_root(&mut self, pid: Pid, place: Range) -> Result<()> {
-        sys::spawn_blank(pid).map_err(|e| pid_refused(pid, e))?;
+    fn spawn_root(&mut self, birth: &Birth, place: Range) -> Result<()> {
+        let (pid, inner) = (birth.pid, birth.inner());
+        self.spawn(birth)?;
         self.made.push(pid);
         self.sessions.insert(pid, family::own_session());
         self.parents.insert(pid, Pid(std::process::id() as i32));
@@ -90,10 +94,12 @@ impl Nest {
         let vmas = read_vmas(pid, Depth::Maps)?;
         let insn = find_syscall(pid, &vmas)?;
         let (rseq, rseq_len, rseq_sig) = leader.rseq()?;
-        let scratch = Scratch::map_at(&mut leader, pid, pid.0, insn, place)?;
+        let scratch = Scratch::map_at(&mut leader, pid, inner, insn, place)?;
         let mut building = Building {
             pid,
+            inner,
             threads: vec![leader],
+            names: vec![(pid, inner)],
             stopped_by: 0,
             stop_told: false,
             leader_ended: None,
@@ -128,30 +134,42 @@ impl Nest {
             }
         })?;
         self.processes.insert(pid, building);
-        fault::point("blank")
+        fault::point("blank")?;
+        self.settle(birth, Membership::default(), None)
     }
 
     /// Forks a blank child off a blank process; with CLONE_PARENT its exit signal is that of the other.
-    fn fork(&mut self, parent: Pid, pid: Pid, flags: u64, exit_signal: i32) -> Result<()> {
+    fn fork(&mut self, from: Pid, birth: &Birth, flags: u64, exit_signal: i32) -> Result<()> {
+        let (parent, pid, inner) = (from, birth.pid, birth.inner());
+        let around = self.membership(from);
+        let entry = self.way_in(&around, birth)?;
+        let space = if entry == WayIn::New {
+            libc::CLONE_NEWPID as u64
+        } else {
+            0
+        };
+        if let WayIn::Join(number) = entry {
+            self.enter(from, &[(Kind::Pid, number)])?;
+        }
         let building = self.process(parent)?;
         let made = building.tape(|t| {
-            let tid = t.bytes(&pid.0.to_ne_bytes());
+            let tid = t.bytes(&birth.set_tid());
             let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 {
                 exit_signal as u64
             } else {
                 0
             };
             let args = CloneArgs {
-                flags: flags | libc::CLONE_PTRACE as u64,
+                flags: flags | space | libc::CLONE_PTRACE as u64,
                 exit_signal,
                 set_tid: tid,
-                set_tid_size: 1,
+                set_tid_size: birth.ids.len() as u64,
                 ..CloneArgs::default()
             };
             let args = t.bytes(&args.bytes());
             t.call("clone3", libc::SYS_clone3, &[args, 88]);
         });
-        let scratch = building.scratch.inherited(pid.0);
+        let scratch = building.scratch.inherited(pid, inner);
         match made {
             Ok(_) => {}
             Err(Error::Kernel { errno, .. }) => return Err(pid_refused(pid, errno)),
@@ -176,7 +194,9 @@ impl Nest {
             pid,
             Building {
                 pid,
+                inner,
                 threads: vec![child],
+                names: vec![(pid, inner)],
                 stopped_by: 0,
                 stop_told: false,
                 leader_ended: None,
@@ -184,7 +204,11 @@ impl Nest {
                 scratch,
             },
         );
-        Ok(())
+        if let WayIn::Join(_) = entry {
+            // Back to where its other children are born.
+            self.enter(from, &[(Kind::Pid, around.of(Kind::Pid))])?;
+        }
+        self.settle(birth, around, Some(from))
     }
 
     /// Ends an interim process and has it reaped by its parent: a process of the nest, or freeze.
@@ -194,10 +218,12 @@ impl Nest {
         self.processes.remove(&pid);
         wait_end(pid);
         if let Some(parent) = parent {
-            let reap = [pid.0 as u64, 0, libc::__WALL as u64, 0];
+            let known = self.known_as(parent, pid) as u64;
+            let reap = [known, 0, libc::__WALL as u64, 0];
             self.process(parent)?.call("wait4", libc::SYS_wait4, &reap)?;
         }
         self.made.retain(|p| *p != pid);
+        self.births.remove(&pid);
         self.sessions.remove(&pid);
         self.parents.remove(&pid);
         Ok(())
@@ -216,7 +242,13 @@ impl Nest {
         let leads = me.sid == me.pid;
         let open = [before, me.sid];
         let mut later = Vec::new();
-        for child in families.iter().filter(|f| !f.root && f.parent == me.pid) {
+        let mut children: Vec<&Family> = families
+            .iter()
+            .filter(|f| !f.root && f.parent == me.pid)
+            .collect();
+        // The init of a pid namespace comes before whoever else lives there.
+        children.sort_by_key(|c| c.ids.last() != Some(&1));
+        for child in children {
             match child.born_in(families, &open) {
                 // A session leader's children that are in its session come after setsid(2), all others before.
                 Some(session) if leads && session == me.pid => later.push(child),
@@ -238,11 +270,11 @@ impl Nest {
     fn bear(&mut self, families: &[Family], parent: Pid, child: &Family) -> Result<()> {
         match child.shares {
             Some(Shares { with, tables }) if with != parent => {
-                self.fork(with, child.pid, tables | BY_PARENT, 0)?;
+                self.fork(with, &child.birth(), tables | BY_PARENT, 0)?;
             }
             shares => {
                 let tables = shares.map_or(0, |s| s.tables);
-                self.fork(parent, child.pid, tables, child.exit_signal)?;
+                self.fork(parent, &child.birth(), tables, child.exit_signal)?;
             }
         }
         self.grow(families, child)
@@ -262,9 +294,9 @@ impl Nest {
         if sharer.is_some() {
             return self.bear(families, parent, child);
         } else if let Some(sibling) = sibling.copied() {
-            self.fork(sibling, child.pid, BY_PARENT, 0)?;
+            self.fork(sibling, &child.birth(), BY_PARENT, 0)?;
         } else if let Some(member) = below.copied() {
-            self.orphan(families, member, parent, child.pid)?;
+            self.orphan(families, member, parent, child)?;
         } else if family::free(sid) && !families.iter().any(|f| f.pid == sid) {
             // The session's leader is gone: an interim process leads it while its member is forked.
             let from = child.shares.map_or(parent, |s| s.with);
@@ -274,9 +306,10 @@ impl Nest {
             } else {
                 tables | BY_PARENT
             };
-            self.fork(from, sid, how, child.exit_signal)?;
+            let interim = child.interim(sid, &child.sid_ids, &self.membership(from));
+            self.fork(from, &interim, how, child.exit_signal)?;
             self.lead(sid)?;
-            self.fork(sid, child.pid, tables | BY_PARENT, 0)?;
+            self.fork(sid, &child.birth(), tables | BY_PARENT, 0)?;
             self.dismiss(sid, Some(parent))?;
         } else {
             return self.bear(families, parent, child);
@@ -290,15 +323,24 @@ impl Nest {
     }
 
     /// Makes a child of `parent` as it once came to be: its own parent, a child of `member`, ends, and it is taken in.
-    fn orphan(&mut self, families: &[Family], member: Pid, parent: Pid, child: Pid) -> Result<()> {
+    fn orphan(&mut self, families: &[Family], member: Pid, parent: Pid, child: &Family) -> Result<()> {
         let interim = spare(families)?;
+        let spaces = self.membership(member);
+        let depth = self.births.get(&member).map_or(1, |b| b.ids.len());
+        // As high a number further in: nobody has come that far there.
+        let birth = Birth {
+            pid: interim,
+            ids: vec![interim.0; depth],
+            spaces,
+            time_for_children: None,
+        };
         let reaper = |on: u64| [libc::PR_SET_CHILD_SUBREAPER as u64, on, 0, 0, 0];
         self.process(parent)?
             .call("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, &reaper(1))?;
-        self.fork(member, interim, 0, libc::SIGCHLD)?;
-        self.fork(interim, child, 0, libc::SIGCHLD)?;
+        self.fork(member, &birth, 0, libc::SIGCHLD)?;
+        self.fork(interim, &child.birth(), 0, libc::SIGCHLD)?;
         self.dismiss(interim, Some(member))?;
-        self.parents.insert(child, parent);
+        self.parents.insert(child.pid, parent);
         self.process(parent)?
             .call("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, &reaper(0))?;
         Ok(())
@@ -332,13 +374,23 @@ impl Nest {
         for f in families.iter().filter(|f| f.pgid != f.pid && f.pgid.0 != 0) {
             let interim = !families.iter().any(|l| l.pid == f.pgid) && family::free(f.pgid);
             if interim && !family::group_exists(f.pgid) {
-                self.fork(f.pid, f.pgid, 0, libc::SIGCHLD)?;
+                let stand_in = f.interim(f.pgid, &f.pgid_ids, &self.membership(f.pid));
+                self.fork(f.pid, &stand_in, 0, libc::SIGCHLD)?;
                 self.process(f.pgid)?
                     .call("setpgid", libc::SYS_setpgid, &[0, 0])?;
             }
-            let joined = self
-                .process(f.pid)?
-                .call("setpgid", libc::SYS_setpgid, &[0, f.pgid.0 as u64]);
+            let group = match families.iter().find(|l| l.pid == f.pgid) {
+                Some(_) => self.known_as(f.pid, f.pgid),
+                None => f.pgid_ids.last().copied().unwrap_or(f.pgid.0),
+            };
+            // A group that cannot be seen from inside was joined before the process came there.
+            let joined = match (group, sys::getpgid(f.pid)) {
+                (0, Ok(now)) if now == f.pgid => Ok(0),
+                (0, _) => self.join_from_outside(f),
+                _ => self
+                    .process(f.pid)?
+                    .call("setpgid", libc::SYS_setpgid, &[0, group as u64]),
+            };
             if interim && self.processes.contains_key(&f.pgid) {
                 self.dismiss(f.pgid, Some(f.pid))?;
             }
@@ -354,6 +406,19 @@ impl Nest {
         }
         self.warn_of_sessions(families);
         Ok(())
+    }
+
+    /// Puts a process into a group of a pid namespace further out, which its parent can do as long as it is blank.
+    fn join_from_outside(&mut self, f: &Family) -> Result<i64> {
+        if f.root {
+            return match sys::setpgid(f.pid, f.pgid) {
+                Ok(()) => Ok(0),
+                Err(e) => Err(Error::kernel("setpgid", format!("pid {}", f.pid), e)),
+            };
+        }
+        let (child, group) = (self.known_as(f.parent, f.pid), self.known_as(f.parent, f.pgid));
+        self.process(f.parent)?
+            .call("setpgid", libc::SYS_setpgid, &[child as u64, group as u64])
     }
 
     /// Names every process that is not in the session it was in.

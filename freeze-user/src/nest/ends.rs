@@ -30,9 +30,10 @@ impl Nest {
 
     /// Takes from a parent what it must not notice of a child's stop, which it learned of long ago.
     pub(super) fn hush_stop(&mut self, parent: Pid, child: Pid, told: bool) -> Result<()> {
+        let known = self.known_as(parent, child) as u64;
         self.process(parent)?.tape(|t| {
             if told {
-                let args = [child.0 as u64, 0, (libc::WUNTRACED | libc::WNOHANG) as u64, 0];
+                let args = [known, 0, (libc::WUNTRACED | libc::WNOHANG) as u64, 0];
                 t.try_call("wait4", libc::SYS_wait4, &args);
             }
             let set = t.bytes(&SIGCHLD_BIT.to_ne_bytes());

@@ -1,5 +1,6 @@
 //! Who is whose child, in which session and group: what decides how processes are forked.
 
+use super::space::Membership;
 use crate::ids::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,23 @@ pub struct Family {
     /// Children that were continued after a stop, which it has not asked for yet (wait(2), WCONTINUED).
     #[serde(default)]
     pub continued: Vec<Pid>,
+    /// The namespaces it lives in.
+    #[serde(default)]
+    pub spaces: Membership,
+    /// Its id in every pid namespace, from freeze's down to its own; empty where that is one and the same.
+    #[serde(default)]
+    pub ids: Vec<i32>,
+    /// The same of its other threads, in the order of `tids`.
+    #[serde(default)]
+    pub tid_ids: Vec<Vec<i32>>,
+    /// The same of its session and its group, 0 where they cannot be seen.
+    #[serde(default)]
+    pub sid_ids: Vec<i32>,
+    #[serde(default)]
+    pub pgid_ids: Vec<i32>,
+    /// The time namespace its children are born into, if it is not its own.
+    #[serde(default)]
+    pub time_for_children: Option<u32>,
 }
 
 /// Tables that a process got by clone(2) and has kept.
@@ -52,7 +70,69 @@ fn sigchld() -> i32 {
     libc::SIGCHLD
 }
 
+/// A process to be forked: its id, and who it is in the pid namespaces it is in.
+#[derive(Clone, Debug)]
+pub struct Birth {
+    pub pid: Pid,
+    /// As [`Family::ids`], never empty.
+    pub ids: Vec<i32>,
+    pub spaces: Membership,
+    /// As [`Family::time_for_children`].
+    pub time_for_children: Option<u32>,
+}
+
+impl Birth {
+    /// What it calls itself.
+    pub fn inner(&self) -> i32 {
+        self.ids.last().copied().unwrap_or(self.pid.0)
+    }
+
+    /// The ids in the order of clone3(2)'s `set_tid`: the innermost first.
+    pub fn set_tid(&self) -> Vec<u8> {
+        self.ids.iter().rev().flat_map(|id| id.to_ne_bytes()).collect()
+    }
+}
+
 impl Family {
+    /// What it takes to fork it.
+    pub fn birth(&self) -> Birth {
+        Birth {
+            pid: self.pid,
+            ids: or_else(&self.ids, self.pid),
+            spaces: self.spaces.clone(),
+            time_for_children: self.time_for_children,
+        }
+    }
+
+    /// An interim process in its place, with the id of its session (`ids` being those of the session) or group, forked by
+    /// one that lives in `around`.
+    pub fn interim(&self, pid: Pid, ids: &[i32], around: &Membership) -> Birth {
+        // Where the leader cannot be seen it was not: it lived in a namespace further out.
+        let seen: Vec<i32> = ids.iter().copied().take_while(|id| *id != 0).collect();
+        let ids = or_else(&seen, pid);
+        let inside = ids.len() == self.ids.len().max(1);
+        Birth {
+            pid,
+            ids,
+            spaces: if inside {
+                self.spaces.clone()
+            } else {
+                around.clone()
+            },
+            time_for_children: None,
+        }
+    }
+
+    /// The ids of a thread of its own, from freeze's pid namespace down.
+    pub fn thread_ids(&self, tid: Pid) -> Vec<i32> {
+        if tid == self.pid {
+            return or_else(&self.ids, tid);
+        }
+        let at = self.tids.iter().position(|t| *t == tid);
+        let ids = at.and_then(|i| self.tid_ids.get(i)).cloned().unwrap_or_default();
+        or_else(&ids, tid)
+    }
+
     /// The session it must be forked in, or `None` where any will do; `open` are those in which its parent once was.
     ///
     /// A session leader can be forked anywhere, unless a child of its own was forked before it called setsid(2). A
@@ -66,6 +146,10 @@ impl Family {
             .filter(|f| !f.root && f.parent == self.pid)
             .find_map(|f| f.born_in(families, open).filter(|s| open.contains(s)))
     }
+}
+
+fn or_else(ids: &[i32], pid: Pid) -> Vec<i32> {
+    if ids.is_empty() { vec![pid.0] } else { ids.to_vec() }
 }
 
 /// The session of freeze itself.
@@ -111,6 +195,12 @@ mod tests {
             shares: None,
             remains: None,
             continued: vec![],
+            spaces: Membership::default(),
+            ids: vec![],
+            tid_ids: vec![],
+            sid_ids: vec![],
+            pgid_ids: vec![],
+            time_for_children: None,
         }
     }
 

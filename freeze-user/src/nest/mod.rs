@@ -6,21 +6,26 @@ pub mod actor;
 pub mod attach;
 mod birth;
 mod ends;
+mod enter;
 pub mod family;
+pub mod space;
 
 use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{FileId, PAGE, Pid, Range};
+use crate::observe::tree::Tree;
 use crate::observe::view::command_of;
 use crate::proc::stat::Stat;
 use crate::store::Opened;
 use crate::sys;
 use crate::tracee::Stopped;
 use crate::tracee::tape::{Ran, Scratch, Tape};
-use family::Family;
+use family::{Birth, Family};
+use space::Spaces;
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -47,6 +52,29 @@ pub struct Options {
     pub cgroup: CgroupChoice,
     /// Ends that the restorer supplies.
     pub attach: Vec<attach::Attach>,
+    /// The trees of files (mount namespaces) that have been built, by their number in the image.
+    pub trees: BTreeMap<u32, Tree>,
+}
+
+impl Options {
+    /// Where freeze finds what was at `path` in the tree number `tree`; `None` as long as that tree is not built.
+    pub fn place(&self, tree: u32, path: &Path) -> Option<PathBuf> {
+        match tree {
+            0 => Some(path.to_owned()),
+            n => self.trees.get(&n).map(|t| t.path(path.as_os_str().as_bytes())),
+        }
+    }
+
+    /// The same, once all trees are built.
+    pub fn reach(&self, tree: u32, path: &Path) -> Result<PathBuf> {
+        self.place(tree, path).ok_or_else(|| {
+            Error::kernel(
+                "open",
+                format!("{} in mount namespace {tree} of the image", path.display()),
+                nix::errno::Errno::ENOENT,
+            )
+        })
+    }
 }
 
 /// Into which control groups restored processes are put.
@@ -93,8 +121,12 @@ impl Landed {
 #[derive(Debug)]
 pub struct Building {
     pub pid: Pid,
+    /// What it calls itself: its id in its own pid namespace.
+    pub inner: i32,
     /// The leader first.
     pub threads: Vec<Stopped>,
+    /// The recorded and the inner id of each of them.
+    names: Vec<(Pid, i32)>,
     /// The job-control signal it was stopped by when recorded; 0 for none.
     pub stopped_by: i32,
     /// Whether its parent has been told of that stop and has asked (wait(2), WUNTRACED).
@@ -168,6 +200,21 @@ impl Building {
         self.scratch.avoid(&queued.collect::<Vec<_>>());
     }
 
+    /// The number (in [`Building::threads`]) of the thread with this recorded id.
+    pub fn thread(&self, recorded: Pid) -> Option<usize> {
+        self.names.iter().position(|(tid, _)| *tid == recorded)
+    }
+
+    /// The recorded id of thread number `index`.
+    pub fn recorded_tid(&self, index: usize) -> Pid {
+        self.names.get(index).map_or(self.pid, |(recorded, _)| *recorded)
+    }
+
+    /// What thread number `index` calls itself.
+    pub fn inner_tid(&self, index: usize) -> i32 {
+        self.names.get(index).map_or(self.inner, |(_, inner)| *inner)
+    }
+
     /// Where its scratch mapping lies.
     pub fn scratch(&self) -> Range {
         self.scratch.range()
@@ -209,6 +256,11 @@ pub struct Nest {
     pub options: Options,
     /// Lines for the user about what is not as it was.
     pub warnings: Vec<String>,
+    /// The namespaces that its processes live in.
+    pub spaces: Spaces,
+    /// All that were forked, with the namespaces each is in now.
+    births: BTreeMap<Pid, Birth>,
+    families: BTreeMap<Pid, Family>,
     processes: BTreeMap<Pid, Building>,
     files: BTreeMap<FileId, OwnedFd>,
     holders: BTreeMap<FileId, Vec<(Pid, RawFd)>>,
@@ -232,7 +284,8 @@ impl Nest {
     /// Makes the blank processes of `families` (parents before children).
     ///
     /// `occupied` are all addresses that any of them will map; `max_fd` is the highest descriptor any of them holds;
-    /// `terminals` are those that control a session, by its leader.
+    /// `terminals` are those that control a session, by its leader; `spaces` the namespaces, but for those of pids,
+    /// which come with the processes.
     pub fn new(
         image: Opened,
         options: Options,
@@ -240,6 +293,7 @@ impl Nest {
         occupied: &[Range],
         max_fd: RawFd,
         terminals: BTreeMap<Pid, OwnedFd>,
+        spaces: Spaces,
     ) -> Result<Nest> {
         check_pids(families)?;
         let own = Pid(std::process::id() as i32);
@@ -251,6 +305,9 @@ impl Nest {
             image,
             options,
             warnings: Vec::new(),
+            spaces,
+            births: BTreeMap::new(),
+            families: families.iter().map(|f| (f.pid, f.clone())).collect(),
             processes: BTreeMap::new(),
             files: BTreeMap::new(),
             holders: BTreeMap::new(),

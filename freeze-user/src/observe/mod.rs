@@ -5,6 +5,7 @@ pub mod btf;
 pub mod ends;
 pub mod events;
 pub mod faults;
+mod foreign;
 pub mod livemap;
 mod load;
 pub mod mapview;
@@ -17,6 +18,7 @@ mod tasks;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod tree;
 pub mod view;
 
 pub use audit::Difference;

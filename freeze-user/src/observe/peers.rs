@@ -38,11 +38,13 @@ pub struct InetSocket {
     pub remote: SocketAddr,
     /// As in /proc/net/tcp: 1 established, 10 listening …
     pub state: u8,
+    /// The number of its network namespace; 0 for that of freeze.
+    pub net: u32,
 }
 
 /// All sockets that /proc/net shows in its table `protocol` (`tcp`, `tcp6`, `udp` …), by inode.
 pub fn inet_sockets(protocol: &'static str) -> HashMap<u64, InetSocket> {
-    let text = std::fs::read_to_string(format!("/proc/self/net/{protocol}")).unwrap_or_default();
+    let text = std::fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap_or_default();
     let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
     let lines = text.lines().skip(1).filter_map(|line| inet(protocol, line));
     lines
@@ -55,6 +57,7 @@ pub fn inet_sockets(protocol: &'static str) -> HashMap<u64, InetSocket> {
                     local: plain(local),
                     remote: plain(remote),
                     state,
+                    net: 0,
                 },
             )),
             _ => None,
@@ -75,7 +78,7 @@ pub fn nobodys() -> Vec<Nobodys> {
     let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
     let mut out = Vec::new();
     for table in ["tcp", "tcp6"] {
-        let text = std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default();
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
         for line in text.lines().skip(1) {
             // The fifth column: bytes to be sent and to be read.
             let unread = line
@@ -96,6 +99,7 @@ pub fn nobodys() -> Vec<Nobodys> {
                     local: plain(local),
                     remote: plain(remote),
                     state,
+                    net: 0,
                 };
                 out.push(Nobodys { ends, unread });
             }
@@ -109,7 +113,7 @@ pub fn tcp_leftovers(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
     let mut out = Vec::new();
     for table in ["tcp", "tcp6"] {
-        let text = std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default();
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
         for (inode, socket) in text.lines().skip(1).filter_map(|line| inet(table, line)) {
             if let (
                 0,

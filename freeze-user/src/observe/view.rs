@@ -6,11 +6,13 @@ use crate::observe::ends::Ends;
 use crate::observe::peers::{InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, unix_sockets};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
+use crate::observe::tree::{Tree, Trees};
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::maps::{self, Vma};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::timers::{self, Timer};
+use crate::sys::ns;
 use crate::sys::socket::protocol_of;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -72,6 +74,8 @@ pub struct FdView {
     pub info: FdInfo,
     /// Of a socket, the name of its protocol (`TCP`, `UNIX-STREAM`); else empty.
     pub protocol: String,
+    /// The tree of files the link leads through.
+    pub tree: Tree,
 }
 
 impl FdView {
@@ -121,6 +125,8 @@ pub struct ThreadView {
 pub struct LinkView {
     pub path: Vec<u8>,
     pub stat: FileStat,
+    /// The tree of files it leads through.
+    pub tree: Tree,
 }
 
 /// One process with all its threads.
@@ -200,6 +206,10 @@ pub struct View {
     pub tcp_nobodys: Vec<Nobodys>,
     /// What the user decided about ends outside.
     pub ends: Ends,
+    /// The mount namespaces other than freeze's.
+    pub trees: Trees,
+    /// The namespaces of the set other than freeze's, by name in /proc/PID/ns and inode: their numbers from 1, by name.
+    pub foreign: BTreeMap<(String, u64), u32>,
 }
 
 /// How much of the address spaces to read.
@@ -248,6 +258,7 @@ impl View {
             }
         }
         view.sharing = sharing::find(&view.processes, before);
+        view.look_at_trees()?;
         view.look_at_sockets();
         view.look_outside(before)?;
         Ok(view)
@@ -286,7 +297,7 @@ impl View {
         let other = self
             .tcp
             .iter()
-            .find(|(_, s)| s.local == own.remote && s.remote == own.local);
+            .find(|(_, s)| s.net == own.net && s.local == own.remote && s.remote == own.local);
         other.map(|(inode, _)| *inode).filter(|other| *other != inode)
     }
 
@@ -319,16 +330,40 @@ impl View {
     }
 
     fn look_at_sockets(&mut self) {
-        if self.fds().any(|f| f.protocol.starts_with("UNIX")) {
-            match unix_sockets() {
-                Ok(all) => self.unix = all,
-                Err(e) => self.unix_untold = Some(e),
+        let unix = self.fds().any(|f| f.protocol.starts_with("UNIX"));
+        let tcp = self.fds().any(|f| f.protocol.starts_with("TCP"));
+        let own = std::iter::once((0, None));
+        let others = self
+            .foreign_nets()
+            .into_iter()
+            .map(|(number, fd)| (number, Some(fd)));
+        self.tcp_nobodys.clear();
+        for (number, fd) in own.chain(others) {
+            let look = || {
+                let unix = unix.then(unix_sockets);
+                let tcp = tcp.then(|| (inet_sockets("tcp"), inet_sockets("tcp6"), nobodys()));
+                (unix, tcp)
+            };
+            let inside: Vec<_> = fd.iter().map(std::os::fd::AsFd::as_fd).collect();
+            let Ok((unix, tcp)) = ns::within(&inside, look) else {
+                continue;
+            };
+            match unix {
+                Some(Ok(all)) => self.unix.extend(all),
+                Some(Err(e)) => self.unix_untold = Some(e),
+                None => {}
             }
-        }
-        if self.fds().any(|f| f.protocol.starts_with("TCP")) {
-            self.tcp = inet_sockets("tcp");
-            self.tcp.extend(inet_sockets("tcp6"));
-            self.tcp_nobodys = nobodys();
+            let (four, six, nobodys) = tcp.unwrap_or_default();
+            self.tcp_nobodys.extend(nobodys);
+            for (inode, socket) in four.into_iter().chain(six) {
+                self.tcp.insert(
+                    inode,
+                    InetSocket {
+                        net: number,
+                        ..socket
+                    },
+                );
+            }
         }
     }
 
@@ -546,6 +581,7 @@ fn read_link(dir: &str, name: &str) -> Result<LinkView> {
     Ok(LinkView {
         path: link.into_os_string().into_vec(),
         stat,
+        tree: Tree::default(),
     })
 }
 
@@ -558,7 +594,7 @@ fn is_32_bit(dir: &str) -> Result<bool> {
     Ok(file.read_exact(&mut head).is_ok() && head == [0x7f, b'E', b'L', b'F', 1])
 }
 
-fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
+pub(super) fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
     let mut out = BTreeMap::new();
     for kind in [
         "cgroup",
@@ -712,6 +748,7 @@ fn read_fd_in(dir: &str, pid: Pid, fd: i32) -> Result<FdView> {
         stat,
         info,
         protocol,
+        tree: Tree::default(),
     })
 }
 

@@ -85,24 +85,9 @@ fn verdict(p: &ProcessView, view: &View, host: &Host, out: &mut Vec<Blocker>) {
         Kinship::verdict(p, view, out);
         return;
     }
-    namespaces(p, host, out);
     thirty_two_bit(p, out);
     for kind in PROCESS_KINDS {
         (kind.verdict)(p, view, out);
-    }
-}
-
-/// A process in other namespaces than freeze's has other pids, paths and ports than freeze sees.
-fn namespaces(p: &ProcessView, host: &Host, out: &mut Vec<Blocker>) {
-    // The cgroup namespace changes nothing of what is recorded.
-    for (kind, inode) in p.namespaces.iter().filter(|(kind, _)| *kind != "cgroup") {
-        if host.namespaces.get(kind).is_some_and(|own| own != inode) {
-            out.push(
-                p.blocker(format!("{kind} namespace"), format!("{kind}:[{inode}]"))
-                    .why("it is not the one freeze runs in")
-                    .remedy(format!("run freeze inside: nsenter --target {} --all", p.pid)),
-            );
-        }
     }
 }
 

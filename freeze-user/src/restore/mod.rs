@@ -5,6 +5,7 @@ use crate::ids::{FileId, Pid, Range};
 use crate::kinds::fdtable::FdTable;
 use crate::kinds::kinship::Kinship;
 use crate::kinds::memory::{Memory, occupied};
+use crate::kinds::namespaces::{self, Namespace};
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
 use crate::kinds::{tcp, terminal};
 use crate::nest::attach::Attach;
@@ -45,6 +46,7 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
         &records.occupied,
         records.max_fd,
         terminals,
+        namespaces::make(&records.namespaces, &records.families)?,
     )?;
     *nest.state() = ptys;
     build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
@@ -71,6 +73,7 @@ struct Records<'a> {
     max_fd: i32,
     files: BTreeMap<FileId, Box<dyn Loaded>>,
     holders: Vec<(FileId, Pid, i32)>,
+    namespaces: Vec<Namespace>,
 }
 
 impl<'a> Records<'a> {
@@ -84,6 +87,7 @@ impl<'a> Records<'a> {
             max_fd: 2,
             files: BTreeMap::new(),
             holders: Vec::new(),
+            namespaces: Vec::new(),
         };
         for frame in frames {
             if let Some(kind) = FD_KINDS.iter().find(|k| k.tag == frame.tag) {
@@ -93,6 +97,14 @@ impl<'a> Records<'a> {
                 if out.files.insert(id, loaded).is_some() {
                     return Err(out.damaged(frame, format!("a second record of {id}")));
                 }
+                continue;
+            }
+            if frame.tag == namespaces::TAG {
+                out.version(frame, namespaces::VERSION)?;
+                let read = rmp_serde::from_slice(&frame.payload);
+                out.namespaces
+                    .push(read.map_err(|e| out.damaged(frame, e.to_string()))?);
+                frame.take();
                 continue;
             }
             // A frame of a kind nobody knows stays untaken, and `leftovers` names it.
@@ -147,6 +159,7 @@ impl<'a> Records<'a> {
     /// Everything that speaks against restoring here and now, at once.
     fn precheck(&self, options: &Options) -> Result<()> {
         let mut out: Vec<Blocker> = Vec::new();
+        namespaces::precheck(&self.namespaces, &mut out);
         for (id, file) in &self.files {
             if self.attached(*id, options).is_none() {
                 file.precheck(options, &mut out);
@@ -225,6 +238,12 @@ impl<'a> Records<'a> {
 }
 
 fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
+    namespaces::furnish(nest, &records.namespaces)?;
+    if !nest.options.trees.is_empty() {
+        // Now that their trees are there, the files in them can be looked at.
+        records.precheck(&nest.options.clone())?;
+        fault::point("furnished")?;
+    }
     for (file, pid, fd) in &records.holders {
         nest.note_holder(*file, *pid, *fd);
     }

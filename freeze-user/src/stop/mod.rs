@@ -322,9 +322,11 @@ impl Frozen {
         }
         let pause = self.since.elapsed().as_nanos() as u64;
         // Leaders last: the kernel reports their end only once no other thread is left to be reaped.
+        // Children first: the init of a pid namespace ends only when nobody else is left in it.
         let pids: Vec<Pid> = self
             .processes
             .iter()
+            .rev()
             .flat_map(|p| p.threads().iter().rev().map(Stopped::tid))
             .collect();
         drop(self);

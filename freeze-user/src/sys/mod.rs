@@ -12,6 +12,7 @@ pub mod deadline;
 pub mod interrupt;
 pub mod ipc;
 pub mod multicast;
+pub mod ns;
 pub mod queue;
 pub mod sched;
 pub mod shm;
@@ -200,16 +201,18 @@ impl CloneArgs {
     }
 }
 
-/// Forks a blank process with the pid `pid`: a copy of this one that does nothing but wait to be taken over.
+/// Forks a blank process: a copy of this one that does nothing but wait to be taken over.
+///
+/// `ids` are its pids as clone3(2) wants them in `set_tid`, the innermost namespace first; `flags` may be CLONE_NEWPID.
 ///
 /// All its signals are blocked, so nothing that is queued for it acts before it is seized. It dies with this process
 /// (PR_SET_PDEATHSIG) until it is told otherwise.
-pub fn spawn_blank(pid: Pid) -> Sys<()> {
-    let tid = pid.0;
+pub fn spawn_blank(ids: &[i32], flags: u64) -> Sys<()> {
     let args = CloneArgs {
+        flags,
         exit_signal: libc::SIGCHLD as u64,
-        set_tid: &raw const tid as u64,
-        set_tid_size: 1,
+        set_tid: ids.as_ptr() as u64,
+        set_tid_size: ids.len() as u64,
         ..CloneArgs::default()
     };
     let all = !0u64;
@@ -245,6 +248,16 @@ pub fn spawn_blank(pid: Pid) -> Sys<()> {
         raw(libc::SYS_rt_sigprocmask, [set, &raw const old as u64, 0, 8, 0, 0])?;
     }
     made.map(drop)
+}
+
+/// getpgid(2) of another process.
+pub fn getpgid(pid: Pid) -> Sys<Pid> {
+    nix::unistd::getpgid(Some(pid.nix())).map(|p| Pid(p.as_raw()))
+}
+
+/// setpgid(2) of a child of this process.
+pub fn setpgid(pid: Pid, group: Pid) -> Sys<()> {
+    nix::unistd::setpgid(pid.nix(), group.nix())
 }
 
 /// Duplicates a descriptor to a number of at least `least`, close-on-exec.

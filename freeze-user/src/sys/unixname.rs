@@ -58,9 +58,19 @@ fn apart<T: Send>(work: impl FnOnce() -> Sys<T> + Send) -> Sys<T> {
     })
 }
 
-/// Binds to a path, relative to `directory` if that is given; the file gets the permissions `mode`.
-pub fn bind(fd: BorrowedFd<'_>, address: &[u8], directory: Option<&Path>, mode: u32) -> Sys<()> {
+/// Binds to a path below `root`, relative to `directory` in it if that is given; the file gets the permissions `mode`.
+pub fn bind(
+    fd: BorrowedFd<'_>,
+    address: &[u8],
+    root: Option<&Path>,
+    directory: Option<&Path>,
+    mode: u32,
+) -> Sys<()> {
     apart(|| {
+        if let Some(root) = root {
+            nix::unistd::chroot(root)?;
+            nix::unistd::chdir("/")?;
+        }
         if let Some(directory) = directory {
             nix::unistd::chdir(directory)?;
         }

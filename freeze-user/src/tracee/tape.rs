@@ -142,14 +142,14 @@ impl Scratch {
         })
     }
 
-    /// The same mapping in a child that was forked with it.
-    pub fn inherited(&self, inner: i32) -> Scratch {
+    /// The same mapping in a child that was forked with it, which calls itself `inner` in its own pid namespace.
+    pub fn inherited(&self, pid: Pid, inner: i32) -> Scratch {
         Scratch {
             range: self.range,
             lane: self.lane,
             tgid: inner,
             signal: self.signal,
-            nested: self.nested,
+            nested: inner != pid.0,
             escape: self.escape,
         }
     }
@@ -159,7 +159,8 @@ impl Scratch {
         let len = pages * PAGE;
         let part = |n| Scratch {
             lane: Range::new(self.lane.start + n * len, self.lane.start + (n + 1) * len),
-            ..self.inherited(self.tgid)
+            nested: self.nested,
+            ..self.inherited(Pid(self.tgid), self.tgid)
         };
         (0..(self.lane.len() / len).max(1)).map(part).collect()
     }

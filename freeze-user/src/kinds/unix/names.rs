@@ -3,8 +3,9 @@
 use super::super::pipe::Bytes;
 use super::super::socket::{bind, holder_of};
 use crate::error::{Blocker, Context, Error, Result};
-use crate::nest::Nest;
+use crate::nest::{Nest, Options};
 use crate::observe::peers::unix_sockets;
+use crate::observe::tree::Trees;
 use crate::observe::view::{FdView, FileStat, socket_link};
 use crate::sys::unixname::{self, address_of, directory_of, is_path, name_of};
 use crate::sys::{self, socket};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a socket was bound to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,11 +38,14 @@ pub struct NameFile {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// The number of the tree of files (mount namespace) it is in.
+    #[serde(default)]
+    pub tree: u32,
 }
 
 impl Name {
     /// The name of a socket, if it is bound to one of its own.
-    pub fn collect(fd: &FdView, held: BorrowedFd<'_>) -> Result<Option<Name>> {
+    pub fn collect(fd: &FdView, held: BorrowedFd<'_>, trees: &Trees) -> Result<Option<Name>> {
         let label = || fd.label();
         let address = sys::socket_name(held, false).on("getsockname", label)?;
         let name = name_of(&address);
@@ -58,7 +62,8 @@ impl Name {
         let seen =
             crate::observe::view::read_fd(crate::ids::Pid(std::process::id() as i32), file.as_raw_fd())?;
         let path: PathBuf = OsString::from_vec(seen.link.clone()).into();
-        let there = std::fs::symlink_metadata(&path).map(|m| FileStat::from(&m));
+        let tree = trees.of_mount(seen.info.mnt_id);
+        let there = std::fs::symlink_metadata(tree.path(&seen.link)).map(|m| FileStat::from(&m));
         let unlinked = !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino));
         let directory = match name.first() {
             Some(b'/') => None,
@@ -86,12 +91,13 @@ impl Name {
                 mode,
                 uid,
                 gid,
+                tree: tree.number,
             }),
         }))
     }
 
     /// Adds what is in the name's way.
-    pub fn precheck(&self, kind: i32, out: &mut Vec<Blocker>) {
+    pub fn precheck(&self, kind: i32, options: &Options, out: &mut Vec<Blocker>) {
         let Some(file) = &self.file else {
             let probe = sys::socket(libc::AF_UNIX, kind, 0).and_then(|s| bind(s.as_fd(), &self.address.0));
             if probe == Err(Errno::EADDRINUSE) {
@@ -104,13 +110,13 @@ impl Name {
             }
             return;
         };
-        if file.unlinked {
+        let Some(here) = options.place(file.tree, &file.path).filter(|_| !file.unlinked) else {
             return;
-        }
+        };
         let at = || Blocker::at(file.path.display().to_string(), "a socket's name");
-        match std::fs::symlink_metadata(&file.path).map(|m| FileStat::from(&m)) {
+        match std::fs::symlink_metadata(&here).map(|m| FileStat::from(&m)) {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
-                let parent = file.path.parent().map(std::fs::metadata);
+                let parent = here.parent().map(std::fs::metadata);
                 if !parent.is_some_and(|p| p.is_ok_and(|m| m.is_dir())) {
                     out.push(at().why("its directory is gone").remedy("create the directory"));
                 }
@@ -142,7 +148,7 @@ impl Name {
     }
 
     /// Binds a new socket to it.
-    pub fn bind(&self, fd: BorrowedFd<'_>) -> Result<()> {
+    pub fn bind(&self, fd: BorrowedFd<'_>, options: &Options) -> Result<()> {
         let address = &self.address.0;
         let label = || readable(address);
         let Some(file) = &self.file else {
@@ -151,18 +157,23 @@ impl Name {
         if file.unlinked {
             return unixname::bind_hidden(fd, address, file.mode).on("bind", label);
         }
+        let here = options.reach(file.tree, &file.path)?;
+        let root = (file.tree != 0)
+            .then(|| options.reach(file.tree, Path::new("/")))
+            .transpose()?;
         // A socket's file outlives it; `precheck` saw that nobody uses this one.
-        if std::fs::symlink_metadata(&file.path).is_ok_and(|m| FileStat::from(&m).kind() == libc::S_IFSOCK) {
-            nix::unistd::unlink(&file.path).on("unlink", label)?;
+        if std::fs::symlink_metadata(&here).is_ok_and(|m| FileStat::from(&m).kind() == libc::S_IFSOCK) {
+            nix::unistd::unlink(&here).on("unlink", label)?;
         }
-        unixname::bind(fd, address, file.directory.as_deref(), file.mode).on("bind", label)?;
+        unixname::bind(fd, address, root.as_deref(), file.directory.as_deref(), file.mode)
+            .on("bind", label)?;
         let (uid, gid) = (Some(file.uid.into()), Some(file.gid.into()));
         let no_follow = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
-        nix::unistd::fchownat(nix::fcntl::AT_FDCWD, &file.path, uid, gid, no_follow).on("chown", label)?;
+        nix::unistd::fchownat(nix::fcntl::AT_FDCWD, &here, uid, gid, no_follow).on("chown", label)?;
         if file.mode & !0o777 != 0 {
             let mode = Mode::from_bits_truncate(file.mode);
             let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
-            nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &file.path, mode, follow).on("chmod", label)?;
+            nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &here, mode, follow).on("chmod", label)?;
         }
         Ok(())
     }

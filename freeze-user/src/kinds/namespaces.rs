@@ -1,0 +1,558 @@
+//! Namespaces: which ones a set lives in beside freeze's own, what they hold, and how processes come back into them.
+//!
+//! ```text
+//!   made before the nest, by children of freeze that only do that     user mnt net ipc uts cgroup time
+//!   made with the process that is its init (CLONE_NEWPID)             pid
+//!   entered right after the fork, by tape (setns)                     all others but user
+//!   entered when the descriptors are in place, before threads         user, with the ids it has there
+//! ```
+
+mod contents;
+mod mounts;
+
+use super::credentials::set_ids;
+use super::{ProcessKind, Source, Stage, put};
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::Pid;
+use crate::nest::family::Family;
+use crate::nest::space::{Kind, Spaces};
+use crate::nest::{Nest, Options};
+use crate::observe::tree::Tree;
+use crate::observe::view::{ProcessView, View, all_pids, command_of};
+use crate::proc::stat::Stat;
+use crate::store::Draft;
+use crate::sys::ns::{self, Maker, Step};
+use mounts::Mount;
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+#[derive(Debug)]
+pub struct Namespaces;
+
+/// What of a process's namespaces is not kinship (see [`crate::nest::family::Family::spaces`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub user: u32,
+    /// Its ids and groups as freeze's user namespace has them: it takes them on before it enters its own.
+    pub uid: [u32; 4],
+    pub gid: [u32; 4],
+    pub groups: Vec<u32>,
+    /// The pid namespace its children are born into, if it is not its own.
+    pub pid_for_children: Option<u32>,
+    /// Whether its next child is to be the init of a new one.
+    pub fresh_for_children: bool,
+}
+
+/// The tag of the records of namespaces, each once.
+pub const TAG: &str = "namespace";
+pub const VERSION: u16 = 1;
+
+/// One namespace other than freeze's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    pub kind: Kind,
+    pub number: u32,
+    /// The user namespace that owns it; of a user namespace its parent.
+    pub owner: u32,
+    pub what: What,
+    /// Processes outside the checkpoint that were in it: while one of them lives the namespace does, and is joined.
+    pub outside: Vec<Outsider>,
+}
+
+/// A process by its pid and when it started, and the namespace's inode while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outsider {
+    pub pid: Pid,
+    pub started: u64,
+    pub inode: u64,
+}
+
+/// What a namespace holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What {
+    User {
+        /// First id inside, first id in freeze's user namespace, how many.
+        uids: Vec<[u32; 3]>,
+        gids: Vec<[u32; 3]>,
+        deny_setgroups: bool,
+        /// The uid it was made by, as freeze sees it.
+        maker: u32,
+    },
+    Pid,
+    Mount(Vec<Mount>),
+    Net,
+    Ipc {
+        /// Files under /proc/sys and what is in them.
+        settings: Vec<(String, String)>,
+    },
+    Uts {
+        hostname: String,
+        domainname: String,
+    },
+    Cgroup,
+    Time {
+        /// Lines of timens_offsets: clock, seconds, nanoseconds.
+        offsets: Vec<(String, i64, i64)>,
+    },
+}
+
+impl ProcessKind for Namespaces {
+    const TAG: &'static str = "namespaces";
+    const VERSION: u16 = 1;
+    const ABOUT: &'static str = "pid, mount, network, IPC, UTS, user, cgroup and time namespaces of its own, nested ones too, with \
+        their mounts, host name, id maps, offsets and settings; one whose other members are not part of the checkpoint is joined while one of them lives";
+    // Before threads, which cannot enter a user namespace, and after everything that needs the rights of freeze.
+    const STAGE: Stage = Stage::Threads;
+    type Record = Record;
+
+    fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+        if p.stat.is_zombie() || view.foreign.is_empty() {
+            return;
+        }
+        for thread in p.threads.iter().filter(|t| t.tid != p.pid) {
+            for kind in [Kind::Net, Kind::Mount, Kind::Ipc, Kind::Uts] {
+                let path = format!("/proc/{}/task/{}/ns/{}", p.pid, thread.tid, kind.name());
+                let inode = std::fs::metadata(&path).map(|m| m.ino()).ok();
+                if inode.is_some() && inode != p.namespaces.get(kind.name()).copied() {
+                    out.push(
+                        Blocker::of(
+                            p.pid,
+                            format!("thread {}", thread.tid),
+                            format!("its own {} namespace", kind.name()),
+                        )
+                        .why("threads of one process in different namespaces are not carried")
+                        .remedy("let the thread go back into that of its process"),
+                    );
+                }
+            }
+        }
+        let elsewhere = view.namespace(p, "pid") != view.namespace(p, "pid_for_children")
+            || !p.namespaces.contains_key("pid_for_children");
+        if elsewhere && p.threads.len() > 1 {
+            out.push(
+                p.blocker("pid_for_children", "a pid namespace for its children only")
+                    .why("the program has threads, which cannot be made once children are born elsewhere")
+                    .remedy("checkpoint it before it unshares, or its children alone"),
+            );
+        }
+        // Once for each tree, by the first process in it.
+        let tree = view.namespace(p, "mnt");
+        let first = view.processes.iter().find(|q| view.namespace(q, "mnt") == tree);
+        if tree != 0 && first.is_some_and(|q| q.pid == p.pid) {
+            mounts::verdict(p, view, out);
+        }
+    }
+
+    fn collect(from: &mut Source<'_>) -> Result<Record> {
+        let p = &from.process.view;
+        let other = |name: &str, own: &str| {
+            let number = from.view.namespace(p, name);
+            (number != from.view.namespace(p, own)).then_some(number)
+        };
+        Ok(Record {
+            user: from.view.namespace(p, "user"),
+            uid: p.status.uid,
+            gid: p.status.gid,
+            groups: p.status.groups.clone(),
+            pid_for_children: other("pid_for_children", "pid")
+                .filter(|_| p.namespaces.contains_key("pid_for_children")),
+            fresh_for_children: !p.namespaces.contains_key("pid_for_children"),
+        })
+    }
+
+    fn precheck(_: &Record, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
+
+    fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        if let Some(number) = record.pid_for_children {
+            if nest.spaces.has(Kind::Pid, number) {
+                nest.enter(pid, &[(Kind::Pid, number)])?;
+            }
+        }
+        if record.fresh_for_children {
+            let flag = Kind::Pid.flag() as u64;
+            nest.process(pid)?.call("unshare", libc::SYS_unshare, &[flag])?;
+        }
+        if record.user == 0 {
+            return Ok(());
+        }
+        let fd = nest.spaces.descriptor(Kind::User, record.user)?;
+        let at = nest.hand_over(pid, &[fd])?[0];
+        nest.process(pid)?.tape(|t| {
+            const NO_SETUID_FIXUP: u64 = 1 << 2;
+            let bits = libc::PR_SET_SECUREBITS as u64;
+            t.call(
+                "prctl(PR_SET_SECUREBITS)",
+                libc::SYS_prctl,
+                &[bits, NO_SETUID_FIXUP],
+            );
+            let groups: Vec<u8> = record.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
+            let list = t.bytes(&groups);
+            t.call(
+                "setgroups",
+                libc::SYS_setgroups,
+                &[record.groups.len() as u64, list],
+            );
+            set_ids(t, record.uid, record.gid);
+            t.call("setns", libc::SYS_setns, &[at, Kind::User.flag() as u64]);
+            t.call("close", libc::SYS_close, &[at]);
+        })?;
+        nest.entered(pid, Kind::User, record.user);
+        Ok(())
+    }
+}
+
+/// Records all namespaces of the set that are not freeze's.
+pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Result<()> {
+    for kind in Kind::ALL {
+        let mut all: Vec<(u64, u32)> = view
+            .foreign
+            .iter()
+            .filter(|((k, _), _)| k == kind.name())
+            .map(|((_, inode), number)| (*inode, *number))
+            .collect();
+        all.sort_by_key(|(_, number)| *number);
+        for (inode, number) in all {
+            let Some((pid, fd)) = open(view, kind, inode)? else {
+                continue;
+            };
+            let name = || format!("{} namespace of {pid}", kind.name());
+            let owner = match kind {
+                Kind::User => ns::parent(fd.as_fd()),
+                _ => ns::owner(fd.as_fd()),
+            };
+            let owner = owner
+                .and_then(|fd| Ok(nix::sys::stat::fstat(fd)?.st_ino))
+                .map_or(0, |inode| {
+                    view.foreign
+                        .get(&("user".to_owned(), inode))
+                        .copied()
+                        .unwrap_or(0)
+                });
+            let what = what(kind, number, pid, &fd, view, shared, draft).map_err(|e| match e {
+                Error::Kernel { call, errno, .. } => Error::kernel(call, name(), errno),
+                e => e,
+            })?;
+            let namespace = Namespace {
+                kind,
+                number,
+                owner,
+                what,
+                outside: outsiders(view, kind, inode),
+            };
+            put(draft, TAG, VERSION, &namespace)?;
+        }
+    }
+    Ok(())
+}
+
+/// A descriptor of a namespace of the set, and a process that has it.
+fn open(view: &View, kind: Kind, inode: u64) -> Result<Option<(Pid, OwnedFd)>> {
+    for p in &view.processes {
+        for name in [kind.name().to_owned(), format!("{}_for_children", kind.name())] {
+            if p.namespaces.get(&name) == Some(&inode) {
+                let path = format!("/proc/{}/ns/{name}", p.pid);
+                let file = File::open(&path).on("open", || path)?;
+                return Ok(Some((p.pid, file.into())));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Who outside the set lives in a namespace.
+fn outsiders(view: &View, kind: Kind, inode: u64) -> Vec<Outsider> {
+    let own = Pid(std::process::id() as i32);
+    let pids = all_pids().unwrap_or_default();
+    let outside = pids
+        .into_iter()
+        .filter(|pid| *pid != own && view.get(*pid).is_none());
+    outside
+        .filter(|pid| space_of(*pid, kind) == Some(inode))
+        .filter_map(|pid| {
+            Some(Outsider {
+                pid,
+                started: started(pid)?,
+                inode,
+            })
+        })
+        .collect()
+}
+
+fn space_of(pid: Pid, kind: Kind) -> Option<u64> {
+    std::fs::metadata(format!("/proc/{pid}/ns/{}", kind.name()))
+        .ok()
+        .map(|m| m.ino())
+}
+
+fn started(pid: Pid) -> Option<u64> {
+    Some(Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?.start_time)
+}
+
+fn what(
+    kind: Kind,
+    number: u32,
+    pid: Pid,
+    fd: &OwnedFd,
+    view: &View,
+    shared: &mut super::Shared,
+    draft: &mut Draft,
+) -> Result<What> {
+    let read = |name: &str| {
+        let path = format!("/proc/{pid}/{name}");
+        std::fs::read_to_string(&path).on("read", || path)
+    };
+    Ok(match kind {
+        Kind::User => What::User {
+            uids: map(&read("uid_map")?),
+            gids: map(&read("gid_map")?),
+            deny_setgroups: read("setgroups")?.trim() == "deny",
+            maker: ns::owner_uid(fd.as_fd()).on("ioctl(NS_GET_OWNER_UID)", || "a user namespace")?,
+        },
+        Kind::Pid => What::Pid,
+        Kind::Mount => What::Mount(mounts::collect(number, fd, view, shared, draft)?),
+        Kind::Net => What::Net,
+        Kind::Ipc => {
+            let look = || {
+                IPC_SETTINGS
+                    .iter()
+                    .filter_map(|name| {
+                        let value = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+                        Some(((*name).to_owned(), value.trim().to_owned()))
+                    })
+                    .collect()
+            };
+            What::Ipc {
+                settings: ns::within(&[fd.as_fd()], look).on("setns", || "an IPC namespace")?,
+            }
+        }
+        Kind::Uts => {
+            let names =
+                ns::within(&[fd.as_fd()], nix::sys::utsname::uname).on("setns", || "a UTS namespace")?;
+            let names = names.on("uname", || "a UTS namespace")?;
+            What::Uts {
+                hostname: names.nodename().to_string_lossy().into_owned(),
+                domainname: names.domainname().to_string_lossy().into_owned(),
+            }
+        }
+        Kind::Cgroup => What::Cgroup,
+        Kind::Time => What::Time {
+            offsets: read("timens_offsets")?
+                .lines()
+                .filter_map(|line| {
+                    let words: Vec<&str> = line.split_whitespace().collect();
+                    Some((
+                        (*words.first()?).to_owned(),
+                        words.get(1)?.parse().ok()?,
+                        words.get(2)?.parse().ok()?,
+                    ))
+                })
+                .collect(),
+        },
+    })
+}
+
+/// What of /proc/sys belongs to an IPC namespace.
+const IPC_SETTINGS: [&str; 13] = [
+    "kernel/auto_msgmni",
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/sem",
+    "kernel/shmall",
+    "kernel/shmmax",
+    "kernel/shmmni",
+    "kernel/shm_rmid_forced",
+    "fs/mqueue/queues_max",
+    "fs/mqueue/msg_max",
+    "fs/mqueue/msgsize_max",
+    "fs/mqueue/msg_default",
+];
+
+fn map(text: &str) -> Vec<[u32; 3]> {
+    let line = |line: &str| {
+        let words: Vec<u32> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+        words.try_into().ok()
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Adds what speaks against making a namespace again here.
+pub fn precheck(all: &[Namespace], out: &mut Vec<Blocker>) {
+    for namespace in all {
+        if let What::Mount(mounts) = &namespace.what
+            && living(namespace).is_none()
+        {
+            mounts::precheck(namespace.number, mounts, out);
+        }
+    }
+}
+
+/// A process outside the checkpoint that keeps a namespace alive.
+fn living(namespace: &Namespace) -> Option<Pid> {
+    let alive = namespace
+        .outside
+        .iter()
+        .find(|o| started(o.pid) == Some(o.started) && space_of(o.pid, namespace.kind) == Some(o.inode));
+    alive.map(|o| o.pid)
+}
+
+/// Makes the namespaces, or joins those that others have kept alive; those of pids come with their inits.
+pub fn make(all: &[Namespace], families: &[Family]) -> Result<Spaces> {
+    let mut spaces = Spaces::default();
+    let mut maps: BTreeMap<u32, Vec<Vec<[u32; 3]>>> = BTreeMap::new();
+    for namespace in all {
+        let (kind, number) = (namespace.kind, namespace.number);
+        let name = || format!("{} namespace {number} of the image", kind.name());
+        if let What::User { uids, gids, .. } = &namespace.what {
+            maps.insert(number, vec![uids.clone(), gids.clone()]);
+        }
+        if let Some(pid) = living(namespace) {
+            let path = format!("/proc/{pid}/ns/{}", kind.name());
+            spaces.put(kind, number, File::open(&path).on("open", || path)?.into());
+            continue;
+        }
+        let apart = |f: &Family| kind == Kind::Time && f.time_for_children == Some(number);
+        if let What::Time { offsets } = &namespace.what
+            && families.iter().any(apart)
+        {
+            spaces.offsets.insert(number, offsets.clone());
+            continue;
+        }
+        if kind == Kind::Pid {
+            continue;
+        }
+        let mut steps = Vec::new();
+        if let What::User { maker, .. } = &namespace.what {
+            steps.push(Step::Uid(*maker));
+        }
+        if namespace.owner != 0 {
+            steps.push(Step::Enter(spaces.descriptor(Kind::User, namespace.owner)?));
+        }
+        steps.push(Step::Unshare(kind.flag()));
+        match &namespace.what {
+            What::Mount(_) => steps.push(Step::Private),
+            What::Uts { hostname, domainname } => {
+                steps.push(Step::Hostname(hostname.clone().into_bytes()));
+                // "(none)" is how the kernel shows that there is none.
+                steps.push(Step::Domainname(domainname.clone().into_bytes()));
+            }
+            What::Ipc { settings } => steps.extend(settings.iter().map(|(file, value)| {
+                Step::Write(
+                    format!("/proc/sys/{file}\0").into_bytes(),
+                    value.clone().into_bytes(),
+                )
+            })),
+            _ => {}
+        }
+        let maker = Maker::new(&steps).map_err(|(n, errno)| {
+            let step = steps.get(n).map_or("fork".to_owned(), |s| format!("{s:?}"));
+            Error::kernel(step, name(), errno)
+        })?;
+        let entry = match kind {
+            Kind::Time => "time_for_children",
+            _ => kind.name(),
+        };
+        let fd = maker.namespace(entry).on("open", name)?;
+        match &namespace.what {
+            What::User {
+                uids,
+                gids,
+                deny_setgroups,
+                ..
+            } => {
+                let outer = maps.get(&namespace.owner);
+                let lines = |own: &[[u32; 3]], n: usize| map_text(own, outer.map(|o| &o[n][..]));
+                let mut write = Vec::new();
+                if *deny_setgroups {
+                    write.push(("setgroups", "deny".to_owned()));
+                }
+                write.push(("gid_map", lines(gids, 1)));
+                write.push(("uid_map", lines(uids, 0)));
+                let mut steps = Vec::new();
+                if namespace.owner != 0 {
+                    // A map is written from the parent: freeze's own /proc shows it, but freeze may be too far out.
+                    steps.push(Step::Enter(spaces.descriptor(Kind::User, namespace.owner)?));
+                }
+                for (file, text) in write.into_iter().filter(|(_, text)| !text.is_empty()) {
+                    let path = format!("/proc/{}/{file}\0", maker.pid());
+                    steps.push(Step::Write(path.into_bytes(), text.into_bytes()));
+                }
+                Maker::new(&steps)
+                    .map_err(|(_, errno)| Error::kernel("write", format!("id maps of {}", name()), errno))?;
+            }
+            What::Time { offsets } => {
+                for (clock, seconds, nanoseconds) in offsets {
+                    let path = format!("/proc/{}/timens_offsets", maker.pid());
+                    std::fs::write(&path, format!("{clock} {seconds} {nanoseconds}\n"))
+                        .on("write", || path)?;
+                }
+            }
+            _ => {}
+        }
+        spaces.put(kind, number, fd);
+    }
+    Ok(spaces)
+}
+
+/// The lines to write to an id map, given with ids as freeze sees them; `outer` is the map of the parent, if it is not
+/// freeze's own namespace.
+fn map_text(own: &[[u32; 3]], outer: Option<&[[u32; 3]]>) -> String {
+    let translate = |id: u32| match outer {
+        None => Some(id),
+        Some(outer) => outer
+            .iter()
+            .find(|[_, first, n]| id >= *first && id - first < *n)
+            .map(|[inside, first, _]| inside + (id - first)),
+    };
+    own.iter()
+        .filter_map(|[inside, first, n]| Some(format!("{inside} {} {n}\n", translate(*first)?)))
+        .collect()
+}
+
+/// Fills the trees of files, and tells freeze how to reach them; the processes that live in them are there, blank.
+pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
+    let mut built = mounts::Built::default();
+    for namespace in all.iter().filter(|n| n.kind == Kind::Mount) {
+        let number = namespace.number;
+        if let What::Mount(mounts) = &namespace.what
+            && living(namespace).is_none()
+        {
+            mounts::build(number, mounts, nest, &mut built)?;
+        }
+        let fd = nest.spaces.get(Kind::Mount, number);
+        let fd = fd
+            .ok_or(Errno::ENOENT)
+            .on("setns", || "a mount namespace of the image")?;
+        let (root, _) = ns::look_into(fd).on("setns", || "a mount namespace of the image")?;
+        nest.options.trees.insert(number, Tree::new(number, root));
+    }
+    Ok(())
+}
+
+/// A process of the nest for the user's eyes.
+fn described(pid: Pid) -> String {
+    format!("{pid} ({})", command_of(pid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inner_map_is_written_as_its_parent_counts() {
+        let text = map("         0       1000          1\n");
+        assert_eq!(text, [[0, 1000, 1]]);
+        assert_eq!(map_text(&text, None), "0 1000 1\n");
+        // The parent maps its 5..15 to 1000..1010.
+        assert_eq!(map_text(&text, Some(&[[5, 1000, 10]])), "0 5 1\n");
+        assert_eq!(
+            map_text(&text, Some(&[[0, 1, 10]])),
+            "",
+            "the parent has no such id"
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! What is in a file system that lives in memory and goes with its mount namespace: directories, files, links, nodes.
+
+use crate::error::{Context, Result};
+use crate::ids::SpaceId;
+use crate::kinds::pipe::Bytes;
+use crate::kinds::regular::{fill_from, store_contents};
+use crate::kinds::{Shared, object_space};
+use crate::nest::Nest;
+use crate::observe::view::FileStat;
+use crate::store::Draft;
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
+use nix::sys::time::TimeSpec;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A whole file system: directories before what is in them.
+pub(super) type Contents = Vec<Node>;
+
+/// One name in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// From its root, without a slash at the beginning; empty for the root itself.
+    pub path: Bytes,
+    pub stat: FileStat,
+    /// Where a symbolic link leads.
+    pub target: Option<Bytes>,
+    /// Where a file's contents are in the image.
+    pub space: Option<SpaceId>,
+    /// The node (by index) that this is another name of.
+    pub same_as: Option<usize>,
+    pub attributes: Vec<(Bytes, Bytes)>,
+}
+
+/// Records everything below the root of a mount that is attached nowhere.
+pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) -> Result<Contents> {
+    let root = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
+    let mut out = Vec::new();
+    let mut names: HashMap<(u64, u64), usize> = HashMap::new();
+    let mut queue = std::collections::VecDeque::from([Vec::new()]);
+    while let Some(path) = queue.pop_front() {
+        // The dot makes it the directory itself and not the link of /proc.
+        let here = root.join(".").join(OsStr::from_bytes(&path));
+        let name = || String::from_utf8_lossy(&path).into_owned();
+        let stat = FileStat::from(&std::fs::symlink_metadata(&here).on("stat", name)?);
+        let mut node = Node {
+            path: Bytes(path.clone()),
+            stat,
+            target: None,
+            space: None,
+            same_as: None,
+            attributes: Vec::new(),
+        };
+        let first = out.len();
+        if stat.kind() != libc::S_IFDIR && stat.nlink > 1 {
+            node.same_as = Some(*names.entry((stat.dev, stat.ino)).or_insert(first)).filter(|n| *n != first);
+        }
+        match stat.kind() {
+            libc::S_IFDIR => {
+                for entry in std::fs::read_dir(&here).on("readdir", name)? {
+                    let entry = entry.on("readdir", name)?.file_name().into_vec();
+                    queue.push_back(if path.is_empty() {
+                        entry
+                    } else {
+                        [&path[..], b"/", &entry].concat()
+                    });
+                }
+            }
+            libc::S_IFLNK => {
+                let target = std::fs::read_link(&here).on("readlink", name)?;
+                node.target = Some(Bytes(target.into_os_string().into_vec()));
+            }
+            libc::S_IFREG if node.same_as.is_none() => {
+                let space = object_space(stat.dev, stat.ino);
+                node.space = Some(space);
+                if shared.first_sight(stat.dev, stat.ino) {
+                    let file = File::open(&here).on("open", name)?;
+                    store_contents(&file, stat.size, space, draft, &name)?;
+                }
+            }
+            _ => {}
+        }
+        if matches!(stat.kind(), libc::S_IFDIR | libc::S_IFREG) {
+            node.attributes = attributes(&here);
+        }
+        out.push(node);
+    }
+    Ok(out)
+}
+
+/// Extended attributes that a program can set; file systems without them have none.
+fn attributes(path: &Path) -> Vec<(Bytes, Bytes)> {
+    let names = crate::sys::ns::list_attributes(path).unwrap_or_default();
+    let kept = names.into_iter().filter(|n| {
+        [
+            &b"user."[..],
+            b"trusted.",
+            b"security.capability",
+            b"system.posix_acl",
+        ]
+        .iter()
+        .any(|p| n.starts_with(p))
+    });
+    kept.filter_map(|n| {
+        let value = crate::sys::ns::attribute(path, &n).ok()?;
+        Some((Bytes(n), Bytes(value)))
+    })
+    .collect()
+}
+
+/// Fills an empty file system.
+pub(super) fn fill(root: &Path, contents: &Contents, nest: &mut Nest) -> Result<()> {
+    let at = |node: &Node| match node.path.0.is_empty() {
+        true => root.join("."),
+        false => root.join(OsStr::from_bytes(&node.path.0)),
+    };
+    for node in contents {
+        let path = at(node);
+        let name = || path.display().to_string();
+        let mode = Mode::from_bits_truncate(node.stat.mode & 0o7777);
+        if let Some(other) = node.same_as.and_then(|n| contents.get(n)) {
+            std::fs::hard_link(at(other), &path).on("link", name)?;
+            continue;
+        }
+        match node.stat.kind() {
+            libc::S_IFDIR if node.path.0.is_empty() => {}
+            libc::S_IFDIR => nix::unistd::mkdir(&path, Mode::S_IRWXU).on("mkdir", name)?,
+            libc::S_IFLNK => {
+                let target = node.target.as_ref().map_or(&b""[..], |t| &t.0);
+                std::os::unix::fs::symlink(OsStr::from_bytes(target), &path).on("symlink", name)?;
+            }
+            libc::S_IFREG => {
+                let file = File::options()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&path)
+                    .on("open(O_CREAT)", name)?;
+                file.set_len(node.stat.size).on("ftruncate", name)?;
+                if let Some(space) = node.space {
+                    fill_from(&file, space, node.stat.size, nest)?;
+                }
+            }
+            kind => {
+                let kind = SFlag::from_bits_truncate(kind);
+                mknod(&path, kind, Mode::S_IRUSR | Mode::S_IWUSR, node.stat.rdev).on("mknod", name)?;
+            }
+        }
+        let (uid, gid) = (node.stat.uid, node.stat.gid);
+        std::os::unix::fs::lchown(&path, Some(uid), Some(gid)).on("lchown", name)?;
+        if node.stat.kind() != libc::S_IFLNK {
+            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
+            nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &path, mode, follow).on("chmod", name)?;
+        }
+        for (attribute, value) in &node.attributes {
+            match crate::sys::ns::set_attribute(&path, &attribute.0, &value.0) {
+                Ok(()) => {}
+                Err(Errno::EOPNOTSUPP | Errno::EPERM) => nest.warnings.push(format!(
+                    "{}: its attribute {} cannot be set",
+                    path.display(),
+                    String::from_utf8_lossy(&attribute.0)
+                )),
+                Err(e) => return Err(e).on("setxattr", name),
+            }
+        }
+    }
+    // Times last, and the innermost first: everything that is made in a directory changes its time.
+    for node in contents.iter().rev() {
+        let path = at(node);
+        let time = TimeSpec::new(node.stat.mtime.0, node.stat.mtime.1);
+        utimensat(
+            nix::fcntl::AT_FDCWD,
+            &path,
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        )
+        .on("utimensat", || path.display().to_string())?;
+    }
+    Ok(())
+}

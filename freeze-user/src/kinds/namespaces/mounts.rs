@@ -1,0 +1,466 @@
+//! The mounts of a mount namespace: what each of them shows and where that is to be had from, and building them anew.
+//!
+//! A tree is not patched but built from nothing: its root is put on a directory of the copy of freeze's tree the namespace
+//! begins with, becomes the root (pivot_root), and everything else of the copy goes.
+
+use super::contents::{self, Contents};
+use super::described;
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::Pid;
+use crate::kinds::Shared;
+use crate::nest::Nest;
+use crate::nest::space::Kind;
+use crate::observe::tree::{MountLine, parse_mounts};
+use crate::observe::view::{ProcessView, View};
+use crate::store::Draft;
+use crate::sys::ns::{self, MountAttr};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// One mount of a tree, in an order in which each can be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub at: PathBuf,
+    /// `ro`, `nosuid` … of the mount.
+    pub options: String,
+    pub propagation: Vec<String>,
+    /// The type of its file system, what it was mounted from, and its options.
+    pub fs: String,
+    pub source: String,
+    pub super_options: String,
+    pub from: Origin,
+}
+
+/// Where what a mount shows is to be had from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// It lies here in freeze's own tree.
+    Own(PathBuf),
+    /// It is at this path in the file system of another mount of the image: number of the tree, index in its list.
+    Other(u32, usize, PathBuf),
+    /// A file system of its own: what was in it, and whose pids or sockets it shows.
+    New(Option<Contents>, u32),
+}
+
+/// Types of file systems that hold nothing of their own, or whose contents travel in the image.
+const MADE_ANEW: [&str; 10] = [
+    "tmpfs",
+    "ramfs",
+    "proc",
+    "sysfs",
+    "devpts",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "overlay",
+    "hugetlbfs",
+];
+
+/// Where each mount of all trees of a set comes from; in place of an origin, why it cannot be had.
+struct Survey {
+    own: Vec<MountLine>,
+    /// The first mount that shows a whole file system, by device: tree and index.
+    whole: BTreeMap<String, (u32, usize)>,
+}
+
+impl Survey {
+    fn new(view: &View) -> Survey {
+        let text = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
+        let mut whole = BTreeMap::new();
+        for number in 1..=view.trees.count() {
+            for (i, line) in view.trees.mounts(number).iter().enumerate() {
+                if line.root == b"/" {
+                    whole.entry(line.device.clone()).or_insert((number, i));
+                }
+            }
+        }
+        Survey {
+            own: parse_mounts(&text),
+            whole,
+        }
+    }
+
+    /// Where a mount comes from, without contents.
+    fn origin(
+        &self,
+        tree: u32,
+        index: usize,
+        line: &MountLine,
+        view: &View,
+    ) -> std::result::Result<Origin, String> {
+        let path = |bytes: &[u8]| -> PathBuf { OsStr::from_bytes(bytes).into() };
+        if line.root.ends_with(b"//deleted") {
+            return Err("what is mounted there was removed".into());
+        }
+        for own in self.own.iter().filter(|own| own.device == line.device) {
+            let Some(rest) = below(&own.root, &line.root) else {
+                continue;
+            };
+            let here = join(&own.at, rest);
+            // Not where something else is mounted on top.
+            if ns::mount_id(&path(&here)) == Ok(own.id) {
+                return Ok(Origin::Own(path(&here)));
+            }
+        }
+        match self.whole.get(&line.device) {
+            Some(&(t, i)) if (t, i) == (tree, index) => {}
+            Some(&(t, i)) => return Ok(Origin::Other(t, i, path(&line.root))),
+            None => {
+                return Err(format!(
+                    "it shows only {} of a file system that is mounted nowhere as a whole",
+                    String::from_utf8_lossy(&line.root)
+                ));
+            }
+        }
+        let block = line.source.starts_with(b"/dev/");
+        if !MADE_ANEW.contains(&line.kind.as_str()) && !block {
+            return Err(format!("a file system of type {} cannot be made anew", line.kind));
+        }
+        Ok(Origin::New(None, self.shown(tree, line, view)))
+    }
+
+    /// The number of the pid namespace that a proc file system shows.
+    fn shown(&self, tree: u32, line: &MountLine, view: &View) -> u32 {
+        if line.kind != "proc" {
+            return 0;
+        }
+        let member = view.processes.iter().find(|p| view.namespace(p, "mnt") == tree);
+        let Some(p) = member else { return 0 };
+        let there = view
+            .trees
+            .of_namespace(p.namespaces.get("mnt").copied().unwrap_or(0));
+        let init = there.path(&join(&line.at, b"/1/ns/pid"));
+        let shown = std::fs::metadata(init).map_or(0, |m| m.ino());
+        match view.foreign.get(&("pid".to_owned(), shown)) {
+            Some(number) => *number,
+            None => view.namespace(p, "pid"),
+        }
+    }
+}
+
+/// What of `path` comes after `base`, or nothing if it does not lie below.
+fn below<'a>(base: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
+    if base == b"/" {
+        return Some(if path == b"/" { b"" } else { path });
+    }
+    path.strip_prefix(base)
+        .filter(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+fn join(base: &[u8], rest: &[u8]) -> Vec<u8> {
+    if base == b"/" && !rest.is_empty() {
+        return rest.to_vec();
+    }
+    [base, rest].concat()
+}
+
+/// Adds what speaks against carrying the mounts of the tree that `p` lives in.
+pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+    let survey = Survey::new(view);
+    let tree = view.namespace(p, "mnt");
+    for (i, line) in view.trees.mounts(tree).iter().enumerate() {
+        if let Err(why) = survey.origin(tree, i, line, view) {
+            out.push(
+                p.blocker(
+                    format!("mount {}", String::from_utf8_lossy(&line.at)),
+                    format!("{} of type {}", String::from_utf8_lossy(&line.source), line.kind),
+                )
+                .why(why)
+                .remedy("mount it in freeze's own tree too, or unmount it"),
+            );
+        }
+    }
+}
+
+/// Records the mounts of a tree, with what is in those of its file systems that go with it.
+pub(super) fn collect(
+    number: u32,
+    fd: &OwnedFd,
+    view: &View,
+    shared: &mut Shared,
+    draft: &mut Draft,
+) -> Result<Vec<Mount>> {
+    let survey = Survey::new(view);
+    let mut out = Vec::new();
+    for (i, line) in view.trees.mounts(number).iter().enumerate() {
+        let name = || format!("mount {}", String::from_utf8_lossy(&line.at));
+        let mut from = survey.origin(number, i, line, view).map_err(|why| {
+            Blocker::at(name(), line.kind.clone())
+                .why(why)
+                .remedy("unmount it")
+                .refuse()
+        })?;
+        if let Origin::New(inside, _) = &mut from
+            && matches!(line.kind.as_str(), "tmpfs" | "ramfs")
+        {
+            let copy = ns::mount_copy(Some(fd.as_fd()), &line.at).on("open_tree", name)?;
+            *inside = Some(contents::collect(&copy, shared, draft)?);
+        }
+        out.push(Mount {
+            at: OsStr::from_bytes(&line.at).into(),
+            options: line.options.clone(),
+            propagation: line.propagation.clone(),
+            fs: line.kind.clone(),
+            source: String::from_utf8_lossy(&line.source).into_owned(),
+            super_options: line.super_options.clone(),
+            from,
+        });
+    }
+    Ok(out)
+}
+
+/// Adds what of freeze's own tree a recorded tree needs and does not find.
+pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
+    for m in mounts {
+        if let Origin::Own(path) = &m.from
+            && let Err(e) = std::fs::symlink_metadata(path)
+        {
+            out.push(
+                Blocker::at(
+                    format!("mount {} of mount namespace {tree}", m.at.display()),
+                    m.source.clone(),
+                )
+                .why(format!("it shows {}, which is not there: {e}", path.display()))
+                .remedy("mount what holds it"),
+            );
+        }
+    }
+}
+
+/// Which trees have been built.
+#[derive(Debug, Default)]
+pub(super) struct Built {
+    trees: BTreeMap<u32, Vec<PathBuf>>,
+}
+
+/// Builds a tree by tapes in the processes that live in it.
+pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut Built) -> Result<()> {
+    let members: Vec<Pid> = nest
+        .pids()
+        .into_iter()
+        .filter(|p| nest.membership(*p).of(Kind::Mount) == number)
+        .collect();
+    let Some(&first) = members.first() else {
+        return Ok(());
+    };
+    built
+        .trees
+        .insert(number, mounts.iter().map(|m| m.at.clone()).collect());
+    for (i, m) in mounts.iter().enumerate() {
+        let name = || format!("mount {} of {}", m.at.display(), described(first));
+        // The root is put aside first: there is no root yet to put it at.
+        const ASIDE: &str = "/proc";
+        let at = if i == 0 { Path::new(ASIDE) } else { &m.at };
+        let made = match &m.from {
+            Origin::Own(path) => {
+                let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
+                attach(&copy, at, m, first, nest)
+            }
+            Origin::Other(tree, index, path) => {
+                let whole = built.trees.get(tree).and_then(|all| all.get(*index));
+                let whole = whole.ok_or(Errno::ENOENT).on("open_tree", name)?;
+                let below = path.as_os_str().as_bytes();
+                let path = join(
+                    whole.as_os_str().as_bytes(),
+                    if below == b"/" { b"" } else { below },
+                );
+                let copy =
+                    ns::mount_copy(nest.spaces.get(Kind::Mount, *tree), &path).on("open_tree", name)?;
+                attach(&copy, at, m, first, nest)
+            }
+            Origin::New(inside, shown) => {
+                let shows = |p: &Pid| m.fs != "proc" || nest.membership(*p).of(Kind::Pid) == *shown;
+                let by = members.iter().copied().find(|p| shows(p)).unwrap_or(first);
+                let done = make(at, m, by, nest);
+                if done.is_ok() && i == 0 {
+                    become_root(ASIDE, first, nest)?;
+                }
+                if let (Some(inside), Ok(())) = (inside, &done) {
+                    let root = format!("/proc/{first}/root{}", m.at.display());
+                    contents::fill(Path::new(&root), inside, nest)?;
+                }
+                done.and_then(|()| seal(m, first, nest))
+            }
+        };
+        made.map_err(|e| match e {
+            Error::Kernel { call, errno, .. } => Error::kernel(call, name(), errno),
+            e => e,
+        })?;
+        if i == 0 && !matches!(m.from, Origin::New(..)) {
+            become_root(ASIDE, first, nest)?;
+        }
+    }
+    propagate(mounts, first, nest)
+}
+
+/// Attaches a copy of a mount, with the options recorded.
+fn attach(copy: &OwnedFd, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
+    let attr = MountAttr {
+        set: attributes(&m.options),
+        clear: ALL_ATTRIBUTES,
+        propagation: libc::MS_PRIVATE,
+        userns: 0,
+    };
+    ns::set_mount(copy.as_fd(), attr).on("mount_setattr", || m.at.display().to_string())?;
+    let fd = nest.hand_over(by, &[copy.as_raw_fd()])?[0];
+    nest.process(by)?.tape(|t| {
+        const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
+        let none = t.bytes(b"\0");
+        let to = t.bytes(&terminated(at.as_os_str().as_bytes()));
+        t.call(
+            "move_mount",
+            libc::SYS_move_mount,
+            &[fd, none, libc::AT_FDCWD as u64, to, MOVE_MOUNT_F_EMPTY_PATH],
+        );
+        t.call("close", libc::SYS_close, &[fd]);
+    })?;
+    Ok(())
+}
+
+/// Mounts a file system of its own, writable for now.
+fn make(at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
+    let data: Vec<&str> = m
+        .super_options
+        .split(',')
+        .filter(|o| !matches!(*o, "rw" | "ro" | "seclabel") && !o.is_empty())
+        .collect();
+    let data = data.join(",");
+    nest.process(by)?.tape(|t| {
+        let source = t.bytes(&terminated(m.source.as_bytes()));
+        let to = t.bytes(&terminated(at.as_os_str().as_bytes()));
+        let kind = t.bytes(&terminated(m.fs.as_bytes()));
+        let data = t.bytes(&terminated(data.as_bytes()));
+        let flags = flags(&m.options) & !libc::MS_RDONLY;
+        t.call("mount", libc::SYS_mount, &[source, to, kind, flags, data]);
+    })?;
+    Ok(())
+}
+
+/// Makes a mount read-only where it was, now that its contents are there.
+fn seal(m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
+    let read_only = |options: &str| options.split(',').any(|o| o == "ro");
+    nest.process(by)?.tape(|t| {
+        let none = t.bytes(b"none\0");
+        let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
+        if read_only(&m.options) {
+            let flags = flags(&m.options) | libc::MS_REMOUNT | libc::MS_BIND;
+            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
+        }
+        if read_only(&m.super_options) {
+            let flags = flags(&m.options) | libc::MS_REMOUNT | libc::MS_RDONLY;
+            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
+        }
+    })?;
+    Ok(())
+}
+
+/// Makes what is mounted at `aside` the root, and drops everything else that was there.
+fn become_root(aside: &str, by: Pid, nest: &mut Nest) -> Result<()> {
+    nest.process(by)?.tape(|t| {
+        let aside = t.bytes(&terminated(aside.as_bytes()));
+        let dot = t.bytes(b".\0");
+        let root = t.bytes(b"/\0");
+        t.call("chdir", libc::SYS_chdir, &[aside]);
+        t.call("pivot_root", libc::SYS_pivot_root, &[dot, dot]);
+        t.call("umount2", libc::SYS_umount2, &[dot, libc::MNT_DETACH as u64]);
+        t.call("chdir", libc::SYS_chdir, &[root]);
+    })?;
+    Ok(())
+}
+
+/// Sets how mounts spread, when nothing is mounted any more; what came from outside the tree does so no longer.
+fn propagate(mounts: &[Mount], by: Pid, nest: &mut Nest) -> Result<()> {
+    for m in mounts {
+        let has = |what: &str| m.propagation.iter().any(|p| p.starts_with(what));
+        if has("master:") {
+            nest.warnings.push(format!(
+                "mount {}: it no longer takes over what is mounted in the tree it was copied from",
+                m.at.display()
+            ));
+        }
+        let flag = match () {
+            () if has("shared:") => libc::MS_SHARED,
+            () if has("unbindable") => libc::MS_UNBINDABLE,
+            () => continue,
+        };
+        nest.process(by)?.tape(|t| {
+            let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
+            t.call("mount", libc::SYS_mount, &[0, at, 0, flag, 0]);
+        })?;
+    }
+    Ok(())
+}
+
+fn terminated(bytes: &[u8]) -> Vec<u8> {
+    [bytes, b"\0"].concat()
+}
+
+/// Option, flag of mount(2), attribute of mount_setattr(2).
+const OPTIONS: [(&str, u64, u64); 8] = [
+    ("ro", libc::MS_RDONLY, 1),
+    ("nosuid", libc::MS_NOSUID, 2),
+    ("nodev", libc::MS_NODEV, 4),
+    ("noexec", libc::MS_NOEXEC, 8),
+    ("noatime", libc::MS_NOATIME, 0x10),
+    ("nodiratime", libc::MS_NODIRATIME, 0x80),
+    ("relatime", libc::MS_RELATIME, 0),
+    ("nosymfollow", 256, 0x20_0000),
+];
+const STRICTATIME: u64 = 0x20;
+const ALL_ATTRIBUTES: u64 = 0x0f | 0x70 | 0x80 | 0x20_0000;
+
+fn flags(options: &str) -> u64 {
+    let has = |name: &str| options.split(',').any(|o| o == name);
+    let flags = OPTIONS
+        .iter()
+        .filter(|(name, ..)| has(name))
+        .map(|(_, flag, _)| flag);
+    let strict = if has("noatime") || has("relatime") {
+        0
+    } else {
+        libc::MS_STRICTATIME
+    };
+    flags.sum::<u64>() | strict
+}
+
+fn attributes(options: &str) -> u64 {
+    let has = |name: &str| options.split(',').any(|o| o == name);
+    let set = OPTIONS
+        .iter()
+        .filter(|(name, ..)| has(name))
+        .map(|(.., attr)| attr);
+    let strict = if has("noatime") || has("relatime") {
+        0
+    } else {
+        STRICTATIME
+    };
+    set.sum::<u64>() | strict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_below_is_told_by_whole_names() {
+        assert_eq!(below(b"/", b"/a"), Some(&b"/a"[..]));
+        assert_eq!(below(b"/", b"/"), Some(&b""[..]));
+        assert_eq!(below(b"/a", b"/a/b"), Some(&b"/b"[..]));
+        assert_eq!(below(b"/a", b"/ab"), None);
+        assert_eq!(join(b"/", b"/x"), b"/x");
+        assert_eq!(join(b"/mnt", b""), b"/mnt");
+    }
+
+    #[test]
+    fn options_are_flags() {
+        assert_eq!(attributes("rw,relatime"), 0);
+        assert_eq!(attributes("ro,nosuid,noatime"), 1 | 2 | 0x10);
+        assert_eq!(flags("rw,nodev"), libc::MS_NODEV | libc::MS_STRICTATIME);
+    }
+}

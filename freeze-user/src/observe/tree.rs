@@ -1,0 +1,220 @@
+//! Trees of files: the mount namespaces of a set other than freeze's own, and how a path in one is reached from here.
+//!
+//! ```text
+//!   /proc/PID/fd/3 → /etc/passwd   on mount 812, which is in the mount namespace numbered 1
+//!   reached as        /proc/self/fd/ROOT/etc/passwd, ROOT being a descriptor of that namespace's root
+//! ```
+
+use crate::error::{Context, Result};
+use crate::ids::Pid;
+use crate::sys::ns;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// One tree of files: freeze's own (number 0), or another mount namespace of the set.
+#[derive(Clone, Debug, Default)]
+pub struct Tree {
+    pub number: u32,
+    root: Option<Arc<OwnedFd>>,
+}
+
+impl PartialEq for Tree {
+    fn eq(&self, other: &Tree) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Tree {}
+
+impl Tree {
+    /// The tree with this number whose root is open at `root`.
+    pub fn new(number: u32, root: OwnedFd) -> Tree {
+        Tree {
+            number,
+            root: Some(Arc::new(root)),
+        }
+    }
+
+    /// How freeze reaches what lies at `path` in this tree.
+    pub fn path(&self, path: &[u8]) -> PathBuf {
+        let Some(root) = &self.root else {
+            return OsStr::from_bytes(path).into();
+        };
+        let mut here = format!("/proc/self/fd/{}", root.as_raw_fd()).into_bytes();
+        // The root itself by its own name: the link of /proc would be taken for what it is.
+        here.extend_from_slice(if path == b"/" { b"/." } else { path });
+        OsStr::from_bytes(&here).into()
+    }
+}
+
+/// One line of mountinfo (proc_pid_mountinfo(5)), its escapes undone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountLine {
+    pub id: i64,
+    pub parent: i64,
+    pub device: String,
+    /// Which directory of its file system is mounted.
+    pub root: Vec<u8>,
+    pub at: Vec<u8>,
+    /// Options of the mount.
+    pub options: String,
+    /// `shared:N`, `master:N`, `unbindable` …
+    pub propagation: Vec<String>,
+    pub kind: String,
+    pub source: Vec<u8>,
+    /// Options of the file system.
+    pub super_options: String,
+}
+
+/// Parses mountinfo.
+pub fn parse_mounts(text: &[u8]) -> Vec<MountLine> {
+    text.split(|b| *b == b'\n').filter_map(mount_line).collect()
+}
+
+fn mount_line(line: &[u8]) -> Option<MountLine> {
+    let words: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+    let dash = words.iter().position(|w| *w == b"-")?;
+    let text = |i: usize| Some(String::from_utf8_lossy(words.get(i)?).into_owned());
+    Some(MountLine {
+        id: text(0)?.parse().ok()?,
+        parent: text(1)?.parse().ok()?,
+        device: text(2)?,
+        root: unescape(words.get(3)?),
+        at: unescape(words.get(4)?),
+        options: text(5)?,
+        propagation: (6..dash).filter_map(text).collect(),
+        kind: text(dash + 1)?,
+        source: unescape(words.get(dash + 2)?),
+        super_options: String::from_utf8_lossy(&unescape(words.get(dash + 3)?)).into_owned(),
+    })
+}
+
+/// Undoes the octal escapes of blanks, tabs, newlines, backslashes and hashes.
+fn unescape(word: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(word.len());
+    let mut i = 0;
+    while i < word.len() {
+        let octal = word
+            .get(i + 1..i + 4)
+            .and_then(|d| std::str::from_utf8(d).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
+        match octal {
+            Some(byte) if word[i] == b'\\' => {
+                out.push(byte);
+                i += 4;
+            }
+            _ => {
+                out.push(word[i]);
+                i += 1;
+            }
+        }
+    }
+    out
+}
+
+/// The trees of a set, beside freeze's own.
+#[derive(Clone, Debug, Default)]
+pub struct Trees {
+    /// By the inode of the mount namespace.
+    by_namespace: BTreeMap<u64, Tree>,
+    /// The mounts of each tree by its number.
+    mounts: BTreeMap<u32, Vec<MountLine>>,
+    by_mount: HashMap<i64, u32>,
+}
+
+impl Trees {
+    /// Looks into the mount namespaces of the processes given, as far as they are not freeze's own.
+    pub fn look(processes: impl Iterator<Item = (Pid, u64)>) -> Result<Trees> {
+        let own = std::fs::metadata("/proc/thread-self/ns/mnt")
+            .map_or(0, |m| std::os::unix::fs::MetadataExt::ino(&m));
+        let mut trees = Trees::default();
+        for (pid, inode) in processes {
+            if inode == own || trees.by_namespace.contains_key(&inode) {
+                continue;
+            }
+            let name = || format!("/proc/{pid}/ns/mnt");
+            let fd = File::open(name()).on("open", name)?;
+            let (root, text) = ns::look_into(fd.as_fd()).on("setns", name)?;
+            let number = trees.by_namespace.len() as u32 + 1;
+            let mounts = parse_mounts(&text);
+            trees.by_mount.extend(mounts.iter().map(|m| (m.id, number)));
+            trees.mounts.insert(number, mounts);
+            trees.by_namespace.insert(inode, Tree::new(number, root));
+        }
+        Ok(trees)
+    }
+
+    /// Whether there is none but freeze's own.
+    pub fn is_empty(&self) -> bool {
+        self.by_namespace.is_empty()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Tree> {
+        self.by_namespace.values()
+    }
+
+    /// How many there are; they are numbered from 1.
+    pub fn count(&self) -> u32 {
+        self.by_namespace.len() as u32
+    }
+
+    /// The tree of a mount namespace by its inode.
+    pub fn of_namespace(&self, inode: u64) -> Tree {
+        self.by_namespace.get(&inode).cloned().unwrap_or_default()
+    }
+
+    /// The tree in which the mount with this id is.
+    pub fn of_mount(&self, id: i64) -> Tree {
+        let number = self.by_mount.get(&id);
+        let tree = number.and_then(|n| self.by_namespace.values().find(|t| t.number == *n));
+        tree.cloned().unwrap_or_default()
+    }
+
+    /// The tree in which a link of /proc leads to something.
+    pub fn at(&self, link: impl AsRef<Path>) -> Tree {
+        if self.is_empty() {
+            return Tree::default();
+        }
+        ns::mount_id(link.as_ref()).map_or_else(|_| Tree::default(), |id| self.of_mount(id))
+    }
+
+    /// The mounts of the tree with this number.
+    pub fn mounts(&self, number: u32) -> &[MountLine] {
+        self.mounts.get(&number).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_with_a_blank_in_its_name_is_read() {
+        let text = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n";
+        let all = parse_mounts(text);
+        assert_eq!(all.len(), 1);
+        assert_eq!(
+            (all[0].id, all[0].parent, &all[0].at[..]),
+            (36, 35, &b"/mnt 2"[..])
+        );
+        assert_eq!(all[0].propagation, ["master:1"]);
+        assert_eq!(
+            (&all[0].kind[..], &all[0].super_options[..]),
+            ("ext3", "rw,errors=continue")
+        );
+    }
+
+    #[test]
+    fn a_path_in_our_own_tree_is_itself() {
+        assert_eq!(Tree::default().path(b"/etc/passwd"), Path::new("/etc/passwd"));
+        let root = File::open("/").unwrap();
+        let tree = Tree::new(1, root.into());
+        assert!(tree.path(b"/proc/self").exists() && tree.path(b"/").is_dir());
+    }
+}

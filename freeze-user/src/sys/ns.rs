@@ -1,0 +1,382 @@
+//! Namespaces by descriptor: entering them, who owns them, in which one a socket or a mount lies.
+
+use super::{Sys, owned, plain, raw};
+use crate::ids::Pid;
+use nix::errno::Errno;
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// setns(2): moves the calling thread; `kind` is a CLONE_NEW* flag, or 0 for whatever the descriptor is.
+pub fn setns(fd: BorrowedFd<'_>, kind: i32) -> Sys<()> {
+    plain(libc::SYS_setns, [fd.as_raw_fd() as u64, kind as u64, 0, 0, 0, 0]).map(drop)
+}
+
+/// unshare(2) of the calling thread.
+pub fn unshare(flags: i32) -> Sys<()> {
+    plain(libc::SYS_unshare, [flags as u64, 0, 0, 0, 0, 0]).map(drop)
+}
+
+/// The user namespace that owns a namespace (NS_GET_USERNS, ioctl_ns(2)); EPERM if it lies outside our own.
+pub fn owner(ns: BorrowedFd<'_>) -> Sys<OwnedFd> {
+    plain(libc::SYS_ioctl, [ns.as_raw_fd() as u64, 0xb701, 0, 0, 0, 0]).map(owned)
+}
+
+/// The parent of a pid or user namespace (NS_GET_PARENT); EPERM if it lies outside our own.
+pub fn parent(ns: BorrowedFd<'_>) -> Sys<OwnedFd> {
+    plain(libc::SYS_ioctl, [ns.as_raw_fd() as u64, 0xb702, 0, 0, 0, 0]).map(owned)
+}
+
+/// The uid of a user namespace's owner, as our user namespace sees it (NS_GET_OWNER_UID).
+pub fn owner_uid(ns: BorrowedFd<'_>) -> Sys<u32> {
+    let mut uid = 0u32;
+    // SAFETY: the request writes one uid_t.
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [ns.as_raw_fd() as u64, 0xb704, &raw mut uid as u64, 0, 0, 0],
+        )?
+    };
+    Ok(uid)
+}
+
+/// The network namespace of a socket (SIOCGSKNS).
+pub fn of_socket(socket: BorrowedFd<'_>) -> Sys<OwnedFd> {
+    plain(libc::SYS_ioctl, [socket.as_raw_fd() as u64, 0x894c, 0, 0, 0, 0]).map(owned)
+}
+
+/// The id, as mountinfo has it, of the mount a path leads to (STATX_MNT_ID, Linux 5.8).
+pub fn mount_id(path: &Path) -> Sys<i64> {
+    const STATX_MNT_ID: u64 = 0x1000;
+    let text = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut out = [0u64; 32];
+    // SAFETY: a terminated string, and a buffer of the 256 bytes of struct statx.
+    unsafe {
+        raw(
+            libc::SYS_statx,
+            [
+                libc::AT_FDCWD as u64,
+                text.as_ptr() as u64,
+                0,
+                STATX_MNT_ID,
+                out.as_mut_ptr() as u64,
+                0,
+            ],
+        )?
+    };
+    if out[0] & STATX_MNT_ID == 0 {
+        return Err(Errno::ENOSYS);
+    }
+    Ok(out[18] as i64)
+}
+
+/// The root of a mount namespace, and its mounts as mountinfo shows them from there; the caller stays where it is.
+pub fn look_into(mnt: BorrowedFd<'_>) -> Sys<(OwnedFd, Vec<u8>)> {
+    let look = || -> Sys<(OwnedFd, Vec<u8>)> {
+        let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+        // What /proc is inside is not known; this one is held before.
+        let proc = std::fs::File::open("/proc").map_err(io)?;
+        unshare(libc::CLONE_FS)?;
+        setns(mnt, libc::CLONE_NEWNS)?;
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty())?;
+        let read = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
+        let table = nix::fcntl::openat(
+            proc.as_fd(),
+            "thread-self/mountinfo",
+            read,
+            nix::sys::stat::Mode::empty(),
+        )?;
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut std::fs::File::from(table), &mut text).map_err(io)?;
+        Ok((root, text))
+    };
+    // A thread of its own: a thread that has moved to another tree of files does not come back by itself.
+    std::thread::scope(|s| s.spawn(look).join()).unwrap_or(Err(Errno::EIO))
+}
+
+/// One thing a [`Maker`] does.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// setns(2) into what this descriptor is.
+    Enter(RawFd),
+    /// unshare(2) with these flags.
+    Unshare(i32),
+    /// Take this uid in all its forms, keeping every capability.
+    Uid(u32),
+    /// Make every mount of its tree private, so that none spreads to another.
+    Private,
+    /// Write to a file that is opened now, whose path ends in a zero.
+    Write(Vec<u8>, Vec<u8>),
+    /// sethostname(2), setdomainname(2).
+    Hostname(Vec<u8>),
+    Domainname(Vec<u8>),
+}
+
+/// A child process that has made or entered namespaces and now only waits, so that they can be had from its /proc
+/// entry; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Maker {
+    pid: libc::pid_t,
+}
+
+impl Maker {
+    /// Does the steps in a new child; on failure, the number of the step.
+    pub fn new(steps: &[Step]) -> Result<Maker, (usize, Errno)> {
+        let pipe = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| (0, e))?;
+        // SAFETY: in the child only system calls follow, none of which needs a lock another thread may hold.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: raw system calls on what was prepared before the fork.
+            unsafe {
+                libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                let mut told = [0i32; 2];
+                for (n, step) in steps.iter().enumerate() {
+                    if !perform(step) {
+                        told = [n as i32 + 1, *libc::__errno_location()];
+                        break;
+                    }
+                }
+                libc::write(pipe.1.as_raw_fd(), told.as_ptr().cast(), 8);
+                while told[0] == 0 {
+                    libc::syscall(libc::SYS_pause);
+                }
+                libc::_exit(1);
+            }
+        }
+        if pid < 0 {
+            return Err((0, Errno::last()));
+        }
+        drop(pipe.1);
+        let maker = Maker { pid };
+        let mut told = [0u8; 8];
+        let got = std::io::Read::read_exact(&mut std::fs::File::from(pipe.0), &mut told);
+        let word = |at: usize| i32::from_ne_bytes([told[at], told[at + 1], told[at + 2], told[at + 3]]);
+        match (got, word(0)) {
+            (Ok(()), 0) => Ok(maker),
+            (Ok(()), n) => Err((n as usize - 1, Errno::from_raw(word(4)))),
+            (Err(_), _) => Err((0, Errno::ECHILD)),
+        }
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> Pid {
+        Pid(self.pid)
+    }
+
+    /// The namespace it has under this name in /proc/PID/ns.
+    pub fn namespace(&self, name: &str) -> std::io::Result<OwnedFd> {
+        std::fs::File::open(format!("/proc/{}/ns/{name}", self.pid)).map(OwnedFd::from)
+    }
+}
+
+impl Drop for Maker {
+    fn drop(&mut self) {
+        // SAFETY: our own child, not yet waited for.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// # Safety
+/// Called in a child that has just been forked; makes system calls only.
+unsafe fn perform(step: &Step) -> bool {
+    // SAFETY: descriptors and buffers are those of the step, which the fork copied.
+    unsafe {
+        match step {
+            Step::Enter(fd) => libc::syscall(libc::SYS_setns, *fd, 0) == 0,
+            Step::Unshare(flags) => libc::syscall(libc::SYS_unshare, *flags) == 0,
+            Step::Uid(uid) => {
+                const NO_SETUID_FIXUP: i32 = 1 << 2;
+                libc::syscall(libc::SYS_prctl, libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0) == 0
+                    && libc::syscall(libc::SYS_setresuid, *uid, *uid, *uid) == 0
+                    // Its /proc entry must stay ours to open: changing ids made it undumpable.
+                    && libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0) == 0
+                    && libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) == 0
+            }
+            Step::Private => {
+                libc::syscall(
+                    libc::SYS_mount,
+                    0,
+                    c"/".as_ptr(),
+                    0,
+                    libc::MS_REC | libc::MS_PRIVATE,
+                    0,
+                ) == 0
+            }
+            Step::Write(path, bytes) => {
+                let fd = libc::syscall(libc::SYS_open, path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC, 0);
+                fd >= 0
+                    && libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) == bytes.len() as i64
+            }
+            Step::Hostname(name) => libc::syscall(libc::SYS_sethostname, name.as_ptr(), name.len()) == 0,
+            Step::Domainname(name) => libc::syscall(libc::SYS_setdomainname, name.as_ptr(), name.len()) == 0,
+        }
+    }
+}
+
+/// Does something in other namespaces of the kinds a thread can enter alone (net, ipc, uts), and comes back.
+///
+/// Comes back also when `work` panics; a thread that cannot come back must not go on, so that ends the process.
+pub fn within<T>(namespaces: &[BorrowedFd<'_>], work: impl FnOnce() -> T) -> Sys<T> {
+    struct Back(Vec<OwnedFd>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            for fd in &self.0 {
+                if setns(fd.as_fd(), 0).is_err() {
+                    std::process::abort();
+                }
+            }
+        }
+    }
+    if namespaces.is_empty() {
+        return Ok(work());
+    }
+    let own = |name: &str| {
+        let file = std::fs::File::open(format!("/proc/thread-self/ns/{name}"));
+        file.map(OwnedFd::from)
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+    };
+    let back = Back(vec![own("net")?, own("ipc")?, own("uts")?]);
+    for fd in namespaces {
+        setns(*fd, 0)?;
+    }
+    let done = work();
+    drop(back);
+    Ok(done)
+}
+
+/// Opens a copy of the mount at `path` in the mount namespace `tree`, attached nowhere, with nothing that is mounted on
+/// it; `None` for our own namespace.
+pub fn mount_copy(tree: Option<BorrowedFd<'_>>, path: &[u8]) -> Sys<OwnedFd> {
+    let text = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    let copy = || -> Sys<OwnedFd> {
+        if let Some(tree) = tree {
+            unshare(libc::CLONE_FS)?;
+            setns(tree, libc::CLONE_NEWNS)?;
+        }
+        open_tree(&text)
+    };
+    std::thread::scope(|s| s.spawn(copy).join()).unwrap_or(Err(Errno::EIO))
+}
+
+const OPEN_TREE_CLONE: u64 = 1;
+const AT_EMPTY_PATH: u64 = 0x1000;
+
+fn open_tree(path: &CString) -> Sys<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as u64;
+    // SAFETY: a terminated string.
+    unsafe {
+        raw(
+            libc::SYS_open_tree,
+            [libc::AT_FDCWD as u64, path.as_ptr() as u64, flags, 0, 0, 0],
+        )
+    }
+    .map(owned)
+}
+
+/// `struct mount_attr` of mount_setattr(2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MountAttr {
+    pub set: u64,
+    pub clear: u64,
+    pub propagation: u64,
+    pub userns: u64,
+}
+
+/// mount_setattr(2) of one mount, given by a descriptor of its root.
+pub fn set_mount(mount: BorrowedFd<'_>, attr: MountAttr) -> Sys<()> {
+    // SAFETY: an empty string, and the structure with its size.
+    unsafe {
+        raw(
+            libc::SYS_mount_setattr,
+            [
+                mount.as_raw_fd() as u64,
+                c"".as_ptr() as u64,
+                AT_EMPTY_PATH,
+                &raw const attr as u64,
+                size_of::<MountAttr>() as u64,
+                0,
+            ],
+        )
+    }
+    .map(drop)
+}
+
+fn text(path: &Path) -> Sys<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
+}
+
+/// llistxattr(2): the names of a file's extended attributes.
+pub fn list_attributes(path: &Path) -> Sys<Vec<Vec<u8>>> {
+    let path = text(path)?;
+    let mut names = vec![0u8; 1 << 16];
+    // SAFETY: a terminated string, and a buffer with its length.
+    let n = unsafe {
+        raw(
+            libc::SYS_llistxattr,
+            [
+                path.as_ptr() as u64,
+                names.as_mut_ptr() as u64,
+                names.len() as u64,
+                0,
+                0,
+                0,
+            ],
+        )?
+    };
+    names.truncate(n as usize);
+    Ok(names
+        .split(|b| *b == 0)
+        .filter(|n| !n.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect())
+}
+
+/// lgetxattr(2).
+pub fn attribute(path: &Path, name: &[u8]) -> Sys<Vec<u8>> {
+    let (path, name) = (text(path)?, CString::new(name).map_err(|_| Errno::EINVAL)?);
+    let mut value = vec![0u8; 1 << 16];
+    // SAFETY: terminated strings, and a buffer with its length.
+    let n = unsafe {
+        let at = value.as_mut_ptr() as u64;
+        raw(
+            libc::SYS_lgetxattr,
+            [
+                path.as_ptr() as u64,
+                name.as_ptr() as u64,
+                at,
+                value.len() as u64,
+                0,
+                0,
+            ],
+        )?
+    };
+    value.truncate(n as usize);
+    Ok(value)
+}
+
+/// lsetxattr(2).
+pub fn set_attribute(path: &Path, name: &[u8], value: &[u8]) -> Sys<()> {
+    let (path, name) = (text(path)?, CString::new(name).map_err(|_| Errno::EINVAL)?);
+    // SAFETY: terminated strings, and a buffer with its length.
+    unsafe {
+        let at = value.as_ptr() as u64;
+        raw(
+            libc::SYS_lsetxattr,
+            [
+                path.as_ptr() as u64,
+                name.as_ptr() as u64,
+                at,
+                value.len() as u64,
+                0,
+                0,
+            ],
+        )
+    }
+    .map(drop)
+}

@@ -1,0 +1,220 @@
+//! Conformance of namespaces: host names, mounts, pids, users, networks and clocks of a program's own, alone and nested.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    names_and_ipc,
+    c(r#"
+#include <sys/utsname.h>
+int main(void) {
+    OK(unshare(CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET));
+    OK(sethostname("elsewhere", 9));
+    OK(setdomainname("far", 3));
+    freeze_here();
+    struct utsname u;
+    OK(uname(&u));
+    CHECK(!strcmp(u.nodename, "elsewhere") && !strcmp(u.domainname, "far"));
+}
+"#)
+);
+
+conformance!(
+    mounts,
+    c(r#"
+/* A tree of its own with a file system in memory: files of every kind, open ones, unlinked ones, a bind of one file. */
+#include <sys/mount.h>
+static char *at(const char *name) { return in_here(name); }
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(at("m"), 0755));
+    OK(mount("mine", at("m"), "tmpfs", MS_NOSUID | MS_NODEV, "mode=750,size=1m"));
+    OK(mkdir(at("m/dir"), 0711));
+    int fd = OK(open(at("m/dir/file"), O_CREAT | O_RDWR, 0640));
+    SAME(write(fd, "contents", 8), 8);
+    char *again = strdup(at("m/again"));
+    OK(link(at("m/dir/file"), again));
+    OK(symlink("dir/file", at("m/soft")));
+    OK(mkfifo(at("m/fifo"), 0600));
+    int gone = OK(open(at("m/gone"), O_CREAT | O_RDWR, 0600));
+    SAME(write(gone, "still", 5), 5);
+    OK(unlink(at("m/gone")));
+    OK(mkdir(at("m/sub"), 0755));
+    OK(mount("other", at("m/sub"), "tmpfs", 0, ""));
+    OK(close(OK(open(at("m/sub/deep"), O_CREAT | O_WRONLY, 0600))));
+    OK(close(OK(open(at("m/target"), O_CREAT | O_WRONLY, 0600))));
+    char *file = strdup(at("m/dir/file"));
+    OK(mount(file, at("m/target"), 0, MS_BIND, 0));
+    OK(mount("other", at("m/sub"), 0, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID, 0));
+    OK(chdir(at("m/dir")));
+    freeze_here();
+    char buf[16] = "";
+    SAME(lseek(fd, 0, SEEK_CUR), 8);
+    SAME(pread(fd, buf, 8, 0), 8);
+    CHECK(!memcmp(buf, "contents", 8));
+    SAME(pread(gone, buf, 5, 0), 5);
+    CHECK(!memcmp(buf, "still", 5));
+    struct stat a, b;
+    OK(stat("file", &a));
+    OK(stat(at("m/again"), &b));
+    CHECK(a.st_ino == b.st_ino && a.st_nlink == 2 && (a.st_mode & 07777) == 0640);
+    OK(stat(at("m/target"), &b));
+    SAME(a.st_ino, b.st_ino);
+    OK(stat(at("m/soft"), &b));
+    SAME(a.st_ino, b.st_ino);
+    OK(stat(at("m/fifo"), &b));
+    CHECK(S_ISFIFO(b.st_mode));
+    OK(stat(at("m"), &b));
+    SAME(b.st_mode & 07777, 0750);
+    OK(stat(at("m/sub/deep"), &b));
+    CHECK(open(at("m/sub/new"), O_CREAT | O_WRONLY, 0600) == -1 && errno == EROFS);
+    OK(umount(at("m/sub")));
+    CHECK(stat(at("m/sub/deep"), &b) == -1);
+}
+"#)
+);
+
+conformance!(
+    container,
+    c(r#"
+/* What a simple container is: pids, mounts, network and names of its own, and a root in memory with its own /proc. */
+#include <sys/mount.h>
+#include <sys/sysmacros.h>
+static volatile int *word;
+static void inside(void) {
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mount("root", "/mnt", "tmpfs", 0, "mode=755"));
+    OK(mkdir("/mnt/old", 0700));
+    OK(mkdir("/mnt/proc", 0755));
+    OK(mkdir("/mnt/dev", 0755));
+    OK(mkdir("/mnt/tmp", 01777));
+    OK(chdir("/mnt"));
+    OK(syscall(SYS_pivot_root, ".", "old"));
+    OK(chdir("/"));
+    OK(mount("proc", "/proc", "proc", 0, 0));
+    OK(mount("dev", "/dev", "tmpfs", 0, "mode=755"));
+    OK(mkdir("/dev/pts", 0755));
+    OK(mount("devpts", "/dev/pts", "devpts", 0, "newinstance,ptmxmode=0666"));
+    OK(mknod("/dev/null", S_IFCHR | 0666, makedev(1, 3)));
+    OK(umount2("/old", MNT_DETACH));
+    OK(rmdir("/old"));
+    OK(sethostname("box", 3));
+    int null = OK(open("/dev/null", O_RDWR)), file = OK(open("/tmp/x", O_CREAT | O_RDWR, 0600));
+    int self = OK(open("/proc/self/status", O_RDONLY));
+    int kid = OK(fork());
+    if (!kid) {
+        SAME(getppid(), 1);
+        OK(setsid());
+        *word = 1;
+        while (*word != 2) nap(1);
+        _exit(getppid() == 1 && getsid(0) == getpid() ? 7 : 8);
+    }
+    SAME(kid, 2);
+    while (*word != 1) nap(1);
+    *word = 10;
+    while (*word != 11) nap(1);
+    SAME(getpid(), 1);
+    char name[64], line[64] = "";
+    OK(gethostname(name, sizeof name));
+    CHECK(!strcmp(name, "box"));
+    SAME(readlink("/proc/self", name, sizeof name), 1);
+    SAME(name[0], '1');
+    SAME(write(file, "abc", 3), 3);
+    SAME(write(null, "abc", 3), 3);
+    CHECK(pread(self, line, 20, 0) > 0);
+    CHECK(access("/etc", F_OK) == -1);
+    OK(access("/proc/2/stat", F_OK));
+    int status;
+    *word = 2;
+    SAME(OK(waitpid(2, &status, 0)), 2);
+    SAME(WEXITSTATUS(status), 7);
+    _exit(5);
+}
+int main(void) {
+    word = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET;
+    int pid = OK(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0)), status;
+    if (!pid) inside();
+    while (*word != 10) {
+        nap(1);
+        if (waitpid(pid, &status, WNOHANG) == pid) DIE("the container ended with %x", status);
+    }
+    freeze_here();
+    *word = 11;
+    OK(waitpid(pid, &status, 0));
+    CHECK(WIFEXITED(status));
+    SAME(WEXITSTATUS(status), 5);
+}
+"#)
+);
+
+conformance!(
+    users,
+    c(r#"
+/* Root in a user namespace of its own, and what it owns there; a thread. */
+static void put(const char *path, const char *text) {
+    int fd = OK(open(path, O_WRONLY));
+    SAME(write(fd, text, strlen(text)), (long)strlen(text));
+    close(fd);
+}
+static void *other(void *p) { (void)p; while (!gone_ahead()) nap(2); return (void *)(long)getuid(); }
+int main(void) {
+    OK(unshare(CLONE_NEWUSER));
+    put("/proc/self/setgroups", "deny");
+    put("/proc/self/uid_map", "7 0 1\n");
+    put("/proc/self/gid_map", "8 0 1\n");
+    OK(unshare(CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWIPC));
+    OK(sethostname("mine", 4));
+    pthread_t t;
+    SAME(pthread_create(&t, 0, other, 0), 0);
+    freeze_here();
+    void *uid;
+    SAME(pthread_join(t, &uid), 0);
+    SAME((long)uid, 7);
+    SAME(getuid(), 7);
+    SAME(getegid(), 8);
+    OK(sethostname("still", 5));
+    CHECK(setgroups(0, 0) == -1);
+    int fd = OK(open("/proc/self/uid_map", O_RDONLY));
+    char map[64] = "";
+    CHECK(read(fd, map, 63) > 0);
+    unsigned a, b, c;
+    SAME(sscanf(map, "%u %u %u", &a, &b, &c), 3);
+    CHECK(a == 7 && b == 0 && c == 1);
+}
+"#)
+);
+
+conformance!(
+    clocks,
+    c(r#"
+/* Clocks that are a day ahead, for the children of whoever unshares them. */
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME 0x80
+#endif
+static long now(int clock) { struct timespec t; OK(clock_gettime(clock, &t)); return t.tv_sec; }
+int main(void) {
+    long plain = now(CLOCK_MONOTONIC);
+    OK(unshare(CLONE_NEWTIME));
+    int fd = OK(open("/proc/self/timens_offsets", O_WRONLY));
+    OK(write(fd, "monotonic 86400 0\nboottime 90000 0\n", 35));
+    close(fd);
+    int pid = OK(fork()), status;
+    if (!pid) {
+        long before = now(CLOCK_MONOTONIC);
+        while (!gone_ahead()) nap(2);
+        long after = now(CLOCK_MONOTONIC);
+        _exit(before - plain >= 86400 && after >= before && after - before < 3600 ? 3 : 4);
+    }
+    nap(20);
+    freeze_here();
+    OK(waitpid(pid, &status, 0));
+    SAME(WEXITSTATUS(status), 3);
+    CHECK(now(CLOCK_MONOTONIC) - plain < 3600);
+    pid = OK(fork());
+    if (!pid) _exit(now(CLOCK_MONOTONIC) - plain >= 86400);
+    OK(waitpid(pid, &status, 0));
+    SAME(WEXITSTATUS(status), 1);
+}
+"#)
+);
