@@ -205,9 +205,6 @@ pub struct Common {
     /// The number of the network namespace a socket belongs to; 0 for that of freeze.
     #[serde(default)]
     pub net: u32,
-    /// The number of the IPC namespace of the process that holds it.
-    #[serde(default)]
-    pub ipc: u32,
 }
 
 /// The status flags that F_SETFL can change.
@@ -222,7 +219,6 @@ impl Common {
                 owner: (0, 0),
                 signal: 0,
                 net: 0,
-                ipc: 0,
             });
         }
         let here = from.process.fd(fd.fd)?;
@@ -235,7 +231,6 @@ impl Common {
             owner,
             signal,
             net: 0,
-            ipc: 0,
         })
     }
 
@@ -288,8 +283,8 @@ struct LoadedAs<K: FdKind>(Common, K::Record, pipe::Bytes);
 
 impl<K: FdKind> LoadedAs<K> {
     /// The namespaces in which it is made.
-    fn surroundings(&self) -> [(Kind, u32); 2] {
-        [(Kind::Net, self.0.net), (Kind::Ipc, self.0.ipc)]
+    fn surroundings(&self) -> [(Kind, u32); 1] {
+        [(Kind::Net, self.0.net)]
     }
 }
 
@@ -374,7 +369,7 @@ const fn fd<K: FdKind>() -> FdEntry {
         collect: |id, fd, from| {
             let around = surroundings(fd, from.view)?;
             let mut common = Common::collect(fd, from)?;
-            (common.net, common.ipc) = (around.net, around.ipc);
+            common.net = around.net;
             let record = around.within(|| K::collect(fd, from))?;
             let link = pipe::Bytes(fd.link.clone());
             let frame = FileFrame {
@@ -412,26 +407,10 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
         version: K::VERSION,
         about: K::ABOUT,
         stage: K::STAGE,
-        verdict: |p, view, out| {
-            let around = Around::of_process(p.pid, view);
-            let done = around.and_then(|around| {
-                around.within(|| {
-                    K::verdict(p, view, out);
-                    Ok(())
-                })
-            });
-            if let Err(e) = done {
-                out.push(
-                    p.blocker("ipc namespace", "")
-                        .why(format!("it cannot be entered: {e}"))
-                        .remedy("run freeze as root"),
-                );
-            }
-        },
+        verdict: K::verdict,
         collect: |from| {
             let pid = from.process.pid();
-            let around = Around::of_process(pid, from.view)?;
-            let record = around.within(|| K::collect(from))?;
+            let record = K::collect(from)?;
             put_process::<K>(pid, record, from.draft)
         },
         precheck: |payload, options, out| {
@@ -444,11 +423,7 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
                 Ok(frame) => frame,
                 Err(e) => return Ok(Err(e.to_string())),
             };
-            let ipc = nest.membership(frame.pid).of(Kind::Ipc);
-            nest.within(&[(Kind::Ipc, ipc)], |nest| {
-                K::restore(&frame.record, frame.pid, nest)
-            })
-            .map(Ok)
+            K::restore(&frame.record, frame.pid, nest).map(Ok)
         },
     }
 }
@@ -457,25 +432,10 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
 #[derive(Debug, Default)]
 struct Around {
     net: u32,
-    ipc: u32,
     open: Vec<OwnedFd>,
 }
 
 impl Around {
-    /// The IPC namespace of a process.
-    fn of_process(pid: Pid, view: &View) -> Result<Around> {
-        let number = view.get(pid).map_or(0, |p| view.namespace(p, "ipc"));
-        let mut around = Around::default();
-        if number != 0 {
-            let path = format!("/proc/{pid}/ns/ipc");
-            around
-                .open
-                .push(std::fs::File::open(&path).on("open", || path)?.into());
-            around.ipc = number;
-        }
-        Ok(around)
-    }
-
     fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let open: Vec<BorrowedFd<'_>> = self.open.iter().map(AsFd::as_fd).collect();
         sys::ns::within(&open, work).on("setns", || "a namespace of the set")?
@@ -484,7 +444,7 @@ impl Around {
 
 /// The namespaces of a description: a socket's network is that in which it was made.
 fn surroundings(fd: &FdView, view: &View) -> Result<Around> {
-    let mut around = Around::of_process(fd.pid, view)?;
+    let mut around = Around::default();
     if fd.protocol.is_empty() || !view.foreign.keys().any(|(kind, _)| kind == "net") {
         return Ok(around);
     }

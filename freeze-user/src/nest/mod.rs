@@ -459,7 +459,10 @@ impl Drop for Nest {
         threads.retain(|t| !self.made.contains(t));
         self.processes.clear();
         // As their tracer we hear of each end first; the init of a pid namespace ends after everybody else in it.
-        threads.iter().chain(self.made.iter().rev()).for_each(|t| wait_end(*t));
+        threads
+            .iter()
+            .chain(self.made.iter().rev())
+            .for_each(|t| wait_end(*t));
         // Then as their parent, eldest first: what had another parent is ours once that one is reaped.
         self.made.iter().for_each(|p| wait_end(*p));
         let _ = nix::sys::prctl::set_child_subreaper(reaper);
