@@ -588,7 +588,12 @@ pub fn markdown() -> String {
         - mounts of file systems that cannot be made anew and are not mounted where freeze runs, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
-        - files whose path leads nowhere or elsewhere, removed directories, unlinked files with other names, leases.\n";
+        - files whose path leads nowhere or elsewhere, removed directories, unlinked files with other names, leases.\n\
+        \n## What begins anew\n\n\
+        - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
+        - the timeout of a call that was waiting and does not tell the program what remains (poll, a futex, epoll_wait): it \
+          may wait longer after a restore, never less; a sleep that was given a place for its rest ends when it would have;\n\
+        - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase.\n";
     out
 }
 
