@@ -22,6 +22,7 @@ pub mod msgqueues;
 pub mod namespaces;
 pub mod netlink;
 pub mod packet;
+pub mod netns;
 pub mod pidfd;
 pub mod pipe;
 pub mod pty;

@@ -49,7 +49,7 @@ impl ProcessKind for MsgQueues {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "System V message queues with id, key, owner, limit, messages in order, who sent and received last: all of an \
         IPC namespace of the set's own, on the host those that a process of the set sent to or received from last";
-    const STAGE: Stage = Stage::Threads;
+    const STAGE: Stage = Stage::Files;
     type Record = Record;
 
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}

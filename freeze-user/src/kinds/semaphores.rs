@@ -112,7 +112,7 @@ impl ProcessKind for Semaphores {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "System V semaphores with id, key, owner, values, who operated last, and SEM_UNDO: all of an IPC namespace \
         of the set's own, on the host those that a process of the set operated on last or has something to take back from";
-    const STAGE: Stage = Stage::Threads;
+    const STAGE: Stage = Stage::Files;
     type Record = Record;
 
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}

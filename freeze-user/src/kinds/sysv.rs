@@ -63,7 +63,7 @@ impl ProcessKind for Unattached {
     const TAG: &'static str = "sysv-segments";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "System V segments that nobody has attached: all of an IPC namespace of the set's own, on the host those         that a process of the set made, attached or detached last";
-    const STAGE: Stage = Stage::Threads;
+    const STAGE: Stage = Stage::Files;
     type Record = Record;
 
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}

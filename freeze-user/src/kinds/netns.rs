@@ -1,0 +1,736 @@
+//! What a network namespace holds: devices, addresses, routes, rules, neighbours and settings.
+//!
+//! Devices keep their numbers, so that whatever names one by its number stays right. Everything else is told and asked
+//! for in the kernel's own messages (rtnetlink(7)), which are a stable interface: the image has them as they came, less
+//! what only counts or is derived.
+
+mod settings;
+
+use super::pipe::Bytes;
+use crate::error::{Blocker, Context, Result};
+use crate::sys::ipc::within;
+use crate::sys::rtnl::{APPEND, CREATE, EXCL, Netlink, attributes, nest, put};
+use crate::sys::tun;
+use nix::Result as Sys;
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use settings::{SETTINGS, apply_settings, disciplines, filters, settings};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+/// What a network namespace holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub links: Vec<Link>,
+    pub addresses: Vec<Bytes>,
+    pub routes: Vec<Bytes>,
+    pub rules: Vec<Bytes>,
+    pub neighbours: Vec<Bytes>,
+    /// Files under /proc/sys/net and what is in them.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A network device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub index: i32,
+    pub name: String,
+    /// `veth`, `dummy`, `bridge` …; empty for the loopback.
+    pub kind: String,
+    /// IFF_* bits.
+    pub flags: u32,
+    pub mtu: u32,
+    pub queue: u32,
+    pub group: u32,
+    pub address: Bytes,
+    pub alias: Bytes,
+    /// Other names.
+    pub names: Vec<Bytes>,
+    /// The device of the same namespace that it lies upon, and the one it is part of; 0 for none.
+    pub lower: i32,
+    pub master: i32,
+    /// Of a pair, where the other end is: the number of its namespace and the device there.
+    pub peer: Option<(u32, i32)>,
+    /// What is particular to its kind, and to a part of such a one.
+    pub data: Bytes,
+    pub part: Bytes,
+    /// Of a tun or tap device: IFF_* flags of TUNSETIFF, owner and group (-1 for none).
+    pub tun: Option<(u32, i64, i64)>,
+}
+
+const NEWLINK: u16 = 16;
+const GETLINK: u16 = 18;
+const SETLINK: u16 = 19;
+const NEWADDR: u16 = 20;
+const DELADDR: u16 = 21;
+const GETADDR: u16 = 22;
+const NEWROUTE: u16 = 24;
+const DELROUTE: u16 = 25;
+const GETROUTE: u16 = 26;
+const NEWNEIGH: u16 = 28;
+const GETNEIGH: u16 = 30;
+const NEWRULE: u16 = 32;
+const DELRULE: u16 = 33;
+const GETRULE: u16 = 34;
+const GETQDISC: u16 = 38;
+const GETNSID: u16 = 90;
+const NEWLINKPROP: u16 = 108;
+
+// IFLA_*
+const ADDRESS: u16 = 1;
+const IFNAME: u16 = 3;
+const MTU: u16 = 4;
+const LINK: u16 = 5;
+const MASTER: u16 = 10;
+const TXQLEN: u16 = 13;
+const LINKINFO: u16 = 18;
+const IFALIAS: u16 = 20;
+const GROUP: u16 = 27;
+const NET_NS_FD: u16 = 28;
+const LINK_NETNSID: u16 = 37;
+const XDP: u16 = 43;
+const PROP_LIST: u16 = 52;
+const ALT_IFNAME: u16 = 53;
+// IFLA_INFO_*
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+const INFO_SLAVE_KIND: u16 = 4;
+const INFO_SLAVE_DATA: u16 = 5;
+const VETH_PEER: u16 = 1;
+
+const UP: u32 = 1;
+/// Flags that a program sets, beside UP: no ARP, promiscuous, all multicast, multicast.
+const FLAGS: u32 = UP | 0x80 | 0x100 | 0x200 | 0x1000;
+
+/// Kinds of devices that are made again, and of their particular attributes those that can be set.
+const KINDS: [(&str, &[std::ops::RangeInclusive<u16>]); 7] = [
+    ("dummy", &[]),
+    ("bridge", &[1..=9, 22..=39, 41..=46]),
+    ("veth", &[]),
+    ("vlan", &[1..=5]),
+    ("macvlan", &[1..=4, 7..=7]),
+    ("ipvlan", &[1..=2]),
+    ("tun", &[]),
+];
+const PART: &[std::ops::RangeInclusive<u16>] = &[2..=11];
+
+/// Devices that come with every namespace where the kernel has their kind.
+fn comes_by_itself(link: &Link) -> bool {
+    link.kind.is_empty()
+        || matches!(
+            link.name.as_str(),
+            "sit0"
+                | "tunl0"
+                | "gre0"
+                | "gretap0"
+                | "erspan0"
+                | "ip_vti0"
+                | "ip6_vti0"
+                | "ip6tnl0"
+                | "ip6gre0"
+        )
+}
+
+/// Reads what is in a namespace; `others` are those in which the other end of a pair may be, by number (freeze's own is
+/// 0). What speaks against carrying it is added to `out`.
+pub fn collect(
+    netns: BorrowedFd<'_>,
+    others: &[(u32, BorrowedFd<'_>)],
+    label: &str,
+    out: &mut Vec<Blocker>,
+) -> Result<Record> {
+    let others: Vec<(u32, i32)> = others.iter().map(|(n, fd)| (*n, fd.as_raw_fd())).collect();
+    let read = || read(&others, label);
+    let (record, blockers) = within(netns, libc::CLONE_NEWNET, read)
+        .and_then(|r| r)
+        .on("netlink", || label.to_owned())?;
+    out.extend(blockers);
+    Ok(record)
+}
+
+/// Puts into fresh namespaces what was in those of these numbers; tells what is not as it was.
+pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let places: BTreeMap<u32, i32> = all.iter().map(|(n, _, fd)| (*n, fd.as_raw_fd())).collect();
+    // All devices first: one may be half of a pair whose other half lies elsewhere.
+    for (number, record, netns) in all {
+        let name = || format!("network namespace {number} of the image");
+        within(*netns, libc::CLONE_NEWNET, || {
+            record.make_links(*number, all, &places)
+        })
+        .and_then(|r| r)
+        .on("netlink", name)?;
+    }
+    for (number, record, netns) in all {
+        let name = || format!("network namespace {number} of the image");
+        let said = within(*netns, libc::CLONE_NEWNET, || record.settle())
+            .and_then(|r| r)
+            .on("netlink", name)?;
+        warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
+    }
+    Ok(warnings)
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    bytes
+        .get(..4)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u32::from_ne_bytes)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
+}
+
+/// The attributes whose types lie in `kept`, one after another as they came.
+fn filtered(bytes: &[u8], kept: &[std::ops::RangeInclusive<u16>]) -> Bytes {
+    let mut out = Vec::new();
+    for (kind, value) in attributes(bytes, 0) {
+        if kept.iter().any(|k| k.contains(&kind)) {
+            put(&mut out, kind, value);
+        }
+    }
+    Bytes(out)
+}
+
+fn read(others: &[(u32, i32)], label: &str) -> Sys<(Record, Vec<Blocker>)> {
+    let mut netlink = Netlink::route()?;
+    let mut out = Vec::new();
+    let mut record = Record::default();
+    let numbers = namespace_ids(&mut netlink, others);
+    for message in netlink.dump(GETLINK, &[0; 16])? {
+        let link = Link::read(&message, &numbers, label, &mut out);
+        record.links.extend(link);
+    }
+    record.links.sort_by_key(|l| l.index);
+    let indexes: BTreeSet<i32> = record.links.iter().map(|l| l.index).collect();
+    for link in &record.links {
+        if link.lower != 0 && !indexes.contains(&link.lower) {
+            out.push(
+                Blocker::at(format!("network device {}", link.name), label)
+                    .why("it lies upon a device of another network namespace")
+                    .remedy("checkpoint both namespaces, or remove the device"),
+            );
+        }
+    }
+    record.addresses = netlink.dump(GETADDR, &[0; 8])?.into_iter().map(Bytes).collect();
+    record.routes = routes(&mut netlink)?;
+    record.rules = rules(&mut netlink)?;
+    record.neighbours = neighbours(&mut netlink)?;
+    record.settings = settings();
+    disciplines(&mut netlink, &record, label, &mut out)?;
+    filters(label, &mut out);
+    Ok((record, out))
+}
+
+/// The ids by which this namespace knows others.
+fn namespace_ids(netlink: &mut Netlink, others: &[(u32, i32)]) -> BTreeMap<i32, u32> {
+    const NETNSA_NSID: u16 = 1;
+    const NETNSA_FD: u16 = 3;
+    let mut out = BTreeMap::new();
+    for (number, fd) in others {
+        let mut body = vec![0; 4];
+        put(&mut body, NETNSA_FD, &fd.to_ne_bytes());
+        let Ok(answers) = netlink.ask(GETNSID, &body) else {
+            continue;
+        };
+        for answer in answers {
+            for (kind, value) in attributes(&answer, 4) {
+                if kind == NETNSA_NSID && word(value) as i32 >= 0 {
+                    out.insert(word(value) as i32, *number);
+                }
+            }
+        }
+    }
+    out
+}
+
+impl Link {
+    fn read(
+        message: &[u8],
+        numbers: &BTreeMap<i32, u32>,
+        label: &str,
+        out: &mut Vec<Blocker>,
+    ) -> Option<Link> {
+        let mut link = Link {
+            index: word(message.get(4..)?) as i32,
+            flags: word(message.get(8..)?),
+            ..Link::default()
+        };
+        let (mut below, mut elsewhere) = (0, None);
+        let mut program = false;
+        let mut data: &[u8] = &[];
+        for (kind, value) in attributes(message, 16) {
+            match kind {
+                ADDRESS => link.address = Bytes(value.to_vec()),
+                IFNAME => link.name = text(value),
+                MTU => link.mtu = word(value),
+                LINK => below = word(value) as i32,
+                LINK_NETNSID => elsewhere = Some(word(value) as i32),
+                MASTER => link.master = word(value) as i32,
+                TXQLEN => link.queue = word(value),
+                GROUP => link.group = word(value),
+                IFALIAS => link.alias = Bytes(value.to_vec()),
+                PROP_LIST => {
+                    let names = attributes(value, 0).into_iter().filter(|(k, _)| *k == ALT_IFNAME);
+                    link.names.extend(names.map(|(_, v)| Bytes(v.to_vec())));
+                }
+                // IFLA_XDP_ATTACHED
+                XDP => {
+                    program = attributes(value, 0)
+                        .iter()
+                        .any(|(k, v)| *k == 2 && v.first().is_some_and(|b| *b != 0))
+                }
+                LINKINFO => {
+                    for (kind, value) in attributes(value, 0) {
+                        match kind {
+                            INFO_KIND => link.kind = text(value),
+                            INFO_DATA => data = value,
+                            INFO_SLAVE_DATA => link.part = filtered(value, PART),
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let at = || Blocker::at(format!("network device {}", link.name), label);
+        let remedy = "remove the device";
+        if program {
+            out.push(
+                at().why("an eBPF program (XDP) is attached to it")
+                    .remedy("detach it"),
+            );
+        }
+        if comes_by_itself(&link) {
+            if link.index != 1 && link.kind.is_empty() {
+                out.push(
+                    at().why("it is a device of the machine, which cannot be made again")
+                        .remedy("move it to another network namespace"),
+                );
+            }
+            return Some(link);
+        }
+        let Some((_, kept)) = KINDS.iter().find(|(kind, _)| *kind == link.kind) else {
+            out.push(
+                at().why(format!("devices of kind {} are not carried", link.kind))
+                    .remedy(remedy),
+            );
+            return Some(link);
+        };
+        link.data = filtered(data, kept);
+        if link.kind == "veth" {
+            let number = match elsewhere {
+                None => Some(u32::MAX),
+                Some(id) => numbers.get(&id).copied().filter(|n| *n != 0),
+            };
+            match number {
+                Some(number) => link.peer = Some((number, below)),
+                None => out.push(
+                    at().why("its other end lies in a network namespace outside the checkpoint")
+                        .remedy("take it down, or checkpoint the processes of that namespace too"),
+                ),
+            }
+        } else if elsewhere.is_some() {
+            out.push(
+                at().why("it lies upon a device of another network namespace")
+                    .remedy(remedy),
+            );
+        } else {
+            link.lower = below;
+        }
+        if link.kind == "tun" {
+            let (mut flags, mut owner, mut group) = (0, -1, -1);
+            for (kind, value) in attributes(data, 0) {
+                let on = value.first().is_some_and(|b| *b != 0);
+                // IFLA_TUN_*: owner, group, type, packet information, virtio header, persistent, many queues.
+                match kind {
+                    1 => owner = i64::from(word(value)),
+                    2 => group = i64::from(word(value)),
+                    3 => flags |= u32::from(value.first().copied().unwrap_or(1)),
+                    4 if !on => flags |= tun::NO_PI,
+                    5 if on => flags |= tun::VNET_HDR,
+                    6 if on => flags |= tun::PERSIST,
+                    7 if on => flags |= tun::MULTI_QUEUE,
+                    _ => {}
+                }
+            }
+            link.tun = Some((flags, owner, group));
+        }
+        Some(link)
+    }
+
+    /// What makes it, as far as that is to be said at once.
+    fn make(&self, netlink: &mut Netlink, peer: Option<(&Link, Option<i32>)>) -> Sys<()> {
+        let mut body = self.head(0, 0);
+        self.describe(&mut body);
+        if self.lower != 0 {
+            put(&mut body, LINK, &self.lower.to_ne_bytes());
+        }
+        nest(&mut body, LINKINFO, |m| {
+            put(m, INFO_KIND, self.kind.as_bytes());
+            match peer {
+                Some((peer, netns)) => nest(m, INFO_DATA, |m| {
+                    nest(m, VETH_PEER, |m| {
+                        m.extend(peer.head(0, 0));
+                        peer.describe(m);
+                        if let Some(fd) = netns {
+                            put(m, NET_NS_FD, &fd.to_ne_bytes());
+                        }
+                    })
+                }),
+                // A bridge refuses what the kernel was built without, even if it is switched off.
+                None if !self.data.0.is_empty() && self.kind != "bridge" => {
+                    nest(m, INFO_DATA, |m| m.extend(&self.data.0))
+                }
+                None => {}
+            }
+        });
+        netlink.request(NEWLINK, CREATE | EXCL, &body)?;
+        if self.kind != "bridge" {
+            return Ok(());
+        }
+        let answers = netlink.ask(GETLINK, &self.head(0, 0))?;
+        let info = answers.first().and_then(|a| {
+            let (_, info) = attributes(a, 16).into_iter().find(|(k, _)| *k == LINKINFO)?;
+            attributes(info, 0).into_iter().find(|(k, _)| *k == INFO_DATA)
+        });
+        let now = info.map_or_else(Vec::new, |(_, data)| attributes(data, 0));
+        for wanted in attributes(&self.data.0, 0)
+            .into_iter()
+            .filter(|a| !now.contains(a))
+        {
+            let mut body = self.head(0, 0);
+            nest(&mut body, LINKINFO, |m| {
+                put(m, INFO_KIND, self.kind.as_bytes());
+                nest(m, INFO_DATA, |m| put(m, wanted.0, wanted.1));
+            });
+            netlink.request(NEWLINK, 0, &body)?;
+        }
+        Ok(())
+    }
+
+    fn describe(&self, body: &mut Vec<u8>) {
+        put(body, IFNAME, &[self.name.as_bytes(), b"\0"].concat());
+        if !self.address.0.is_empty() {
+            put(body, ADDRESS, &self.address.0);
+        }
+        put(body, MTU, &self.mtu.to_ne_bytes());
+        put(body, TXQLEN, &self.queue.to_ne_bytes());
+    }
+
+    /// struct ifinfomsg.
+    fn head(&self, flags: u32, change: u32) -> Vec<u8> {
+        let mut out = vec![0; 4];
+        for n in [self.index as u32, flags, change] {
+            out.extend(n.to_ne_bytes());
+        }
+        out
+    }
+
+    /// What can be said once all devices are there: what it is part of, names, and at last that it is up.
+    fn settle(&self, netlink: &mut Netlink) -> Sys<()> {
+        let mut body = self.head(0, 0);
+        if self.kind == "tun" {
+            if self.tun.is_some_and(|(f, ..)| f & tun::TAP != 0) {
+                put(&mut body, ADDRESS, &self.address.0);
+            }
+        }
+        if self.kind == "tun" || comes_by_itself(self) {
+            put(&mut body, MTU, &self.mtu.to_ne_bytes());
+            put(&mut body, TXQLEN, &self.queue.to_ne_bytes());
+        }
+        put(&mut body, GROUP, &self.group.to_ne_bytes());
+        if !self.alias.0.is_empty() {
+            put(&mut body, IFALIAS, &self.alias.0);
+        }
+        netlink.request(SETLINK, 0, &body)?;
+        if self.master != 0 {
+            let mut body = self.head(0, 0);
+            put(&mut body, MASTER, &self.master.to_ne_bytes());
+            netlink.request(SETLINK, 0, &body)?;
+            if !self.part.0.is_empty() {
+                let mut body = self.head(0, 0);
+                nest(&mut body, LINKINFO, |m| {
+                    put(m, INFO_SLAVE_KIND, b"bridge\0");
+                    nest(m, INFO_SLAVE_DATA, |m| m.extend(&self.part.0));
+                });
+                netlink.request(NEWLINK, 0, &body)?;
+            }
+        }
+        for name in &self.names {
+            let mut body = self.head(0, 0);
+            nest(&mut body, PROP_LIST, |m| put(m, ALT_IFNAME, &name.0));
+            netlink.request(NEWLINKPROP, CREATE | EXCL | APPEND, &body)?;
+        }
+        Ok(())
+    }
+}
+
+impl Record {
+    fn make_links(
+        &self,
+        number: u32,
+        all: &[(u32, &Record, BorrowedFd<'_>)],
+        places: &BTreeMap<u32, i32>,
+    ) -> Sys<()> {
+        let mut netlink = Netlink::route()?;
+        let there: BTreeSet<i32> = netlink
+            .dump(GETLINK, &[0; 16])?
+            .iter()
+            .filter_map(|m| m.get(4..8).map(|b| word(b) as i32))
+            .collect();
+        let mut made = there;
+        // What lies upon another comes after it.
+        let mut rest: Vec<&Link> = self.links.iter().filter(|l| !comes_by_itself(l)).collect();
+        while !rest.is_empty() {
+            let (ready, waiting): (Vec<&Link>, Vec<&Link>) =
+                rest.iter().partition(|l| l.lower == 0 || made.contains(&l.lower));
+            if ready.is_empty() {
+                return Err(Errno::ENODEV);
+            }
+            for link in ready {
+                if made.contains(&link.index) {
+                    continue;
+                }
+                match (link.kind.as_str(), link.peer) {
+                    ("tun", _) => {
+                        // For good at first: whoever holds its descriptor attaches to it later, and says otherwise.
+                        let (flags, owner, group) = link.tun.unwrap_or((1, -1, -1));
+                        let tun = tun::open()?;
+                        tun::attach(tun.as_fd(), &link.name, flags, Some(link.index))?;
+                        tun::set(tun.as_fd(), flags | tun::PERSIST, owner, group)?;
+                    }
+                    (_, Some((to, index))) => {
+                        let to = if to == u32::MAX { number } else { to };
+                        let peer = all
+                            .iter()
+                            .find(|(n, ..)| *n == to)
+                            .and_then(|(_, r, _)| r.links.iter().find(|l| l.index == index));
+                        let peer = peer.ok_or(Errno::ENODEV)?;
+                        let elsewhere = places.get(&to).copied().filter(|_| to != number);
+                        link.make(&mut netlink, Some((peer, elsewhere)))?;
+                        if to == number {
+                            made.insert(index);
+                        }
+                    }
+                    _ => link.make(&mut netlink, None)?,
+                }
+                made.insert(link.index);
+            }
+            rest = waiting;
+        }
+        Ok(())
+    }
+
+    fn settle(&self) -> Sys<Vec<String>> {
+        let mut netlink = Netlink::route()?;
+        let mut warnings = Vec::new();
+        for link in &self.links {
+            link.settle(&mut netlink)?;
+        }
+        apply_settings(&self.settings);
+        // New addresses are not asked about on the wire: they were in use already.
+        let asking: Vec<&(String, String)> = self
+            .settings
+            .iter()
+            .filter(|(path, _)| path.starts_with("ipv6/conf/") && path.ends_with("/accept_dad"))
+            .collect();
+        for (path, _) in &asking {
+            let _ = std::fs::write(Path::new(SETTINGS).join(path), "0");
+        }
+        self.set_addresses(&mut netlink, &mut warnings)?;
+        for link in &self.links {
+            let body = link.head(link.flags & FLAGS, FLAGS);
+            netlink.request(SETLINK, 0, &body)?;
+        }
+        // What came by itself with the devices going up is not wanted; what went with it is.
+        self.set_addresses(&mut netlink, &mut warnings)?;
+        for (path, value) in &asking {
+            let _ = std::fs::write(Path::new(SETTINGS).join(path), value);
+        }
+        let now = neighbours(&mut netlink)?;
+        for wanted in self.neighbours.iter().filter(|n| !now.contains(n)) {
+            netlink.request(NEWNEIGH, CREATE, &wanted.0)?;
+        }
+        let now = rules(&mut netlink)?;
+        for extra in now.iter().filter(|r| !self.rules.contains(r)) {
+            netlink.request(DELRULE, 0, &extra.0)?;
+        }
+        for wanted in self.rules.iter().filter(|r| !now.contains(r)) {
+            netlink.request(NEWRULE, CREATE | EXCL, &wanted.0)?;
+        }
+        self.set_routes(&mut netlink, &mut warnings)?;
+        apply_settings(&self.settings);
+        Ok(warnings)
+    }
+
+    fn set_addresses(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {
+        let key = |m: &[u8]| address_key(m);
+        let now: Vec<Vec<u8>> = netlink.dump(GETADDR, &[0; 8])?;
+        let wanted: Vec<_> = self.addresses.iter().map(|a| key(&a.0)).collect();
+        for extra in now.iter().filter(|a| !wanted.contains(&key(a))) {
+            let _ = netlink.request(DELADDR, 0, extra);
+        }
+        for address in &self.addresses {
+            if now.iter().any(|n| key(n) == key(&address.0)) {
+                continue;
+            }
+            match netlink.request(NEWADDR, CREATE | EXCL, &address_request(&address.0)) {
+                // A device that has IPv6 switched off takes none.
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => {
+                    let said = format!("an address of device {} is not there: {e}", word(&address.0[4..]));
+                    if !warnings.contains(&said) {
+                        warnings.push(said);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_routes(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {
+        let now = routes(netlink)?;
+        for extra in now.iter().filter(|r| !self.routes.contains(r)) {
+            let _ = netlink.request(DELROUTE, 0, &extra.0);
+        }
+        // A route by way of a neighbour wants the route to that one: as often as one more can be set.
+        let mut rest: Vec<&Bytes> = self.routes.iter().filter(|r| !now.contains(r)).collect();
+        loop {
+            let before = rest.len();
+            let mut last = None;
+            rest.retain(
+                |route| match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
+                    Ok(()) | Err(Errno::EEXIST) => false,
+                    Err(e) => {
+                        last = Some(e);
+                        true
+                    }
+                },
+            );
+            if rest.is_empty() {
+                return Ok(());
+            }
+            if rest.len() == before {
+                warnings.push(format!(
+                    "{before} route(s) are not there: {}",
+                    last.unwrap_or(Errno::EINVAL)
+                ));
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What tells addresses apart: family, prefix, device, and the addresses themselves.
+fn address_key(message: &[u8]) -> (Vec<u8>, Vec<(u16, Vec<u8>)>) {
+    let mut head = message.get(..8).unwrap_or_default().to_vec();
+    if let Some(flags) = head.get_mut(2) {
+        *flags = 0;
+    }
+    let own = attributes(message, 8).into_iter().filter(|(k, _)| *k <= 2);
+    (head, own.map(|(k, v)| (k, v.to_vec())).collect())
+}
+
+/// The message that sets an address again: without what only counts.
+fn address_request(message: &[u8]) -> Vec<u8> {
+    const CACHEINFO: u16 = 6;
+    const FLAGS: u16 = 8;
+    const PERMANENT: u32 = 0x80;
+    /// Secondary, tentative, failed, optimistic: found out by the kernel itself.
+    const FOUND: u32 = 0x01 | 0x40 | 0x08 | 0x04 | 0x2000;
+    let mut out = message.get(..8).unwrap_or_default().to_vec();
+    out[2] &= !(FOUND as u8);
+    let all = attributes(message, 8);
+    let permanent = all.iter().any(|(k, v)| *k == FLAGS && word(v) & PERMANENT != 0);
+    for (kind, value) in all {
+        match kind {
+            CACHEINFO if permanent => {}
+            FLAGS => put(&mut out, kind, &(word(value) & !FOUND).to_ne_bytes()),
+            _ => put(&mut out, kind, value),
+        }
+    }
+    out
+}
+
+/// Routes of all tables, without what only counts, and without those that are derived from addresses.
+fn routes(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
+    const CACHEINFO: u16 = 12;
+    const CLONED: u32 = 0x200;
+    const LOCAL_TABLE: u8 = 255;
+    let mut out = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut ask = vec![0; 12];
+        ask[0] = family as u8;
+        for message in netlink.dump(GETROUTE, &ask)? {
+            let Some(head) = message.get(..12) else { continue };
+            const BY_KERNEL: u8 = 2;
+            // Routes of the local table come with the addresses; so do those to what they are directly joined to.
+            let derived = head[5] == BY_KERNEL && (head[4] == LOCAL_TABLE || family == libc::AF_INET6);
+            if derived || word(&head[8..]) & CLONED != 0 {
+                continue;
+            }
+            let mut kept = head.to_vec();
+            // Whether a next hop is dead or has no carrier is found out anew.
+            kept[8..12].fill(0);
+            let mut all = attributes(&message, 12);
+            all.sort();
+            for (kind, value) in all.into_iter().filter(|(k, _)| *k != CACHEINFO) {
+                put(&mut kept, kind, value);
+            }
+            out.push(Bytes(kept));
+        }
+    }
+    Ok(out)
+}
+
+/// Rules that choose a table.
+fn rules(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
+    let mut out = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut ask = vec![0; 12];
+        ask[0] = family as u8;
+        match netlink.dump(GETRULE, &ask) {
+            Ok(all) => out.extend(all.into_iter().map(Bytes)),
+            // Without multiple tables there are none.
+            Err(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+/// Neighbours that were entered by hand, and those that are answered for.
+fn neighbours(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
+    const PERMANENT: u16 = 0x80;
+    const PROXY: u8 = 1 << 3;
+    const CACHEINFO: u16 = 3;
+    const PROBES: u16 = 4;
+    let mut out = Vec::new();
+    for proxies in [false, true] {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut ask = vec![0; 12];
+            ask[0] = family as u8;
+            if proxies {
+                ask[10] = PROXY;
+            }
+            for message in netlink.dump(GETNEIGH, &ask)? {
+                let Some(head) = message.get(..12) else { continue };
+                let state = u16::from_ne_bytes([head[8], head[9]]);
+                if !proxies && state & PERMANENT == 0 || proxies && head[10] & PROXY == 0 {
+                    continue;
+                }
+                let mut kept = head.to_vec();
+                for (kind, value) in attributes(&message, 12) {
+                    if kind != CACHEINFO && kind != PROBES {
+                        put(&mut kept, kind, value);
+                    }
+                }
+                out.push(Bytes(kept));
+            }
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,172 @@
+//! Netlink requests: messages with attributes, sent to the kernel and answered.
+
+use super::Sys;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+/// NLM_F_ROOT | NLM_F_MATCH.
+const DUMP: u16 = 0x300;
+pub const CREATE: u16 = 0x400;
+pub const EXCL: u16 = 0x200;
+pub const APPEND: u16 = 0x800;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// The type of an attribute without its flags (nested, in network order).
+const TYPE: u16 = 0x3fff;
+
+/// A connection to rtnetlink in the network namespace of the thread that made it.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens one to rtnetlink(7).
+    pub fn route() -> Sys<Netlink> {
+        Netlink::new(SockProtocol::NetlinkRoute)
+    }
+
+    /// Opens one to the packet filter.
+    pub fn netfilter() -> Sys<Netlink> {
+        Netlink::new(SockProtocol::NetlinkNetFilter)
+    }
+
+    fn new(protocol: SockProtocol) -> Sys<Netlink> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            protocol,
+        )?;
+        Ok(Netlink { socket, sequence: 0 })
+    }
+
+    /// Asks for everything of a kind: the bodies of the answers.
+    pub fn dump(&mut self, kind: u16, body: &[u8]) -> Sys<Vec<Vec<u8>>> {
+        self.send(kind, DUMP, body)?;
+        self.answers()
+    }
+
+    /// Asks one question: the bodies of the answers.
+    pub fn ask(&mut self, kind: u16, body: &[u8]) -> Sys<Vec<Vec<u8>>> {
+        self.send(kind, ACK, body)?;
+        self.answers()
+    }
+
+    /// Has something done; `flags` are [`CREATE`] and the like.
+    pub fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> Sys<()> {
+        self.send(kind, flags | ACK, body)?;
+        self.answers().map(drop)
+    }
+
+    fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> Sys<()> {
+        self.sequence += 1;
+        let mut message = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend((REQUEST | flags).to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend([0; 4]);
+        message.extend(body);
+        send(self.socket.as_raw_fd(), &message, MsgFlags::empty()).map(drop)
+    }
+
+    fn answers(&mut self) -> Sys<Vec<Vec<u8>>> {
+        let mut out = Vec::new();
+        let mut buffer = vec![0u8; 1 << 17];
+        loop {
+            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let mut bytes = &buffer[..length];
+            while bytes.len() >= 16 {
+                let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap_or_default());
+                let (length, sequence) = (word(0) as usize, word(8));
+                let kind = word(4) as u16;
+                let Some(body) = bytes.get(16..length) else {
+                    return Err(Errno::EPROTO);
+                };
+                if sequence == self.sequence {
+                    match kind {
+                        NLMSG_DONE => return Ok(out),
+                        NLMSG_ERROR => {
+                            let code = body.get(..4).and_then(|b| b.try_into().ok());
+                            return match code.map_or(-libc::EPROTO, i32::from_ne_bytes) {
+                                0 => Ok(out),
+                                e => Err(Errno::from_raw(-e)),
+                            };
+                        }
+                        _ => out.push(body.to_vec()),
+                    }
+                }
+                bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// The attributes of a message after `head` bytes: types without flags, and values.
+pub fn attributes(body: &[u8], head: usize) -> Vec<(u16, &[u8])> {
+    let mut out = Vec::new();
+    let mut rest = body.get(head..).unwrap_or_default();
+    while rest.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
+        let kind = u16::from_ne_bytes([rest[2], rest[3]]);
+        let Some(value) = rest.get(4..length) else { break };
+        out.push((kind & TYPE, value));
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    out
+}
+
+/// Adds an attribute to a message.
+pub fn put(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    message.extend(((4 + value.len()) as u16).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
+}
+
+/// Adds an attribute that consists of others, which `fill` adds.
+pub fn nest(message: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+    const NESTED: u16 = 0x8000;
+    let mut inner = Vec::new();
+    fill(&mut inner);
+    put(message, kind | NESTED, &inner);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_is_there() {
+        const RTM_GETLINK: u16 = 18;
+        const IFLA_IFNAME: u16 = 3;
+        let mut netlink = Netlink::route().unwrap();
+        let links = netlink.dump(RTM_GETLINK, &[0; 16]).unwrap();
+        let name = |l: &Vec<u8>| {
+            attributes(l, 16)
+                .iter()
+                .any(|(k, v)| *k == IFLA_IFNAME && *v == b"lo\0")
+        };
+        assert!(links.iter().any(name));
+        assert_eq!(
+            netlink.request(RTM_GETLINK, 0, &[0xff; 16]).is_err(),
+            true,
+            "an error is told"
+        );
+    }
+
+    #[test]
+    fn attributes_are_read_as_written() {
+        let mut message = vec![1, 2, 3, 4];
+        put(&mut message, 7, b"abc");
+        nest(&mut message, 9, |m| put(m, 1, &[5; 4]));
+        let all = attributes(&message, 4);
+        assert_eq!(all[0], (7, &b"abc"[..]));
+        assert_eq!(all[1].0, 9);
+        assert_eq!(attributes(all[1].1, 0), [(1, &[5u8; 4][..])]);
+    }
+}
