@@ -39,6 +39,7 @@ pub mod timerfd;
 pub mod timers;
 pub mod tcp;
 pub mod traits;
+pub mod tun;
 pub mod udp;
 pub mod unix;
 
@@ -476,6 +477,7 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<pidfd::PidFd>(),
     fd::<directory::Directory>(),
     fd::<device::Device>(),
+    fd::<tun::Tun>(),
     fd::<regular::Regular>(),
     fd::<unix::Unix>(),
     fd::<tcp::Tcp>(),

@@ -4,6 +4,7 @@
 //! for in the kernel's own messages (rtnetlink(7)), which are a stable interface: the image has them as they came, less
 //! what only counts or is derived.
 
+mod link;
 mod settings;
 
 use super::pipe::Bytes;
@@ -172,6 +173,92 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
+/// Reads one device of freeze's own namespace, with its addresses and routes.
+pub fn device(name: &str) -> Result<Record> {
+    let read = || -> Sys<Record> {
+        let mut netlink = Netlink::route()?;
+        let mut record = Record::default();
+        for message in netlink.dump(GETLINK, &[0; 16])? {
+            let link = Link::read(&message, &BTreeMap::new(), "", &mut Vec::new());
+            record.links.extend(link.filter(|l| l.name == name));
+        }
+        let index = record.links.first().ok_or(Errno::ENODEV)?.index;
+        let addresses = netlink.dump(GETADDR, &[0; 8])?.into_iter().map(Bytes);
+        record.addresses = addresses.filter(|a| is_of(&a.0, index)).collect();
+        record.routes = routes(&mut netlink)?;
+        record.routes.retain(|r| leaves_by(&r.0, index));
+        Ok(record)
+    };
+    read().on("netlink", || format!("network device {name}"))
+}
+
+/// Whether an address is that of a device.
+fn is_of(address: &[u8], index: i32) -> bool {
+    address.get(4..).map_or(0, word) as i32 == index
+}
+
+/// Whether a route leads through a device.
+fn leaves_by(route: &[u8], index: i32) -> bool {
+    const OIF: u16 = 4;
+    attributes(route, 12)
+        .iter()
+        .any(|(k, v)| *k == OIF && word(v) as i32 == index)
+}
+
+/// Makes a tun or tap device of freeze's own namespace again, if it is gone, and gives it what it had.
+pub fn restore_device(record: &Record) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let mut work = || -> Sys<()> {
+        let mut netlink = Netlink::route()?;
+        let Some(link) = record.links.first() else {
+            return Ok(());
+        };
+        let there = netlink.dump(GETLINK, &[0; 16])?;
+        let named = |m: &Vec<u8>| {
+            attributes(m, 16)
+                .iter()
+                .any(|(k, v)| *k == IFNAME && text(v) == link.name)
+        };
+        if there.iter().any(|m| named(m)) {
+            // It stays without a process to hold it, or another one has it too: as it is, it is right.
+            return Ok(());
+        }
+        if there.iter().any(|m| is_of(m, link.index)) {
+            return Err(Errno::EEXIST);
+        }
+        link.make_tun()?;
+        link.settle(&mut netlink)?;
+        let asking = Path::new(SETTINGS).join(format!("ipv6/conf/{}/accept_dad", link.name));
+        let before = std::fs::read_to_string(&asking).unwrap_or_default();
+        let _ = std::fs::write(&asking, "0");
+        netlink.request(SETLINK, 0, &link.head(link.flags & FLAGS, FLAGS))?;
+        for extra in netlink
+            .dump(GETADDR, &[0; 8])?
+            .iter()
+            .filter(|a| is_of(a, link.index))
+        {
+            let _ = netlink.request(DELADDR, 0, extra);
+        }
+        for address in &record.addresses {
+            match netlink.request(NEWADDR, CREATE | EXCL, &address_request(&address.0)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => warnings.push(format!("device {}: an address is not there: {e}", link.name)),
+            }
+        }
+        let _ = std::fs::write(&asking, before);
+        let now = routes(&mut netlink)?;
+        for route in record.routes.iter().filter(|r| !now.contains(r)) {
+            match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => warnings.push(format!("device {}: a route is not there: {e}", link.name)),
+            }
+        }
+        Ok(())
+    };
+    work().on("netlink", || "a tun device")?;
+    Ok(warnings)
+}
+
 fn word(bytes: &[u8]) -> u32 {
     bytes
         .get(..4)
@@ -246,228 +333,6 @@ fn namespace_ids(netlink: &mut Netlink, others: &[(u32, i32)]) -> BTreeMap<i32, 
     out
 }
 
-impl Link {
-    fn read(
-        message: &[u8],
-        numbers: &BTreeMap<i32, u32>,
-        label: &str,
-        out: &mut Vec<Blocker>,
-    ) -> Option<Link> {
-        let mut link = Link {
-            index: word(message.get(4..)?) as i32,
-            flags: word(message.get(8..)?),
-            ..Link::default()
-        };
-        let (mut below, mut elsewhere) = (0, None);
-        let mut program = false;
-        let mut data: &[u8] = &[];
-        for (kind, value) in attributes(message, 16) {
-            match kind {
-                ADDRESS => link.address = Bytes(value.to_vec()),
-                IFNAME => link.name = text(value),
-                MTU => link.mtu = word(value),
-                LINK => below = word(value) as i32,
-                LINK_NETNSID => elsewhere = Some(word(value) as i32),
-                MASTER => link.master = word(value) as i32,
-                TXQLEN => link.queue = word(value),
-                GROUP => link.group = word(value),
-                IFALIAS => link.alias = Bytes(value.to_vec()),
-                PROP_LIST => {
-                    let names = attributes(value, 0).into_iter().filter(|(k, _)| *k == ALT_IFNAME);
-                    link.names.extend(names.map(|(_, v)| Bytes(v.to_vec())));
-                }
-                // IFLA_XDP_ATTACHED
-                XDP => {
-                    program = attributes(value, 0)
-                        .iter()
-                        .any(|(k, v)| *k == 2 && v.first().is_some_and(|b| *b != 0))
-                }
-                LINKINFO => {
-                    for (kind, value) in attributes(value, 0) {
-                        match kind {
-                            INFO_KIND => link.kind = text(value),
-                            INFO_DATA => data = value,
-                            INFO_SLAVE_DATA => link.part = filtered(value, PART),
-                            _ => {}
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        let at = || Blocker::at(format!("network device {}", link.name), label);
-        let remedy = "remove the device";
-        if program {
-            out.push(
-                at().why("an eBPF program (XDP) is attached to it")
-                    .remedy("detach it"),
-            );
-        }
-        if comes_by_itself(&link) {
-            if link.index != 1 && link.kind.is_empty() {
-                out.push(
-                    at().why("it is a device of the machine, which cannot be made again")
-                        .remedy("move it to another network namespace"),
-                );
-            }
-            return Some(link);
-        }
-        let Some((_, kept)) = KINDS.iter().find(|(kind, _)| *kind == link.kind) else {
-            out.push(
-                at().why(format!("devices of kind {} are not carried", link.kind))
-                    .remedy(remedy),
-            );
-            return Some(link);
-        };
-        link.data = filtered(data, kept);
-        if link.kind == "veth" {
-            let number = match elsewhere {
-                None => Some(u32::MAX),
-                Some(id) => numbers.get(&id).copied().filter(|n| *n != 0),
-            };
-            match number {
-                Some(number) => link.peer = Some((number, below)),
-                None => out.push(
-                    at().why("its other end lies in a network namespace outside the checkpoint")
-                        .remedy("take it down, or checkpoint the processes of that namespace too"),
-                ),
-            }
-        } else if elsewhere.is_some() {
-            out.push(
-                at().why("it lies upon a device of another network namespace")
-                    .remedy(remedy),
-            );
-        } else {
-            link.lower = below;
-        }
-        if link.kind == "tun" {
-            let (mut flags, mut owner, mut group) = (0, -1, -1);
-            for (kind, value) in attributes(data, 0) {
-                let on = value.first().is_some_and(|b| *b != 0);
-                // IFLA_TUN_*: owner, group, type, packet information, virtio header, persistent, many queues.
-                match kind {
-                    1 => owner = i64::from(word(value)),
-                    2 => group = i64::from(word(value)),
-                    3 => flags |= u32::from(value.first().copied().unwrap_or(1)),
-                    4 if !on => flags |= tun::NO_PI,
-                    5 if on => flags |= tun::VNET_HDR,
-                    6 if on => flags |= tun::PERSIST,
-                    7 if on => flags |= tun::MULTI_QUEUE,
-                    _ => {}
-                }
-            }
-            link.tun = Some((flags, owner, group));
-        }
-        Some(link)
-    }
-
-    /// What makes it, as far as that is to be said at once.
-    fn make(&self, netlink: &mut Netlink, peer: Option<(&Link, Option<i32>)>) -> Sys<()> {
-        let mut body = self.head(0, 0);
-        self.describe(&mut body);
-        if self.lower != 0 {
-            put(&mut body, LINK, &self.lower.to_ne_bytes());
-        }
-        nest(&mut body, LINKINFO, |m| {
-            put(m, INFO_KIND, self.kind.as_bytes());
-            match peer {
-                Some((peer, netns)) => nest(m, INFO_DATA, |m| {
-                    nest(m, VETH_PEER, |m| {
-                        m.extend(peer.head(0, 0));
-                        peer.describe(m);
-                        if let Some(fd) = netns {
-                            put(m, NET_NS_FD, &fd.to_ne_bytes());
-                        }
-                    })
-                }),
-                // A bridge refuses what the kernel was built without, even if it is switched off.
-                None if !self.data.0.is_empty() && self.kind != "bridge" => {
-                    nest(m, INFO_DATA, |m| m.extend(&self.data.0))
-                }
-                None => {}
-            }
-        });
-        netlink.request(NEWLINK, CREATE | EXCL, &body)?;
-        if self.kind != "bridge" {
-            return Ok(());
-        }
-        let answers = netlink.ask(GETLINK, &self.head(0, 0))?;
-        let info = answers.first().and_then(|a| {
-            let (_, info) = attributes(a, 16).into_iter().find(|(k, _)| *k == LINKINFO)?;
-            attributes(info, 0).into_iter().find(|(k, _)| *k == INFO_DATA)
-        });
-        let now = info.map_or_else(Vec::new, |(_, data)| attributes(data, 0));
-        for wanted in attributes(&self.data.0, 0)
-            .into_iter()
-            .filter(|a| !now.contains(a))
-        {
-            let mut body = self.head(0, 0);
-            nest(&mut body, LINKINFO, |m| {
-                put(m, INFO_KIND, self.kind.as_bytes());
-                nest(m, INFO_DATA, |m| put(m, wanted.0, wanted.1));
-            });
-            netlink.request(NEWLINK, 0, &body)?;
-        }
-        Ok(())
-    }
-
-    fn describe(&self, body: &mut Vec<u8>) {
-        put(body, IFNAME, &[self.name.as_bytes(), b"\0"].concat());
-        if !self.address.0.is_empty() {
-            put(body, ADDRESS, &self.address.0);
-        }
-        put(body, MTU, &self.mtu.to_ne_bytes());
-        put(body, TXQLEN, &self.queue.to_ne_bytes());
-    }
-
-    /// struct ifinfomsg.
-    fn head(&self, flags: u32, change: u32) -> Vec<u8> {
-        let mut out = vec![0; 4];
-        for n in [self.index as u32, flags, change] {
-            out.extend(n.to_ne_bytes());
-        }
-        out
-    }
-
-    /// What can be said once all devices are there: what it is part of, names, and at last that it is up.
-    fn settle(&self, netlink: &mut Netlink) -> Sys<()> {
-        let mut body = self.head(0, 0);
-        if self.kind == "tun" {
-            if self.tun.is_some_and(|(f, ..)| f & tun::TAP != 0) {
-                put(&mut body, ADDRESS, &self.address.0);
-            }
-        }
-        if self.kind == "tun" || comes_by_itself(self) {
-            put(&mut body, MTU, &self.mtu.to_ne_bytes());
-            put(&mut body, TXQLEN, &self.queue.to_ne_bytes());
-        }
-        put(&mut body, GROUP, &self.group.to_ne_bytes());
-        if !self.alias.0.is_empty() {
-            put(&mut body, IFALIAS, &self.alias.0);
-        }
-        netlink.request(SETLINK, 0, &body)?;
-        if self.master != 0 {
-            let mut body = self.head(0, 0);
-            put(&mut body, MASTER, &self.master.to_ne_bytes());
-            netlink.request(SETLINK, 0, &body)?;
-            if !self.part.0.is_empty() {
-                let mut body = self.head(0, 0);
-                nest(&mut body, LINKINFO, |m| {
-                    put(m, INFO_SLAVE_KIND, b"bridge\0");
-                    nest(m, INFO_SLAVE_DATA, |m| m.extend(&self.part.0));
-                });
-                netlink.request(NEWLINK, 0, &body)?;
-            }
-        }
-        for name in &self.names {
-            let mut body = self.head(0, 0);
-            nest(&mut body, PROP_LIST, |m| put(m, ALT_IFNAME, &name.0));
-            netlink.request(NEWLINKPROP, CREATE | EXCL | APPEND, &body)?;
-        }
-        Ok(())
-    }
-}
-
 impl Record {
     fn make_links(
         &self,
@@ -495,13 +360,7 @@ impl Record {
                     continue;
                 }
                 match (link.kind.as_str(), link.peer) {
-                    ("tun", _) => {
-                        // For good at first: whoever holds its descriptor attaches to it later, and says otherwise.
-                        let (flags, owner, group) = link.tun.unwrap_or((1, -1, -1));
-                        let tun = tun::open()?;
-                        tun::attach(tun.as_fd(), &link.name, flags, Some(link.index))?;
-                        tun::set(tun.as_fd(), flags | tun::PERSIST, owner, group)?;
-                    }
+                    ("tun", _) => link.make_tun()?,
                     (_, Some((to, index))) => {
                         let to = if to == u32::MAX { number } else { to };
                         let peer = all

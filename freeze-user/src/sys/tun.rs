@@ -1,6 +1,6 @@
 //! Tun and tap devices: made, attached to, and looked at through their descriptors.
 
-use super::{Sys, ioctl_bytes, ioctl_number};
+use super::{Sys, ioctl_bytes, ioctl_int, ioctl_number, owned};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -18,6 +18,11 @@ const SETOWNER: u64 = 0x4004_54cc;
 const SETGROUP: u64 = 0x4004_54ce;
 const GETIFF: u64 = 0x8004_54d2;
 const SETIFINDEX: u64 = 0x4004_54da;
+const GETSNDBUF: u64 = 0x8004_54d3;
+const SETSNDBUF: u64 = 0x4004_54d4;
+const GETVNETHDRSZ: u64 = 0x8004_54d7;
+const SETVNETHDRSZ: u64 = 0x4004_54d8;
+const GETDEVNETNS: u64 = 0x54e3;
 
 /// A descriptor that is attached to no device yet.
 pub fn open() -> Sys<OwnedFd> {
@@ -55,4 +60,30 @@ pub fn attached(tun: BorrowedFd<'_>) -> Sys<(String, u32)> {
     let name = request[..16].split(|b| *b == 0).next().unwrap_or_default();
     let flags = u16::from_ne_bytes([request[16], request[17]]);
     Ok((String::from_utf8_lossy(name).into_owned(), u32::from(flags)))
+}
+
+/// The network namespace of the device it is attached to.
+pub fn netns(tun: BorrowedFd<'_>) -> Sys<OwnedFd> {
+    ioctl_number(tun, GETDEVNETNS, 0).map(owned)
+}
+
+/// Length of the virtio header.
+pub fn header(tun: BorrowedFd<'_>) -> Sys<i32> {
+    ioctl_int(tun, GETVNETHDRSZ)
+}
+
+/// How many bytes may wait to be sent.
+pub fn room(tun: BorrowedFd<'_>) -> Sys<i32> {
+    ioctl_int(tun, GETSNDBUF)
+}
+
+/// Sets both, where they are not so already.
+pub fn set_sizes(tun: BorrowedFd<'_>, header_size: i32, room_size: i32) -> Sys<()> {
+    if header(tun)? != header_size {
+        ioctl_bytes(tun, SETVNETHDRSZ, &mut header_size.to_ne_bytes())?;
+    }
+    if room(tun)? != room_size {
+        ioctl_bytes(tun, SETSNDBUF, &mut room_size.to_ne_bytes())?;
+    }
+    Ok(())
 }
