@@ -219,7 +219,7 @@ pub fn restore_device(record: &Record) -> Result<Vec<String>> {
                 .iter()
                 .any(|(k, v)| *k == IFNAME && text(v) == link.name)
         };
-        if there.iter().any(|m| named(m)) {
+        if there.iter().any(named) {
             // It stays without a process to hold it, or another one has it too: as it is, it is right.
             return Ok(());
         }
