@@ -334,19 +334,21 @@ mod tests {
             wd,
             path: dir.join(name),
             mask,
+            tree: 0,
         })
         .into();
         list.iter().for_each(|w| std::fs::write(&w.path, "").unwrap());
         let fd = inotify_new().unwrap();
-        watch_all(fd.as_fd(), &list).unwrap();
+        watch_all(fd.as_fd(), &list, &Options::default()).unwrap();
         let seen = read_fd(Pid(std::process::id() as i32), fd.as_raw_fd()).unwrap();
         let mut got: Vec<Watched> = entries(&seen)
             .unwrap()
             .iter()
             .map(|e| Watched {
                 wd: e.wd,
-                path: path_of(e, &mut Mounts::default()).unwrap(),
+                path: path_of(e, &mut Mounts::default()).unwrap().0,
                 mask: e.mask & ASKED,
+                tree: 0,
             })
             .collect();
         got.sort_by_key(|w| w.wd);
