@@ -167,10 +167,10 @@ impl ProcessKind for Namespaces {
     fn precheck(_: &Record, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
-        if let Some(number) = record.pid_for_children {
-            if nest.spaces.has(Kind::Pid, number) {
-                nest.enter(pid, &[(Kind::Pid, number)])?;
-            }
+        if let Some(number) = record.pid_for_children
+            && nest.spaces.has(Kind::Pid, number)
+        {
+            nest.enter(pid, &[(Kind::Pid, number)])?;
         }
         if record.fresh_for_children {
             let flag = Kind::Pid.flag() as u64;

@@ -139,8 +139,10 @@ impl Maker {
                     }
                 }
                 libc::write(pipe.1.as_raw_fd(), told.as_ptr().cast(), 8);
-                while told[0] == 0 {
-                    libc::syscall(libc::SYS_pause);
+                if told[0] == 0 {
+                    loop {
+                        libc::syscall(libc::SYS_pause);
+                    }
                 }
                 libc::_exit(1);
             }
