@@ -13,7 +13,8 @@ use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Shared, Source, kind_
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
-use crate::sys::{self, fault};
+use crate::sys::{self, Kcmp, fault};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
@@ -89,20 +90,30 @@ fn descriptions(view: &View) -> Result<Descriptions<'_>> {
         let known = alike
             .entry((&fd.link, fd.stat.dev, fd.stat.ino, fd.flags(), fd.info.pos))
             .or_default();
-        let mut found = None;
-        for (id, other) in known.iter() {
-            let same = sys::same_file(speaker(fd.pid), fd.fd, speaker(other.pid), other.fd);
-            if same.on("kcmp", || {
+        // The kernel orders descriptions, so that a thousand alike need ten comparisons each.
+        let (mut low, mut high, mut found) = (0, known.len(), None);
+        while low < high && found.is_none() {
+            let mid = low.midpoint(high);
+            let (id, other) = known[mid];
+            let order = sys::kcmp(
+                speaker(fd.pid),
+                speaker(other.pid),
+                Kcmp::File,
+                fd.fd as u64,
+                other.fd as u64,
+            );
+            match order.on("kcmp", || {
                 format!("fd {} of {} and fd {} of {}", fd.fd, fd.pid, other.fd, other.pid)
             })? {
-                found = Some(*id);
-                break;
+                Ordering::Equal => found = Some(id),
+                Ordering::Less => high = mid,
+                Ordering::Greater => low = mid + 1,
             }
         }
         let id = found.unwrap_or_else(|| {
             let id = FileId(firsts.len() as u32);
             firsts.push((id, fd));
-            known.push((id, fd));
+            known.insert(low, (id, fd));
             id
         });
         files.insert((fd.pid, fd.fd), id);

@@ -483,17 +483,18 @@ fn read_link(path: &str) -> String {
     }
 }
 
-/// An unlinked file whose name somebody else has by now comes back under one with `.freeze-PID-N` added.
+/// An unlinked file, or a removed directory above it, whose name somebody else has by now comes back under one with
+/// `.freeze-PID-N` added.
 fn old_name(path: &str) -> String {
-    let cut = || {
-        let name = path.strip_suffix(" (deleted)")?;
-        let (old, added) = name.rsplit_once(".freeze-")?;
-        added
-            .chars()
-            .all(|c| c.is_ascii_digit() || c == '-')
-            .then(|| format!("{old} (deleted)"))
+    let Some(name) = path.strip_suffix(" (deleted)") else {
+        return path.to_owned();
     };
-    cut().unwrap_or_else(|| path.to_owned())
+    let old = |part: &str| match part.rsplit_once(".freeze-") {
+        Some((old, added)) if added.chars().all(|c| c.is_ascii_digit() || c == '-') => old.to_owned(),
+        _ => part.to_owned(),
+    };
+    let parts: Vec<String> = name.split('/').map(old).collect();
+    parts.join("/") + " (deleted)"
 }
 
 fn printable(bytes: &[u8]) -> String {

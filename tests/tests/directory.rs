@@ -32,3 +32,33 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    removed,
+    c(r#"
+/* removed dirs: open, cwd, nested, with files */
+int main(void){
+  umask(0);
+  char *a=strdup(in_here("a")),*b=strdup(in_here("a/b"));
+  OK(mkdir(a,0751)); OK(mkdir(b,0705));
+  int fa=OK(open(a,O_RDONLY|O_DIRECTORY)), fb=OK(open(b,O_PATH));
+  int f=OK(open(in_here("a/b/file"),O_RDWR|O_CREAT,0604)); SAME(write(f,"hello",5),5);
+  OK(unlink(in_here("a/b/file")));
+  OK(chdir(b)); OK(rmdir(b)); OK(rmdir(a));
+  struct stat pa,pb; OK(fstat(fa,&pa)); OK(fstat(fb,&pb));
+  /* re-created */
+  OK(mkdir(a,0700));
+  freeze_here();
+  struct stat st,s2; char buf[100];
+  OK(fstat(fa,&st)); SAME(st.st_nlink,pa.st_nlink); SAME(st.st_mode&07777,0751); SAME(st.st_mtim.tv_sec,pa.st_mtim.tv_sec);
+  OK(fstat(fb,&st)); SAME(st.st_mode&07777,0705);
+  OK(stat(".",&s2)); SAME(s2.st_ino,st.st_ino);
+  CHECK(!getcwd(buf,100)&&errno==ENOENT);
+  CHECK(open("x",O_CREAT|O_WRONLY,0600)==-1&&errno==ENOENT);
+  SAME(pread(f,buf,100,0),5); OK(fstat(f,&st)); SAME(st.st_nlink,0);
+  OK(fstatat(fb,"..",&st,0)); OK(fstat(fa,&s2)); SAME(st.st_ino,s2.st_ino);
+  OK(rmdir(a));
+  return 0;
+}
+"#)
+);

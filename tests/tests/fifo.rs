@@ -44,3 +44,28 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    unlinked,
+    c(r#"
+/* unlinked fifo, both ends; xattrs and sparse big unlinked */
+#include <sys/xattr.h>
+int main(void){
+  char buf[100]; umask(0);
+  OK(mkfifo(in_here("f"),0610)); int r=OK(open(in_here("f"),O_RDONLY|O_NONBLOCK)), w=OK(open(in_here("f"),O_WRONLY)); OK(unlink(in_here("f")));
+  SAME(write(w,"abc",3),3);
+  int s=OK(open(in_here("s"),O_RDWR|O_CREAT,0644)); OK(ftruncate(s,6LL<<30)); SAME(pwrite(s,"tail",4,(5LL<<30)+7),4);
+  int x=fsetxattr(s,"user.note","v",1,0); OK(unlink(in_here("s"))); OK(lseek(s,(5LL<<30)+7,SEEK_SET));
+  struct stat a,b; OK(fstat(s,&a));
+  int ro=OK(open(in_here("ro"),O_RDWR|O_CREAT,0000)); OK(chmod(in_here("ro"),0));
+  int dd=OK(open(in_here("dir"),O_WRONLY|O_CREAT|O_DIRECT|O_SYNC|O_NOATIME|O_NOFOLLOW,0600)); int fl=fcntl(dd,F_GETFL);
+  int nf=OK(open(in_here("nf"),O_RDWR|O_CREAT|O_NOFOLLOW|O_DSYNC,0600)); OK(unlink(in_here("nf"))); int fl2=fcntl(nf,F_GETFL);
+  freeze_here();
+  SAME(read(r,buf,9),3); struct stat st; OK(fstat(r,&st)); SAME(st.st_nlink,0); SAME(st.st_mode&0777,0610); close(w); SAME(read(r,buf,9),0);
+  SAME(read(s,buf,4),4); CHECK(!memcmp(buf,"tail",4)); OK(fstat(s,&b)); SAME(a.st_size,b.st_size); if(b.st_blocks>a.st_blocks+16) DIE("blocks %ld",(long)b.st_blocks);
+  SAME(a.st_mtim.tv_nsec,b.st_mtim.tv_nsec);
+  if(!x) SAME(fgetxattr(s,"user.note",buf,9),1);
+  SAME(fcntl(dd,F_GETFL),fl); SAME(fcntl(nf,F_GETFL),fl2);
+  return 0;}
+"#)
+);

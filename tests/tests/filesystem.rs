@@ -37,3 +37,20 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    removed_root,
+    c(r#"
+/* chroot into a directory that was removed; root and cwd */
+int main(void){
+  OK(mkdir(in_here("jail"),0755)); OK(mkdir(in_here("jail/in"),0755));
+  char *go=strdup(in_here("go")), *j=strdup(in_here("jail"));
+  int keep=OK(open(here_dir,O_PATH));
+  int pid=OK(fork());
+  if(!pid){ OK(chroot(j)); OK(chdir("/in")); OK(fchdir(keep)); OK(rmdir("jail/in")); OK(rmdir("jail")); 
+    while(faccessat(keep,"go",F_OK,0)) nap(2);
+    CHECK(open("/x",O_CREAT|O_WRONLY,0600)==-1); struct stat st; OK(stat("/",&st)); OK(fstatat(keep,".",&st,0)); _exit(0);}
+  nap(30);
+  freeze_here(); int st; OK(waitpid(pid,&st,0)); SAME(st,0); return 0; }
+"#)
+);

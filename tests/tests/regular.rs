@@ -162,3 +162,116 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    other_names,
+    c(r#"
+/* hard-linked elsewhere, several names of one inode, tmpfile */
+int main(void){
+  char buf[100];
+  int f=OK(open(in_here("x"),O_RDWR|O_CREAT,0604)); SAME(write(f,"hello",5),5);
+  OK(link(in_here("x"),strdup(in_here("y"))));
+  OK(mkdir(in_here("sub"),0700));
+  char *z=strdup(in_here("sub/z")); OK(link(in_here("x"),z));
+  int g=OK(open(in_here("y"),O_RDONLY));
+  OK(unlink(in_here("x")));OK(unlink(in_here("y")));
+  int h=OK(open(in_here("m"),O_RDWR|O_CREAT,0604)); SAME(write(h,"mm",2),2);
+  OK(link(in_here("m"),strdup(in_here("n"))));
+  int i=OK(open(in_here("n"),O_RDWR|O_APPEND));
+  OK(unlink(in_here("m")));OK(unlink(in_here("n")));
+  int t=OK(open(here_dir,O_TMPFILE|O_RDWR,0640)); SAME(write(t,"tmp",3),3);
+  char pp[64]; sprintf(pp,"/proc/self/fd/%d",t);
+  int t2=OK(open(pp,O_RDONLY));
+  int w=OK(open(in_here("ren"),O_RDWR|O_CREAT,0600)); OK(rename(in_here("ren"),strdup(in_here("ren (deleted)"))));
+  int fl=fcntl(t,F_GETFL);
+  freeze_here();
+  struct stat a,b;
+  OK(fstat(f,&a)); SAME(a.st_nlink,1); OK(stat(z,&b)); SAME(a.st_ino,b.st_ino); OK(fstat(g,&b)); SAME(a.st_ino,b.st_ino);
+  SAME(write(f," world",6),6); SAME(pread(g,buf,99,0),11);
+  OK(fstat(h,&a)); OK(fstat(i,&b)); SAME(a.st_ino,b.st_ino); SAME(a.st_nlink,0); SAME(write(i,"zz",2),2); SAME(pread(h,buf,9,0),4);
+  OK(fstat(t2,&a)); SAME(a.st_nlink,0); SAME(pread(t2,buf,9,0),3); SAME(fcntl(t,F_GETFL),fl);
+  OK(linkat(AT_FDCWD,pp,AT_FDCWD,in_here("tmp"),AT_SYMLINK_FOLLOW));
+  OK(fstat(t,&a)); SAME(a.st_nlink,1); SAME(a.st_mode&0777,0640);
+  OK(fstat(w,&a)); OK(stat(in_here("ren (deleted)"),&b)); SAME(a.st_ino,b.st_ino);
+  CHECK(access(in_here("x"),F_OK)&&access(in_here("y"),F_OK)&&access(in_here("m"),F_OK));
+  return 0;
+}
+"#)
+);
+
+conformance!(
+    leases,
+    c(r#"
+/* leases, flock on dir/fifo, fowner */
+static volatile int got; static void h(int s, siginfo_t*i,void*u){got=s;}
+int main(void){
+  umask(0);
+  int a=OK(open(in_here("a"),O_RDWR|O_CREAT,0600)); close(a);
+  a=OK(open(in_here("a"),O_RDONLY)); OK(fcntl(a,F_SETLEASE,F_RDLCK));
+  int b=OK(open(in_here("b"),O_RDWR|O_CREAT,0600)); OK(fcntl(b,F_SETLEASE,F_WRLCK)); OK(fcntl(b,F_SETSIG,SIGUSR1));
+  int d=OK(open(here_dir,O_RDONLY|O_DIRECTORY)); OK(flock(d,LOCK_EX));
+  struct sigaction sa={.sa_sigaction=h,.sa_flags=SA_SIGINFO}; sigaction(SIGUSR1,&sa,0); sigaction(SIGIO,&sa,0);
+  /* breaking */
+  int c=OK(open(in_here("c"),O_RDWR|O_CREAT,0600)); OK(fcntl(c,F_SETLEASE,F_WRLCK));
+  CHECK(open(in_here("c"),O_RDONLY|O_NONBLOCK)==-1&&errno==EWOULDBLOCK); nap(5); CHECK(got==SIGIO); got=0;
+  int gc=fcntl(c,F_GETLEASE);
+  freeze_here();
+  SAME(fcntl(a,F_GETLEASE),F_RDLCK); SAME(fcntl(b,F_GETLEASE),F_WRLCK); SAME(fcntl(c,F_GETLEASE),gc); SAME(got,0);
+  CHECK(open(in_here("b"),O_RDONLY|O_NONBLOCK)==-1&&errno==EWOULDBLOCK); nap(5); SAME(got,SIGUSR1);
+  int e=OK(open(here_dir,O_RDONLY)); CHECK(flock(e,LOCK_EX|LOCK_NB)==-1);
+  CHECK(open(in_here("c"),O_RDONLY|O_NONBLOCK)==-1&&errno==EWOULDBLOCK); 
+  OK(fcntl(c,F_SETLEASE,F_UNLCK)); OK(open(in_here("c"),O_RDONLY|O_NONBLOCK));
+  return 0;
+}
+"#)
+);
+
+conformance!(
+    waiting_for_locks,
+    c(r#"
+/* posix locks over processes, waiting; flock waiters */
+int main(void){
+  int f=OK(open(in_here("l"),O_RDWR|O_CREAT,0600)); struct flock l={.l_type=F_WRLCK,.l_start=0,.l_len=10};
+  OK(fcntl(f,F_SETLK,&l)); int g=OK(open(in_here("g"),O_RDWR|O_CREAT,0600)); OK(flock(g,LOCK_EX));
+  int o=OK(open(in_here("o"),O_RDWR|O_CREAT,0600)); struct flock ol={.l_type=F_WRLCK}; OK(fcntl(o,F_OFD_SETLK,&ol));
+  int a=OK(fork()); if(!a){ struct flock x={.l_type=F_WRLCK,.l_start=5,.l_len=10}; OK(fcntl(f,F_SETLKW,&x)); SAME(gone_ahead(),1); _exit(0);}
+  int b=OK(fork()); if(!b){ int h=OK(open(in_here("g"),O_RDWR)); OK(flock(h,LOCK_SH)); SAME(gone_ahead(),1); _exit(0);}
+  int d=OK(fork()); if(!d){ struct flock x={.l_type=F_RDLCK,.l_start=20,.l_len=10}; OK(fcntl(f,F_SETLK,&x)); while(!gone_ahead())nap(2); nap(50); _exit(0);}
+  int e=OK(fork()); if(!e){ int h=OK(open(in_here("o"),O_RDWR)); struct flock x={.l_type=F_RDLCK}; OK(fcntl(h,F_OFD_SETLKW,&x)); SAME(gone_ahead(),1); _exit(0);}
+  nap(50);
+  freeze_here();
+  struct flock q={.l_type=F_WRLCK,.l_start=20,.l_len=1}; OK(fcntl(f,F_GETLK,&q)); SAME(q.l_type,F_RDLCK); SAME(q.l_pid,d);
+  l.l_type=F_UNLCK; OK(fcntl(f,F_SETLK,&l)); OK(flock(g,LOCK_UN)); ol.l_type=F_UNLCK; OK(fcntl(o,F_OFD_SETLK,&ol));
+  int st; for(int i=0;i<4;i++){ OK(wait(&st)); SAME(st,0);} return 0; }
+"#)
+);
+
+conformance!(
+    kernel_files,
+    c(r#"
+/* proc, sys, cgroup */
+#include <dirent.h>
+int main(void){
+  char buf[4096];
+  int a=OK(open("/proc/self/maps",O_RDONLY)), b=OK(open("/proc/self",O_RDONLY|O_DIRECTORY)), c=OK(open("/proc/self/net/tcp",O_RDONLY));
+  int d=OK(open("/proc/sys/kernel/ostype",O_RDONLY)), e=OK(open("/sys/kernel/mm/transparent_hugepage/enabled",O_RDONLY));
+  int f=OK(open("/proc/self/fd",O_RDONLY|O_DIRECTORY)), g=OK(open("/proc/self/status",O_RDONLY)), h=OK(open("/proc/self/mem",O_RDWR));
+  int i=OK(open("/proc/meminfo",O_RDONLY)); int j=OK(open("/proc/self/cmdline",O_RDONLY));
+
+  SAME(read(i,buf,20),20); SAME(read(j,buf,3),3); int n=read(g,buf,10);
+  int pid=OK(fork()); if(!pid){while(!gone_ahead())nap(2);_exit(0);}
+  sprintf(buf,"/proc/%d/stat",pid); int l=OK(open(buf,O_RDONLY));
+  sprintf(buf,"/proc/%d",pid); int m=OK(open(buf,O_RDONLY|O_DIRECTORY));
+  OK(chdir("/proc/self"));
+  freeze_here();
+  SAME(read(a,buf,10),10);
+  SAME(pread(d,buf,5,0),5); CHECK(!memcmp(buf,"Linux",5));
+  CHECK(read(e,buf,100)>0); CHECK(read(c,buf,100)>0); CHECK(read(g,buf,100)>0); CHECK(read(i,buf,10)==10);
+  CHECK(read(l,buf,100)>0); CHECK(atoi(buf)==pid);
+  OK(faccessat(m,"status",F_OK,0)); OK(faccessat(b,"status",F_OK,0));
+  char x='q'; SAME(pread(h,buf,1,(off_t)(long)&x),1); SAME(buf[0],'q');
+  CHECK(getcwd(buf,100)); if(atoi(buf+6)!=getpid()) DIE("%s",buf);
+  int st; OK(waitpid(pid,&st,0)); return 0;
+}
+"#)
+);

@@ -41,7 +41,8 @@ impl FdKind for Device {
     }
 
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
-        if let Some((why, remedy)) = super::regular::FileRef::obstacle(&fd.link, &fd.stat, &fd.tree) {
+        if let Some((why, remedy)) = super::regular::FileRef::obstacle(&fd.link, &fd.stat, &fd.at(), &fd.tree)
+        {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
     }

@@ -1,6 +1,7 @@
-//! Open directories: path, flags and position.
+//! Open directories: path, position, flags; removed ones are made again and removed again.
 
-use super::regular::FileRef;
+use super::regular::found::{DELETED, Lost, Obstacle, Way, leads_to, way};
+use super::regular::ghost::{Attributes, Ghosts};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
 pub struct Directory;
@@ -22,17 +23,134 @@ pub struct Directory;
 pub struct Record {
     pub path: PathBuf,
     pub flags: i32,
-    /// As the file system counts; meaningful on the same file system only.
     pub position: i64,
     /// The number of the tree of files (mount namespace) it is in.
     #[serde(default)]
     pub tree: u32,
+    #[serde(default)]
+    pub off_path: Option<OffPath>,
+}
+
+/// A directory to which its path does not lead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OffPath {
+    Removed(Removed),
+    Lost(Lost),
+}
+
+/// A directory that was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Device and inode, which tell it from others of its name.
+    pub node: (u64, u64),
+    pub attributes: Attributes,
+    /// The directory it was in, if that was removed too.
+    pub within: Option<Box<Removed>>,
+}
+
+impl Removed {
+    /// Of the directory at `path`, to which `at` leads.
+    fn collect(path: &Path, stat: &FileStat, at: &str, tree: &Tree) -> Result<Removed> {
+        let up = format!("{at}/..");
+        let above = FileStat::of(&up).on("stat", || up.clone())?;
+        let within = match path
+            .parent()
+            .filter(|p| !leads_to(p.as_os_str().as_bytes(), &above, tree))
+        {
+            // Its link shows a path with all that was removed in it; at the root of another mount it ends.
+            Some(parent) if path.parent() != Some(Path::new("/")) && above != *stat => {
+                Some(Box::new(Removed::collect(parent, &above, &up, tree)?))
+            }
+            _ => None,
+        };
+        Ok(Removed {
+            node: (stat.dev, stat.ino),
+            attributes: Attributes::of(at, stat)?,
+            within,
+        })
+    }
+
+    /// Makes it again at `path`, or nearby; tells where it lies.
+    fn make(&self, path: &Path, nest: &mut Nest) -> Result<PathBuf> {
+        let inside = match (&self.within, path.parent(), path.file_name()) {
+            (Some(within), Some(parent), Some(name)) => within.make(parent, nest)?.join(name),
+            _ => path.to_owned(),
+        };
+        nest.state::<Ghosts>()
+            .directory(self.node, &inside, &self.attributes)
+    }
+}
+
+/// How a directory is found again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirRef {
+    /// The number of the tree of files it is in.
+    pub tree: u32,
+    pub path: PathBuf,
+    pub off_path: Option<OffPath>,
+}
+
+impl DirRef {
+    /// What speaks against carrying the directory at `link`, to which `at` leads.
+    pub fn obstacle(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Option<Obstacle> {
+        way(link, stat, at, tree).err()
+    }
+
+    /// Records it.
+    pub fn collect(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<DirRef> {
+        let name = || String::from_utf8_lossy(link).into_owned();
+        let found = way(link, stat, at, tree)
+            .map_err(|(why, remedy)| Blocker::at(name(), "").why(why).remedy(remedy).refuse())?;
+        let (path, off_path) = match found {
+            Way::Path => (link, None),
+            Way::Kernel => (link.strip_suffix(DELETED).unwrap_or(link), None),
+            Way::Lost(lost) => (link, Some(OffPath::Lost(lost))),
+            Way::Gone => (
+                link.strip_suffix(DELETED).unwrap_or(link),
+                Some(OffPath::Removed(Removed::collect(
+                    OsStr::from_bytes(link.strip_suffix(DELETED).unwrap_or(link)).as_ref(),
+                    stat,
+                    at,
+                    tree,
+                )?)),
+            ),
+        };
+        Ok(DirRef {
+            tree: tree.number,
+            path: OsStr::from_bytes(path).into(),
+            off_path,
+        })
+    }
+
+    /// Refuses one that is not there.
+    pub fn precheck(&self, options: &Options, out: &mut Vec<Blocker>) {
+        if self.off_path.is_none() {
+            must_be_there(self.tree, &self.path, options, out);
+        }
+    }
+
+    /// Opens it.
+    pub fn open(&self, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
+        let name = || self.path.display().to_string();
+        // O_DIRECTORY would show in the flags of an O_PATH descriptor that was opened without.
+        let flags = flags | libc::O_CLOEXEC;
+        let open = |path: &Path| {
+            nix::fcntl::open(path, OFlag::from_bits_retain(flags), Mode::empty()).on("open", name)
+        };
+        let path = nest.options.reach(self.tree, &self.path)?;
+        match &self.off_path {
+            None => open(&path),
+            Some(OffPath::Removed(removed)) => open(&removed.make(&path, nest)?),
+            Some(OffPath::Lost(lost)) => lost.open(&path, flags).on("open", name),
+        }
+    }
 }
 
 impl FdKind for Directory {
     const TAG: &'static str = "directory";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "open directories: flags and position; removed ones are refused";
+    const ABOUT: &'static str =
+        "open directories: flags and position; removed ones, and those something is mounted over";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -40,22 +158,24 @@ impl FdKind for Directory {
     }
 
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
-        out.extend(
-            obstacle(&fd.link, &fd.stat, &fd.tree).map(|(why, remedy)| fd.blocker().why(why).remedy(remedy)),
-        );
+        if let Some((why, remedy)) = DirRef::obstacle(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
+            out.push(fd.blocker().why(why).remedy(remedy));
+        }
     }
 
     fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
+        let DirRef { path, off_path, tree } = DirRef::collect(&fd.link, &fd.stat, &fd.at(), &fd.tree)?;
         Ok(Record {
-            path: OsStr::from_bytes(&fd.link).into(),
+            path,
             flags: fd.flags(),
             position: fd.info.pos,
-            tree: fd.tree.number,
+            off_path,
+            tree,
         })
     }
 
     fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
-        must_be_there(record.tree, &record.path, options, out);
+        record.place().precheck(options, out);
     }
 
     fn members(_: &Record) -> Vec<FileId> {
@@ -63,13 +183,10 @@ impl FdKind for Directory {
     }
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
-        let name = || record.path.display().to_string();
-        let flags = OFlag::from_bits_retain(record.flags) | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY;
-        let path = nest.options.reach(record.tree, &record.path)?;
-        let fd = nix::fcntl::open(&path, flags, Mode::empty()).on("open", name)?;
-        if record.position != 0 {
+        let fd = record.place().open(record.flags, nest)?;
+        if record.position != 0 && record.flags & libc::O_PATH == 0 {
             nix::unistd::lseek64(fd.as_fd(), record.position, nix::unistd::Whence::SeekSet)
-                .on("lseek", name)?;
+                .on("lseek", || record.path.display().to_string())?;
         }
         Ok(fd)
     }
@@ -79,16 +196,22 @@ impl FdKind for Directory {
     }
 }
 
-/// What speaks against carrying a directory, told by its link.
-pub fn obstacle(link: &[u8], stat: &FileStat, tree: &Tree) -> Option<(String, &'static str)> {
-    match link.ends_with(b" (deleted)") && stat.nlink == 0 {
-        true => Some(("the directory was removed".into(), "let the program leave it")),
-        false => FileRef::obstacle(link, stat, tree),
+impl Record {
+    fn place(&self) -> DirRef {
+        DirRef {
+            tree: self.tree,
+            path: self.path.clone(),
+            off_path: self.off_path.clone(),
+        }
     }
 }
 
 /// Refuses a directory that is not there.
-pub fn must_be_there(tree: u32, path: &std::path::Path, options: &Options, out: &mut Vec<Blocker>) {
+pub fn must_be_there(tree: u32, path: &Path, options: &Options, out: &mut Vec<Blocker>) {
+    // Those of processes are there once the processes are.
+    if path.starts_with("/proc") {
+        return;
+    }
     let Some(here) = options.place(tree, path) else {
         return;
     };

@@ -125,12 +125,10 @@ impl ProcessKind for FdTable {
                 calls.push(("dup3", libc::SYS_dup3, [next, fd, flags, 0, 0, 0]));
                 calls.push(("close", libc::SYS_close, [next, 0, 0, 0, 0, 0]));
             }
-            while record
-                .slots
-                .binary_search_by_key(&(next as i32), |s| s.fd)
-                .is_ok()
-                && next <= fd
-            {
+            let taken = |n: u64| {
+                n == door || n <= fd && record.slots.binary_search_by_key(&(n as i32), |s| s.fd).is_ok()
+            };
+            while taken(next) {
                 next += 1;
             }
         }

@@ -1,7 +1,8 @@
 //! Named fifos: every end of them inside the checkpoint, with what has been written and not read.
 
+use super::path::NodeRef;
 use super::pipe::{Buffer, fill, read_buffer};
-use super::regular::FileRef;
+use super::regular::found::{Lost, Way, way};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -11,7 +12,6 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -31,6 +31,19 @@ pub struct Record {
     /// The number of the tree of files (mount namespace) it is in.
     #[serde(default)]
     pub tree: u32,
+    /// How it is found or made again; in older images it is where its path leads.
+    #[serde(default)]
+    pub place: Option<NodeRef>,
+}
+
+impl Record {
+    fn place(&self, nest: &mut Nest) -> Result<PathBuf> {
+        let here = nest.options.reach(self.tree, &self.path)?;
+        match &self.place {
+            Some(place) => place.place(&here, nest),
+            None => Ok(here),
+        }
+    }
 }
 
 /// Both ends of each fifo, held until all others are where they belong: so no open waits and nothing is lost.
@@ -42,8 +55,7 @@ struct Held {
 impl FdKind for Fifo {
     const TAG: &'static str = "fifo";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str =
-        "named fifos: contents, capacity, packet mode; every end that is open, in the checkpoint";
+    const ABOUT: &'static str = "named fifos, unlinked ones too: contents, capacity, packet mode; every end that is open, in the checkpoint";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -51,14 +63,14 @@ impl FdKind for Fifo {
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
-        if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat, &fd.tree) {
-            out.push(fd.blocker().why(why).remedy(remedy));
-        } else if fd.stat.nlink == 0 {
-            out.push(
+        match way(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
+            Ok(Way::Lost(Lost::Covered { .. })) => out.push(
                 fd.blocker()
-                    .why("an unlinked fifo is not carried")
-                    .remedy("keep its name while it is open"),
-            );
+                    .why("another file or mount lies at its path now")
+                    .remedy("unmount what covers it, or move the fifo back"),
+            ),
+            Ok(_) => {}
+            Err((why, remedy)) => out.push(fd.blocker().why(why).remedy(remedy)),
         }
         if view.ends.cut(fd) {
             return;
@@ -84,9 +96,10 @@ impl FdKind for Fifo {
             true => Some(read_buffer(fd, from).on("tee", || fd.label())?),
             false => None,
         };
-        let path = OsStr::from_bytes(&fd.link).into();
+        let (path, place) = NodeRef::collect(&fd.link, &fd.stat, &fd.at(), &fd.tree)?;
         Ok(Record {
             path,
+            place: Some(place),
             node: (fd.stat.dev, fd.stat.ino),
             flags: fd.flags(),
             buffer,
@@ -95,6 +108,13 @@ impl FdKind for Fifo {
     }
 
     fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
+        if record
+            .place
+            .as_ref()
+            .is_some_and(|p| p.gone.is_some() || p.lost.is_some())
+        {
+            return;
+        }
         let Some(here) = options.place(record.tree, &record.path) else {
             return;
         };
@@ -116,14 +136,14 @@ impl FdKind for Fifo {
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.path.display().to_string();
-        let path = nest.options.reach(record.tree, &record.path)?;
+        let at = record.place(nest)?;
         if record.flags & libc::O_PATH == 0 {
             use std::collections::hash_map::Entry;
             let held = match nest.state::<Held>().fifos.entry(record.node) {
                 Entry::Occupied(held) => held.into_mut(),
                 Entry::Vacant(free) => {
                     let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                    free.insert(nix::fcntl::open(&path, flags, Mode::empty()).on("open", name)?)
+                    free.insert(nix::fcntl::open(&at, flags, Mode::empty()).on("open", name)?)
                 }
             };
             if let Some(buffer) = &record.buffer {
@@ -132,7 +152,7 @@ impl FdKind for Fifo {
         }
         let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
         let flags = OFlag::from_bits_retain(record.flags & !mask | libc::O_CLOEXEC | libc::O_NONBLOCK);
-        nix::fcntl::open(&path, flags, Mode::empty()).on("open", name)
+        nix::fcntl::open(&at, flags, Mode::empty()).on("open", name)
     }
 
     fn finish(record: &Record, _: Placed, nest: &mut Nest) -> Result<()> {
@@ -194,6 +214,6 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let seen = read_fd(own, fd.as_raw_fd()).unwrap();
         Fifo::verdict(&seen, &View::default(), &mut blockers);
-        assert_eq!(blockers.len(), 1, "its name is gone");
+        assert_eq!(blockers, [], "its name is gone, and can be had again");
     }
 }

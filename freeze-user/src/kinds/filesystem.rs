@@ -1,16 +1,13 @@
 //! Where a process stands in the file system: working directory, root, umask.
 
-use super::directory::{must_be_there, obstacle};
+use super::directory::{DirRef, OffPath};
 use super::{ProcessKind, Source, Stage};
-use crate::error::{Blocker, Context, Result};
+use crate::error::{Blocker, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
 use serde::{Deserialize, Serialize};
-use std::ffi::OsStr;
-use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 #[derive(Debug)]
@@ -26,12 +23,35 @@ pub struct Record {
     pub cwd_tree: u32,
     #[serde(default)]
     pub root_tree: u32,
+    /// If the path of the working directory does not lead to it.
+    #[serde(default)]
+    pub cwd_off_path: Option<OffPath>,
+    #[serde(default)]
+    pub root_off_path: Option<OffPath>,
+}
+
+impl Record {
+    fn cwd(&self) -> DirRef {
+        DirRef {
+            tree: self.cwd_tree,
+            path: self.cwd.clone(),
+            off_path: self.cwd_off_path.clone(),
+        }
+    }
+
+    fn root(&self) -> DirRef {
+        DirRef {
+            tree: self.root_tree,
+            path: self.root.clone(),
+            off_path: self.root_off_path.clone(),
+        }
+    }
 }
 
 impl ProcessKind for Filesystem {
     const TAG: &'static str = "filesystem";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "working directory, root directory, umask; removed directories are refused";
+    const ABOUT: &'static str = "working directory, root directory (removed ones too), umask";
     const STAGE: Stage = Stage::Place;
     type Record = Record;
 
@@ -41,8 +61,9 @@ impl ProcessKind for Filesystem {
         }
         for (place, link) in [("cwd", &p.cwd), ("root", &p.root)] {
             let path = String::from_utf8_lossy(&link.path).into_owned();
+            let at = format!("/proc/{}/{place}", p.speaker);
             out.extend(
-                obstacle(&link.path, &link.stat, &link.tree)
+                DirRef::obstacle(&link.path, &link.stat, &at, &link.tree)
                     .map(|(why, remedy)| p.blocker(place, path).why(why).remedy(remedy)),
             );
         }
@@ -57,35 +78,34 @@ impl ProcessKind for Filesystem {
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let p = &from.process.view;
+        let at = |place: &str| format!("/proc/{}/{place}", p.speaker);
+        let cwd = DirRef::collect(&p.cwd.path, &p.cwd.stat, &at("cwd"), &p.cwd.tree)?;
+        let root = DirRef::collect(&p.root.path, &p.root.stat, &at("root"), &p.root.tree)?;
         Ok(Record {
-            cwd: OsStr::from_bytes(&p.cwd.path).into(),
-            root: OsStr::from_bytes(&p.root.path).into(),
+            cwd: cwd.path,
+            root: root.path,
             umask: p.status.umask.unwrap_or(0o022),
             cwd_tree: p.cwd.tree.number,
             root_tree: p.root.tree.number,
+            cwd_off_path: cwd.off_path,
+            root_off_path: root.off_path,
         })
     }
 
     fn precheck(record: &Record, _: Pid, options: &Options, out: &mut Vec<Blocker>) {
-        must_be_there(record.cwd_tree, &record.cwd, options, out);
+        record.cwd().precheck(options, out);
         if record.root != record.cwd {
-            must_be_there(record.root_tree, &record.root, options, out);
+            record.root().precheck(options, out);
         }
     }
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
-        let open = |tree: u32, path: &PathBuf| {
-            let here = nest.options.reach(tree, path)?;
-            File::open(here).on("open", || path.display().to_string())
-        };
-        let (root, cwd) = (
-            open(record.root_tree, &record.root)?,
-            open(record.cwd_tree, &record.cwd)?,
-        );
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let (root, cwd) = (record.root().open(flags, nest)?, record.cwd().open(flags, nest)?);
         let at = nest.hand_over(pid, &[root.as_raw_fd(), cwd.as_raw_fd()])?;
         nest.process(pid)?.tape(|t| {
             t.call("fchdir", libc::SYS_fchdir, &[at[0]]);
-            if record.root.as_os_str() != "/" || record.root_tree != 0 {
+            if record.root.as_os_str() != "/" || record.root_tree != 0 || record.root_off_path.is_some() {
                 let dot = t.bytes(b".\0");
                 t.call("chroot", libc::SYS_chroot, &[dot]);
             }

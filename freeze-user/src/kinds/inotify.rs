@@ -1,5 +1,6 @@
 //! inotify(7): watches by number, path and mask.
 
+use super::regular::found::unescape;
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::FileId;
@@ -8,7 +9,8 @@ use crate::observe::tree::{Tree, Trees};
 use crate::observe::view::{FdView, View};
 use crate::sys::{
     self,
-    events::{inotify_add, inotify_new, inotify_remove, open_by_handle},
+    events::{inotify_add, inotify_new, inotify_remove},
+    files::open_by_handle,
 };
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -254,28 +256,6 @@ fn mount_point(line: &[u8], device: &str) -> Option<PathBuf> {
     })
 }
 
-/// Undoes `\040` and the like.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        let code = text
-            .get(at + 1..at + 4)
-            .and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
-        match (text[at], code) {
-            (b'\\', Some(byte)) => {
-                out.push(byte);
-                at += 4;
-            }
-            (byte, _) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    out
-}
-
 /// The path of a watched file, or why there is none.
 fn path_of(entry: &Entry, mounts: &mut Mounts) -> Result<(PathBuf, u32), String> {
     let Some((kind, handle)) = &entry.handle else {
@@ -283,7 +263,7 @@ fn path_of(entry: &Entry, mounts: &mut Mounts) -> Result<(PathBuf, u32), String>
     };
     let mut why = "no mount of its file system is in sight".to_owned();
     for (tree, mount) in mounts.on(entry.sdev) {
-        let file = match open_by_handle(mount.as_fd(), *kind, handle) {
+        let file = match open_by_handle(mount.as_fd(), *kind, handle, libc::O_PATH) {
             Ok(file) => file,
             Err(e) => {
                 why = format!("its file cannot be found by its handle: {e}");

@@ -170,13 +170,6 @@ impl FdKind for Memfd {
         if let Some((why, remedy)) = obstacle(&format!("/proc/{}/fd/{}", fd.pid, fd.fd)) {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
-        if fd.info.locks.iter().any(|l| l.class != "POSIX") {
-            out.push(
-                fd.blocker()
-                    .why("a flock or OFD lock on a memfd is not carried")
-                    .remedy("release the lock"),
-            );
-        }
     }
 
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {

@@ -169,7 +169,12 @@ impl ProcessKind for Memory {
         if p.is_dead() {
             return;
         }
-        if let Some((why, remedy)) = FileRef::obstacle(&p.exe.path, &p.exe.stat, &p.exe.tree) {
+        if let Some((why, remedy)) = FileRef::obstacle(
+            &p.exe.path,
+            &p.exe.stat,
+            &format!("/proc/{}/exe", p.speaker),
+            &p.exe.tree,
+        ) {
             out.push(
                 p.blocker("exe", String::from_utf8_lossy(&p.exe.path))
                     .why(why)
@@ -208,7 +213,7 @@ impl ProcessKind for Memory {
                 Some(stat) if stat.kind() == libc::S_IFREG => {
                     let tree = view.trees.at(map_file(p.pid, v));
                     out.extend(
-                        FileRef::obstacle(&v.name, stat, &tree)
+                        FileRef::obstacle(&v.name, stat, &map_file(p.speaker, v), &tree)
                             .map(|(why, remedy)| at().why(why).remedy(remedy)),
                     );
                 }
@@ -460,13 +465,12 @@ fn layout(p: &ProcessView, brk: u64) -> [u64; 11] {
 
 fn from_exe(p: &ProcessView, from: &mut Source<'_>) -> Result<FileRef> {
     let path = format!("/proc/{}/exe", p.speaker);
-    let open = || File::open(&path).on("open", || path.clone());
     FileRef::collect(
         &p.exe.path,
         &p.exe.stat,
         &p.exe.tree,
         false,
-        open,
+        &path,
         from.shared,
         from.draft,
     )
@@ -493,13 +497,12 @@ fn file(
         files[i].written |= written;
         return Ok(i);
     }
-    let open = || File::open(&path).on("open", || path.clone());
     files.push(FileRef::collect(
         &v.name,
         &stat,
         &from.view.trees.at(&path),
         written,
-        open,
+        &path,
         from.shared,
         from.draft,
     )?);

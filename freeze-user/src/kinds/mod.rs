@@ -23,6 +23,7 @@ pub mod namespaces;
 pub mod netlink;
 pub mod packet;
 pub mod netns;
+pub mod path;
 pub mod pidfd;
 pub mod pipe;
 pub mod pty;
@@ -51,11 +52,15 @@ use crate::observe::view::{FdView, ProcessView, View};
 use crate::store::Draft;
 use crate::sys;
 use crate::tracee::process::StoppedProcess;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use regular::locks::{Lease, Locks};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// A kind of open file description.
 ///
@@ -196,7 +201,7 @@ struct FileFrame<R> {
 }
 
 /// What every open file description has, whatever its kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Common {
     /// Access mode and status flags, as F_GETFL shows them.
     pub flags: i32,
@@ -207,6 +212,9 @@ pub struct Common {
     /// The number of the network namespace a socket belongs to; 0 for that of freeze.
     #[serde(default)]
     pub net: u32,
+    /// What is locked through it.
+    #[serde(default)]
+    pub locks: Locks,
 }
 
 /// The status flags that F_SETFL can change.
@@ -221,6 +229,7 @@ impl Common {
                 owner: (0, 0),
                 signal: 0,
                 net: 0,
+                locks: Locks::default(),
             });
         }
         let here = from.process.fd(fd.fd)?;
@@ -228,11 +237,13 @@ impl Common {
         let owner = sys::owner_ex(here.as_fd()).on("fcntl(F_GETOWN_EX)", name)?;
         const F_GETSIG: i32 = 11;
         let signal = sys::fcntl(here.as_fd(), F_GETSIG, 0).on("fcntl(F_GETSIG)", name)? as i32;
+        let locks = Locks::of(fd);
         Ok(Common {
             flags,
             owner,
             signal,
             net: 0,
+            locks,
         })
     }
 
@@ -240,6 +251,7 @@ impl Common {
         if self.flags & libc::O_PATH != 0 {
             return Ok(());
         }
+        self.locks.restore(fd)?;
         let name = || "a restored file".to_owned();
         const F_SETSIG: i32 = 10;
         if self.owner.1 != 0 {
@@ -259,6 +271,34 @@ impl Common {
             sys::fcntl(fd, libc::F_SETFL, (self.flags & settable) as u64).on("fcntl(F_SETFL)", name)?;
         }
         Ok(())
+    }
+}
+
+/// Takes a lease in the name of its holder, and has it broken again if somebody waited for that.
+///
+/// The kernel makes the caller its owner, whom the signal of the break would reach that was sent long ago.
+fn take_lease(lease: &Lease, placed: Placed, nest: &mut Nest) -> Result<()> {
+    let args = [placed.fd as u64, libc::F_SETLEASE as u64, lease.kind as u64];
+    nest.process(placed.pid)?
+        .call("fcntl(F_SETLEASE)", libc::SYS_fcntl, &args)?;
+    let Some(wanted) = lease.breaking else {
+        return Ok(());
+    };
+    let file = nest.file(placed.id)?;
+    let name = || format!("the lease of fd {} of {}", placed.fd, placed.pid);
+    sys::set_owner_ex(file, 1, 0).on("fcntl(F_SETOWN_EX)", name)?;
+    let how = match wanted {
+        libc::F_RDLCK => OFlag::O_RDONLY,
+        _ => OFlag::O_WRONLY,
+    };
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match nix::fcntl::open(
+        path.as_str(),
+        how | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    ) {
+        Err(Errno::EWOULDBLOCK) | Ok(_) => Ok(()),
+        Err(e) => Err(e).on("open", name),
     }
 }
 
@@ -311,6 +351,9 @@ impl<K: FdKind> Loaded for LoadedAs<K> {
     }
     fn finish(&self, placed: Placed, nest: &mut Nest) -> Result<()> {
         nest.within(&self.surroundings(), |nest| K::finish(&self.1, placed, nest))?;
+        if let Some(lease) = &self.0.locks.lease {
+            take_lease(lease, placed, nest)?;
+        }
         self.0.restore(nest.file(placed.id)?)?;
         if self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0 {
             // By the process itself: the kernel notes the caller's descriptor number, and SIGIO tells it (si_fd).
@@ -464,6 +507,7 @@ fn surroundings(fd: &FdView, view: &View) -> Result<Around> {
 
 /// Every kind of description, in the order in which they are asked whether they claim a descriptor.
 pub static FD_KINDS: &[FdEntry] = &[
+    fd::<path::Node>(),
     fd::<pipe::Pipe>(),
     fd::<eventfd::EventFd>(),
     fd::<epoll::Epoll>(),
@@ -549,12 +593,16 @@ fn put_process<K: ProcessKind>(pid: Pid, record: K::Record, draft: &mut Draft) -
 
 fn put<T: Serialize>(draft: &mut Draft, tag: &'static str, version: u16, record: &T) -> Result<()> {
     let payload = rmp_serde::to_vec_named(record)
-        .map_err(|e| Error::kernel(format!("encode: {e}"), tag, nix::errno::Errno::EINVAL))?;
+        .map_err(|e| Error::kernel(format!("encode: {e}"), tag, Errno::EINVAL))?;
     draft.raw_record(tag, version, &payload)
 }
 
 /// The kind that claims a descriptor.
 pub fn kind_of(fd: &FdView) -> Option<&'static FdEntry> {
+    // What only stands for an object without a path can be opened again for pipes alone.
+    if fd.flags() & libc::O_PATH != 0 && !fd.link.starts_with(b"/") && !fd.link.starts_with(b"pipe:") {
+        return None;
+    }
     FD_KINDS.iter().find(|k| (k.claims)(fd))
 }
 
@@ -591,7 +639,7 @@ pub fn markdown() -> String {
         - mounts of file systems that cannot be made anew and are not mounted where freeze runs, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
-        - files whose path leads nowhere or elsewhere, removed directories, unlinked files with other names, leases.\n\
+        - files that neither path nor handle leads to.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
         - the timeout of a call that was waiting and does not tell the program what remains (poll, a futex, epoll_wait): it \

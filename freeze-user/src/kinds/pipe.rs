@@ -26,6 +26,9 @@ pub struct Record {
     pub reopened: bool,
     /// With the first end that was seen.
     pub buffer: Option<Buffer>,
+    /// Whether it only stands for the pipe (O_PATH).
+    #[serde(default)]
+    pub path_only: bool,
 }
 
 /// What is inside a pipe and how it is made.
@@ -115,7 +118,8 @@ impl FdKind for Pipe {
     }
 
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
-        let buffer = match from.shared.first_sight(fd.stat.dev, fd.stat.ino) {
+        let path_only = fd.flags() & libc::O_PATH != 0;
+        let buffer = match !path_only && from.shared.first_sight(fd.stat.dev, fd.stat.ino) {
             true => Some(read_buffer(fd, from).on("tee", || fd.label())?),
             false => None,
         };
@@ -124,6 +128,7 @@ impl FdKind for Pipe {
             access: fd.flags() & libc::O_ACCMODE,
             reopened: fd.flags() & LARGEFILE != 0,
             buffer,
+            path_only,
         })
     }
 
@@ -153,6 +158,9 @@ impl FdKind for Pipe {
         if let Some(buffer) = &record.buffer {
             fill(ends.any.as_fd(), buffer).on("write", name)?;
             own(ends.any.as_fd(), buffer).on("fchown", name)?;
+        }
+        if record.path_only {
+            return reopen(ends.any.as_fd(), libc::O_PATH).on("open", name);
         }
         let raw = match record.access {
             libc::O_RDONLY if !record.reopened => ends.read.take(),

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 /// Everything that both sides of a pseudo terminal have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct Pty {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// Whether nobody has opened the slave side yet.
+    #[serde(default)]
+    pub unopened: bool,
 }
 
 /// Typed by the master, not read by the slave side yet.
@@ -185,7 +189,19 @@ pub fn collect(index: u32, master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>
         mode: 0,
         uid: 0,
         gid: 0,
+        unopened: slave.is_none() && !hung_up,
     };
+    if out.unopened {
+        // Whatever was typed was echoed too: without an echo, and with no reader, nothing waits.
+        let echo = flag(&found, LFLAG) & libc::ECHO != 0;
+        if !echo || int(libc::FIONREAD)? != 0 {
+            return Err(typed_unopened(index).refuse());
+        }
+        let node = std::fs::metadata(format!("/dev/pts/{index}")).on("stat", name)?;
+        (out.mode, out.uid, out.gid) = (node.mode() & 0o7777, node.uid(), node.gid());
+        out.exclusive[1] = false;
+        return Ok(out);
+    }
     if out.session.is_some() {
         out.foreground = optional(libc::TIOCGPGRP)?;
     }
@@ -198,7 +214,7 @@ pub fn collect(index: u32, master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>
             held = peer(master, libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
             held.as_fd()
         }
-        None => return Err(never_opened(index).refuse()),
+        None => return Err(typed_unopened(index).refuse()),
     };
     let node = nix::sys::stat::fstat(slave).on("fstat", name)?;
     (out.mode, out.uid, out.gid) = (node.st_mode & 0o7777, node.st_uid, node.st_gid);
@@ -224,10 +240,10 @@ pub fn collect(index: u32, master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>
     Ok(out)
 }
 
-/// The refusal of a pty whose slave side nobody has opened yet.
-pub fn never_opened(index: u32) -> Blocker {
+/// The refusal of a pty whose slave side nobody has opened yet, and into which something was typed.
+fn typed_unopened(index: u32) -> Blocker {
     Blocker::at(format!("/dev/pts/{index}"), "a pseudo terminal")
-        .why("nobody has opened its slave side yet, and to look at it would change that")
+        .why("something may have been typed, nobody has opened its slave side yet, and to look at it would change that")
         .remedy("try again once the program uses it")
 }
 
@@ -360,7 +376,8 @@ impl Drop for Unlocked<'_> {
 #[derive(Debug)]
 pub struct Made {
     pub master: OwnedFd,
-    pub slave: OwnedFd,
+    /// None where nobody had opened it.
+    pub slave: Option<OwnedFd>,
 }
 
 /// Makes a pty with its recorded number, settings and contents; it has no lock, no packet mode and no session yet.
@@ -382,14 +399,22 @@ pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
     drop(lower);
     let found: Termios = <[u8; 44]>::try_from(&pty.termios.0[..])
         .map_err(|_| Error::kernel("ioctl(TCSETS2)", name(), Errno::EINVAL))?;
-    ioctl_word(master.as_fd(), TIOCSPTLCK, 0).on("ioctl(TIOCSPTLCK)", name)?;
-    let slave = peer(master.as_fd(), libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
     let size = pty
         .size
         .iter()
         .rev()
         .fold(0u64, |all, n| all << 16 | u64::from(*n));
     ioctl_word(master.as_fd(), libc::TIOCSWINSZ, size).on("ioctl(TIOCSWINSZ)", name)?;
+    if pty.unopened {
+        // A master's settings are those of its other side.
+        set_termios(master.as_fd(), &found).on("ioctl(TCSETS2)", name)?;
+        let node = format!("/dev/pts/{}", pty.index);
+        std::os::unix::fs::chown(&node, Some(pty.uid), Some(pty.gid)).on("chown", name)?;
+        std::fs::set_permissions(&node, std::fs::Permissions::from_mode(pty.mode)).on("chmod", name)?;
+        return Ok(Made { master, slave: None });
+    }
+    ioctl_word(master.as_fd(), TIOCSPTLCK, 0).on("ioctl(TIOCSPTLCK)", name)?;
+    let slave = peer(master.as_fd(), libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
     put_output(slave.as_fd(), master.as_fd(), &found, &pty.output.0).on("write", name)?;
     put_input(slave.as_fd(), &found, &pty.input).on("ioctl(TIOCSTI)", name)?;
     if pty.stopped {
@@ -397,7 +422,10 @@ pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
     }
     nix::unistd::fchown(slave.as_fd(), Some(pty.uid.into()), Some(pty.gid.into())).on("fchown", name)?;
     nix::sys::stat::fchmod(slave.as_fd(), Mode::from_bits_truncate(pty.mode)).on("fchmod", name)?;
-    Ok(Made { master, slave })
+    Ok(Made {
+        master,
+        slave: Some(slave),
+    })
 }
 
 /// Stops output the way it was stopped: by its character where that means anything, else by tcflow(3).
@@ -412,16 +440,20 @@ fn stop(slave: BorrowedFd<'_>, found: &Termios) -> nix::Result<()> {
 
 /// Does what must wait until both sides have been opened by everybody.
 pub fn settle(pty: &Pty, made: &Made) -> nix::Result<()> {
-    for (fd, exclusive) in [(&made.master, pty.exclusive[0]), (&made.slave, pty.exclusive[1])] {
-        if exclusive {
+    let sides = [
+        (Some(&made.master), pty.exclusive[0]),
+        (made.slave.as_ref(), pty.exclusive[1]),
+    ];
+    for (fd, exclusive) in sides {
+        if let (Some(fd), true) = (fd, exclusive) {
             sys::ioctl_number(fd.as_fd(), libc::TIOCEXCL, 0)?;
         }
     }
     if pty.packets {
         ioctl_word(made.master.as_fd(), libc::TIOCPKT, 1)?;
     }
-    if pty.locked {
-        ioctl_word(made.master.as_fd(), TIOCSPTLCK, 1)?;
+    if pty.locked != (sys::ioctl_int(made.master.as_fd(), TIOCGPTLCK)? != 0) {
+        ioctl_word(made.master.as_fd(), TIOCSPTLCK, u64::from(pty.locked))?;
     }
     Ok(())
 }
@@ -449,7 +481,7 @@ mod tests {
         drop((master, slave));
         let made = make(&first, libc::O_RDWR).unwrap();
         settle(&first, &made).unwrap();
-        let again = collect(index, made.master.as_fd(), Some(made.slave.as_fd())).unwrap();
+        let again = collect(index, made.master.as_fd(), made.slave.as_ref().map(AsFd::as_fd)).unwrap();
         (first, again, made)
     }
 
@@ -483,7 +515,7 @@ mod tests {
         write(made.master.as_fd(), b"\x7f\x7flo\n");
         let mut buf = [0; 100];
         for expected in [&b"one\n"[..], b"two", b"", b"halo\n"] {
-            let n = nix::unistd::read(made.slave.as_fd(), &mut buf).unwrap();
+            let n = nix::unistd::read(made.slave.as_ref().unwrap(), &mut buf).unwrap();
             assert_eq!(&buf[..n], expected);
         }
         drop(made);

@@ -1,14 +1,20 @@
 //! Regular files: position, flags, locks; unlinked ones travel in the image, changed ones are told apart.
 
+pub mod found;
+pub mod ghost;
+pub mod locks;
+
 use super::{FdKind, Placed, Source, object_space};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, PAGE, SpaceId};
 use crate::nest::{Nest, Options};
 use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, FileStat, View};
-use crate::proc::fdinfo::Lock;
 use crate::store::{Content, Draft};
-use crate::sys;
+use crate::sys::files;
+use found::{DELETED, Lost, Obstacle, Way, above, way};
+use ghost::{Attributes, Ghosts};
+use locks::Locks;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -31,9 +37,11 @@ pub struct Record {
     /// Access mode and the flags open(2) takes.
     pub flags: i32,
     pub position: i64,
-    /// `READ` or `WRITE` where this description holds a flock(2) lock.
+    /// As older images have it: `READ` or `WRITE` where this description holds a flock(2) lock.
+    #[serde(default)]
     pub flock: Option<String>,
-    /// Locks of the description itself (F_OFD_SETLK): kind, start, last byte or `None` for the end of the file.
+    /// As older images have them: locks of the description itself.
+    #[serde(default)]
     pub ofd_locks: Vec<(String, u64, Option<u64>)>,
 }
 
@@ -52,69 +60,53 @@ pub struct FileRef {
     /// The number of the tree of files (mount namespace) it is in; 0 for that of freeze.
     #[serde(default)]
     pub tree: u32,
+    /// If it is still there, and its path does not lead to it.
+    #[serde(default)]
+    pub lost: Option<Lost>,
+    /// Of a file whose contents are in the image.
+    #[serde(default)]
+    pub attributes: Option<Attributes>,
 }
-
-const DELETED: &[u8] = b" (deleted)";
 
 impl FileRef {
     /// What speaks against carrying the file at `link`, with what remedy; `None` if nothing does.
-    pub fn obstacle(link: &[u8], stat: &FileStat, tree: &Tree) -> Option<(String, &'static str)> {
-        if let Some(path) = link.strip_suffix(DELETED).filter(|_| !leads_to(link, stat, tree)) {
-            let name = String::from_utf8_lossy(path).into_owned();
-            if stat.nlink > 0 {
-                return Some((
-                    format!(
-                        "{name} was unlinked, but the file has {} other name(s) that the kernel does not tell",
-                        stat.nlink
-                    ),
-                    "link it to its old name again (ln), or let the program open it under a name that stays",
-                ));
-            }
-            return None;
-        }
-        if !link.starts_with(b"/") || link.starts_with(b"(unreachable)") {
-            return Some((
-                "its path lies outside the file system tree that freeze sees".into(),
-                "run freeze where the program sees its files (nsenter, chroot)",
-            ));
-        }
-        match std::fs::symlink_metadata(tree.path(link)).map(|m| FileStat::from(&m)) {
-            Ok(now) if (now.dev, now.ino) == (stat.dev, stat.ino) => None,
-            Ok(_) => Some((
-                "another file or mount lies at its path now".into(),
-                "unmount what covers it, or move the file back",
-            )),
-            Err(e) => Some((
-                format!("its path cannot be followed: {e}"),
-                "put the file back where it was opened",
-            )),
-        }
+    ///
+    /// `at` is a link of /proc that leads to it.
+    pub fn obstacle(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Option<Obstacle> {
+        way(link, stat, at, tree).err()
     }
 
-    /// Records the file behind `link`; the contents of an unlinked one go into the image, read through `open`.
+    /// Records the file behind `link`, to which `at` leads; the contents of an unlinked one go into the image.
     pub fn collect(
         link: &[u8],
         stat: &FileStat,
         tree: &Tree,
         written: bool,
-        open: impl FnOnce() -> Result<File>,
+        at: &str,
         shared: &mut super::Shared,
         draft: &mut Draft,
     ) -> Result<FileRef> {
         let name = || String::from_utf8_lossy(link).into_owned();
-        let gone = link.ends_with(DELETED) && !leads_to(link, stat, tree);
-        let path = if gone {
-            &link[..link.len() - DELETED.len()]
-        } else {
-            link
+        let found = way(link, stat, at, tree)
+            .map_err(|(why, remedy)| Blocker::at(name(), "").why(why).remedy(remedy).refuse())?;
+        let gone = match &found {
+            Way::Path | Way::Lost(Lost::Covered { .. }) => false,
+            Way::Kernel | Way::Gone | Way::Lost(Lost::Elsewhere { .. }) => true,
         };
-        let unlinked = gone.then(|| object_space(stat.dev, stat.ino));
-        if let Some(space) = unlinked
-            && shared.first_sight(stat.dev, stat.ino)
-        {
-            store_contents(&open()?, stat.size, space, draft, &name)?;
+        let path = match link.strip_suffix(DELETED).filter(|_| gone) {
+            Some(path) => path,
+            None => link,
+        };
+        let unlinked = (found == Way::Gone).then(|| object_space(stat.dev, stat.ino));
+        let mut attributes = None;
+        if let Some(space) = unlinked {
+            attributes = Some(Attributes::of(at, stat)?);
+            if shared.first_sight(stat.dev, stat.ino) {
+                let file = File::open(at).on("open", name)?;
+                store_contents(&file, stat.size, space, draft, &name)?;
+            }
         }
-        let virtual_file = path.starts_with(b"/proc/") || path.starts_with(b"/sys/");
+        let virtual_file = found == Way::Kernel || path.starts_with(b"/proc/") || path.starts_with(b"/sys/");
         Ok(FileRef {
             path: OsStr::from_bytes(path).into(),
             stat: *stat,
@@ -122,6 +114,11 @@ impl FileRef {
             unlinked,
             virtual_file,
             tree: tree.number,
+            lost: match found {
+                Way::Lost(lost) => Some(lost),
+                _ => None,
+            },
+            attributes,
         })
     }
 
@@ -136,21 +133,15 @@ impl FileRef {
         };
         let at = || Blocker::at(self.path.display().to_string(), "");
         if self.unlinked.is_some() {
-            match here.parent().map(std::fs::metadata) {
-                Some(Ok(m)) if m.is_dir() => {}
-                _ => out.push(
-                    at().why("the directory of this unlinked file is gone")
-                        .remedy("create the directory"),
-                ),
-            }
+            // Where its directory is gone too, that is made again for a moment.
             return;
         }
         let accept = format!(
             "put it back, or accept it as it is with --accept-changed {}",
             self.path.display()
         );
-        let now = match std::fs::symlink_metadata(&here) {
-            Ok(m) => FileStat::from(&m),
+        let now = match self.look(&here) {
+            Ok(stat) => stat,
             Err(e) => {
                 return out.push(
                     at().why(format!("the file is missing: {e}"))
@@ -196,32 +187,83 @@ impl FileRef {
         }
     }
 
-    /// Opens it anew, with a description of its own.
-    pub fn open(&self, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
-        let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
-        let flags =
-            OFlag::from_bits_retain(flags & !mask | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
-        let open = |path: &Path| {
-            nix::fcntl::open(path, flags, Mode::empty()).on("open", || self.path.display().to_string())
+    /// The file as it is now.
+    fn look(&self, here: &Path) -> std::io::Result<FileStat> {
+        let Some(lost) = &self.lost else {
+            return std::fs::symlink_metadata(here).map(|m| FileStat::from(&m));
         };
-        let Some(space) = self.unlinked else {
-            return open(&nest.options.reach(self.tree, &self.path)?);
-        };
-        if !nest.state::<Ghosts>().files.contains_key(&space) {
-            let file = self.revive(space, nest)?;
-            nest.state::<Ghosts>().files.insert(space, file);
+        let fd = lost.open(here, libc::O_PATH | libc::O_NOFOLLOW)?;
+        let found = FileStat::of(&format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        // A handle or a name may be another file's by now.
+        match (found.dev, found.ino) == (self.stat.dev, self.stat.ino) && found.nlink > 0 {
+            true => Ok(found),
+            false => Err(std::io::ErrorKind::NotFound.into()),
         }
-        let file = nest
-            .state::<Ghosts>()
-            .files
-            .get(&space)
-            .map_or(-1, |g| g.1.as_raw_fd());
-        open(Path::new(&format!("/proc/self/fd/{file}")))
     }
 
-    /// Makes an unlinked file again under its old name, with its contents; the name goes when the ghost is dropped.
-    fn revive(&self, space: SpaceId, nest: &mut Nest) -> Result<(Name, File)> {
+    /// Opens it anew, with a description of its own.
+    pub fn open(&self, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
+        let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
+        let mask = match flags & libc::O_TMPFILE == libc::O_TMPFILE {
+            true => mask | libc::O_DIRECTORY,
+            false => mask,
+        };
+        let plain = flags & !mask | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
         let name = || self.path.display().to_string();
+        let open = |path: &Path| {
+            nix::fcntl::open(path, OFlag::from_bits_retain(plain), Mode::empty()).on("open", name)
+        };
+        if let Some(space) = self.unlinked {
+            if self.is_tmpfile() {
+                return self.open_tmpfile(space, flags, plain, nest);
+            }
+            return open(&self.revive(space, nest)?);
+        }
+        match &self.lost {
+            None => open(&nest.options.reach(self.tree, &self.path)?),
+            Some(lost @ Lost::Covered { .. }) => lost.open(&self.path, plain).on("open_by_handle_at", name),
+            Some(lost) => open(&self.link_again(lost, nest)?),
+        }
+    }
+
+    fn key(&self) -> (u64, u64) {
+        (self.stat.dev, self.stat.ino)
+    }
+
+    /// Gives a file its old name again for a moment; it still has others.
+    fn link_again(&self, lost: &Lost, nest: &mut Nest) -> Result<PathBuf> {
+        let name = || self.path.display().to_string();
+        let here = nest.options.reach(self.tree, &self.path)?;
+        let ghosts = nest.state::<Ghosts>();
+        if let Some((at, true)) = ghosts.find(self.key(), &here) {
+            return Ok(at.to_owned());
+        }
+        let fd = lost
+            .open(&here, libc::O_PATH | libc::O_NOFOLLOW)
+            .on("open", name)?;
+        let (at, ()) = ghosts
+            .make(self.key(), &here, |p| Ok(files::link_fd(fd.as_fd(), p)?))
+            .on("linkat", name)?;
+        Ok(at)
+    }
+
+    /// Makes an unlinked file again under its old name, with its contents; tells where it lies.
+    fn revive(&self, space: SpaceId, nest: &mut Nest) -> Result<PathBuf> {
+        let name = || self.path.display().to_string();
+        let here = nest.options.reach(self.tree, &self.path)?;
+        match nest.state::<Ghosts>().find(self.key(), &here) {
+            Some((at, true)) => return Ok(at.to_owned()),
+            Some((other, false)) => {
+                // One file that was opened under several names.
+                let other = other.to_owned();
+                let (at, ()) = nest
+                    .state::<Ghosts>()
+                    .make(self.key(), &here, |p| std::fs::hard_link(&other, p))
+                    .on("link", name)?;
+                return Ok(at);
+            }
+            None => {}
+        }
         let create = |path: &Path| {
             File::options()
                 .read(true)
@@ -231,46 +273,85 @@ impl FileRef {
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(path)
         };
-        // Somebody else's file may have that name by now; then any other will do.
-        let here = nest.options.reach(self.tree, &self.path)?;
-        let mut path = here.clone();
-        let mut made = create(&path);
-        for n in 0.. {
-            match &made {
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && n < 1000 => {
-                    let mut other = here.clone().into_os_string();
-                    other.push(format!(".freeze-{}-{n}", std::process::id()));
-                    path = other.into();
-                    made = create(&path);
-                }
-                _ => break,
-            }
-        }
-        let file = made.on("open(O_CREAT)", name)?;
-        let link = Name(path);
+        let (at, file) = nest
+            .state::<Ghosts>()
+            .make(self.key(), &here, create)
+            .on("open(O_CREAT)", name)?;
+        self.fill(&file, space, nest)?;
+        drop(file);
+        self.attributes().give(&at)?;
+        Ok(at)
+    }
+
+    /// What it was like; images from before this was recorded have what stat(2) shows.
+    fn attributes(&self) -> Attributes {
+        self.attributes.clone().unwrap_or_else(|| Attributes {
+            mode: self.stat.mode,
+            uid: self.stat.uid,
+            gid: self.stat.gid,
+            mtime: self.stat.mtime,
+            atime: self.stat.mtime,
+            xattrs: Vec::new(),
+        })
+    }
+
+    fn fill(&self, file: &File, space: SpaceId, nest: &Nest) -> Result<()> {
+        let name = || self.path.display().to_string();
         file.set_len(self.stat.size).on("ftruncate", name)?;
-        fill_from(&file, space, self.stat.size, nest).map_err(|e| match e {
+        fill_from(file, space, self.stat.size, nest).map_err(|e| match e {
             Error::Kernel { call, errno, .. } => Error::kernel(call, name(), errno),
             e => e,
-        })?;
-        nix::unistd::fchown(
-            file.as_fd(),
-            Some(self.stat.uid.into()),
-            Some(self.stat.gid.into()),
-        )
-        .on("fchown", name)?;
-        nix::sys::stat::fchmod(file.as_fd(), Mode::from_bits_truncate(self.stat.mode & 0o7777))
-            .on("fchmod", name)?;
-        let at = nix::sys::time::TimeSpec::new(self.stat.mtime.0, self.stat.mtime.1);
-        nix::sys::stat::futimens(file.as_fd(), &at, &at).on("futimens", name)?;
-        // Held for reading only: a program that is open for writing can be nobody's executable (ETXTBSY).
-        let held = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).on("open", name)?;
-        Ok((link, held))
+        })
+    }
+
+    /// Whether it never had a name (O_TMPFILE), which shows as `#` and its inode.
+    fn is_tmpfile(&self) -> bool {
+        let own = format!("#{}", self.stat.ino);
+        self.unlinked.is_some() && self.path.file_name().is_some_and(|n| n == own.as_str())
+    }
+
+    /// Opens a file that has no name but may be given one, and makes it first if need be.
+    fn open_tmpfile(&self, space: SpaceId, flags: i32, plain: i32, nest: &mut Nest) -> Result<OwnedFd> {
+        let name = || self.path.display().to_string();
+        if !nest.state::<Nameless>().files.contains_key(&space) {
+            let how = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+            let here = nest.options.reach(self.tree, &self.path)?;
+            let made = nix::fcntl::open(above(&here), how, Mode::S_IRUSR | Mode::S_IWUSR);
+            let made = match made {
+                Err(Errno::EOPNOTSUPP | Errno::EISDIR) => {
+                    return nix::fcntl::open(
+                        &self.revive(space, nest)?,
+                        OFlag::from_bits_retain(plain),
+                        Mode::empty(),
+                    )
+                    .on("open", name);
+                }
+                made => made.on("open(O_TMPFILE)", name)?,
+            };
+            let file = File::from(made);
+            self.fill(&file, space, nest)?;
+            self.attributes().give_file(&file)?;
+            let held = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).on("open", name)?;
+            let first = Some(OwnedFd::from(file));
+            nest.state::<Nameless>().files.insert(space, (held, first));
+        }
+        let Some((held, first)) = nest.state::<Nameless>().files.get_mut(&space) else {
+            unreachable!("made just above")
+        };
+        // The flag stays with the description that made it.
+        if flags & libc::O_TMPFILE == libc::O_TMPFILE
+            && flags & libc::O_ACCMODE == libc::O_RDWR
+            && let Some(first) = first.take()
+        {
+            return Ok(first);
+        }
+        let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+        nix::fcntl::open(path.as_str(), OFlag::from_bits_retain(plain), Mode::empty()).on("open", name)
     }
 
     /// Deals with what was appended since: kept with a warning, or cut back with its tail kept beside the image.
     pub fn settle(&self, nest: &mut Nest) -> Result<()> {
-        if self.unlinked.is_some() || self.virtual_file || !self.written {
+        if self.unlinked.is_some() || self.virtual_file || !self.written || self.lost.is_some() {
             return Ok(());
         }
         let name = || self.path.display().to_string();
@@ -311,31 +392,15 @@ impl FileRef {
     }
 }
 
-/// Unlinked files that live again while the nest is built.
+/// Files without a name that have been made: one descriptor to open others from, and the one that made it.
 #[derive(Debug, Default)]
-struct Ghosts {
-    files: HashMap<SpaceId, (Name, File)>,
+struct Nameless {
+    files: HashMap<SpaceId, (File, Option<OwnedFd>)>,
 }
 
 /// Files whose growth has been dealt with.
 #[derive(Debug, Default)]
 struct Settled(HashMap<(u64, u64), ()>);
-
-/// A name that is unlinked when dropped.
-#[derive(Debug)]
-struct Name(PathBuf);
-
-impl Drop for Name {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Whether the path `link`, taken literally, leads to this very file (a name may end in " (deleted)").
-fn leads_to(link: &[u8], stat: &FileStat, tree: &Tree) -> bool {
-    std::fs::symlink_metadata(tree.path(link))
-        .is_ok_and(|m| (FileStat::from(&m).dev, FileStat::from(&m).ino) == (stat.dev, stat.ino))
-}
 
 fn time((sec, nsec): (i64, i64)) -> String {
     format!("{sec}.{nsec:09}")
@@ -412,8 +477,8 @@ fn copy_tail(path: &Path, from: u64, to: &Path) -> std::io::Result<()> {
 impl FdKind for Regular {
     const TAG: &'static str = "regular-file";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str =
-        "regular files: position, flags, flock and OFD locks; unlinked ones travel in the image";
+    const ABOUT: &'static str = "regular files: position, flags; unlinked ones travel in the image, with their attributes; those that have other \
+        names, or that something is mounted over, are found by their handles";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -424,56 +489,28 @@ impl FdKind for Regular {
     }
 
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
-        if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat, &fd.tree) {
+        if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
             out.push(fd.blocker().why(why).remedy(remedy));
-        }
-        for lock in fd
-            .info
-            .locks
-            .iter()
-            .filter(|l| matches!(l.class.as_str(), "LEASE" | "DELEG"))
-        {
-            out.push(
-                fd.blocker()
-                    .why(format!("a {} is held on it", lock.class.to_lowercase()))
-                    .remedy("release it first"),
-            );
         }
     }
 
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
-        let held = from.process.fd(fd.fd)?;
-        let open = || {
-            let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-            File::open(path).on("open", || fd.label())
-        };
         let written = fd.flags() & libc::O_ACCMODE != libc::O_RDONLY && fd.flags() & libc::O_PATH == 0;
         let file = FileRef::collect(
             &fd.link,
             &fd.stat,
             &fd.tree,
             written,
-            open,
+            &fd.at(),
             from.shared,
             from.draft,
         )?;
-        let of = |class: &str| {
-            fd.info
-                .locks
-                .iter()
-                .filter(move |l| l.class == class)
-                .cloned()
-                .collect::<Vec<Lock>>()
-        };
         Ok(Record {
             file,
             flags: fd.flags(),
             position: fd.info.pos,
-            flock: of("FLOCK").first().map(|l| l.kind.clone()),
-            ofd_locks: of("OFDLCK")
-                .into_iter()
-                .map(|l| (l.kind, l.start, l.end))
-                .collect(),
+            flock: None,
+            ofd_locks: Vec::new(),
         })
     }
 
@@ -494,19 +531,12 @@ impl FdKind for Regular {
         if record.position != 0 {
             nix::unistd::lseek64(fd.as_fd(), record.position, Whence::SeekSet).on("lseek", name)?;
         }
-        if let Some(kind) = &record.flock {
-            let how = if kind == "WRITE" {
-                libc::LOCK_EX
-            } else {
-                libc::LOCK_SH
-            };
-            sys::flock(fd.as_fd(), how | libc::LOCK_NB).on("flock", name)?;
-        }
-        const F_OFD_SETLK: i32 = 37;
-        for (kind, start, end) in &record.ofd_locks {
-            let lock = sys::flock64(kind == "WRITE", *start, *end);
-            sys::fcntl_bytes(fd.as_fd(), F_OFD_SETLK, &lock).on("fcntl(F_OFD_SETLK)", name)?;
-        }
+        let locks = Locks {
+            flock: record.flock.clone(),
+            ofd: record.ofd_locks.clone(),
+            lease: None,
+        };
+        locks.restore(fd.as_fd())?;
         Ok(fd)
     }
 

@@ -250,8 +250,8 @@ impl FdKind for Terminal {
                 let Some(made) = nest.state::<Ptys>().made.remove(&pty.index) else {
                     return Ok(());
                 };
-                if let (Some(leader), Some(group)) = (pty.session, pty.foreground) {
-                    let at = nest.hand_over(leader, &[made.slave.as_raw_fd()])?[0];
+                if let (Some(leader), Some(group), Some(slave)) = (pty.session, pty.foreground, &made.slave) {
+                    let at = nest.hand_over(leader, &[slave.as_raw_fd()])?[0];
                     let known = nest.known_as(leader, group);
                     let (ran, set) = nest.process(leader)?.tape(|t| {
                         let id = t.bytes(&known.to_ne_bytes());
@@ -307,7 +307,9 @@ pub fn controlling(image: &Opened) -> Result<(Ptys, BTreeMap<Pid, OwnedFd>)> {
             continue;
         };
         let made = ptys.get_or_make(&master)?;
-        sessions.insert(session, made.slave.try_clone().on("dup", || "a pty")?);
+        if let Some(slave) = &made.slave {
+            sessions.insert(session, slave.try_clone().on("dup", || "a pty")?);
+        }
     }
     Ok((ptys, sessions))
 }

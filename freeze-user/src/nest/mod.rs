@@ -283,7 +283,7 @@ pub struct Nest {
 impl Nest {
     /// Makes the blank processes of `families` (parents before children).
     ///
-    /// `occupied` are all addresses that any of them will map; `max_fd` is the highest descriptor any of them holds;
+    /// `occupied` are all addresses that any of them will map; `held` are the numbers of descriptors any of them holds;
     /// `terminals` are those that control a session, by its leader; `spaces` the namespaces, but for those of pids,
     /// which come with the processes.
     pub fn new(
@@ -291,16 +291,14 @@ impl Nest {
         options: Options,
         families: &[Family],
         occupied: &[Range],
-        max_fd: RawFd,
+        held: &BTreeSet<RawFd>,
         terminals: BTreeMap<Pid, OwnedFd>,
         spaces: Spaces,
     ) -> Result<Nest> {
         check_pids(families)?;
         let own = Pid(std::process::id() as i32);
         let door = sys::pidfd_open(own).on("pidfd_open", || "freeze itself")?;
-        let door = sys::dup_above(door.as_fd(), max_fd + 1).on("fcntl(F_DUPFD)", || {
-            format!("descriptor {} (is RLIMIT_NOFILE too low?)", max_fd + 1)
-        })?;
+        let door = free_number(&door, held)?;
         let mut nest = Nest {
             image,
             options,
@@ -467,6 +465,30 @@ impl Drop for Nest {
         self.made.iter().for_each(|p| wait_end(*p));
         let _ = nix::sys::prctl::set_child_subreaper(reaper);
     }
+}
+
+/// Moves a descriptor to a number that nobody of the nest needs: above all of them, or else in a gap.
+fn free_number(fd: &OwnedFd, held: &BTreeSet<RawFd>) -> Result<OwnedFd> {
+    let above = held.last().map_or(3, |n| n + 1).max(3);
+    let mut errno = match sys::dup_above(fd.as_fd(), above) {
+        Ok(moved) => return Ok(moved),
+        Err(e) => e,
+    };
+    let mut least = 3;
+    while least < above {
+        // The first number from here on that is free in this process; it may be needed in another.
+        match sys::dup_above(fd.as_fd(), least) {
+            Ok(moved) if !held.contains(&moved.as_raw_fd()) => return Ok(moved),
+            Ok(moved) => least = moved.as_raw_fd() + 1,
+            Err(e) => {
+                errno = e;
+                break;
+            }
+        }
+    }
+    Err(errno).on("fcntl(F_DUPFD)", || {
+        format!("descriptor {above} (is RLIMIT_NOFILE too low?)")
+    })
 }
 
 /// Ends a process of the nest: made by it, traced by this thread, and reaped by nobody else yet.

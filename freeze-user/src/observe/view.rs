@@ -84,6 +84,16 @@ impl FdView {
         String::from_utf8_lossy(&self.link).into_owned()
     }
 
+    /// The link of /proc that leads to it.
+    pub fn at(&self) -> String {
+        let at = format!("/proc/{}/fd/{}", self.pid, self.fd);
+        // A first thread that has ended shows none.
+        match std::fs::symlink_metadata(&at) {
+            Ok(_) => at,
+            Err(_) => format!("/proc/{}/fd/{}", speaker(self.pid), self.fd),
+        }
+    }
+
     /// `O_ACCMODE`, status and creation flags, without the fd's own close-on-exec.
     pub fn flags(&self) -> i32 {
         self.info.flags & !libc::O_CLOEXEC

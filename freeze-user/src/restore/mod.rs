@@ -6,6 +6,7 @@ use crate::kinds::fdtable::FdTable;
 use crate::kinds::kinship::Kinship;
 use crate::kinds::memory::{Memory, occupied};
 use crate::kinds::namespaces::{self, Namespace};
+use crate::kinds::regular::ghost::Ghosts;
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
 use crate::kinds::{tcp, terminal};
 use crate::nest::attach::Attach;
@@ -44,7 +45,7 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
         options,
         &records.families,
         &records.occupied,
-        records.max_fd,
+        &records.held,
         terminals,
         namespaces::make(&records.namespaces, &records.families)?,
     )?;
@@ -70,7 +71,8 @@ struct Records<'a> {
     /// Parents before children.
     families: Vec<Family>,
     occupied: Vec<Range>,
-    max_fd: i32,
+    /// Numbers of descriptors.
+    held: BTreeSet<i32>,
     files: BTreeMap<FileId, Box<dyn Loaded>>,
     holders: Vec<(FileId, Pid, i32)>,
     namespaces: Vec<Namespace>,
@@ -84,7 +86,7 @@ impl<'a> Records<'a> {
             image,
             families: Vec::new(),
             occupied: Vec::new(),
-            max_fd: 2,
+            held: BTreeSet::new(),
             files: BTreeMap::new(),
             holders: Vec::new(),
             namespaces: Vec::new(),
@@ -125,7 +127,7 @@ impl<'a> Records<'a> {
                 }
                 FdTable::TAG => {
                     let (pid, table) = peek::<FdTable>(&frame.payload).map_err(|e| out.damaged(frame, e))?;
-                    out.max_fd = table.slots.iter().map(|s| s.fd).fold(out.max_fd, i32::max);
+                    out.held.extend(table.slots.iter().map(|s| s.fd));
                     out.holders
                         .extend(table.slots.iter().map(|s| (s.file, pid, s.fd)));
                 }
@@ -277,6 +279,10 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             fault::point(kind.tag)?;
             kind.restore(&frame.payload, nest)?
                 .map_err(|e| records.damaged(frame, e))?;
+        }
+        if stage == Files {
+            // Everything is open: what had no name has none again, before anybody begins to watch directories.
+            nest.state::<Ghosts>().bury();
         }
         let own = |id: &&FileId| records.attached(**id, &nest.options).is_none();
         for id in order.iter().filter(own).collect::<Vec<_>>() {

@@ -276,26 +276,3 @@ pub fn inotify_remove(fd: BorrowedFd<'_>, wd: i32) -> Sys<()> {
     )
     .map(drop)
 }
-
-/// open_by_handle_at(2) with O_PATH, on the file system of `mount`.
-pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Sys<OwnedFd> {
-    let mut arg = (handle.len() as u32).to_ne_bytes().to_vec();
-    arg.extend_from_slice(&kind.to_ne_bytes());
-    arg.extend_from_slice(handle);
-    let flags = libc::O_PATH | libc::O_CLOEXEC;
-    // SAFETY: a struct file_handle: length, type, and as many bytes.
-    unsafe {
-        raw(
-            libc::SYS_open_by_handle_at,
-            [
-                mount.as_raw_fd() as u64,
-                arg.as_ptr() as u64,
-                flags as u64,
-                0,
-                0,
-                0,
-            ],
-        )
-        .map(super::owned)
-    }
-}

@@ -1,0 +1,253 @@
+//! How a file is found again: by its path, by another name of it, by its handle, or only in the image.
+
+use crate::kinds::pipe::Bytes;
+use crate::observe::tree::Tree;
+use crate::observe::view::FileStat;
+use crate::sys::files;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What the kernel adds to the path of a file whose name is gone.
+pub const DELETED: &[u8] = b" (deleted)";
+
+/// How long the other name of an unlinked file may be looked for, where the file system has no handles.
+const SEARCH: Duration = Duration::from_millis(300);
+
+/// What a file system knows a file by, whatever it is called (name_to_handle_at(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handle {
+    pub kind: i32,
+    pub bytes: Bytes,
+}
+
+/// A file that is still there, though its recorded path does not lead to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lost {
+    /// The name it was opened by is gone, and it has others: found by its handle, or else by one of these.
+    Elsewhere {
+        handle: Option<Handle>,
+        name: Option<PathBuf>,
+    },
+    /// Something else lies or is mounted over its path: found by its handle on the mount it was opened on.
+    Covered { mount: PathBuf, handle: Handle },
+}
+
+/// How a file can be found again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    Path,
+    /// A file of the kernel's: whatever lies at its path, without ` (deleted)`, is it.
+    Kernel,
+    /// It has no name any more: it must travel in the image.
+    Gone,
+    Lost(Lost),
+}
+
+/// Why a file cannot be found again, and what to do about it.
+pub type Obstacle = (String, &'static str);
+
+/// How the file to which the link `at` of /proc leads, shown as `link` in `tree`, can be found again.
+pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, Obstacle> {
+    let gone = link.strip_suffix(DELETED).filter(|_| !leads_to(link, stat, tree));
+    // Files of /proc are made whenever somebody looks, and look deleted when nobody has for a while.
+    if !leads_to(link, stat, tree) && is_proc(at) {
+        let path = OsStr::from_bytes(gone.unwrap_or(link));
+        return match FileStat::of(&tree.path(path.as_bytes()).to_string_lossy()) {
+            Ok(now) if now.kind() == stat.kind() => Ok(Way::Kernel),
+            _ => Err((
+                "it tells of a process or thread that has ended".into(),
+                "let the program close it",
+            )),
+        };
+    }
+    if let Some(path) = gone {
+        if stat.nlink == 0 || stat.kind() == libc::S_IFDIR {
+            return Ok(Way::Gone);
+        }
+        return elsewhere(&tree.path(path), stat, at, tree)
+            .map(Way::Lost)
+            .ok_or_else(|| {
+                (
+                    format!(
+                        "{} was unlinked, but the file has {} other name(s) that the kernel does not tell",
+                        String::from_utf8_lossy(path),
+                        stat.nlink
+                    ),
+                    "link it to its old name again (ln), or let the program open it under a name that stays",
+                )
+            });
+    }
+    if !link.starts_with(b"/") || link.starts_with(b"(unreachable)") {
+        return Err((
+            "its path lies outside the file system tree that freeze sees".into(),
+            "run freeze where the program sees its files (nsenter, chroot)",
+        ));
+    }
+    let why = match std::fs::symlink_metadata(tree.path(link)).map(|m| FileStat::from(&m)) {
+        Ok(now) if (now.dev, now.ino) == (stat.dev, stat.ino) => return Ok(Way::Path),
+        Ok(_) => (
+            "another file or mount lies at its path now".into(),
+            "unmount what covers it, or move the file back",
+        ),
+        Err(e) => (
+            format!("its path cannot be followed: {e}"),
+            "put the file back where it was opened",
+        ),
+    };
+    // Mounts of other trees cannot be told from here by their numbers.
+    if tree.number != 0 {
+        return Err(why);
+    }
+    covered(link, stat, at).map(Way::Lost).ok_or(why)
+}
+
+fn is_proc(at: &str) -> bool {
+    nix::sys::statfs::statfs(at).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
+/// Whether the path `link`, taken literally, leads to this very file (a name may end in " (deleted)").
+pub fn leads_to(link: &[u8], stat: &FileStat, tree: &Tree) -> bool {
+    std::fs::symlink_metadata(tree.path(link)).is_ok_and(|m| (m.dev(), m.ino()) == (stat.dev, stat.ino))
+}
+
+impl Handle {
+    /// Opens the file on the mount to which the path `on` belongs.
+    pub fn open(&self, on: &Path, flags: i32) -> nix::Result<OwnedFd> {
+        let mount = File::open(on).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        files::open_by_handle(mount.as_fd(), self.kind, &self.bytes.0, flags)
+    }
+
+    fn leads_to(&self, on: &Path, stat: &FileStat) -> bool {
+        self.open(on, libc::O_PATH).is_ok_and(|fd| same(&fd, stat))
+    }
+}
+
+impl Lost {
+    /// Opens it, whose old name was `path`.
+    pub fn open(&self, path: &Path, flags: i32) -> nix::Result<OwnedFd> {
+        match self {
+            Lost::Covered { mount, handle } => handle.open(mount, flags),
+            Lost::Elsewhere {
+                handle: Some(handle), ..
+            } => handle.open(above(path), flags),
+            Lost::Elsewhere { handle: None, name } => nix::fcntl::open(
+                name.as_deref().unwrap_or(path),
+                OFlag::from_bits_retain(flags | libc::O_CLOEXEC),
+                Mode::empty(),
+            ),
+        }
+    }
+}
+
+fn same(fd: &OwnedFd, stat: &FileStat) -> bool {
+    nix::sys::stat::fstat(fd).is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.dev, stat.ino))
+}
+
+/// The nearest directory above `path` that is there.
+pub fn above(path: &Path) -> &Path {
+    path.ancestors()
+        .skip(1)
+        .find(|p| p.is_dir())
+        .unwrap_or(Path::new("/"))
+}
+
+fn elsewhere(path: &Path, stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost> {
+    let dir = above(path);
+    let handle = files::handle_of(at.as_ref()).ok().map(|(kind, bytes, _)| Handle {
+        kind,
+        bytes: Bytes(bytes),
+    });
+    let handle = handle.filter(|h| h.leads_to(dir, stat));
+    let name = match handle {
+        Some(_) => None,
+        // A path by which freeze reaches another tree is none to record.
+        None if tree.number != 0 => return None,
+        None => Some(other_name(dir, stat)?),
+    };
+    Some(Lost::Elsewhere { handle, name })
+}
+
+/// Looks for a name of the file: in the directory first, then around it, for as long as is bearable.
+fn other_name(dir: &Path, stat: &FileStat) -> Option<PathBuf> {
+    let until = Instant::now() + SEARCH;
+    let mut queue: VecDeque<PathBuf> = dir.ancestors().map(Path::to_owned).collect();
+    let mut seen = std::collections::HashSet::new();
+    while let Some(dir) = queue.pop_front() {
+        let here = std::fs::symlink_metadata(&dir).ok();
+        // Names of one file are all on one device.
+        if !here.is_some_and(|m| m.is_dir() && m.dev() == stat.dev && seen.insert(m.ino())) {
+            continue;
+        }
+        for entry in std::fs::read_dir(&dir).ok()?.flatten() {
+            let path = entry.path();
+            if entry.ino() == stat.ino && leads_to(path.as_os_str().as_bytes(), stat, &Tree::default()) {
+                return Some(path);
+            }
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                queue.push_back(path);
+            }
+        }
+        if Instant::now() > until {
+            return None;
+        }
+    }
+    None
+}
+
+fn covered(link: &[u8], stat: &FileStat, at: &str) -> Option<Lost> {
+    let (kind, bytes, mount) = files::handle_of(at.as_ref()).ok()?;
+    let handle = Handle {
+        kind,
+        bytes: Bytes(bytes),
+    };
+    let mount = mount_point(mount)?;
+    let fd = handle
+        .open(&mount, libc::O_PATH)
+        .ok()
+        .filter(|fd| same(fd, stat))?;
+    let shown = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    (shown.as_os_str().as_bytes() == link).then_some(Lost::Covered { mount, handle })
+}
+
+/// Where the mount with this number is mounted.
+fn mount_point(id: i32) -> Option<PathBuf> {
+    let text = std::fs::read("/proc/self/mountinfo").ok()?;
+    text.split(|b| *b == b'\n').find_map(|line| {
+        let mut words = line.split(|b| *b == b' ');
+        (words.next()? == id.to_string().as_bytes()).then_some(())?;
+        let point = unescape(words.nth(3)?);
+        Some(PathBuf::from(OsStr::from_bytes(&point)))
+    })
+}
+
+/// Undoes `\040` and the like.
+pub fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while at < text.len() {
+        let code = text
+            .get(at + 1..at + 4)
+            .and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
+        match (text[at], code) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                at += 4;
+            }
+            (byte, _) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}

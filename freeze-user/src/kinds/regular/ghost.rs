@@ -1,0 +1,213 @@
+//! Files, directories and nodes without a name, which get one for as long as they are opened again.
+
+use super::found::above;
+use crate::error::{Context, Result};
+use crate::kinds::pipe::Bytes;
+use crate::observe::view::FileStat;
+use crate::sys::files;
+use nix::sys::stat::UtimensatFlags;
+use nix::sys::time::TimeSpec;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{File, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// What a file is besides its contents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds and nanoseconds.
+    pub mtime: (i64, i64),
+    pub atime: (i64, i64),
+    /// Names and values, access control lists among them.
+    pub xattrs: Vec<(Bytes, Bytes)>,
+}
+
+impl Attributes {
+    /// Of the file to which the link `at` of /proc leads.
+    pub fn of(at: &str, stat: &FileStat) -> Result<Attributes> {
+        let now = std::fs::metadata(at).on("stat", || at.to_owned())?;
+        let xattrs = files::xattrs(at.as_ref()).on("listxattr", || at.to_owned())?;
+        Ok(Attributes {
+            mode: stat.mode,
+            uid: stat.uid,
+            gid: stat.gid,
+            mtime: stat.mtime,
+            atime: (now.atime(), now.atime_nsec()),
+            xattrs: xattrs.into_iter().map(|(n, v)| (Bytes(n), Bytes(v))).collect(),
+        })
+    }
+
+    /// Gives them to what lies at `path`; a link there is not followed, and has no mode of its own.
+    pub fn give(&self, path: &Path) -> Result<()> {
+        let name = || path.display().to_string();
+        std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid)).on("chown", name)?;
+        if self.mode & libc::S_IFMT != libc::S_IFLNK {
+            self.give_to_target(path)?;
+        }
+        set_times(path, self.atime, self.mtime, UtimensatFlags::NoFollowSymlink).on("utimensat", name)
+    }
+
+    /// Gives them to an open file.
+    pub fn give_file(&self, file: &File) -> Result<()> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let name = || path.display().to_string();
+        std::os::unix::fs::chown(&path, Some(self.uid), Some(self.gid)).on("chown", name)?;
+        self.give_to_target(&path)?;
+        set_times(&path, self.atime, self.mtime, UtimensatFlags::FollowSymlink).on("utimensat", name)
+    }
+
+    fn give_to_target(&self, path: &Path) -> Result<()> {
+        let name = || path.display().to_string();
+        std::fs::set_permissions(path, Permissions::from_mode(self.mode & 0o7777)).on("chmod", name)?;
+        for (attribute, value) in &self.xattrs {
+            files::set_xattr(path, &attribute.0, &value.0).on("setxattr", || {
+                format!("{} of {}", String::from_utf8_lossy(&attribute.0), name())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64), flags: UtimensatFlags) -> nix::Result<()> {
+    let spec = |(sec, nsec)| TimeSpec::new(sec, nsec);
+    nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &spec(atime), &spec(mtime), flags)
+}
+
+/// What has been given a name for the time of the restore; the names go when it is dropped.
+#[derive(Debug, Default)]
+pub struct Ghosts {
+    /// By device and inode as recorded, and by the name that was asked for: where it lies.
+    made: HashMap<(u64, u64), BTreeMap<PathBuf, PathBuf>>,
+    /// Directories that were made on the way to something and may yet turn out to be recorded themselves.
+    unclaimed: BTreeSet<PathBuf>,
+    /// In the order in which they were made.
+    names: Vec<(PathBuf, bool)>,
+    /// Directories that were there before: what is made and removed in them must not show.
+    touched: BTreeMap<PathBuf, [(i64, i64); 2]>,
+    /// Removed directories, whose times are set once they are empty again.
+    times: Vec<(File, [(i64, i64); 2])>,
+}
+
+impl Ghosts {
+    /// Where the file with this device and inode lies under the name `path`, or under any other if it has not that one.
+    pub fn find(&self, key: (u64, u64), path: &Path) -> Option<(&Path, bool)> {
+        let names = self.made.get(&key)?;
+        names
+            .get(path)
+            .map(|p| (p.as_path(), true))
+            .or_else(|| names.values().next().map(|p| (p.as_path(), false)))
+    }
+
+    /// Makes it under the name `path`, or under another if somebody else's file has that by now.
+    pub fn make<T>(
+        &mut self,
+        key: (u64, u64),
+        path: &Path,
+        mut make: impl FnMut(&Path) -> io::Result<T>,
+    ) -> io::Result<(PathBuf, T)> {
+        self.lead_to(path)?;
+        let (at, made) = self.free_name(path, &mut make)?;
+        self.names.push((at.clone(), false));
+        self.made
+            .entry(key)
+            .or_default()
+            .insert(path.to_owned(), at.clone());
+        Ok((at, made))
+    }
+
+    /// Makes the directory again that was removed from `path`.
+    pub fn directory(&mut self, key: (u64, u64), path: &Path, attributes: &Attributes) -> Result<PathBuf> {
+        if let Some((at, _)) = self.find(key, path) {
+            return Ok(at.to_owned());
+        }
+        let name = || path.display().to_string();
+        self.lead_to(path).on("mkdir", name)?;
+        let at = if self.unclaimed.remove(path) {
+            path.to_owned()
+        } else {
+            let (at, ()) = self
+                .free_name(path, &mut |p: &Path| std::fs::create_dir(p))
+                .on("mkdir", name)?;
+            self.names.push((at.clone(), true));
+            at
+        };
+        attributes.give(&at)?;
+        let held = File::open(&at).on("open", name)?;
+        self.times.push((held, [attributes.atime, attributes.mtime]));
+        self.made
+            .entry(key)
+            .or_default()
+            .insert(path.to_owned(), at.clone());
+        Ok(at)
+    }
+
+    fn free_name<T>(
+        &mut self,
+        path: &Path,
+        make: &mut impl FnMut(&Path) -> io::Result<T>,
+    ) -> io::Result<(PathBuf, T)> {
+        for n in 0u64.. {
+            let at = match n {
+                0 => path.to_owned(),
+                n => {
+                    let mut other = path.to_owned().into_os_string();
+                    other.push(format!(".freeze-{}-{}", std::process::id(), n - 1));
+                    PathBuf::from(other)
+                }
+            };
+            match make(&at) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                other => return other.map(|made| (at, made)),
+            }
+        }
+        Err(ErrorKind::AlreadyExists.into())
+    }
+
+    /// Makes the directories that lead to `path`, as far as they are gone.
+    fn lead_to(&mut self, path: &Path) -> io::Result<()> {
+        let there = above(path);
+        if let Ok(m) = std::fs::metadata(there)
+            && !self.names.iter().any(|(p, _)| p == there)
+        {
+            let times = [(m.atime(), m.atime_nsec()), (m.mtime(), m.mtime_nsec())];
+            self.touched.entry(there.to_owned()).or_insert(times);
+        }
+        let gone: Vec<&Path> = path.ancestors().skip(1).take_while(|p| *p != there).collect();
+        for dir in gone.into_iter().rev() {
+            std::fs::create_dir(dir)?;
+            self.names.push((dir.to_owned(), true));
+            self.unclaimed.insert(dir.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Takes the names away again, once everything that was looked for by them is open.
+    pub fn bury(&mut self) {
+        for (path, is_dir) in self.names.drain(..).rev() {
+            let _ = match is_dir {
+                true => std::fs::remove_dir(path),
+                false => std::fs::remove_file(path),
+            };
+        }
+        for (path, [atime, mtime]) in std::mem::take(&mut self.touched) {
+            let _ = set_times(&path, atime, mtime, UtimensatFlags::NoFollowSymlink);
+        }
+        for (dir, [atime, mtime]) in self.times.drain(..) {
+            let spec = |(sec, nsec)| TimeSpec::new(sec, nsec);
+            let _ = nix::sys::stat::futimens(&dir, &spec(atime), &spec(mtime));
+        }
+        self.made.clear();
+    }
+}
+
+impl Drop for Ghosts {
+    fn drop(&mut self) {
+        self.bury();
+    }
+}

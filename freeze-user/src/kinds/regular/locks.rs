@@ -1,0 +1,81 @@
+//! What is held on a file through one description: flock(2), open file description locks, leases.
+
+use crate::error::{Context, Result};
+use crate::observe::view::FdView;
+use crate::sys;
+use serde::{Deserialize, Serialize};
+use std::os::fd::BorrowedFd;
+
+const F_OFD_SETLK: i32 = 37;
+
+/// Locks that belong to an open file description.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locks {
+    /// `READ` or `WRITE` where it holds a flock(2) lock.
+    pub flock: Option<String>,
+    /// Kind, start, last byte or `None` for the end of the file.
+    pub ofd: Vec<(String, u64, Option<u64>)>,
+    pub lease: Option<Lease>,
+}
+
+/// A lease (F_SETLEASE).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// `F_RDLCK` or `F_WRLCK`, as it was taken.
+    pub kind: i32,
+    /// What it must be reduced to, `F_RDLCK` or `F_UNLCK`, where somebody waits for that.
+    pub breaking: Option<i32>,
+}
+
+impl Locks {
+    /// As fdinfo shows them.
+    pub fn of(fd: &FdView) -> Locks {
+        let of = |class: &'static str| fd.info.locks.iter().filter(move |l| l.class == class);
+        let lease = of("LEASE")
+            .next()
+            .map(|l| match (l.mode.as_str(), l.kind.as_str()) {
+                // Only one for writing can be reduced to one for reading; a reader can have taken one for reading only.
+                ("BREAKING", "READ") => Lease {
+                    kind: libc::F_WRLCK,
+                    breaking: Some(libc::F_RDLCK),
+                },
+                ("BREAKING", _) => Lease {
+                    kind: match fd.flags() & libc::O_ACCMODE {
+                        libc::O_RDONLY => libc::F_RDLCK,
+                        _ => libc::F_WRLCK,
+                    },
+                    breaking: Some(libc::F_UNLCK),
+                },
+                (_, "READ") => Lease {
+                    kind: libc::F_RDLCK,
+                    breaking: None,
+                },
+                _ => Lease {
+                    kind: libc::F_WRLCK,
+                    breaking: None,
+                },
+            });
+        Locks {
+            flock: of("FLOCK").next().map(|l| l.kind.clone()),
+            ofd: of("OFDLCK").map(|l| (l.kind.clone(), l.start, l.end)).collect(),
+            lease,
+        }
+    }
+
+    /// Takes them again; a lease is its holder's own affair.
+    pub fn restore(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let name = || "a restored file".to_owned();
+        if let Some(kind) = &self.flock {
+            let how = match kind.as_str() {
+                "WRITE" => libc::LOCK_EX,
+                _ => libc::LOCK_SH,
+            };
+            sys::flock(fd, how | libc::LOCK_NB).on("flock", name)?;
+        }
+        for (kind, start, end) in &self.ofd {
+            let lock = sys::flock64(kind == "WRITE", *start, *end);
+            sys::fcntl_bytes(fd, F_OFD_SETLK, &lock).on("fcntl(F_OFD_SETLK)", name)?;
+        }
+        Ok(())
+    }
+}

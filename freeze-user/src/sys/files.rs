@@ -1,0 +1,190 @@
+//! Extended attributes, file handles and links by descriptor, for which no crate has a safe function.
+
+use super::{Sys, owned, plain, raw};
+use nix::errno::Errno;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+fn text(path: &Path) -> Sys<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
+}
+
+/// All extended attributes of the file at `path`, links (the magic ones of /proc too) followed; none where there are none.
+pub fn xattrs(path: &Path) -> Sys<Vec<(Vec<u8>, Vec<u8>)>> {
+    let at = text(path)?;
+    let names = match grown(|buf| {
+        // SAFETY: a terminated path and a buffer with its length.
+        unsafe {
+            let args = [
+                at.as_ptr() as u64,
+                buf.as_mut_ptr() as u64,
+                buf.len() as u64,
+                0,
+                0,
+                0,
+            ];
+            raw(libc::SYS_listxattr, args)
+        }
+    }) {
+        Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut out = Vec::new();
+    for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
+        let c = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        let value = grown(|buf| {
+            // SAFETY: a terminated path and name, and a buffer with its length.
+            unsafe {
+                let args = [
+                    at.as_ptr() as u64,
+                    c.as_ptr() as u64,
+                    buf.as_mut_ptr() as u64,
+                    buf.len() as u64,
+                    0,
+                    0,
+                ];
+                raw(libc::SYS_getxattr, args)
+            }
+        });
+        match value {
+            Ok(value) => out.push((name.to_vec(), value)),
+            // Gone between the two calls, or one that a security module lists and does not show.
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+/// Calls with a buffer that is made larger while it is too small.
+fn grown(mut call: impl FnMut(&mut [u8]) -> Sys<i64>) -> Sys<Vec<u8>> {
+    let mut buf = vec![0; 256];
+    loop {
+        match call(&mut buf) {
+            Ok(n) => {
+                buf.truncate(n as usize);
+                return Ok(buf);
+            }
+            Err(Errno::ERANGE) => buf = vec![0; buf.len() * 4],
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// setxattr(2), links followed.
+pub fn set_xattr(path: &Path, name: &[u8], value: &[u8]) -> Sys<()> {
+    let (at, name) = (text(path)?, CString::new(name).map_err(|_| Errno::EINVAL)?);
+    // SAFETY: a terminated path and name, and a value with its length.
+    unsafe {
+        let args = [
+            at.as_ptr() as u64,
+            name.as_ptr() as u64,
+            value.as_ptr() as u64,
+            value.len() as u64,
+            0,
+            0,
+        ];
+        raw(libc::SYS_setxattr, args).map(drop)
+    }
+}
+
+/// name_to_handle_at(2) of the file at `path`, links followed: type, bytes, and the number of its mount.
+pub fn handle_of(path: &Path) -> Sys<(i32, Vec<u8>, i32)> {
+    const MAX: usize = 128;
+    let at = text(path)?;
+    let mut buf = [0u8; 8 + MAX];
+    buf[..4].copy_from_slice(&(MAX as u32).to_ne_bytes());
+    let mut mount = 0i32;
+    // SAFETY: a terminated path, a struct file_handle with as much room as it says, an int for the mount's number.
+    unsafe {
+        let args = [
+            libc::AT_FDCWD as u64,
+            at.as_ptr() as u64,
+            buf.as_mut_ptr() as u64,
+            &raw mut mount as u64,
+            libc::AT_SYMLINK_FOLLOW as u64,
+            0,
+        ];
+        raw(libc::SYS_name_to_handle_at, args)?;
+    }
+    let word = |at: usize| u32::from_ne_bytes([buf[at], buf[at + 1], buf[at + 2], buf[at + 3]]);
+    let len = (word(0) as usize).min(MAX);
+    Ok((word(4) as i32, buf[8..8 + len].to_vec(), mount))
+}
+
+/// open_by_handle_at(2) with `flags`, on the file system and mount of `mount`.
+pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8], flags: i32) -> Sys<OwnedFd> {
+    let mut arg = (handle.len() as u32).to_ne_bytes().to_vec();
+    arg.extend_from_slice(&kind.to_ne_bytes());
+    arg.extend_from_slice(handle);
+    let flags = flags | libc::O_CLOEXEC;
+    // SAFETY: a struct file_handle: length, type, and as many bytes.
+    unsafe {
+        let args = [
+            mount.as_raw_fd() as u64,
+            arg.as_ptr() as u64,
+            flags as u64,
+            0,
+            0,
+            0,
+        ];
+        raw(libc::SYS_open_by_handle_at, args).map(owned)
+    }
+}
+
+/// linkat(2): one more name for the file behind `fd`.
+pub fn link_fd(fd: BorrowedFd<'_>, path: &Path) -> Sys<()> {
+    let (from, to) = (
+        text(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())))?,
+        text(path)?,
+    );
+    // SAFETY: two terminated paths.
+    unsafe {
+        let args = [
+            libc::AT_FDCWD as u64,
+            from.as_ptr() as u64,
+            libc::AT_FDCWD as u64,
+            to.as_ptr() as u64,
+            libc::AT_SYMLINK_FOLLOW as u64,
+            0,
+        ];
+        raw(libc::SYS_linkat, args).map(drop)
+    }
+}
+
+/// fcntl(F_GETLEASE), for the description behind `fd`.
+pub fn lease(fd: BorrowedFd<'_>) -> Sys<i32> {
+    plain(
+        libc::SYS_fcntl,
+        [fd.as_raw_fd() as u64, libc::F_GETLEASE as u64, 0, 0, 0, 0],
+    )
+    .map(|n| n as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_file_is_found_by_its_handle_and_linked_again() {
+        let dir = std::env::temp_dir().join(format!("freeze-files-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let (a, b) = (dir.join("a"), dir.join("b"));
+        std::fs::write(&a, "x").unwrap();
+        let long = vec![7; 1000];
+        set_xattr(&a, b"user.long", &long).unwrap();
+        let all = xattrs(&a).unwrap();
+        assert!(all.contains(&(b"user.long".to_vec(), long)), "{all:?}");
+        let (kind, bytes, _) = handle_of(&a).unwrap();
+        let root = std::fs::File::open(&dir).unwrap();
+        if let Ok(fd) = open_by_handle(root.as_fd(), kind, &bytes, libc::O_PATH) {
+            link_fd(fd.as_fd(), &b).unwrap();
+            assert_eq!(std::fs::metadata(&b).unwrap().nlink(), 2);
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
