@@ -489,7 +489,17 @@ fn old_name(path: &str) -> String {
     let Some(name) = path.strip_suffix(" (deleted)") else {
         return path.to_owned();
     };
+    // Files of /proc/PID/net look deleted whenever nobody has looked them up for a while.
+    if name.starts_with("/proc/") {
+        return name.to_owned();
+    }
+    // What never had a name is called by its inode.
+    let nameless = |part: &str| {
+        part.strip_prefix('#')
+            .is_some_and(|n| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()))
+    };
     let old = |part: &str| match part.rsplit_once(".freeze-") {
+        _ if nameless(part) => "#".to_owned(),
         Some((old, added)) if added.chars().all(|c| c.is_ascii_digit() || c == '-') => old.to_owned(),
         _ => part.to_owned(),
     };
