@@ -452,15 +452,12 @@ impl Drop for Nest {
         for pid in self.made.iter().rev() {
             kill(*pid);
         }
-        // Leaders last: the kernel reports their end only once no other thread of theirs is left to be reaped.
         let mut threads: Vec<Pid> = self.made.iter().flat_map(|p| threads_of(*p)).collect();
         threads.retain(|t| !self.made.contains(t));
         self.processes.clear();
-        // As their tracer we hear of each end first; the init of a pid namespace ends after everybody else in it.
-        threads
-            .iter()
-            .chain(self.made.iter().rev())
-            .for_each(|t| wait_end(*t));
+        // As their tracer we hear of each end first.
+        threads.extend(&self.made);
+        crate::tracee::reap(threads);
         // Then as their parent, eldest first: what had another parent is ours once that one is reaped.
         self.made.iter().for_each(|p| wait_end(*p));
         let _ = nix::sys::prctl::set_child_subreaper(reaper);

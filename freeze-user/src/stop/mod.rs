@@ -321,19 +321,14 @@ impl Frozen {
             process.kill()?;
         }
         let pause = self.since.elapsed().as_nanos() as u64;
-        // Leaders last: the kernel reports their end only once no other thread is left to be reaped.
-        // Children first: the init of a pid namespace ends only when nobody else is left in it.
         let pids: Vec<Pid> = self
             .processes
             .iter()
-            .rev()
-            .flat_map(|p| p.threads().iter().rev().map(Stopped::tid))
+            .flat_map(|p| p.threads().iter().map(Stopped::tid))
             .collect();
         drop(self);
         // As their tracer we hear of their end first; waiting makes sure that none of them is left when we return.
-        for pid in pids {
-            let _ = crate::tracee::wait(pid);
-        }
+        crate::tracee::reap(pids);
         Ok(pause)
     }
 }

@@ -79,6 +79,26 @@ fn wait_in_time(tid: Pid) -> Result<Option<Halt>> {
     }))
 }
 
+/// Waits for the end of all of these, which were killed, in whatever order they end: the last thread of the init of a
+/// pid namespace ends only when everybody else in it has been waited for.
+pub fn reap(mut tids: Vec<Pid>) {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+    while !tids.is_empty() {
+        let before = tids.len();
+        tids.retain(|tid| {
+            let told = waitpid(tid.nix(), Some(flags));
+            !matches!(
+                told,
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD)
+            )
+        });
+        if tids.len() == before {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+    }
+}
+
 /// What /proc says of a thread that will not stop.
 fn stuck(tid: Pid) -> String {
     let state = std::fs::read(format!("/proc/{tid}/stat"))
