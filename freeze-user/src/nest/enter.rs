@@ -190,6 +190,15 @@ impl Nest {
             .collect();
         // In a user namespace of its own it has no say in the pid namespace of freeze.
         let bound = self.membership(pid).of(Kind::User) != 0;
+        let number = self.membership(pid).of(Kind::Pid);
+        let inside = match self
+            .spaces
+            .get(Kind::Pid, number)
+            .filter(|_| number != 0 && bound)
+        {
+            Some(fd) => Some(fd.try_clone_to_owned().on("dup", || "a pid namespace")?),
+            None => None,
+        };
         let building = self.process(pid)?;
         let (mut done, mut missed, step) = (0, 0, if bound { 1 } else { 128 });
         'all: while done < tids.len() {
@@ -197,11 +206,14 @@ impl Nest {
             if bound {
                 // The next id that is given out is the one after this, unless somebody else is quicker.
                 let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", (tids[done].0 - 1).to_string());
+                if let (Some(ns), Some(inner)) = (&inside, ids[done].last()) {
+                    sys::ns::set_last_pid(ns.as_fd(), inner - 1).on("write", || "ns_last_pid")?;
+                }
             }
             let (ran, calls) = building.tape(|t| {
                 let mut calls = Vec::new();
                 for ids in some {
-                    let chosen = if bound { &ids[1..] } else { &ids[..] };
+                    let chosen = if bound { &[][..] } else { &ids[..] };
                     let set: Vec<u8> = chosen.iter().rev().flat_map(|id| id.to_ne_bytes()).collect();
                     let flags = libc::CLONE_VM
                         | libc::CLONE_FS
@@ -230,13 +242,14 @@ impl Nest {
                     how: "ended while it was built".into(),
                 };
                 let thread = Seized::inherited(live).halted()?.ok_or_else(died)?;
-                if live != recorded && missed < MISSES {
+                let wanted = some[n].last().copied().unwrap_or(recorded.0);
+                if inner != wanted && missed < MISSES {
                     missed += 1;
                     thread.exit(0, building.scratch.syscall_insn())?;
                     continue 'all;
                 }
                 // Only its number further out is another: nobody inside can see that.
-                if live != recorded && some[n].len() == 1 {
+                if inner != wanted {
                     return Err(pid_refused(recorded, nix::errno::Errno::EEXIST));
                 }
                 missed = 0;

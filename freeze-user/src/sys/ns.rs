@@ -220,6 +220,18 @@ unsafe fn perform(step: &Step) -> bool {
     }
 }
 
+/// Sets the id that was given out last in another pid namespace, so that the next one is the one after it.
+pub fn set_last_pid(pid_namespace: BorrowedFd<'_>, last: i32) -> Sys<()> {
+    let own = std::fs::File::open("/proc/thread-self/ns/pid")
+        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    // Children of this thread are born there, and only who lives there can do it.
+    setns(pid_namespace, libc::CLONE_NEWPID)?;
+    let path = b"/proc/sys/kernel/ns_last_pid\0".to_vec();
+    let done = Maker::new(&[Step::Write(path, last.to_string().into_bytes())]);
+    setns(own.as_fd(), libc::CLONE_NEWPID)?;
+    done.map(drop).map_err(|(_, e)| e)
+}
+
 /// Does something in other namespaces of the kinds a thread can enter alone (net, ipc, uts), and comes back.
 ///
 /// Comes back also when `work` panics; a thread that cannot come back must not go on, so that ends the process.
