@@ -11,7 +11,7 @@ mod contents;
 mod mounts;
 
 use super::credentials::set_ids;
-use super::{ProcessKind, Source, Stage, put};
+use super::{ProcessKind, Source, Stage, netns, put};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::nest::family::Family;
@@ -84,7 +84,9 @@ pub enum What {
     },
     Pid,
     Mount(Vec<Mount>),
+    /// As it is when it is fresh.
     Net,
+    Network(netns::Record),
     Ipc {
         /// Files under /proc/sys and what is in them.
         settings: Vec<(String, String)>,
@@ -104,7 +106,8 @@ impl ProcessKind for Namespaces {
     const TAG: &'static str = "namespaces";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "pid, mount, network, IPC, UTS, user, cgroup and time namespaces of its own, nested ones too, with \
-        their mounts, host name, id maps, offsets and settings; one whose other members are not part of the checkpoint is joined while one of them lives";
+        their mounts, host name, id maps, offsets and settings; network devices (veth within the checkpoint, bridge, vlan, macvlan, ipvlan, tun, dummy), \
+        addresses, routes, rules, neighbours (packet filter rules are refused); one whose other members are not part of the checkpoint is joined while one of them lives";
     // Before threads, which cannot enter a user namespace, and after everything that needs the rights of freeze.
     const STAGE: Stage = Stage::Threads;
     type Record = Record;
@@ -138,6 +141,11 @@ impl ProcessKind for Namespaces {
                     .why("the program has threads, which cannot be made once children are born elsewhere")
                     .remedy("checkpoint it before it unshares, or its children alone"),
             );
+        }
+        let net = view.namespace(p, "net");
+        let first = view.processes.iter().find(|q| view.namespace(q, "net") == net);
+        if net != 0 && first.is_some_and(|q| q.pid == p.pid) {
+            network_verdict(p, view, out);
         }
         // Once for each tree, by the first process in it.
         let tree = view.namespace(p, "mnt");
@@ -314,7 +322,12 @@ fn what(
         },
         Kind::Pid => What::Pid,
         Kind::Mount => What::Mount(mounts::collect(number, fd, view, shared, draft)?),
-        Kind::Net => What::Net,
+        Kind::Net => {
+            let (others, mut out) = (networks(view), Vec::new());
+            let others: Vec<_> = others.iter().map(|(n, fd)| (*n, fd.as_fd())).collect();
+            let label = format!("net namespace of {pid}");
+            What::Network(netns::collect(fd.as_fd(), &others, &label, &mut out)?)
+        }
         Kind::Ipc => {
             let look = || {
                 IPC_SETTINGS
@@ -353,6 +366,38 @@ fn what(
                 .collect(),
         },
     })
+}
+
+/// The network namespaces of the set by number, and freeze's own as 0.
+fn networks(view: &View) -> Vec<(u32, OwnedFd)> {
+    let foreign = view
+        .foreign
+        .iter()
+        .filter(|((kind, _), _)| kind == Kind::Net.name());
+    let opened =
+        foreign.filter_map(|((_, inode), number)| Some((*number, open(view, Kind::Net, *inode).ok()??.1)));
+    let own = File::open("/proc/thread-self/ns/net").ok();
+    opened.chain(own.map(|own| (0, own.into()))).collect()
+}
+
+/// Adds what speaks against making the network namespace of a process again, as long as nobody else keeps it alive.
+fn network_verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+    let Some(inode) = p.namespaces.get(Kind::Net.name()) else {
+        return;
+    };
+    let Ok(Some((_, fd))) = open(view, Kind::Net, *inode) else {
+        return;
+    };
+    let (others, mut found) = (networks(view), Vec::new());
+    let others: Vec<_> = others.iter().map(|(n, fd)| (*n, fd.as_fd())).collect();
+    let label = format!("net namespace of {}", p.pid);
+    // What cannot be read is told when it is recorded.
+    if netns::collect(fd.as_fd(), &others, &label, &mut found).is_ok()
+        && !found.is_empty()
+        && outsiders(view, Kind::Net, *inode).is_empty()
+    {
+        out.extend(found);
+    }
 }
 
 /// What of /proc/sys belongs to an IPC namespace.
@@ -530,6 +575,23 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
         let (root, _) = ns::look_into(fd).on("setns", || "a mount namespace of the image")?;
         nest.options.trees.insert(number, Tree::new(number, root));
     }
+    let mut networks = Vec::new();
+    for namespace in all {
+        if let What::Network(record) = &namespace.what
+            && living(namespace).is_none()
+        {
+            let fd = nest.spaces.get(Kind::Net, namespace.number).ok_or(Errno::ENOENT);
+            let fd = fd.and_then(|fd| fd.try_clone_to_owned().map_err(|_| Errno::EMFILE));
+            networks.push((
+                namespace.number,
+                record,
+                fd.on("open", || "a network namespace of the image")?,
+            ));
+        }
+    }
+    let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
+    let said = netns::restore(&networks)?;
+    nest.warnings.extend(said);
     Ok(())
 }
 

@@ -360,6 +360,9 @@ impl Record {
                     continue;
                 }
                 match (link.kind.as_str(), link.peer) {
+                    // Such a one is carried only while somebody else keeps the namespace.
+                    ("veth", None) => return Err(Errno::ENODEV),
+                    (kind, _) if !KINDS.iter().any(|(k, _)| *k == kind) => return Err(Errno::ENODEV),
                     ("tun", _) => link.make_tun()?,
                     (_, Some((to, index))) => {
                         let to = if to == u32::MAX { number } else { to };
