@@ -322,6 +322,41 @@ assert c.recv(9) == b"k"
     )
 }
 
+/// A name whose file was renamed or lost its directory, and how far a program has peeked.
+fn moved() -> freeze_tests::Subject {
+    subject(
+        r#"
+a, b = S.socketpair()
+b.setsockopt(S.SOL_SOCKET, 42, 3)
+a.send(b"0123456789")
+assert b.recv(2, S.MSG_PEEK) == b"34"
+relative, absolute, gone = S.socket(S.AF_UNIX), S.socket(S.AF_UNIX), S.socket(S.AF_UNIX)
+os.mkdir("d")
+relative.bind("r1")
+absolute.bind(HERE + "/a1")
+gone.bind("d/x")
+for s in relative, absolute, gone:
+    s.listen(2)
+os.rename("r1", "r2")
+os.rename("a1", "d2")
+os.unlink("d/x")
+os.rmdir("d")
+names = [s.getsockname() for s in (relative, absolute, gone)]
+freeze_here()
+assert names == [s.getsockname() for s in (relative, absolute, gone)]
+assert not os.path.exists("r1") and not os.path.exists("a1") and not os.path.exists("d")
+for path, s in ("r2", relative), ("d2", absolute):
+    c = S.socket(S.AF_UNIX)
+    c.connect(path)
+    s.accept()
+assert b.recv(2, S.MSG_PEEK) == b"56"
+b.setsockopt(S.SOL_SOCKET, 42, -1)
+assert b.recv(20) == b"0123456789"
+"#,
+    )
+}
+
+conformance!(moved_conform, moved());
 conformance!(pair_conforms, pair());
 conformance!(bounds_conforms, bounds());
 conformance!(descriptors_conforms, descriptors());

@@ -90,7 +90,8 @@ impl FdKind for Udp {
     const TAG: &'static str = "datagram-socket";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "UDP and UDP-Lite sockets (IPv4, IPv6) with addresses, options, multicast groups and the \
-        datagrams in their queues; raw and ping sockets with an empty queue";
+        datagrams in their queues; raw and ping sockets with an empty queue; errors that were not told yet are lost; refused: a \
+        datagram that is being put together (UDP_CORK, MSG_MORE)";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -131,7 +132,7 @@ impl FdKind for Udp {
             }
             (libc::SOCK_RAW, _) => sets.extend([&sockopt::RAW_IPV6, &sockopt::ICMPV6_FILTER]),
             (_, libc::IPPROTO_UDP) => sets.push(&sockopt::UDP),
-            (_, libc::IPPROTO_UDPLITE) => sets.push(&sockopt::UDPLITE),
+            (_, libc::IPPROTO_UDPLITE) => sets.extend([&sockopt::UDP, &sockopt::UDPLITE]),
             _ => {}
         }
         let local = sys::socket_name(held, false).on("getsockname", name)?;

@@ -82,7 +82,26 @@ pub fn bind(
 /// Binds to a path whose file nobody can find, as if it had been unlinked: in a directory of its own that is the root
 /// while it is bound, and is removed afterwards.
 pub fn bind_hidden(fd: BorrowedFd<'_>, address: &[u8], mode: u32) -> Sys<()> {
-    let scratch = nix::unistd::mkdtemp(&std::env::temp_dir().join("freeze-name-XXXXXX"))?;
+    bind_below(&std::env::temp_dir(), fd, address, mode, |_| Ok(()))
+}
+
+/// Binds to a path whose file is to lie elsewhere, at `path`, as if it had been renamed.
+pub fn bind_renamed(fd: BorrowedFd<'_>, address: &[u8], path: &Path, mode: u32) -> Sys<()> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    bind_below(parent, fd, address, mode, |bound| {
+        std::fs::rename(bound, path).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+    })
+}
+
+/// Binds in a directory made for it below `parent`, and lets `then` do something with the file before that is removed.
+fn bind_below(
+    parent: &Path,
+    fd: BorrowedFd<'_>,
+    address: &[u8],
+    mode: u32,
+    then: impl FnOnce(&Path) -> Sys<()>,
+) -> Sys<()> {
+    let scratch = nix::unistd::mkdtemp(&parent.join("freeze-name-XXXXXX"))?;
     let done = apart(|| {
         nix::unistd::chroot(&scratch)?;
         nix::unistd::chdir("/")?;
@@ -94,6 +113,12 @@ pub fn bind_hidden(fd: BorrowedFd<'_>, address: &[u8], mode: u32) -> Sys<()> {
         }
         umask(Mode::from_bits_truncate(!mode & 0o777));
         socket_to(fd, false, address)
+    });
+    let done = done.and_then(|()| {
+        use std::os::fd::AsRawFd;
+        let file = super::socket::bound_file(fd)?;
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        then(&nix::fcntl::readlink(link.as_str()).map(PathBuf::from)?)
     });
     let _ = std::fs::remove_dir_all(&scratch);
     done

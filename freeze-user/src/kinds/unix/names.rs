@@ -35,6 +35,9 @@ pub struct NameFile {
     pub unlinked: bool,
     /// Where a relative name was bound.
     pub directory: Option<PathBuf>,
+    /// Whether it was given another path after it was bound.
+    #[serde(default)]
+    pub renamed: bool,
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
@@ -69,18 +72,13 @@ impl Name {
             Some(b'/') => None,
             // Where an unlinked one was bound nobody can tell any more, and need not.
             _ if unlinked => None,
-            _ => Some(directory_of(name, &path).ok_or_else(|| {
-                let why = format!(
-                    "its name {} does not tell where in {} it was bound",
-                    readable(&address),
-                    path.display()
-                );
-                fd.blocker()
-                    .why(why)
-                    .remedy("let the program bind to a plain or absolute path")
-                    .refuse()
-            })?),
+            _ => directory_of(name, &path),
         };
+        let elsewhere = || {
+            let there = std::fs::metadata(tree.path(name)).map(|m| FileStat::from(&m));
+            !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino))
+        };
+        let renamed = !unlinked && directory.is_none() && (name.first() != Some(&b'/') || elsewhere());
         let (mode, uid, gid) = (seen.stat.mode & 0o7777, seen.stat.uid, seen.stat.gid);
         Ok(Some(Name {
             address: Bytes(address),
@@ -88,6 +86,7 @@ impl Name {
                 path,
                 unlinked,
                 directory,
+                renamed,
                 mode,
                 uid,
                 gid,
@@ -165,8 +164,11 @@ impl Name {
         if std::fs::symlink_metadata(&here).is_ok_and(|m| FileStat::from(&m).kind() == libc::S_IFSOCK) {
             nix::unistd::unlink(&here).on("unlink", label)?;
         }
-        unixname::bind(fd, address, root.as_deref(), file.directory.as_deref(), file.mode)
-            .on("bind", label)?;
+        match file.renamed {
+            true => unixname::bind_renamed(fd, address, &here, file.mode),
+            false => unixname::bind(fd, address, root.as_deref(), file.directory.as_deref(), file.mode),
+        }
+        .on("bind", label)?;
         let (uid, gid) = (Some(file.uid.into()), Some(file.gid.into()));
         let no_follow = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
         nix::unistd::fchownat(nix::fcntl::AT_FDCWD, &here, uid, gid, no_follow).on("chown", label)?;
