@@ -131,6 +131,8 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
         interrupt::check()?;
         let patience = match &error {
             Error::Refused(list) if list.iter().any(|b| b.place == SHARED_MEMORY) => Duration::from_secs(1),
+            // Somebody who has ended since: a look at the others never came to its end.
+            Error::Refused(list) if list.iter().all(|b| has_ended(b, roots)) => Duration::from_secs(5),
             Error::Refused(_) if error.to_string() != before => Duration::from_millis(500),
             Error::Kernel {
                 errno: Errno::ENOENT | Errno::ESRCH,
@@ -145,6 +147,12 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
         before = error.to_string();
         std::thread::sleep(Duration::from_millis(3));
     }
+}
+
+/// Whether a blocker belongs to a descendant that is gone, or that only waits to be reaped.
+fn has_ended(blocker: &Blocker, roots: &[Pid]) -> bool {
+    let ended = |pid: Pid| View::read(&[pid], Depth::Maps).map_or(true, |v| v.processes[0].stat.is_zombie());
+    blocker.pid.is_some_and(|pid| !roots.contains(&pid) && ended(pid))
 }
 
 /// One attempt; `None` if what was trusted turned out to have changed, and the checkpoint was thrown away.

@@ -62,6 +62,22 @@ pub fn run(mode: Mode, test: &str, subject: impl FnOnce() -> Subject) {
     running.verdict();
 }
 
+/// Takes a program that goes on meanwhile through a checkpoint that leaves it running, one that ends it, and a restore.
+///
+/// It is not compared by portrait, since it never looks the same twice: its own verdict counts.
+pub fn survive(test: &str, subject: Subject) {
+    let mut running = Running::start(&subject, test);
+    running.pids();
+    take(&running, "left", false);
+    std::thread::sleep(Duration::from_millis(50));
+    running.pids();
+    let image = take(&running, "ended", true);
+    running.wait_gone();
+    restored(&mut running, &image);
+    nothing_unfinished(running.dir());
+    running.verdict();
+}
+
 /// What is asked of the engine.
 pub fn request(pid: Pid, image: PathBuf, kill: bool) -> Request {
     Request {

@@ -49,6 +49,21 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ),
     ("redis-tools", For::Testing, "fills and asks redis"),
     ("python3", For::Testing, "a real program to freeze, with threads"),
+    ("postgresql", For::Testing, "a real program to freeze: many processes that share memory"),
+    ("nginx-light", For::Testing, "a real program to freeze: a server with workers"),
+    ("memcached", For::Testing, "a real program to freeze: a server with threads"),
+    ("sqlite3", For::Testing, "a real program to freeze, in a transaction"),
+    ("nodejs", For::Testing, "a real program to freeze, with an event loop and threads"),
+    (
+        "default-jdk-headless",
+        For::Testing,
+        "a real program to freeze, with very many threads",
+    ),
+    ("tmux", For::Testing, "a real program to freeze, with terminals of its own"),
+    ("less", For::Testing, "a real program to freeze, on a terminal"),
+    ("make", For::Testing, "a real program to freeze: a build under way"),
+    ("ffmpeg", For::Testing, "a real program to freeze: a long job"),
+    ("stress-ng", For::Testing, "a real program to freeze, which checks itself"),
     ("gzip", For::Testing, "the pipeline of the demonstration"),
     (
         "util-linux",
@@ -69,7 +84,12 @@ const PACKAGES: &[(&str, For, &str)] = &[
 ];
 
 /// Packages that come with a service, which setup neither starts nor leaves enabled.
-const SERVICES: &[(&str, &str)] = &[("redis-server", "redis-server")];
+const SERVICES: &[(&str, &str)] = &[
+    ("redis-server", "redis-server"),
+    ("postgresql", "postgresql"),
+    ("nginx-light", "nginx"),
+    ("memcached", "memcached"),
+];
 
 const BPF_LINKER: (u32, u32, u32) = (0, 13, 0);
 
