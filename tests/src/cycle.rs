@@ -1,5 +1,6 @@
 //! The modes in which every subject is taken through checkpoint and restore.
 
+use crate::across;
 use crate::portrait::Portrait;
 use crate::subject::{PATIENCE, Running, Subject, exists, freeze, output};
 use freeze_user::checkpoint::{Place, Report, Request, checkpoint};
@@ -35,6 +36,10 @@ pub enum Mode {
 pub fn run(mode: Mode, test: &str, subject: impl FnOnce() -> Subject) {
     let subject = subject();
     if subject.play(test) {
+        return;
+    }
+    if let Some(half) = across::half() {
+        across::play(half, test, &subject);
         return;
     }
     let mut running = Running::start(&subject, test);
@@ -116,7 +121,7 @@ fn kill_and_restore(running: &mut Running, before: &Portrait, name: &str) {
     same(before, running, "after the restore");
 }
 
-fn restored(running: &mut Running, image: &Path) {
+pub(crate) fn restored(running: &mut Running, image: &Path) {
     let restored = restore_now(image).unwrap_or_else(|e| panic!("restore: {e}"));
     assert_eq!(restored.roots, [running.pid], "{restored:?}");
     assert_eq!(

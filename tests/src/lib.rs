@@ -4,6 +4,7 @@
 //! `freeze_here()` in C and Python), and afterwards finds everything as it was, or fails. Between the two it is
 //! checkpointed and restored in every [`Mode`], and looked at from outside. [`conformance!`] makes the tests.
 
+pub mod across;
 pub mod cycle;
 pub mod here;
 pub mod portrait;

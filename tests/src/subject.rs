@@ -93,6 +93,13 @@ impl Subject {
         }
     }
 
+    /// Makes the program of a subject in C.
+    pub(crate) fn prepare(&self) {
+        if let What::C(text) = &self.0 {
+            compiled(text);
+        }
+    }
+
     fn command(&self, test: &str) -> Command {
         match &self.0 {
             What::Rust(_) => {
@@ -223,13 +230,38 @@ impl Running {
         running
     }
 
+    /// Starts a subject in this directory, and waits until it is ready.
+    pub(crate) fn start_in(subject: &Subject, test: &str, dir: PathBuf) -> Running {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("a directory of our own");
+        let running = Running::launch_in(subject, test, dir);
+        running.wait_ready();
+        running
+    }
+
+    /// A subject that was started elsewhere, is not running now, and is about to be restored.
+    pub(crate) fn known_in(pid: Pid, dir: PathBuf) -> Running {
+        Running {
+            pid,
+            dir,
+            known: BTreeSet::from([pid]),
+        }
+    }
+
+    /// Leaves its directory to somebody else; nothing of it runs any more.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+
     /// Starts a subject that need not say that it is ready.
     pub fn launch(subject: &Subject, test: &str) -> Running {
+        Running::launch_in(subject, test, scratch())
+    }
+
+    fn launch_in(subject: &Subject, test: &str, dir: PathBuf) -> Running {
         static REAPER: Once = Once::new();
         // Orphans of a subject, and what a `freeze restore --detach` left, come to us and are reaped here.
         REAPER
             .call_once(|| nix::sys::prctl::set_child_subreaper(true).expect("prctl(PR_SET_CHILD_SUBREAPER)"));
-        let dir = scratch();
         let out = File::options()
             .create(true)
             .append(true)

@@ -42,7 +42,10 @@ program!(
     less,
     command(&["/usr/bin/python3", "-c", include_str!("../programs/less.py")])
 );
-program!(nodejs, command(&["node", "-e", include_str!("../programs/node.js")]));
+program!(
+    nodejs,
+    command(&["node", "-e", include_str!("../programs/node.js")])
+);
 program!(
     openjdk,
     command(&[

@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask setup | run | test | bench | tidy`.
+//! The project's own tasks: `cargo xtask setup | run | test | bench | vm | tidy`.
 
 mod bench;
 mod brood;
@@ -9,6 +9,7 @@ mod redis;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use anyhow::{Context, Result, bail};
 use brood::Brood;
@@ -44,6 +45,8 @@ enum Task {
     },
     /// Measure freeze beside Debian's criu, on a quiet machine if the figures are to mean something
     Bench(bench::BenchArgs),
+    /// Checkpoint under one kernel and restore under another, in a virtual machine with software emulation
+    Vm(vm::VmArgs),
     /// Check what the compiler does not: module order, first sentences, twin files, where unsafe may be
     Tidy,
 }
@@ -95,6 +98,13 @@ impl Task {
                 let mut brood = Brood::new()?;
                 setup::setup("bench")?;
                 bench::run(&mut brood, &args).map(|()| true)
+            }
+            Task::Vm(args) => {
+                let mut brood = Brood::new()?;
+                setup::setup("vm")?;
+                let tally = vm::run(&mut brood, &args)?;
+                println!("{} passed, {} failed", tally.passed, tally.failed);
+                Ok(tally.failed == 0)
             }
             Task::Tidy => {
                 let faults = tidy::check(&root())?;

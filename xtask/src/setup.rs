@@ -49,21 +49,53 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ),
     ("redis-tools", For::Testing, "fills and asks redis"),
     ("python3", For::Testing, "a real program to freeze, with threads"),
-    ("postgresql", For::Testing, "a real program to freeze: many processes that share memory"),
-    ("nginx-light", For::Testing, "a real program to freeze: a server with workers"),
-    ("memcached", For::Testing, "a real program to freeze: a server with threads"),
-    ("sqlite3", For::Testing, "a real program to freeze, in a transaction"),
-    ("nodejs", For::Testing, "a real program to freeze, with an event loop and threads"),
+    (
+        "postgresql",
+        For::Testing,
+        "a real program to freeze: many processes that share memory",
+    ),
+    (
+        "nginx-light",
+        For::Testing,
+        "a real program to freeze: a server with workers",
+    ),
+    (
+        "memcached",
+        For::Testing,
+        "a real program to freeze: a server with threads",
+    ),
+    (
+        "sqlite3",
+        For::Testing,
+        "a real program to freeze, in a transaction",
+    ),
+    (
+        "nodejs",
+        For::Testing,
+        "a real program to freeze, with an event loop and threads",
+    ),
     (
         "default-jdk-headless",
         For::Testing,
         "a real program to freeze, with very many threads",
     ),
-    ("tmux", For::Testing, "a real program to freeze, with terminals of its own"),
+    (
+        "tmux",
+        For::Testing,
+        "a real program to freeze, with terminals of its own",
+    ),
     ("less", For::Testing, "a real program to freeze, on a terminal"),
-    ("make", For::Testing, "a real program to freeze: a build under way"),
+    (
+        "make",
+        For::Testing,
+        "a real program to freeze: a build under way",
+    ),
     ("ffmpeg", For::Testing, "a real program to freeze: a long job"),
-    ("stress-ng", For::Testing, "a real program to freeze, which checks itself"),
+    (
+        "stress-ng",
+        For::Testing,
+        "a real program to freeze, which checks itself",
+    ),
     ("gzip", For::Testing, "the pipeline of the demonstration"),
     (
         "util-linux",
@@ -152,6 +184,20 @@ fn installed() -> Result<BTreeSet<String>> {
         .filter_map(|line| line.strip_prefix("installed "))
         .map(str::to_string)
         .collect())
+}
+
+/// Installs what of these packages is missing: for a task that needs more than the others.
+pub(crate) fn install_missing(rows: &[(&'static str, &'static str)]) -> Result<()> {
+    let there = installed()?;
+    let missing: Vec<_> = rows
+        .iter()
+        .copied()
+        .filter(|(name, _)| !there.contains(*name))
+        .collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => install(&missing),
+    }
 }
 
 fn install(rows: &[(&str, &str)]) -> Result<()> {

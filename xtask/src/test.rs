@@ -24,9 +24,9 @@ const SKIP: &str = "SKIP: ";
 
 /// The sum over everything that ran.
 #[derive(Debug, Default, PartialEq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     /// Name and reason.
     skipped: Vec<(String, String)>,
 }
@@ -81,6 +81,9 @@ pub(crate) fn run(brood: &mut Brood, filter: Option<&str>) -> Result<bool> {
                 run: Run::Documentation,
             };
             tally.add(play(brood, &doc, filter, end)?);
+            if filter.is_none() {
+                tally.add(kernels(brood));
+            }
         }
     }
     for (name, reason) in &tally.skipped {
@@ -93,6 +96,21 @@ pub(crate) fn run(brood: &mut Brood, filter: Option<&str>) -> Result<bool> {
         tally.skipped.len()
     );
     Ok(tally.failed == 0)
+}
+
+/// The short run over two kernels, which counts like any other test program.
+fn kernels(brood: &mut Brood) -> Tally {
+    let tally = crate::vm::run(brood, &crate::vm::VmArgs::short()).unwrap_or_else(|e| {
+        println!("FAILED vm: {e:#}");
+        Tally::of(false)
+    });
+    println!(
+        "{} vm: {} passed, {} failed",
+        mark(tally.failed == 0),
+        tally.passed,
+        tally.failed
+    );
+    tally
 }
 
 impl Tally {
@@ -114,6 +132,18 @@ fn step(brood: &mut Brood, name: &str, command: &mut Command) -> Result<Tally> {
     let status = brood.foreground(command)?;
     println!("{} {name}", mark(status.success()));
     Ok(Tally::of(status.success()))
+}
+
+/// Builds every test program, and tells for each its name (`tests/eventfd`), its file, and where it is to be run.
+pub(crate) fn test_binaries(brood: &mut Brood) -> Result<Vec<(String, PathBuf, PathBuf)>> {
+    let Some(programs) = programs(brood)? else {
+        bail!("the tests do not build");
+    };
+    let binaries = programs.into_iter().filter_map(|p| match p.run {
+        Run::Binary(binary) => Some((p.name, binary, p.dir)),
+        Run::Documentation => None,
+    });
+    Ok(binaries.collect())
 }
 
 /// A program full of tests.
