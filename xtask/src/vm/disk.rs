@@ -31,7 +31,7 @@ const MODULES: &[&str] = &[
 const PROGRAMS: &[&str] = &["/usr/bin/python3", "/usr/sbin/kexec", "/usr/bin/setpriv"];
 
 /// Makes the disk, in a file below `home`.
-pub(super) fn make(home: &Path, cases: &[Case], second: &Kernel) -> Result<PathBuf> {
+pub(super) fn make(home: &Path, cases: &[Case], first: &Kernel, second: &Kernel) -> Result<PathBuf> {
     let tree = home.join("disk.d");
     let _ = fs::remove_dir_all(&tree);
     for dir in [
@@ -88,7 +88,7 @@ pub(super) fn make(home: &Path, cases: &[Case], second: &Kernel) -> Result<PathB
     }
     fs::copy(&second.vmlinux, tree.join("vm/vmlinux")).context("the second kernel")?;
     fs::copy(&second.initrd, tree.join("vm/initrd")).context("its first file system")?;
-    modules(&tree, home)?;
+    modules(&tree, &[first, second])?;
     fs::write(tree.join("vm/list"), cases.iter().map(line).collect::<String>())?;
     executable(&tree.join("vm/init"), &script())?;
     let disk = home.join("disk.ext4");
@@ -239,20 +239,14 @@ fn python(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The modules of every kernel unpacked below `home`.
-fn modules(tree: &Path, home: &Path) -> Result<()> {
-    fs::create_dir_all(tree.join("usr/lib/modules"))?;
-    for entry in fs::read_dir(home)?.flatten() {
-        for release in fs::read_dir(entry.path().join("lib/modules"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let to = tree.join("usr/lib/modules").join(release.file_name());
-            let (well, said) = output(Command::new("cp").arg("-a").arg(release.path()).arg(&to))?;
-            if !well {
-                bail!("cp: {said}");
-            }
+/// The modules of both kernels.
+fn modules(tree: &Path, kernels: &[&Kernel]) -> Result<()> {
+    let all = tree.join("usr/lib/modules");
+    fs::create_dir_all(&all)?;
+    for kernel in kernels {
+        let (well, said) = output(Command::new("cp").arg("-a").arg(&kernel.modules).arg(&all))?;
+        if !well {
+            bail!("cp {}: {said}", kernel.modules.display());
         }
     }
     Ok(())

@@ -90,7 +90,7 @@ pub(crate) fn run(brood: &mut Brood, args: &VmArgs) -> Result<Tally> {
     if cases.is_empty() {
         bail!("no test of another kernel matches {:?}", args.tests);
     }
-    let disk = disk::make(&home, &cases, &to)?;
+    let disk = disk::make(&home, &cases, &from, &to)?;
     println!(
         "vm: {} tests, checkpointed under {}, restored under {}",
         cases.len(),
