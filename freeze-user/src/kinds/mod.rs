@@ -645,8 +645,74 @@ pub fn markdown() -> String {
         - the timeout of a call that was waiting and does not tell the program what remains (poll, a futex, epoll_wait): it \
           may wait longer after a restore, never less; a sleep that was given a place for its rest ends when it would have;\n\
         - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase.\n";
+    out += "\n## Whole programs\n\nUnmodified, in use while they are checkpointed, killed, restored, and used on.\n\n\
+        | program | what shows that it did not notice |\n|---|---|\n";
+    for (program, shows) in PROGRAMS {
+        out += &format!("| {program} | {shows} |\n");
+    }
     out
 }
+
+/// Programs of Debian that `tests/tests/programs.rs` takes through a checkpoint that leaves them running, one that ends
+/// them, and a restore, while they are in use; and what shows that they did not notice.
+const PROGRAMS: &[(&str, &str)] = &[
+    (
+        "postgresql",
+        "a transaction that is open across the cut commits; the rows are all there; a clean shutdown follows",
+    ),
+    (
+        "nginx",
+        "two clients on kept connections load pages from its workers all the while; reload and quit work afterwards",
+    ),
+    (
+        "redis",
+        "a MULTI begun before is executed after, an answer nobody has read yet arrives; the append-only file is sound",
+    ),
+    (
+        "memcached",
+        "half a command comes before the cut and half after it; every value is there",
+    ),
+    (
+        "sqlite3",
+        "a write transaction commits after the cut, a second writer waits for it; the integrity check passes",
+    ),
+    (
+        "python3",
+        "multiprocessing workers with queues, locks and shared memory, and asyncio connections, lose nothing",
+    ),
+    (
+        "nodejs",
+        "timers, an HTTP server with a kept connection, a worker thread and a child process go on",
+    ),
+    (
+        "openjdk",
+        "a pool of threads, hand-overs between threads and garbage collection go on; every sum is right",
+    ),
+    (
+        "bash in tmux",
+        "a job in the background, one stopped by ^Z, and a half-typed line are still there",
+    ),
+    (
+        "cat blah | less",
+        "pages on from where it was, on a terminal inside the checkpoint",
+    ),
+    (
+        "cat big | gzip",
+        "what comes out is byte for byte that of an undisturbed run",
+    ),
+    (
+        "make -j2",
+        "the library that is being built is byte for byte that of an undisturbed build",
+    ),
+    (
+        "ffmpeg",
+        "the film that is being encoded is byte for byte that of an undisturbed run",
+    ),
+    (
+        "stress-ng",
+        "memory, pipes, timers, futexes, semaphores and signals verify themselves",
+    ),
+];
 
 #[cfg(test)]
 mod tests {
