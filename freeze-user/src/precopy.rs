@@ -1,5 +1,7 @@
 //! Copying memory: most of it while the program runs, the rest at the cut, and nothing that the parent has.
 
+mod twins;
+
 use crate::dirty::{AsyncWp, Tier, Tracker};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
@@ -17,6 +19,7 @@ use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use twins::Twins;
 
 /// What is remembered of a process between two checkpoints.
 #[derive(Debug)]
@@ -64,6 +67,8 @@ pub struct Copier<'a> {
     pub copied_at_cut: u64,
     /// Compare with the parent page by page where no tracker tells what changed.
     compare: Option<Opened>,
+    /// The processes stored at the cut so far: later ones may share pages with them.
+    twins: Twins,
     buffer: Vec<u8>,
 }
 
@@ -79,6 +84,7 @@ impl<'a> Copier<'a> {
             copied_before: 0,
             copied_at_cut: 0,
             compare,
+            twins: Twins::default(),
             buffer,
         }
     }
@@ -222,6 +228,8 @@ impl PageSource for Copier<'_> {
         }
         // Pages that the parent or an earlier round had, and that are holes now.
         draft.forget(space, &subtract(&[Range::new(0, TASK_SIZE)], &populated))?;
+        let shared = self.twins.share(pid, &populated, draft)?;
+        let todo = subtract(&todo, &shared);
         self.copied_at_cut += todo.iter().map(|r| r.len()).sum::<u64>();
         let compare = self
             .compare

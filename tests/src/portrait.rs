@@ -19,6 +19,7 @@ const STATUS_CHANGES: &[(&str, &str)] = &[
     ("RssAnon", "pages come back when they are touched"),
     ("RssFile", "pages come back when they are touched"),
     ("RssShmem", "pages come back when they are touched"),
+    ("HugetlbPages", "pages come back when they are touched"),
     ("VmPTE", "page tables follow what is resident"),
     ("VmSwap", "where a page lies is the kernel's affair"),
     ("FDSize", "room in the kernel's table, not descriptors"),

@@ -220,3 +220,354 @@ int main(int argc, char **argv) {
 }
 "#)
 );
+
+conformance!(
+    shared_since_fork,
+    c(r#"
+/* What relatives share since fork: between parent and child, and between children whose parent has written since. */
+enum { N = 2000, P = 4096 };
+int main(void) {
+    char *m = OK(mmap(0, N * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    for (int i = 0; i < N; i++) memset(m + i * P, i % 250 + 1, P);
+    OK(mprotect(m, 100 * P, PROT_READ));
+    int pids[4];
+    for (int k = 1; k < 4; k++) {
+        if (k == 3) for (int i = 1000; i < 1500; i++) m[i * P] = 'p';
+        if ((pids[k] = OK(fork()))) continue;
+        OK(munmap(m + 200 * P, 10 * P * k));
+        OK(mprotect(m + 300 * P, 10 * P, PROT_NONE));
+        for (int i = 400; i < 420; i++) m[i * P + k] = 200 + k;
+        OK(madvise(m + 500 * P, 7 * P, MADV_DONTNEED));
+        if (k == 2) {
+            int below = OK(fork());
+            if (!below) { m[600 * P] = 'b'; while (!gone_ahead()) nap(2); _exit(m[600 * P] != 'b' || m[601 * P] != 601 % 250 + 1); }
+            while (!gone_ahead()) nap(2);
+            int status;
+            OK(waitpid(below, &status, 0));
+            if (status) _exit(9);
+        }
+        while (!gone_ahead()) nap(2);
+        for (int i = 0; i < N; i++) {
+            if ((i >= 200 && i < 200 + 10 * k) || (i >= 300 && i < 310)) continue;
+            char want = i % 250 + 1;
+            if (i >= 500 && i < 507) want = 0;
+            if (k == 3 && i >= 1000 && i < 1500) want = 'p';
+            if (m[i * P] != want || (i >= 400 && i < 420 && m[i * P + k] != (char)(200 + k))) _exit(1 + k);
+        }
+        _exit(0);
+    }
+    for (int i = 700; i < 720; i++) m[i * P] = 'q';
+    nap(50);
+    freeze_here();
+    for (int i = 0; i < N; i++) SAME(m[i * P], i >= 700 && i < 720 ? 'q' : i >= 1000 && i < 1500 ? 'p' : (char)(i % 250 + 1));
+    for (int k = 1; k < 4; k++) { int status; OK(waitpid(pids[k], &status, 0)); SAME(status, 0); }
+}
+"#)
+);
+
+conformance!(
+    guards,
+    c(r#"
+/* Guard pages (Linux 6.13) fault as before, in anonymous memory and in a file's, and can be taken away. */
+#include <setjmp.h>
+enum { P = 4096 };
+static sigjmp_buf back;
+static void fault(int signal) { siglongjmp(back, 1); }
+static int faults(volatile char *at) { if (sigsetjmp(back, 1)) return 1; (void)*at; return 0; }
+int main(void) {
+    char *m = OK(mmap(0, 16 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memset(m, 7, 16 * P);
+    int has = madvise(m + 4 * P, 3 * P, 102) == 0;
+    int fd = OK(open(in_here("file"), O_RDWR | O_CREAT, 0600));
+    OK(ftruncate(fd, 8 * P));
+    char *f = OK(mmap(0, 8 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    int file_has = madvise(f + 2 * P, P, 102) == 0;
+    freeze_here();
+    signal(SIGSEGV, fault);
+    signal(SIGBUS, fault);
+    for (int i = 0; i < 16; i++) SAME(faults(m + i * P), has && i >= 4 && i < 7);
+    for (int i = 0; i < 8; i++) SAME(faults(f + i * P), file_has && i == 2);
+    if (has) { OK(madvise(m + 4 * P, 3 * P, 103)); SAME(m[4 * P], 0); }
+    SAME(m[7 * P], 7);
+}
+"#)
+);
+
+conformance!(
+    protection_keys,
+    c(r#"
+/* Keys are as allocated as they were, on the mappings they were on, and each thread's rights are its own. */
+enum { P = 4096 };
+int main(void) {
+    int first = pkey_alloc(0, 0), second = pkey_alloc(0, PKEY_DISABLE_ACCESS), third = pkey_alloc(0, 0);
+    if (first < 0) { freeze_here(); return 0; }
+    char *m = OK(mmap(0, 4 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memset(m, 7, 4 * P);
+    OK(pkey_mprotect(m + P, 2 * P, PROT_READ | PROT_WRITE, third));
+    OK(pkey_set(third, PKEY_DISABLE_WRITE));
+    OK(pkey_free(second));
+    /* The kernel takes a key of its own for this. */
+    char *x = OK(mmap(0, P, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    (void)x;
+    freeze_here();
+    SAME(pkey_get(third), PKEY_DISABLE_WRITE);
+    SAME(m[P], 7);
+    OK(pkey_set(third, 0));
+    m[P] = 8;
+    OK(pkey_free(third));
+    SAME(pkey_alloc(0, 0), third);
+    SAME(pkey_free(first), 0);
+    CHECK(pkey_alloc(0, 0) == first);
+}
+"#)
+);
+
+conformance!(
+    locked_from_now_on,
+    c(r#"
+/* mlockall for what is mapped later, on fault in the child. */
+enum { P = 4096 };
+static int flags(char *at, const char *flag) {
+    char line[600];
+    unsigned long a, b;
+    int in = 0, has = -1;
+    FILE *f = fopen("/proc/self/smaps", "r");
+    CHECK(f);
+    while (fgets(line, sizeof line, f)) {
+        if (sscanf(line, "%lx-%lx ", &a, &b) == 2) in = a <= (unsigned long)at && (unsigned long)at < b;
+        if (in && !strncmp(line, "VmFlags:", 8)) has = strstr(line, flag) != 0;
+    }
+    fclose(f);
+    return has;
+}
+static void check(int on_fault) {
+    char *m = OK(mmap(0, 64 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    SAME(flags(m, " lo"), 1);
+    SAME(flags(m, " lf"), on_fault);
+}
+int main(void) {
+    int pid = OK(fork());
+    if (!pid) {
+        OK(mlockall(MCL_FUTURE | 4));
+        while (!gone_ahead()) nap(2);
+        check(1);
+        _exit(0);
+    }
+    OK(mlockall(MCL_CURRENT | MCL_FUTURE));
+    freeze_here();
+    check(0);
+    int status;
+    OK(waitpid(pid, &status, 0));
+    SAME(status, 0);
+}
+"#)
+);
+
+conformance!(
+    numa,
+    c(r#"
+/* Memory policies of the process and of a mapping. */
+enum { P = 4096, PREFERRED = 1, BIND = 2, ADDR = 2 };
+int main(void) {
+    unsigned long mask[16] = { 1 };
+    char *m = OK(mmap(0, 8 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (syscall(SYS_mbind, m, 4 * P, BIND, mask, 64, 0)) { freeze_here(); return 0; }
+    m[0] = 1;
+    OK(syscall(SYS_set_mempolicy, PREFERRED, mask, 64));
+    freeze_here();
+    int mode = -1;
+    mask[0] = 0;
+    OK(syscall(SYS_get_mempolicy, &mode, mask, 1024, m, ADDR));
+    SAME(mode, BIND); SAME(mask[0], 1);
+    OK(syscall(SYS_get_mempolicy, &mode, NULL, 0, m + 5 * P, ADDR));
+    SAME(mode, 0);
+    OK(syscall(SYS_get_mempolicy, &mode, mask, 1024, NULL, 0));
+    SAME(mode, PREFERRED); SAME(mask[0], 1);
+}
+"#)
+);
+
+conformance!(
+    hugetlb,
+    c(r#"
+/* Huge pages: private ones, shared ones with a child, those of a memfd. */
+enum { L = 2 << 20 };
+static void reserve(void) {
+    FILE *f = fopen("/proc/sys/vm/nr_hugepages", "r+");
+    int n = 0;
+    if (!f || fscanf(f, "%d", &n) != 1) return;
+    rewind(f);
+    if (n < 24) fprintf(f, "24");
+    fclose(f);
+}
+int main(void) {
+    reserve();
+    int kind = MAP_ANONYMOUS | MAP_HUGETLB, rw = PROT_READ | PROT_WRITE;
+    char *own = mmap(0, 2 * L, rw, MAP_PRIVATE | kind, -1, 0), *both = mmap(0, 2 * L, rw, MAP_SHARED | kind, -1, 0);
+    int fd = memfd_create("huge", MFD_HUGETLB);
+    char *shared = MAP_FAILED, *copied = MAP_FAILED;
+    if (fd >= 0 && !ftruncate(fd, 2 * L)) {
+        shared = mmap(0, 2 * L, rw, MAP_SHARED, fd, 0);
+        copied = mmap(0, L, rw, MAP_PRIVATE, fd, 0);
+    }
+    if (own == MAP_FAILED || both == MAP_FAILED || shared == MAP_FAILED || copied == MAP_FAILED) {
+        fputs("no huge pages to be had", stderr);
+        freeze_here();
+        return 0;
+    }
+    own[5] = 1;
+    own[L + 70000] = 2;
+    both[L - 1] = 3;
+    shared[L + 5] = 4;
+    copied[1] = 5;
+    int pid = OK(fork());
+    if (!pid) { while (!gone_ahead()) nap(2); while (!both[9]) nap(1); both[10] = both[9] + 1; _exit(own[L + 70000] != 2); }
+    freeze_here();
+    SAME(own[5], 1); SAME(own[L + 70000], 2); SAME(own[L + 70001], 0);
+    own[L] = 9;
+    SAME(both[L - 1], 3);
+    both[9] = 9;
+    int status;
+    OK(waitpid(pid, &status, 0));
+    SAME(status, 0); SAME(both[10], 10);
+    SAME(shared[L + 5], 4); SAME(shared[1], 0); SAME(copied[1], 5);
+    SAME(lseek(fd, 0, SEEK_END), 2 * L);
+}
+"#)
+);
+
+conformance!(
+    zero_device,
+    c(r#"
+/* Mappings of /dev/zero, and memory the kernel may drop. */
+enum { P = 4096 };
+int main(void) {
+    int fd = OK(open("/dev/zero", O_RDWR));
+    char *own = OK(mmap(0, 4 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+    char *other = OK(mmap(0, 4 * P, PROT_READ, MAP_PRIVATE, fd, P));
+    char *shared = OK(mmap(0, 4 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    close(fd);
+    own[0] = 5;
+    shared[P] = 6;
+    char *drop = mmap(0, 8 * P, PROT_READ | PROT_WRITE, 0x08 | MAP_ANONYMOUS, -1, 0);
+    if (drop != MAP_FAILED) memset(drop, 3, 8 * P);
+    freeze_here();
+    SAME(own[0], 5); SAME(own[P], 0); SAME(other[0], 0); SAME(shared[P], 6);
+    if (drop != MAP_FAILED) CHECK(drop[0] == 3 || drop[0] == 0);
+    int pid = OK(fork());
+    if (!pid) { shared[2 * P] = 7; _exit(drop != MAP_FAILED && drop[P]); }
+    int status;
+    OK(waitpid(pid, &status, 0));
+    SAME(status, 0); SAME(shared[2 * P], 7);
+}
+"#)
+);
+
+conformance!(
+    aio,
+    c(r#"
+/* AIO contexts keep their name, their room, and what has completed; the ring has gone round before. */
+#include <linux/aio_abi.h>
+int main(void) {
+    aio_context_t one = 0, two = 0;
+    OK(syscall(SYS_io_setup, 64, &one));
+    OK(syscall(SYS_io_setup, 1000, &two));
+    int fd = OK(open(in_here("file"), O_RDWR | O_CREAT, 0600));
+    struct iocb io = { 0 }, *list[1] = { &io };
+    struct io_event got[4];
+    io.aio_fildes = fd;
+    io.aio_lio_opcode = IOCB_CMD_PWRITE;
+    io.aio_buf = (long)"hello";
+    io.aio_nbytes = 5;
+    for (int i = 0; i < 300; i++) {
+        io.aio_data = i;
+        SAME(syscall(SYS_io_submit, one, 1, list), 1);
+        if (i >= 3) { SAME(syscall(SYS_io_getevents, one, 1, 1, got, NULL), 1); SAME(got[0].data, i - 3); }
+    }
+    nap(20);
+    freeze_here();
+    SAME(syscall(SYS_io_getevents, one, 3, 4, got, &(struct timespec){ 0 }), 3);
+    for (int i = 0; i < 3; i++) { SAME(got[i].data, 297 + i); SAME(got[i].res, 5); SAME(got[i].obj, (long)&io); }
+    for (int i = 0; i < 500; i++) {
+        io.aio_data = i;
+        SAME(syscall(SYS_io_submit, one, 1, list), 1);
+        SAME(syscall(SYS_io_getevents, one, 1, 4, got, NULL), 1);
+        SAME(got[0].data, i);
+    }
+    SAME(syscall(SYS_io_submit, two, 1, list), 1);
+    SAME(syscall(SYS_io_getevents, two, 1, 4, got, NULL), 1);
+    OK(syscall(SYS_io_destroy, one));
+    OK(syscall(SYS_io_destroy, two));
+}
+"#)
+);
+
+conformance!(
+    posix_shared,
+    c(r#"
+/* shm_open: a name that stays, and one that is gone. */
+enum { P = 4096 };
+int main(void) {
+    char kept[64], gone[64];
+    snprintf(kept, sizeof kept, "/freeze-kept-%d", getpid());
+    snprintf(gone, sizeof gone, "/freeze-gone-%d", getpid());
+    int fd = OK(shm_open(gone, O_RDWR | O_CREAT | O_EXCL, 0600));
+    OK(ftruncate(fd, 5 * P));
+    char *m = OK(mmap(0, 5 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    m[3 * P] = 3;
+    OK(shm_unlink(gone));
+    int other = OK(shm_open(kept, O_RDWR | O_CREAT, 0600));
+    OK(ftruncate(other, 5 * P));
+    char *k = OK(mmap(0, 5 * P, PROT_READ | PROT_WRITE, MAP_SHARED, other, 0));
+    k[0] = 2;
+    close(other);
+    int pid = OK(fork());
+    if (!pid) { while (!gone_ahead()) nap(2); while (m[0] != 9) nap(1); m[1] = m[3 * P] + 1; _exit(0); }
+    freeze_here();
+    SAME(m[3 * P], 3); SAME(k[0], 2);
+    m[0] = 9;
+    int status;
+    OK(waitpid(pid, &status, 0));
+    SAME(m[1], 4);
+    char c;
+    SAME(pread(fd, &c, 1, 3 * P), 1);
+    SAME(c, 3);
+    OK(shm_unlink(kept));
+}
+"#)
+);
+
+conformance!(
+    formed_huge_pages,
+    c(r#"
+/* What was in huge pages (THP) is in huge pages again; single pages beside them keep their contents. */
+enum { L = 2 << 20, P = 4096 };
+static long number(char *at, const char *what) {
+    char line[600];
+    unsigned long a, b;
+    int in = 0;
+    long kb = -1;
+    FILE *f = fopen("/proc/self/smaps", "r");
+    CHECK(f);
+    while (fgets(line, sizeof line, f)) {
+        if (sscanf(line, "%lx-%lx ", &a, &b) == 2) in = a <= (unsigned long)at && (unsigned long)at < b;
+        if (in && !strncmp(line, what, strlen(what))) kb = atol(line + strlen(what));
+    }
+    fclose(f);
+    return kb;
+}
+int main(void) {
+    char *m = OK(mmap(0, 9 * L, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    m = (char *)(((long)m + L - 1) / L * L);
+    /* Single pages, before huge ones are allowed. */
+    for (int i = 4; i < 8; i++) m[i * L + 5 * P] = i;
+    if (madvise(m, 8 * L, MADV_HUGEPAGE)) { freeze_here(); return 0; }
+    memset(m, 5, 4 * L);
+    long huge = number(m, "AnonHugePages:");
+    freeze_here();
+    if (number(m, "AnonHugePages:") < huge) DIE("%ld kB of %ld", number(m, "AnonHugePages:"), huge);
+    for (int i = 0; i < 4 * L; i += P) SAME(m[i], 5);
+    for (int i = 4; i < 8; i++) SAME(m[i * L + 5 * P], i);
+}
+"#)
+);

@@ -1,5 +1,6 @@
 //! memfd_create(2): files without a path, by descriptor or only mapped, with contents, name and seals.
 
+use super::memory::huge_flags;
 use super::pipe::Bytes;
 use super::regular::{fill_from, store_contents};
 use super::{FdKind, Placed, Shared, Source, object_space};
@@ -41,27 +42,20 @@ pub struct MemFile {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// Bytes per page where they are huge ones; else 0.
+    #[serde(default)]
+    pub huge: u64,
 }
 
 const PREFIX: &[u8] = b"/memfd:";
 const DELETED: &[u8] = b" (deleted)";
 const F_SEAL_SEAL: u32 = 1;
 const MFD_ALLOW_SEALING: u32 = 2;
+const MFD_HUGETLB: u32 = 4;
 
 /// Whether a link or mapping of this name is a memfd's.
 pub fn is_memfd(name: &[u8]) -> bool {
     name.starts_with(PREFIX) && name.ends_with(DELETED)
-}
-
-/// What speaks against carrying the memfd at `path`, a link of /proc.
-pub fn obstacle(path: &str) -> Option<(&'static str, &'static str)> {
-    match nix::sys::statfs::statfs(path) {
-        Ok(fs) if fs.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC => Some((
-            "a memfd of huge pages is not carried",
-            "start the program without MFD_HUGETLB",
-        )),
-        _ => None,
-    }
 }
 
 impl MemFile {
@@ -92,6 +86,7 @@ impl MemFile {
             mode,
             uid: stat.uid,
             gid: stat.gid,
+            huge: sys::huge_page_of(file.as_fd()),
         })
     }
 
@@ -107,7 +102,7 @@ impl MemFile {
         };
         let path = format!("/proc/self/fd/{}", made.as_raw_fd());
         let flags = OFlag::from_bits_retain(
-            flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_CLOEXEC,
+            flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW) | libc::O_CLOEXEC,
         );
         nix::fcntl::open(path.as_str(), flags, Mode::empty()).on("open", name)
     }
@@ -120,7 +115,12 @@ impl MemFile {
         } else {
             MFD_ALLOW_SEALING
         };
-        let file: File = sys::memfd_create(&self.name.0, flags)
+        let huge = if self.huge == 0 {
+            0
+        } else {
+            MFD_HUGETLB | huge_flags(self.huge) as u32
+        };
+        let file: File = sys::memfd_create(&self.name.0, flags | huge)
             .on("memfd_create", name)?
             .into();
         file.set_len(self.size).on("ftruncate", name)?;
@@ -159,18 +159,14 @@ impl FdKind for Memfd {
     const TAG: &'static str = "memfd";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "memfds: name, contents with their holes, seals, owner, position; shared by descriptor and \
-        by mapping; not those of huge pages";
+        by mapping; of huge pages too";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
         is_memfd(&fd.link) && fd.stat.kind() == libc::S_IFREG && fd.stat.nlink == 0
     }
 
-    fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
-        if let Some((why, remedy)) = obstacle(&format!("/proc/{}/fd/{}", fd.pid, fd.fd)) {
-            out.push(fd.blocker().why(why).remedy(remedy));
-        }
-    }
+    fn verdict(_: &FdView, _: &View, _: &mut Vec<Blocker>) {}
 
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
         // A descriptor of any access mode leads to one that can be read.

@@ -11,6 +11,7 @@ use crate::nest::{Nest, Options};
 use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, FileStat, View};
 use crate::store::{Content, Draft};
+use crate::sys;
 use crate::sys::files;
 use found::{DELETED, Lost, Obstacle, Way, above, way};
 use ghost::{Attributes, Ghosts};
@@ -149,7 +150,8 @@ impl FileRef {
                 );
             }
         };
-        let same_file = (now.dev, now.ino) == (self.stat.dev, self.stat.ino);
+        // Device numbers of file systems without a disk of their own change with every boot.
+        let same_file = now.ino == self.stat.ino;
         let same_bytes = now.size == self.stat.size && now.mtime == self.stat.mtime;
         if now.kind() != self.stat.kind() {
             out.push(
@@ -449,12 +451,23 @@ pub fn store_contents(
 
 /// Writes the pages of a space into a file of `size` bytes.
 pub fn fill_from(file: &File, space: SpaceId, size: u64, nest: &Nest) -> Result<()> {
+    // Huge pages can be written to by way of a mapping only.
+    let mapped = match sys::huge_page_of(file.as_fd()) {
+        0 => None,
+        _ if size == 0 => None,
+        _ => Some(sys::SharedAnon::of(file.as_fd(), size).on("mmap", || "a file from the image")?),
+    };
     nest.image.for_each_run(space, |at, content| {
         // Zeros need no writing: the file was made by growing it.
         let Content::Bytes(bytes) = content else {
             return Ok(());
         };
         let len = (bytes.len() as u64).min(size.saturating_sub(at.start)) as usize;
+        if let Some(mapped) = &mapped {
+            return mapped
+                .write(at.start, &bytes[..len])
+                .on("write", || "a file from the image");
+        }
         file.write_all_at(&bytes[..len], at.start)
             .on("write", || "a file from the image")
     })

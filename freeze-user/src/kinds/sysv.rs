@@ -43,6 +43,9 @@ pub struct Segment {
     /// Whether it lay in another IPC namespace than freeze's.
     #[serde(default)]
     pub apart: bool,
+    /// Bytes per page where they are huge ones (SHM_HUGETLB); else 0.
+    #[serde(default)]
+    pub huge: u64,
 }
 
 /// Segments that are attached to no process.
@@ -153,6 +156,7 @@ fn segment(id: i32, stat: &ShmStat, space: SpaceId, apart: bool) -> Segment {
         cgid: stat.cgid,
         last: stat.last,
         apart,
+        huge: 0,
     }
 }
 
@@ -167,7 +171,7 @@ pub fn segment_of(v: &Vma) -> Option<i32> {
 /// Adds what speaks against carrying the segments attached to a process.
 pub fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     let mut space = None;
-    for (i, v) in p.vmas.iter().enumerate() {
+    for v in &p.vmas {
         let Some(id) = segment_of(v) else { continue };
         let at = || p.blocker(v.range().to_string(), v.label());
         if space.is_none() {
@@ -186,12 +190,6 @@ pub fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
                 continue;
             }
         };
-        if !is_whole(&p.vmas, i, id, &stat) {
-            out.push(
-                at().why(format!("only a part of segment {id} is attached"))
-                    .remedy("let the program attach it as a whole"),
-            );
-        }
         let inside = view
             .processes
             .iter()
@@ -210,26 +208,6 @@ pub fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     }
 }
 
-/// Whether the mapping number `i` is part of a run that covers its segment from the first to the last page.
-fn is_whole(vmas: &[Vma], i: usize, id: i32, stat: &ShmStat) -> bool {
-    let joined = |a: &Vma, b: &Vma| {
-        segment_of(a) == Some(id)
-            && segment_of(b) == Some(id)
-            && a.end == b.start
-            && a.offset + (a.end - a.start) == b.offset
-    };
-    let mut first = i;
-    while first > 0 && vmas[first].offset != 0 && joined(&vmas[first - 1], &vmas[first]) {
-        first -= 1;
-    }
-    let mut last = i;
-    while last + 1 < vmas.len() && joined(&vmas[last], &vmas[last + 1]) {
-        last += 1;
-    }
-    let end = vmas[last].offset + (vmas[last].end - vmas[last].start);
-    vmas[first].offset == 0 && end == stat.size.next_multiple_of(PAGE)
-}
-
 /// Records the segment mapped at `v`, with its contents if it is met for the first time.
 pub fn collect(id: i32, v: &Vma, pid: Pid, from: &mut Source<'_>) -> Result<Segment> {
     let name = || format!("System V segment {id}");
@@ -241,7 +219,9 @@ pub fn collect(id: i32, v: &Vma, pid: Pid, from: &mut Source<'_>) -> Result<Segm
         let file = File::open(&path).on("open", || path.clone())?;
         store_contents(&file, stat.size, space, from.draft, &name)?;
     }
-    Ok(segment(id, &stat, space, ns.is_apart()))
+    let mut found = segment(id, &stat, space, ns.is_apart());
+    found.huge = super::memory::huge_page(v);
+    Ok(found)
 }
 
 impl Segment {
@@ -292,7 +272,7 @@ impl Segment {
             space.enter(|| shm_remove(id)).on("shmctl(IPC_RMID)", name)?;
         }
         space.write("/proc/sys/kernel/shm_next_id", &id.to_string())?;
-        let mut make = Call::shm_make(self.key, self.size, self.mode);
+        let mut make = Call::shm_make(self.key, self.size, self.mode, self.huge);
         make.user = Some((self.cuid, self.cgid));
         space.call(&make, self.creator, nest)?;
         match stat() {
@@ -309,7 +289,7 @@ impl Segment {
         nest.state::<Made>().segments.insert(id, kept);
         let set = || shm_set(id, self.uid, self.gid, self.mode);
         space.enter(set).on("shmctl(IPC_SET)", name)?;
-        let attach = || ShmAttached::new(id, self.size.next_multiple_of(PAGE));
+        let attach = || ShmAttached::new(id, self.size.next_multiple_of(self.huge.max(PAGE)));
         let attached = space.enter(attach).on("shmat", name)?;
         nest.image.for_each_run(self.space, |at, content| match content {
             Content::Bytes(bytes) => attached.write(at.start, bytes).on("write", name),
@@ -358,31 +338,10 @@ struct Made {
 mod tests {
     use super::*;
 
-    fn vma(start: u64, end: u64, offset: u64) -> Vma {
-        let line = format!("{start:x}-{end:x} rw-s {offset:08x} 00:01 7 /SYSV00000000 (deleted)\n");
-        crate::proc::maps::parse_maps(line.as_bytes()).unwrap().remove(0)
-    }
-
     #[test]
-    fn parts_are_told_from_the_whole() {
-        let stat = ShmStat {
-            key: 0,
-            uid: 0,
-            gid: 0,
-            mode: 0,
-            size: 0x2ffe,
-            changed: 0,
-            creator: 0,
-            last: 0,
-            cuid: 0,
-            cgid: 0,
-            attached: 1,
-        };
-        let whole = [vma(0x1000, 0x2000, 0), vma(0x2000, 0x4000, 0x1000)];
-        assert_eq!(segment_of(&whole[0]), Some(7));
-        assert!(is_whole(&whole, 0, 7, &stat) && is_whole(&whole, 1, 7, &stat));
-        assert!(!is_whole(&whole[..1], 0, 7, &stat) && !is_whole(&whole[1..], 0, 7, &stat));
-        let twice = [vma(0x1000, 0x4000, 0), vma(0x4000, 0x7000, 0)];
-        assert!(is_whole(&twice, 0, 7, &stat) && is_whole(&twice, 1, 7, &stat));
+    fn a_segment_is_known_by_its_inode() {
+        let line = b"1000-2000 rw-s 00000000 00:01 7 /SYSV00000000 (deleted)\n";
+        let vma = crate::proc::maps::parse_maps(line).unwrap().remove(0);
+        assert_eq!(segment_of(&vma), Some(7));
     }
 }

@@ -140,6 +140,11 @@ impl Nest {
 
     /// Forks a blank child off a blank process; with CLONE_PARENT its exit signal is that of the other.
     fn fork(&mut self, from: Pid, birth: &Birth, flags: u64, exit_signal: i32) -> Result<()> {
+        if let Some(mut bequest) = self.bequest.take() {
+            let done = bequest.before_fork(from, birth.pid, self);
+            self.bequest = Some(bequest);
+            done?;
+        }
         let (parent, pid, inner) = (from, birth.pid, birth.inner());
         let around = self.membership(from);
         let entry = self.way_in(&around, birth)?;

@@ -249,6 +249,12 @@ impl Building {
     }
 }
 
+/// What parents leave in their memory for the children they are about to fork.
+pub trait Bequest: std::fmt::Debug {
+    /// Called before each fork of the nest.
+    fn before_fork(&mut self, parent: Pid, child: Pid, nest: &mut Nest) -> Result<()>;
+}
+
 /// The processes and files of a restore that is under way.
 #[derive(Debug)]
 pub struct Nest {
@@ -278,6 +284,7 @@ pub struct Nest {
     door: OwnedFd,
     states: HashMap<TypeId, Box<dyn Any>>,
     landed: Landed,
+    bequest: Option<Box<dyn Bequest>>,
 }
 
 impl Nest {
@@ -294,6 +301,7 @@ impl Nest {
         held: &BTreeSet<RawFd>,
         terminals: BTreeMap<Pid, OwnedFd>,
         spaces: Spaces,
+        bequest: Box<dyn Bequest>,
     ) -> Result<Nest> {
         check_pids(families)?;
         let own = Pid(std::process::id() as i32);
@@ -318,9 +326,11 @@ impl Nest {
             door,
             states: HashMap::new(),
             landed: Landed::default(),
+            bequest: Some(bequest),
         };
         nest.hatch(families, occupied)
             .map_err(|e| e.fate(Fate::TakenDown))?;
+        nest.bequest = None;
         Ok(nest)
     }
 

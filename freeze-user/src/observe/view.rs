@@ -1,7 +1,7 @@
 //! `View`: what /proc says of a set of processes, read without stopping or touching anything.
 
 use crate::error::{Blocker, Context, Error, Result};
-use crate::ids::Pid;
+use crate::ids::{Pid, Range};
 use crate::observe::ends::Ends;
 use crate::observe::peers::{InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, unix_sockets};
 use crate::observe::sharing::{self, Sharing};
@@ -13,6 +13,7 @@ use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::timers::{self, Timer};
 use crate::sys::ns;
+use crate::sys::pagemap;
 use crate::sys::socket::protocol_of;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -149,6 +150,8 @@ pub struct ProcessView {
     pub status: Status,
     pub threads: Vec<ThreadView>,
     pub vmas: Vec<Vma>,
+    /// Guard pages, where they were looked for: a walk over the page tables that must not be done in a pause.
+    pub guards: Option<Vec<Range>>,
     pub fds: Vec<FdView>,
     pub exe: LinkView,
     pub cwd: LinkView,
@@ -454,6 +457,7 @@ impl ProcessView {
             status,
             threads: Vec::new(),
             vmas: Vec::new(),
+            guards: None,
             fds: Vec::new(),
             exe: LinkView::default(),
             cwd: LinkView::default(),
@@ -486,6 +490,9 @@ impl ProcessView {
             p.threads = read_threads(p, depth)?;
             p.timers = read_timers(&dir)?;
             p.vmas = read_vmas(p.speaker, depth)?;
+            if depth == Depth::Smaps {
+                p.guards = pagemap::guards_of(p.speaker, p.vmas.iter().map(Vma::range)).ok();
+            }
             p.fds = read_fds(pid, &dir)?;
             Ok(())
         };

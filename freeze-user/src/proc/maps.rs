@@ -20,6 +20,10 @@ pub struct Vma {
     pub name: Vec<u8>,
     /// The two-letter `VmFlags` of smaps; empty if only maps was read.
     pub flags: BTreeSet<[u8; 2]>,
+    /// Bytes per page of its page table (`KernelPageSize` of smaps); 0 if only maps was read.
+    pub page: u64,
+    /// `ProtectionKey` of smaps; 0 where there is none.
+    pub key: u8,
 }
 
 impl Vma {
@@ -74,9 +78,19 @@ pub fn parse_smaps(text: &[u8]) -> Option<Vec<Vma>> {
                 .split(|&b| b == b' ')
                 .filter_map(|w| <[u8; 2]>::try_from(w).ok())
                 .collect();
+        } else if let Some(size) = line.strip_prefix(b"KernelPageSize:") {
+            out.last_mut()?.page = number(size)? << 10;
+        } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
+            out.last_mut()?.key = number(key)? as u8;
         }
     }
     Some(out)
+}
+
+/// The first word of the rest of a line.
+fn number(rest: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(rest).ok()?;
+    text.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -127,6 +141,8 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
         inode: inode.parse().ok()?,
         name: unescape(&line[at..]),
         flags: BTreeSet::new(),
+        page: 0,
+        key: 0,
     })
 }
 

@@ -4,7 +4,8 @@ use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{FileId, Pid, Range};
 use crate::kinds::fdtable::FdTable;
 use crate::kinds::kinship::Kinship;
-use crate::kinds::memory::{Memory, occupied};
+use crate::kinds::memory::heritage::Heritage;
+use crate::kinds::memory::{self, Memory, occupied};
 use crate::kinds::namespaces::{self, Namespace};
 use crate::kinds::regular::ghost::Ghosts;
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
@@ -34,12 +35,13 @@ pub struct Restored {
 /// Puts the processes of a checkpoint together and sets them going.
 pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     let began = Instant::now();
-    let records = Records::read(&image)?;
+    let mut records = Records::read(&image)?;
     records.precheck(&options)?;
     image.leftovers()?;
     fault::point("nest")?;
     raise_own_limits();
     let (ptys, terminals) = terminal::controlling(&image)?;
+    let heritage = Heritage::new(&image, &records.families, std::mem::take(&mut records.memories));
     let mut nest = Nest::new(
         image.clone(),
         options,
@@ -48,6 +50,7 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
         &records.held,
         terminals,
         namespaces::make(&records.namespaces, &records.families)?,
+        Box::new(heritage),
     )?;
     *nest.state() = ptys;
     build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
@@ -73,6 +76,7 @@ struct Records<'a> {
     occupied: Vec<Range>,
     /// Numbers of descriptors.
     held: BTreeSet<i32>,
+    memories: BTreeMap<Pid, memory::Record>,
     files: BTreeMap<FileId, Box<dyn Loaded>>,
     holders: Vec<(FileId, Pid, i32)>,
     namespaces: Vec<Namespace>,
@@ -87,6 +91,7 @@ impl<'a> Records<'a> {
             families: Vec::new(),
             occupied: Vec::new(),
             held: BTreeSet::new(),
+            memories: BTreeMap::new(),
             files: BTreeMap::new(),
             holders: Vec::new(),
             namespaces: Vec::new(),
@@ -122,8 +127,9 @@ impl<'a> Records<'a> {
                         .1,
                 ),
                 Memory::TAG => {
-                    let (_, memory) = peek::<Memory>(&frame.payload).map_err(|e| out.damaged(frame, e))?;
+                    let (pid, memory) = peek::<Memory>(&frame.payload).map_err(|e| out.damaged(frame, e))?;
                     out.occupied.extend(occupied(&memory));
+                    out.memories.insert(pid, memory);
                 }
                 FdTable::TAG => {
                     let (pid, table) = peek::<FdTable>(&frame.payload).map_err(|e| out.damaged(frame, e))?;
@@ -293,7 +299,7 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
         }
     }
-    Ok(())
+    memory::vdso::settle(nest)
 }
 
 /// freeze holds every restored file for a moment: as many descriptors as the hard limit grants.

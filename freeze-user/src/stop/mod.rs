@@ -10,7 +10,7 @@ use crate::proc::status::Status;
 use crate::store::Committed;
 use crate::sys::deadline::Deadline;
 use crate::sys::sched::Realtime;
-use crate::sys::{self, fault};
+use crate::sys::{self, fault, pagemap};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ pub struct Frozen {
     /// When the first thread was asked to halt.
     pub since: Instant,
     /// Which processes' VmFlags were read before the stop, and must be found the same after it.
-    pub trusted: Vec<(Pid, Vec<Vma>)>,
+    pub trusted: Vec<Trusted>,
     _ahead: Realtime,
 }
 
@@ -84,7 +84,10 @@ fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     }))
 }
 
-type Gathered = (Vec<StoppedProcess>, View, Vec<(Pid, Vec<Vma>)>);
+/// A process with its mappings and guard pages as they were read before the stop.
+pub type Trusted = (Pid, Vec<Vma>, Option<Vec<Range>>);
+
+type Gathered = (Vec<StoppedProcess>, View, Vec<Trusted>);
 
 /// Stops and smooths the set; what it leaves in `stopped` stands still and is not smoothed.
 fn gather(
@@ -128,14 +131,17 @@ fn gather(
 }
 
 /// Gives the vmas of a stopped set their VmFlags: read anew, or for large processes those of `before`.
-fn fill_flags(view: &mut View, before: &View, trust: bool) -> Result<Vec<(Pid, Vec<Vma>)>> {
+fn fill_flags(view: &mut View, before: &View, trust: bool) -> Result<Vec<Trusted>> {
     let mut trusted = Vec::new();
     for p in view.processes.iter_mut().filter(|p| !p.is_dead()) {
         let known = before
             .get(p.pid)
             .filter(|b| trust && b.status.rss_kib << 10 >= LARGE && b.stat.start_time == p.stat.start_time);
         match known.is_some_and(|b| take_flags(&mut p.vmas, &b.vmas)) {
-            true => trusted.push((p.speaker, p.vmas.clone())),
+            true => {
+                p.guards = known.and_then(|b| b.guards.clone());
+                trusted.push((p.speaker, p.vmas.clone(), p.guards.clone()));
+            }
             false => p.vmas = read_vmas(p.speaker, Depth::Smaps)?,
         }
     }
@@ -150,6 +156,7 @@ fn take_flags(vmas: &mut [Vma], before: &[Vma]) -> bool {
             .map(|i| &before[i]);
         let Ok(old) = found else { return false };
         vma.flags = old.flags.clone();
+        (vma.page, vma.key) = (old.page, old.key);
         *vma == *old
     })
 }
@@ -158,8 +165,12 @@ fn take_flags(vmas: &mut [Vma], before: &[Vma]) -> bool {
 ///
 /// The same before the stop and after the resume is the same in between, short of being changed twice within the
 /// milliseconds of a checkpoint.
-pub fn trust_was_right(trusted: &[(Pid, Vec<Vma>)]) -> bool {
-    trusted.iter().all(|(pid, vmas)| {
+pub fn trust_was_right(trusted: &[Trusted]) -> bool {
+    trusted.iter().all(|(pid, vmas, guards)| {
+        let guards_now = pagemap::guards_of(*pid, vmas.iter().map(Vma::range)).ok();
+        if guards_now.is_some() && guards_now != *guards {
+            return false;
+        }
         let Ok(now) = read_vmas(*pid, Depth::Smaps) else {
             return true;
         };
@@ -172,8 +183,9 @@ pub fn trust_was_right(trusted: &[(Pid, Vec<Vma>)]) -> bool {
 }
 
 /// The flags that are the program's own doing: `uw` is the tracking of written pages, `sd` a page's soft-dirty bit.
-fn lasting(v: &Vma) -> Vec<&[u8; 2]> {
-    v.flags.iter().filter(|f| *f != b"uw" && *f != b"sd").collect()
+fn lasting(v: &Vma) -> (u8, Vec<&[u8; 2]>) {
+    let flags = v.flags.iter().filter(|f| *f != b"uw" && *f != b"sd");
+    (v.key, flags.collect())
 }
 
 /// Halts rounds of threads until a look at /proc finds none that is not halted.

@@ -1,13 +1,13 @@
 //! A checkpoint being written: gone again when dropped, there for good when committed.
 
 use super::frame::{FrameWriter, Record};
-use super::index::{Index, Layer, OWN, What, ZERO};
+use super::index::{Entry, Index, Layer, OWN, What, ZERO};
 use super::manifest::{About, Ancestor, Counts, Files, IndexFile, Manifest, PagesFile, RecordsFile, Sum};
 use super::opened::Opened;
 use super::pages::{CHUNK_PAGES, Cache, ENTRY, Form, PageWriter, is_zero};
 use super::{CheckpointId, INCOMPLETE, INDEX, MANIFEST, PAGES, RECORDS, create, lock, retention, sync_dir};
 use crate::error::{Context, Error, Result};
-use crate::ids::{PAGE, Range, SpaceId};
+use crate::ids::{PAGE, Range, SpaceId, normalize};
 use crate::sys::fault;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -312,6 +312,26 @@ impl Draft {
         self.set(space, ranges, Some(What::Parent))
     }
 
+    /// These pages of `space` are what the draft says by now of the same pages of `of`: stored once for both. Returns
+    /// those of which it says something.
+    pub fn share(&mut self, space: SpaceId, of: SpaceId, ranges: &[Range]) -> Vec<Range> {
+        let mut shared = Vec::new();
+        let theirs = self.spaces.remove(&of).unwrap_or_default();
+        let layer = self.spaces.entry(space).or_default();
+        for r in ranges {
+            for (start, end, what) in theirs.within(r.start / PAGE, r.end / PAGE) {
+                let what = match what {
+                    What::Parent => What::ParentOf(of),
+                    what => what,
+                };
+                layer.set(start, end, Some(what));
+                shared.push(Range::new(start * PAGE, end * PAGE));
+            }
+        }
+        self.spaces.insert(of, theirs);
+        normalize(shared)
+    }
+
     /// These pages are gone again.
     pub fn forget(&mut self, space: SpaceId, ranges: &[Range]) -> Result<()> {
         self.set(space, ranges, None)
@@ -343,6 +363,7 @@ impl Draft {
         };
         let mut index = self.resolve()?;
         manifest.chain = self.shorten(&mut index, &mut manifest.counts)?;
+        let mut own = Vec::new();
         for run in &index.runs {
             let pages = u64::from(run.pages);
             manifest.counts.pages += pages;
@@ -351,7 +372,12 @@ impl Draft {
                 OWN => &mut manifest.counts.own,
                 _ => &mut manifest.counts.inherited,
             } += pages;
+            if run.source == OWN {
+                own.push(Range::new(run.slot, run.slot + pages));
+            }
         }
+        // Pages that several spaces share are in the file once.
+        let stored: u64 = normalize(own).iter().map(|r| r.len()).sum();
 
         let object = self.place.now().display().to_string();
         let writer = self
@@ -360,7 +386,7 @@ impl Draft {
             .ok_or(Errno::EBADF)
             .on("commit", || object.clone())?;
         let table = writer.finish()?;
-        manifest.counts.dead = table.slots.saturating_sub(manifest.counts.own);
+        manifest.counts.dead = table.slots.saturating_sub(stored);
         let mut tables = Vec::with_capacity(table.chunks.len() * ENTRY);
         table.chunks.iter().for_each(|c| c.encode(&mut tables));
         let runs = index.encode();
@@ -475,15 +501,13 @@ impl Draft {
                             next += 1;
                         }
                         // The last of these may reach into the next range of the draft too.
-                        for run in above[next..].iter().take_while(|r| r.start < end) {
-                            let part = run.cut(start, end);
-                            let source = if part.source == ZERO {
-                                ZERO
-                            } else {
-                                part.source + 1
-                            };
-                            index.push(part.start, u64::from(part.pages), part.slot, source);
-                        }
+                        inherit(&mut index, &above[next..], start, end);
+                    }
+                    What::ParentOf(other) => {
+                        let theirs = self.parent.as_ref().and_then(|p| p.entries(other));
+                        let theirs = theirs.unwrap_or_default();
+                        let first = theirs.partition_point(|r| r.end() <= start);
+                        inherit(&mut index, &theirs[first..], start, end);
                     }
                 }
             }
@@ -523,6 +547,8 @@ impl Draft {
         }
         let before = std::mem::take(index);
         let mut cache = Cache::default();
+        // Runs that several spaces share are copied once.
+        let mut moved: BTreeMap<(u32, u64, u64), Vec<(u64, u64)>> = BTreeMap::new();
         for s in &before.spaces {
             index.open_space(s.space);
             for run in before.runs(s.space).unwrap_or_default() {
@@ -537,14 +563,23 @@ impl Draft {
                     continue;
                 }
                 let object = || s.space.to_string();
-                let writer = self.pages.as_mut().ok_or(Errno::EBADF).on("copy", object)?;
-                let from = &parent.sources()[run.source as usize - 1];
-                cache.read(run.source, from, run.slot..run.slot + pages, |slot, bytes| {
-                    let to = writer.push(bytes)?;
-                    index.push(run.start + (slot - run.slot), bytes.len() as u64 / PAGE, to, OWN);
-                    Ok(())
-                })?;
-                counts.copied += pages;
+                let key = (run.source, run.slot, pages);
+                if let std::collections::btree_map::Entry::Vacant(vacant) = moved.entry(key) {
+                    let writer = self.pages.as_mut().ok_or(Errno::EBADF).on("copy", object)?;
+                    let from = &parent.sources()[run.source as usize - 1];
+                    let mut pieces = Vec::new();
+                    cache.read(run.source, from, run.slot..run.slot + pages, |_, bytes| {
+                        pieces.push((writer.push(bytes)?, bytes.len() as u64 / PAGE));
+                        Ok(())
+                    })?;
+                    vacant.insert(pieces);
+                    counts.copied += pages;
+                }
+                let mut at = run.start;
+                for &(to, pages) in &moved[&key] {
+                    index.push(at, pages, to, OWN);
+                    at += pages;
+                }
             }
         }
         Ok(chain)
@@ -580,6 +615,19 @@ impl Drop for Draft {
         if let Place::Beside { now, .. } = &self.place {
             let _ = std::fs::remove_dir(now);
         }
+    }
+}
+
+/// Adds what the parent has in `[start, end)`; `above` are its runs from there on.
+fn inherit(index: &mut Index, above: &[Entry], start: u64, end: u64) {
+    for run in above.iter().take_while(|r| r.start < end) {
+        let part = run.cut(start, end);
+        let source = if part.source == ZERO {
+            ZERO
+        } else {
+            part.source + 1
+        };
+        index.push(part.start, u64::from(part.pages), part.slot, source);
     }
 }
 

@@ -206,6 +206,8 @@ pub(crate) enum What {
     Own(u64),
     /// As in the parent, whatever that has there.
     Parent,
+    /// As another space is in the parent at the same addresses.
+    ParentOf(SpaceId),
 }
 
 impl What {
@@ -253,6 +255,19 @@ impl Layer {
         self.0.insert(start, (end, what));
     }
 
+    /// The runs in `[start, end)`, in order of address, cut to it.
+    pub(crate) fn within(&self, start: u64, end: u64) -> Vec<(u64, u64, What)> {
+        let first = self.0.range(..start).next_back().map_or(start, |(&s, _)| s);
+        self.0
+            .range(first..end.max(first))
+            .filter(|(_, (e, _))| *e > start)
+            .map(|(&s, &(e, what))| {
+                let from = s.max(start);
+                (from, e.min(end), what.skip(from - s))
+            })
+            .collect()
+    }
+
     /// The runs `(start, end, what)` in order of address.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64, What)> + '_ {
         self.0.iter().map(|(&start, &(end, what))| (start, end, what))
@@ -295,6 +310,17 @@ mod tests {
                     }
                 }
                 assert_eq!(seen, model);
+                let (from, to) = (random.below(40), random.below(41));
+                let mut part = [None; 40];
+                for (start, end, what) in layer.within(from, to.max(from)) {
+                    for page in start..end {
+                        part[page as usize] = Some(what.skip(page - start));
+                    }
+                }
+                for page in 0..40 {
+                    let inside = from <= page && page < to;
+                    assert_eq!(part[page as usize], model[page as usize].filter(|_| inside));
+                }
             }
         }
     }

@@ -203,8 +203,13 @@ impl Call {
     }
 
     /// shmget(2) of a new segment.
-    pub fn shm_make(key: i32, size: u64, mode: u32) -> Call {
-        let args = [key as u64, size, u64::from(fresh(mode)), 0, 0, 0];
+    pub fn shm_make(key: i32, size: u64, mode: u32, huge: u64) -> Call {
+        const SHIFT: u32 = 26;
+        let pages = match huge.checked_ilog2() {
+            None => 0,
+            Some(log) => libc::SHM_HUGETLB as u32 | log << SHIFT,
+        };
+        let args = [key as u64, size, u64::from(fresh(mode) | pages), 0, 0, 0];
         Call::new("shmget", libc::SYS_shmget, args, None)
     }
 

@@ -558,9 +558,12 @@ pub struct SharedAnon {
 }
 
 impl SharedAnon {
-    /// mmap(MAP_SHARED | MAP_ANONYMOUS) of `len` bytes (whole pages).
-    pub fn new(len: u64, noreserve: bool) -> Sys<SharedAnon> {
+    /// mmap(MAP_SHARED | MAP_ANONYMOUS) of `len` bytes (whole pages), of huge pages of `huge` bytes unless that is 0.
+    pub fn new(len: u64, noreserve: bool, huge: u64) -> Sys<SharedAnon> {
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | if noreserve { libc::MAP_NORESERVE } else { 0 };
+        const SHIFT: u32 = 26;
+        let size = (huge.checked_ilog2().unwrap_or(0) << SHIFT) as i32;
+        let flags = flags | if huge == 0 { 0 } else { libc::MAP_HUGETLB | size };
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at a place of the kernel's choice.
         let at = unsafe { raw(libc::SYS_mmap, [0, len, prot as u64, flags as u64, !0, 0])? };
@@ -568,6 +571,33 @@ impl SharedAnon {
             at: at as usize,
             len: len as usize,
         })
+    }
+
+    /// mmap(MAP_SHARED) of the first `len` bytes of a file.
+    pub fn of(file: BorrowedFd<'_>, len: u64) -> Sys<SharedAnon> {
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let args = [0, len, prot, libc::MAP_SHARED as u64, file.as_raw_fd() as u64, 0];
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let at = unsafe { raw(libc::SYS_mmap, args)? };
+        Ok(SharedAnon {
+            at: at as usize,
+            len: len as usize,
+        })
+    }
+
+    /// Writes into it.
+    pub fn write(&self, at: u64, bytes: &[u8]) -> Sys<()> {
+        if at
+            .checked_add(bytes.len() as u64)
+            .is_none_or(|end| end > self.len as u64)
+        {
+            return Err(Errno::EFAULT);
+        }
+        // SAFETY: inside a mapping of ours, checked just above, to which no reference exists.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.at as *mut u8).add(at as usize), bytes.len())
+        };
+        Ok(())
     }
 
     /// A descriptor of the object behind it (needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN).
@@ -581,6 +611,14 @@ impl Drop for SharedAnon {
     fn drop(&mut self) {
         // SAFETY: this mapping is ours alone and nobody borrowed from it.
         let _ = unsafe { raw(libc::SYS_munmap, [self.at as u64, self.len as u64, 0, 0, 0, 0]) };
+    }
+}
+
+/// Bytes per page of a file on hugetlbfs; 0 for any other file.
+pub fn huge_page_of(fd: BorrowedFd<'_>) -> u64 {
+    match nix::sys::statfs::fstatfs(fd) {
+        Ok(fs) if fs.filesystem_type() == nix::sys::statfs::HUGETLBFS_MAGIC => fs.block_size() as u64,
+        _ => 0,
     }
 }
 

@@ -121,6 +121,23 @@ impl Entry {
         self.bit(61)
     }
 
+    /// Whether only this one page table has it.
+    pub fn exclusive(self) -> bool {
+        self.bit(56)
+    }
+
+    /// Whether another entry leads to the same page, of memory or swap; `None` if the reader was not shown enough.
+    pub fn same_page(self, other: Entry) -> Option<bool> {
+        let held = |e: Entry| (e.present() || e.swapped()) && !e.exclusive();
+        if !held(self) || !held(other) || self.present() != other.present() {
+            return Some(false);
+        }
+        match (self.frame(), other.frame()) {
+            (0, _) | (_, 0) => None,
+            (a, b) => Some(a == b),
+        }
+    }
+
     pub fn swapped(self) -> bool {
         self.bit(62)
     }
@@ -225,6 +242,16 @@ pub fn open(pid: Pid) -> Result<Pagemap> {
         other => drop(other.on("PAGEMAP_SCAN", || format!("pid {pid}"))?),
     }
     Ok(map)
+}
+
+/// The guard pages of a process in these ranges.
+pub fn guards_of(pid: Pid, ranges: impl Iterator<Item = Range>) -> Result<Vec<Range>> {
+    let map = open(pid)?;
+    let mut out = Vec::new();
+    for range in normalize(ranges.collect()) {
+        out.extend(map.guards(range)?);
+    }
+    Ok(normalize(out))
 }
 
 impl Pagemap {

@@ -11,7 +11,7 @@ pub mod tape;
 pub use many::{park_all, play_all};
 
 use crate::error::{Context, Error, Result};
-use crate::ids::Pid;
+use crate::ids::{Pid, Range};
 use crate::sys::deadline;
 use nix::errno::Errno;
 use regs::Regs;
@@ -358,8 +358,11 @@ impl Stopped {
         }
     }
 
-    /// Sets its extended state.
+    /// Sets its extended state; one from a kernel or CPU with fewer features is taken for what this one has at the start.
     pub fn set_xstate(&self, state: &[u8]) -> Result<()> {
+        // The kernel takes its own size only.
+        let mut state = state.to_vec();
+        state.resize(self.xstate()?.len().max(state.len()), 0);
         let iov = libc::iovec {
             iov_base: state.as_ptr().cast_mut().cast(),
             iov_len: state.len(),
@@ -512,6 +515,11 @@ impl Stopped {
 
     /// Waits, once it runs, until the signal `end` arrives at an instruction pointer of `at`.
     fn arrive(&mut self, step: bool, end: i32, at: u64) -> Result<Regs> {
+        self.arrive_where(step, end, |rip| rip == at)
+    }
+
+    /// Waits, once it runs, until the signal `end` arrives at an instruction pointer that is `there`.
+    fn arrive_where(&mut self, step: bool, end: i32, there: impl Fn(u64) -> bool) -> Result<Regs> {
         loop {
             match wait(self.tid)? {
                 Halt::Gone(status) => {
@@ -526,7 +534,7 @@ impl Stopped {
                 }
                 Halt::Signal(signal) if signal == end => {
                     let now = get_regs(self.tid).map_err(|e| self.lost("ptrace(GETREGSET)", e))?;
-                    if now.rip == at {
+                    if there(now.rip) {
                         return Ok(now);
                     }
                 }
@@ -567,6 +575,21 @@ impl Stopped {
         let now = self.arrive(true, libc::SIGTRAP, insn + 2)?;
         set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         Ok(now.rax as i64)
+    }
+
+    /// Lets it run on from its registers, an instruction at a time, until it is outside of `code`.
+    pub fn step_out(&mut self, code: Range) -> Result<()> {
+        if !code.contains(self.found.rip) {
+            return Ok(());
+        }
+        let from = self.found;
+        self.drive(&from)?;
+        set_mask(self.tid, !(1 << (libc::SIGTRAP - 1))).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        self.resume(true)?;
+        let now = self.arrive_where(true, libc::SIGTRAP, |rip| !code.contains(rip))?;
+        set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        self.found = now;
+        Ok(())
     }
 
     /// Puts registers and mask back and brings it into an event stop, from which it goes on by itself if we die.

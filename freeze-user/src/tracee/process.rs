@@ -3,7 +3,7 @@
 use super::tape::{Ran, Scratch, Tape};
 use super::{SUSPEND_SECCOMP, Stopped, park_all, play_all};
 use crate::error::{Context, Error, Result};
-use crate::ids::Pid;
+use crate::ids::{Pid, Range};
 use crate::observe::view::ProcessView;
 use crate::sys;
 use crate::sys::wire::{self, Held};
@@ -66,6 +66,11 @@ impl StoppedProcess {
     /// Its threads.
     pub fn threads(&self) -> &[Stopped] {
         &self.threads
+    }
+
+    /// Where its scratch mapping lies, if it has one by now.
+    pub fn scratch(&self) -> Option<Range> {
+        self.scratch.as_ref().map(Scratch::range)
     }
 
     /// Its threads, to be amended.

@@ -100,6 +100,54 @@ fn contents(image: &Opened, space: SpaceId) -> BTreeMap<u64, Vec<u8>> {
     out
 }
 
+/// What one space takes from another is stored once, also through a parent, and when the chain is cut.
+#[test]
+fn shared_pages_are_stored_once() {
+    let dir = Scratch::new("shared");
+    let store = dir.store();
+    let all = |from: u64, to: u64| [Range::new(from * PAGE, to * PAGE)];
+    let mut draft = store.begin(None, &Options::default()).unwrap();
+    draft.pages(A, 0, &pages(1, 50)).unwrap();
+    draft.pages(B, 0, &pages(2, 10)).unwrap();
+    assert_eq!(draft.share(B, A, &all(5, 60)), all(5, 50));
+    let first = draft.commit(About::default()).unwrap();
+    assert_eq!((first.counts.pages, first.counts.dead), (100, 5));
+    let first = store.find(first.id.as_str()).unwrap();
+    assert_eq!(
+        first.runs(B).last().unwrap().at,
+        Where::Stored { source: 0, slot: 5 }
+    );
+
+    for squash in [false, true] {
+        let options = Options {
+            squash,
+            ..Options::default()
+        };
+        let mut draft = store.begin(Some(&first), &options).unwrap();
+        let third = SpaceId::private(Pid(77));
+        draft.inherit(A, &all(0, 50)).unwrap();
+        draft.inherit(B, &all(0, 50)).unwrap();
+        draft.pages(A, 3 * PAGE, &pages(9, 1)).unwrap();
+        draft.space(third);
+        assert_eq!(draft.share(third, A, &all(0, 40)), all(0, 40));
+        let done = draft.commit(About::default()).unwrap();
+        let image = store.find(done.id.as_str()).unwrap();
+        let read = |space, page: u64| {
+            let mut out = vec![0; PAGE as usize];
+            image
+                .read(space, Range::new(page * PAGE, (page + 1) * PAGE), &mut out)
+                .unwrap();
+            out
+        };
+        for page in 0..40 {
+            assert_eq!(read(third, page), read(A, page), "page {page}");
+        }
+        assert_eq!(read(A, 3), pages(9, 1));
+        assert_eq!(read(B, 7), read(A, 7));
+        image.verify().unwrap();
+    }
+}
+
 #[test]
 fn what_is_written_is_read_again() {
     for form in [Form::Hot, Form::Cold { level: 1 }] {

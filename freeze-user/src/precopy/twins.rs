@@ -1,0 +1,105 @@
+//! Pages that processes of a set still share since one was forked off the other: stored once for all of them.
+
+use crate::dirty::intersect;
+use crate::error::{Context, Result};
+use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
+use crate::observe::view::speaker;
+use crate::store::Draft;
+use crate::sys;
+use crate::sys::pagemap::{self, Entry, Pagemap, push};
+
+/// Pages looked at in one go: 64 MiB, half a megabyte of entries.
+const WINDOW: u64 = 64 << 20;
+
+/// Pages compared by their contents in one go.
+const PIECE: u64 = 1 << 20;
+
+/// The processes that have been stored so far, with what each has populated; all of them stand still.
+#[derive(Debug, Default)]
+pub(crate) struct Twins(Vec<(Pid, Vec<Range>)>);
+
+impl Twins {
+    /// Makes the draft take those pages of `pid` that are pages of a process stored before from that one, and returns
+    /// them: they need not be copied. Relatives share at equal addresses only.
+    pub(crate) fn share(&mut self, pid: Pid, populated: &[Range], draft: &mut Draft) -> Result<Vec<Range>> {
+        let mut open = populated.to_vec();
+        let mut own: Option<Pagemap> = None;
+        for (other, theirs) in &self.0 {
+            let common = intersect(&open, theirs);
+            if common.is_empty() {
+                continue;
+            }
+            let mine = match &own {
+                Some(map) => map,
+                None => own.insert(pagemap::open(speaker(pid))?),
+            };
+            let same = same_pages(mine, &pagemap::open(speaker(*other))?, &common)?;
+            let shared = draft.share(SpaceId::private(pid), SpaceId::private(*other), &same);
+            open = subtract(&open, &shared);
+        }
+        self.0.push((pid, populated.to_vec()));
+        Ok(subtract(populated, &open))
+    }
+}
+
+/// The pages of `common` that two processes have in one.
+fn same_pages(mine: &Pagemap, theirs: &Pagemap, common: &[Range]) -> Result<Vec<Range>> {
+    let mut same = Vec::new();
+    let mut veiled = Vec::new();
+    for r in common {
+        let mut at = r.start;
+        while at < r.end {
+            let window = Range::new(at, r.end.min(at + WINDOW));
+            let list = |map: &Pagemap| -> Result<Vec<Entry>> {
+                let mut out = Vec::with_capacity(window.pages() as usize);
+                map.entries(window, |_, entry| out.push(entry))?;
+                Ok(out)
+            };
+            for (i, (a, b)) in list(mine)?.into_iter().zip(list(theirs)?).enumerate() {
+                let page = Range::new(at + i as u64 * PAGE, at + (i as u64 + 1) * PAGE);
+                match a.same_page(b) {
+                    Some(true) => push(&mut same, page),
+                    Some(false) => {}
+                    // Frames are shown to CAP_SYS_ADMIN only: what both have in common with somebody may be equal.
+                    None => push(&mut veiled, page),
+                }
+            }
+            at = window.end;
+        }
+    }
+    same.extend(equal_pages(mine.pid(), theirs.pid(), &veiled)?);
+    Ok(normalize(same))
+}
+
+/// The pages of `ranges` that have the same contents in both processes.
+fn equal_pages(a: Pid, b: Pid, ranges: &[Range]) -> Result<Vec<Range>> {
+    let mut equal = Vec::new();
+    let mut buffers = [vec![0; PIECE as usize], vec![0; PIECE as usize]];
+    for r in ranges {
+        let mut at = r.start;
+        while at < r.end {
+            let piece = Range::new(at, r.end.min(at + PIECE));
+            let [mine, theirs] = &mut buffers;
+            let read = |pid, into: &mut Vec<u8>| {
+                let into = &mut into[..piece.len() as usize];
+                // What cannot be read this way (PROT_NONE) is stored for each of them.
+                match sys::vm_read(pid, &[piece], into) {
+                    Err(nix::errno::Errno::EFAULT) => Ok(0),
+                    other => other.on("process_vm_readv", || format!("memory of {pid}")),
+                }
+            };
+            let whole = read(a, mine)?.min(read(b, theirs)?) / PAGE as usize;
+            let pages = mine
+                .chunks_exact(PAGE as usize)
+                .zip(theirs.chunks_exact(PAGE as usize));
+            for (i, _) in pages.take(whole).enumerate().filter(|(_, (m, t))| m == t) {
+                push(
+                    &mut equal,
+                    Range::new(at + i as u64 * PAGE, at + (i as u64 + 1) * PAGE),
+                );
+            }
+            at = piece.end;
+        }
+    }
+    Ok(equal)
+}
