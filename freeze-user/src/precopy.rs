@@ -12,7 +12,7 @@ use crate::proc::maps::Vma;
 use crate::stop::smooth_thread;
 use crate::store::{CheckpointId, Draft, Opened};
 use crate::sys::pagemap::{self, Contents};
-use crate::sys::{self, fault, uffd};
+use crate::sys::{fault, uffd};
 use crate::tracee::Seized;
 use crate::tracee::process::StoppedProcess;
 use nix::errno::Errno;
@@ -333,59 +333,38 @@ fn copy(
     missed: &mut dyn FnMut(Range) -> Result<()>,
 ) -> Result<()> {
     let space = SpaceId::private(pid);
-    let by = speaker(pid);
-    let mut at = 0;
-    let mut rest: Vec<Range> = todo.iter().rev().copied().collect();
-    while !rest.is_empty() {
-        // Many small ranges in one call, as far as they fit the buffer and the kernel's limit of 1,024.
-        let mut batch: Vec<Range> = Vec::new();
-        at = 0;
-        while let Some(r) = rest.pop() {
-            let len = r.len().min(buffer.len() as u64 - at);
-            batch.push(Range::new(r.start, r.start + len));
-            at += len;
-            if len < r.len() {
-                rest.push(Range::new(r.start + len, r.end));
+    for r in todo {
+        let mut at = r.start;
+        while at < r.end {
+            let part = Range::new(at, r.end.min(at + buffer.len() as u64));
+            let piece = &mut buffer[..part.len() as usize];
+            match (read(mem, part, piece), compare) {
+                (Ok(()), None) => draft.pages(space, part.start, piece)?,
+                (Ok(()), Some(parent)) => store_changed(space, part, piece, parent, draft)?,
+                (Err(holes), _) if holes == [part] && is_gone(pid) => {
+                    return Err(Error::Died {
+                        pid,
+                        how: "ended while its memory was copied".into(),
+                    });
+                }
+                (Err(holes), _) => store_readable(space, part, holes, piece, draft, missed)?,
             }
-            if at == buffer.len() as u64 || batch.len() == 1024 {
-                break;
-            }
-        }
-        let got = match sys::vm_read(by, &batch, &mut buffer[..at as usize]) {
-            Ok(n) => n as u64,
-            Err(Errno::EFAULT) => 0,
-            Err(Errno::ESRCH) => {
-                return Err(Error::Died {
-                    pid,
-                    how: "ended while its memory was copied".into(),
-                });
-            }
-            Err(e) => return Err(e).on("process_vm_readv", || format!("memory of {pid}")),
-        };
-        let mut from = 0;
-        for r in batch {
-            let piece = &mut buffer[from as usize..(from + r.len()) as usize];
-            // What lies behind PROT_NONE, or came after the first hole, is read the slow way.
-            if from + r.len() > got
-                && let Err(holes) = read_slowly(mem, r, piece)
-            {
-                store_readable(space, r, holes, piece, draft, missed)?;
-                from += r.len();
-                continue;
-            }
-            match compare {
-                None => draft.pages(space, r.start, piece)?,
-                Some(parent) => store_changed(space, r, piece, parent, draft)?,
-            }
-            from += r.len();
+            at = part.end;
         }
     }
-    let _ = at;
     Ok(())
 }
 
+/// Whether a process has no memory any more.
+fn is_gone(pid: Pid) -> bool {
+    read_vmas(speaker(pid), Depth::Maps).map_or(true, |vmas| vmas.is_empty())
+}
+
 /// Reads through /proc/PID/mem, which passes over protections; the error is the set of unreadable pages.
-fn read_slowly(mem: &File, r: Range, into: &mut [u8]) -> std::result::Result<(), Vec<Range>> {
+///
+/// Never by process_vm_readv(2): it pins what it reads, for which the kernel gives a process its own copy of every page
+/// that it still shares with a relative (FAULT_FLAG_UNSHARE). A forked tree would grow by being looked at.
+fn read(mem: &File, r: Range, into: &mut [u8]) -> std::result::Result<(), Vec<Range>> {
     if mem.read_exact_at(into, r.start).is_ok() {
         return Ok(());
     }

@@ -224,6 +224,15 @@ int main(int argc, char **argv) {
 conformance!(
     shared_since_fork,
     c(r#"
+/* The kilobytes of memory that a process and its share of what it shares take. */
+static long pss(int pid) {
+    char path[64], line[256]; long n = 0;
+    snprintf(path, sizeof path, "/proc/%d/smaps_rollup", pid);
+    FILE *f = fopen(path, "r"); CHECK(f);
+    while (fgets(line, sizeof line, f)) if (sscanf(line, "Pss_Anon: %ld", &n) == 1) break;
+    fclose(f);
+    return n;
+}
 /* What relatives share since fork: between parent and child, and between children whose parent has written since. */
 enum { N = 2000, P = 4096 };
 int main(void) {
@@ -258,7 +267,12 @@ int main(void) {
     }
     for (int i = 700; i < 720; i++) m[i * P] = 'q';
     nap(50);
+    long before = pss(getpid()), after;
+    for (int k = 1; k < 4; k++) before += pss(pids[k]);
     freeze_here();
+    after = pss(getpid());
+    for (int k = 1; k < 4; k++) after += pss(pids[k]);
+    if (after > before + before / 50 + 512) DIE("the tree has grown from %ld to %ld kB", before, after);
     for (int i = 0; i < N; i++) SAME(m[i * P], i >= 700 && i < 720 ? 'q' : i >= 1000 && i < 1500 ? 'p' : (char)(i % 250 + 1));
     for (int k = 1; k < 4; k++) { int status; OK(waitpid(pids[k], &status, 0)); SAME(status, 0); }
 }

@@ -7,10 +7,12 @@ use crate::nest::family::free;
 use crate::observe::view::{View, all_pids, speaker};
 use crate::proc::stat::Stat;
 use crate::proc::sysvipc::Object;
+use crate::sys;
 use crate::sys::ipc::{Call, within};
 use nix::Result as Sys;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
 
 /// Where the objects of a process lie. They are not held by it: what belongs to a set is told by who used it.
@@ -98,6 +100,19 @@ impl Space {
                 .map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
         };
         self.enter(write).on("write", || path)
+    }
+
+    /// Asks for `id` as the next one to be given (`/proc/sys/kernel/*_next_id`). The wish is the whole namespace's, so
+    /// as long as the returned file lives no other freeze utters one.
+    pub fn reserve(&self, next: &'static str, id: i32) -> Result<File> {
+        let io = |e: std::io::Error| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+        let wish = || {
+            let mut file = File::options().write(true).open(next).map_err(io)?;
+            sys::flock(file.as_fd(), libc::LOCK_EX)?;
+            file.write_all(id.to_string().as_bytes()).map_err(io)?;
+            Ok(file)
+        };
+        self.enter(wish).on("write", || next)
     }
 
     /// The objects listed there, as `parse` reads them.

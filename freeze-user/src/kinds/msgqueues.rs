@@ -172,7 +172,7 @@ impl Queue {
                 space.enter(empty).on("msgrcv", name)?;
             }
             None => {
-                space.write(NEXT, &id.to_string())?;
+                let _wish = space.reserve(NEXT, id)?;
                 let mut make = Call::msg_make(key, mode);
                 make.user = Some((cuid, cgid));
                 let made = space.enter(|| make.make()).on("msgget", name)? as i32;

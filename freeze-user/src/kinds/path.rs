@@ -229,7 +229,6 @@ impl FdKind for Node {
 mod tests {
     use super::*;
     use crate::ids::Pid;
-    use crate::observe::tree::Tree;
     use crate::observe::view::read_fd;
     use std::os::fd::AsRawFd;
 

@@ -226,7 +226,7 @@ impl Set {
                 }
             }
             None => {
-                space.write(NEXT, &id.to_string())?;
+                let _wish = space.reserve(NEXT, id)?;
                 let mut make = Call::sem_make(key, self.values.len() as u32, mode);
                 make.user = Some((cuid, cgid));
                 let made = space.enter(|| make.make()).on("semget", name)? as i32;

@@ -271,10 +271,11 @@ impl Segment {
         if stat().is_ok_and(|now| self.is(&now) && now.attached == 0) {
             space.enter(|| shm_remove(id)).on("shmctl(IPC_RMID)", name)?;
         }
-        space.write("/proc/sys/kernel/shm_next_id", &id.to_string())?;
+        let wish = space.reserve("/proc/sys/kernel/shm_next_id", id)?;
         let mut make = Call::shm_make(self.key, self.size, self.mode, self.huge);
         make.user = Some((self.cuid, self.cgid));
         space.call(&make, self.creator, nest)?;
+        drop(wish);
         match stat() {
             Ok(now) if (now.key, now.size) == (self.key, self.size) => {}
             _ => return Err(Error::kernel("shmget", name(), Errno::EEXIST)),

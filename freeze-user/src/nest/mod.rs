@@ -293,6 +293,10 @@ impl Nest {
     /// `occupied` are all addresses that any of them will map; `held` are the numbers of descriptors any of them holds;
     /// `terminals` are those that control a session, by its leader; `spaces` the namespaces, but for those of pids,
     /// which come with the processes.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is another thing that the records say, and all are needed before the first fork"
+    )]
     pub fn new(
         image: Opened,
         options: Options,

@@ -5,6 +5,7 @@ pub mod btf;
 pub mod ends;
 pub mod events;
 pub mod faults;
+pub mod filestat;
 mod foreign;
 pub mod livemap;
 mod load;

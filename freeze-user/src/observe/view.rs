@@ -3,6 +3,7 @@
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::observe::ends::Ends;
+pub use crate::observe::filestat::FileStat;
 use crate::observe::peers::{InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, unix_sockets};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
@@ -16,53 +17,9 @@ use crate::sys::ns;
 use crate::sys::pagemap;
 use crate::sys::socket::protocol_of;
 use nix::errno::Errno;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
-
-/// The inode behind an fd, a mapping or a path, as stat(2) shows it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileStat {
-    pub dev: u64,
-    pub ino: u64,
-    pub mode: u32,
-    pub nlink: u64,
-    pub uid: u32,
-    pub gid: u32,
-    pub rdev: u64,
-    pub size: u64,
-    /// Seconds and nanoseconds.
-    pub mtime: (i64, i64),
-}
-
-impl FileStat {
-    /// Of a path, following links (also the magic ones of /proc).
-    pub fn of(path: &str) -> std::io::Result<FileStat> {
-        std::fs::metadata(path).map(|m| FileStat::from(&m))
-    }
-
-    /// The file type bits (`S_IFMT`) of its mode.
-    pub fn kind(&self) -> u32 {
-        self.mode & libc::S_IFMT
-    }
-}
-
-impl From<&std::fs::Metadata> for FileStat {
-    fn from(m: &std::fs::Metadata) -> FileStat {
-        FileStat {
-            dev: m.dev(),
-            ino: m.ino(),
-            mode: m.mode(),
-            nlink: m.nlink(),
-            uid: m.uid(),
-            gid: m.gid(),
-            rdev: m.rdev(),
-            size: m.size(),
-            mtime: (m.mtime(), m.mtime_nsec()),
-        }
-    }
-}
 
 /// One file descriptor of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,13 @@
 //! Pages that processes of a set still share since one was forked off the other: stored once for all of them.
 
 use crate::dirty::intersect;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
 use crate::observe::view::speaker;
 use crate::store::Draft;
-use crate::sys;
 use crate::sys::pagemap::{self, Entry, Pagemap, push};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// Pages looked at in one go: 64 MiB, half a megabyte of entries.
 const WINDOW: u64 = 64 << 20;
@@ -74,21 +75,22 @@ fn same_pages(mine: &Pagemap, theirs: &Pagemap, common: &[Range]) -> Result<Vec<
 /// The pages of `ranges` that have the same contents in both processes.
 fn equal_pages(a: Pid, b: Pid, ranges: &[Range]) -> Result<Vec<Range>> {
     let mut equal = Vec::new();
+    if ranges.is_empty() {
+        return Ok(equal);
+    }
+    let mems = [super::open_mem(a)?, super::open_mem(b)?];
     let mut buffers = [vec![0; PIECE as usize], vec![0; PIECE as usize]];
     for r in ranges {
         let mut at = r.start;
         while at < r.end {
             let piece = Range::new(at, r.end.min(at + PIECE));
             let [mine, theirs] = &mut buffers;
-            let read = |pid, into: &mut Vec<u8>| {
+            // What cannot be read is stored for each of them. See `super::read` for why it is read this way.
+            let read = |mem: &File, into: &mut Vec<u8>| {
                 let into = &mut into[..piece.len() as usize];
-                // What cannot be read this way (PROT_NONE) is stored for each of them.
-                match sys::vm_read(pid, &[piece], into) {
-                    Err(nix::errno::Errno::EFAULT) => Ok(0),
-                    other => other.on("process_vm_readv", || format!("memory of {pid}")),
-                }
+                mem.read_at(into, piece.start).unwrap_or(0)
             };
-            let whole = read(a, mine)?.min(read(b, theirs)?) / PAGE as usize;
+            let whole = read(&mems[0], mine).min(read(&mems[1], theirs)) / PAGE as usize;
             let pages = mine
                 .chunks_exact(PAGE as usize)
                 .zip(theirs.chunks_exact(PAGE as usize));

@@ -5,6 +5,7 @@
 
 mod many;
 pub mod process;
+mod raw;
 pub mod regs;
 pub mod tape;
 
@@ -14,6 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::sys::deadline;
 use nix::errno::Errno;
+use raw::{get_dispatch, get_mask, get_regs, set_dispatch, set_mask, set_regs};
 use regs::Regs;
 use std::marker::PhantomData;
 
@@ -765,56 +767,4 @@ impl Drop for Stopped {
 /// How many bytes NT_X86_XSTATE has on this CPU (CPUID leaf 0xD: the size for all features the kernel enabled).
 pub fn xstate_size() -> usize {
     std::arch::x86_64::__cpuid_count(0xd, 0).ebx as usize
-}
-
-fn get_regs(tid: Pid) -> nix::Result<Regs> {
-    let mut regs = Regs::default();
-    let mut iov = libc::iovec {
-        iov_base: (&raw mut regs).cast(),
-        iov_len: size_of::<Regs>(),
-    };
-    ptrace(libc::PTRACE_GETREGSET, tid, NT_PRSTATUS, &raw mut iov as u64)?;
-    Ok(regs)
-}
-
-fn set_regs(tid: Pid, regs: &Regs) -> nix::Result<()> {
-    let iov = libc::iovec {
-        iov_base: std::ptr::from_ref(regs).cast_mut().cast(),
-        iov_len: size_of::<Regs>(),
-    };
-    ptrace(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &raw const iov as u64).map(drop)
-}
-
-/// Syscall user dispatch (Linux 5.11, by ptrace 6.4); all zero where it is off or not known.
-fn get_dispatch(tid: Pid) -> [u64; 4] {
-    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
-    let mut config = [0u64; 4];
-    let got = ptrace(
-        PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
-        tid,
-        32,
-        config.as_mut_ptr() as u64,
-    );
-    got.map_or([0; 4], |_| config)
-}
-
-fn set_dispatch(tid: Pid, config: [u64; 4]) -> nix::Result<()> {
-    const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
-    ptrace(
-        PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG,
-        tid,
-        32,
-        config.as_ptr() as u64,
-    )
-    .map(drop)
-}
-
-fn get_mask(tid: Pid) -> nix::Result<u64> {
-    let mut mask = 0u64;
-    ptrace(libc::PTRACE_GETSIGMASK, tid, 8, &raw mut mask as u64)?;
-    Ok(mask)
-}
-
-fn set_mask(tid: Pid, mask: u64) -> nix::Result<()> {
-    ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &raw const mask as u64).map(drop)
 }

@@ -5,8 +5,9 @@
 //! died meanwhile nothing happens and the code goes on into rt_sigreturn(2) with a frame that restores everything
 //! the thread was found with. So freeze may be killed in the midst of a tape and the target runs on.
 
+use super::Stopped;
+use super::raw::{get_regs, set_mask};
 use super::regs::{Regs, return_frame};
-use super::{Stopped, get_regs, set_mask};
 use crate::error::{Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range};
 use crate::proc::maps::Vma;

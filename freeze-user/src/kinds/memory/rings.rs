@@ -148,6 +148,6 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         }
     }
     nest.process(pid)?.call("close", libc::SYS_close, &[fd])?;
-    debug_assert!(HEADER + EVENT < PAGE);
+    const { assert!(HEADER + EVENT < PAGE) };
     Ok(())
 }

@@ -1,0 +1,47 @@
+//! An inode as stat(2) shows it, as far as it tells one file from another and what has become of it.
+
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
+
+/// The inode behind an fd, a mapping or a path, as stat(2) shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    pub dev: u64,
+    pub ino: u64,
+    pub mode: u32,
+    pub nlink: u64,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u64,
+    pub size: u64,
+    /// Seconds and nanoseconds.
+    pub mtime: (i64, i64),
+}
+
+impl FileStat {
+    /// Of a path, following links (also the magic ones of /proc).
+    pub fn of(path: &str) -> std::io::Result<FileStat> {
+        std::fs::metadata(path).map(|m| FileStat::from(&m))
+    }
+
+    /// The file type bits (`S_IFMT`) of its mode.
+    pub fn kind(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+}
+
+impl From<&std::fs::Metadata> for FileStat {
+    fn from(m: &std::fs::Metadata) -> FileStat {
+        FileStat {
+            dev: m.dev(),
+            ino: m.ino(),
+            mode: m.mode(),
+            nlink: m.nlink(),
+            uid: m.uid(),
+            gid: m.gid(),
+            rdev: m.rdev(),
+            size: m.size(),
+            mtime: (m.mtime(), m.mtime_nsec()),
+        }
+    }
+}
