@@ -35,7 +35,16 @@ pub struct Status {
     pub thread_features: String,
 }
 
+/// Signals that end nothing by default: SIGCHLD, SIGCONT, SIGURG, SIGWINCH, and those that stop (signal(7)).
+const NOT_FATAL: [u32; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
+
 impl Status {
+    /// Whether a signal is about to end the process: pending, and neither blocked, ignored nor handled.
+    pub fn is_doomed(&self) -> bool {
+        let acts = (self.sig_pnd | self.shd_pnd) & !(self.sig_blk | self.sig_ign | self.sig_cgt);
+        NOT_FATAL.iter().fold(acts, |left, n| left & !(1 << (n - 1))) != 0
+    }
+
     /// Parses the whole file; unknown lines are passed over.
     pub fn parse(text: &str) -> Option<Status> {
         let mut s = Status::default();

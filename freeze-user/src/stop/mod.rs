@@ -112,6 +112,15 @@ fn gather(
     {
         return Ok(None);
     }
+    // What dies of a signal the moment it runs would do the same after every restore: let it, and look again.
+    let held = |p: &ProcessView| {
+        let threads = stopped.get(&p.pid).map_or(&[][..], Vec::as_slice);
+        threads.iter().any(|t| t.group_stop() != 0)
+    };
+    let doomed = |p: &ProcessView| p.threads.iter().any(|t| t.status.is_doomed()) && !held(p);
+    if view.processes.iter().any(|p| !p.is_dead() && doomed(p)) {
+        return Ok(None);
+    }
     let trusted = fill_flags(&mut view, &planned.view, trust)?;
     fault::point("view")?;
     // The same verdict once more, on what is there now: a change for the worse lets everything go again.
