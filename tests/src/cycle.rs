@@ -121,7 +121,7 @@ fn kill_and_restore(running: &mut Running, before: &Portrait, name: &str) {
     same(before, running, "after the restore");
 }
 
-pub(crate) fn restored(running: &mut Running, image: &Path) {
+fn restored(running: &mut Running, image: &Path) {
     let restored = restore_now(image).unwrap_or_else(|e| panic!("restore: {e}"));
     assert_eq!(restored.roots, [running.pid], "{restored:?}");
     assert_eq!(
