@@ -51,7 +51,11 @@ pub(crate) struct VmArgs {
 impl VmArgs {
     /// The short run that is part of `cargo xtask test`.
     pub(crate) fn short() -> VmArgs {
-        let tests = ["eventfd::", "timerfd::", "restart::"];
+        let tests = [
+            "eventfd::",
+            "restart::infinite_pauses",
+            "restart::rest_of_a_sleep",
+        ];
         VmArgs {
             from: "6.1".into(),
             to: "6.12".into(),
