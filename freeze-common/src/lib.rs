@@ -133,6 +133,22 @@ record! {
 }
 
 record! {
+    /// Something other than a fault that may have changed a followed address space.
+    Change, 24 {
+        /// The number its address space was followed under.
+        space: u32,
+        /// The system call that is doing it, or [`UNDECODED`].
+        call: u32,
+        /// The call's first two arguments; where it is not decoded, its number, and 1 if the process made it itself.
+        start: u64,
+        length: u64,
+    }
+}
+
+/// Somebody else, or a call whose effect on memory is not told by its arguments.
+pub const UNDECODED: u32 = u32::MAX;
+
+record! {
     /// What the kernel programs keep about a watched process.
     Watched, 8 {
         /// The root it is watched for; children inherit it.

@@ -1,22 +1,28 @@
 //! Copying memory: most of it while the program runs, the rest at the cut, and nothing that the parent has.
 
-use crate::dirty::{AsyncWp, Tier, Tracker};
+mod logged;
+
+pub use logged::SharedLog;
+
+use crate::dirty::{AsyncWp, Pages, Tier, Tracker, intersect};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
 use crate::kinds::PageSource;
 use crate::nest::{TASK_SIZE, is_vdso};
-use crate::observe::view::{Depth, ProcessView, read_vmas, speaker};
+use crate::observe::view::{Depth, FdView, ProcessView, read_vmas, speaker};
 use crate::proc::maps::Vma;
 use crate::stop::smooth_thread;
 use crate::store::{CheckpointId, Draft, Opened};
 use crate::sys::pagemap::{self, Contents};
-use crate::sys::{self, fault, uffd};
+use crate::sys::{self, fault, laps, limit, uffd};
 use crate::tracee::Seized;
 use crate::tracee::process::StoppedProcess;
+use logged::Logged;
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 /// What is remembered of a process between two checkpoints.
 #[derive(Debug)]
@@ -31,22 +37,81 @@ pub struct Tracking {
 }
 
 impl Tracking {
+    /// Takes everything over from the draft's parent, if what was written since it is known; tells whether.
+    fn inherit(&self, pid: Pid, draft: &mut Draft) -> Result<bool> {
+        let space = SpaceId::private(pid);
+        let parent = draft.parent();
+        let inherits = parent.is_some_and(|p| Some(p.id()) == self.basis && p.has_space(space));
+        if inherits {
+            draft.inherit(space, &[Range::new(0, TASK_SIZE)])?;
+        }
+        Ok(inherits)
+    }
+
     /// Whether what it tells is all that a draft needs: everything, or what changed since the draft's parent.
     fn leads_to(&self, draft: &Draft) -> bool {
         self.basis.is_none() || self.basis == draft.parent().map(Opened::id)
     }
 }
 
-/// The trackers of all processes that are watched, by pid.
-pub type Trackings = BTreeMap<Pid, Tracking>;
+/// What is remembered of a set of processes between two checkpoints.
+#[derive(Debug, Default)]
+pub struct Trackings {
+    by_pid: BTreeMap<Pid, Tracking>,
+    /// The fault log, where the kernel grants one.
+    pub log: Option<SharedLog>,
+    /// How often written pages were found at the cut by which means, and why not by better ones.
+    pub means: BTreeMap<&'static str, u64>,
+}
+
+impl Trackings {
+    /// Nothing is known, and nothing logged.
+    pub fn new() -> Trackings {
+        Trackings::default()
+    }
+
+    /// Gives up every tracking: nothing is known of what was written.
+    pub fn clear(&mut self) {
+        self.by_pid.clear();
+    }
+
+    /// How many processes are tracked.
+    pub fn len(&self) -> usize {
+        self.by_pid.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_pid.is_empty()
+    }
+
+    /// Gives up the trackings of all processes but these.
+    pub fn keep(&mut self, mut which: impl FnMut(Pid) -> bool) {
+        self.by_pid.retain(|pid, _| which(*pid));
+    }
+
+    fn count(&mut self, means: &'static str) {
+        *self.means.entry(means).or_default() += 1;
+    }
+}
 
 /// Below this many resident bytes a process is copied at the cut, without tracking: that takes about a millisecond.
 pub const SMALL: u64 = 4 << 20;
 
+/// From how many resident bytes on the log is worth its proof: below, looking at everything takes about as long.
+const LARGE: u64 = 32 << 20;
+
 /// Pre-copy ends when a round leaves less than this to copy …
-const ENOUGH: u64 = 512 * 1024;
+const ENOUGH: u64 = 64 * 1024;
 /// … or when it does not shrink any more, or after this many rounds.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 8;
+
+/// Written pages at the cut were found by the log, or by looking at everything.
+const BY_LOG: &str = "fault log";
+const BY_SCAN: &str = "scan";
+
+/// Bytes that are copied at the cut in a second, cautiously.
+const SPEED: u64 = 1 << 30;
 
 /// Bytes read from a process at a time.
 const PIECE: u64 = 1 << 20;
@@ -62,14 +127,22 @@ pub struct Copier<'a> {
     /// Bytes copied while the processes ran, and at the cut.
     pub copied_before: u64,
     pub copied_at_cut: u64,
+    /// Bytes that were written during the last round, of all processes.
+    left: u64,
     /// Compare with the parent page by page where no tracker tells what changed.
     compare: Option<Opened>,
     buffer: Vec<u8>,
+    /// Use the log, and prove afterwards that it missed nothing.
+    trust: bool,
+    logged: BTreeMap<Pid, Logged>,
+    /// What was found by the log at the cut: the private mappings, and what of them was not tracked.
+    unproven: Vec<(Pid, Vec<Range>, Vec<Range>)>,
 }
 
 impl<'a> Copier<'a> {
-    /// A copier for one checkpoint; with `compare`, equal pages of that parent are taken over.
-    pub fn new(trackings: &'a mut Trackings, compare: Option<Opened>) -> Copier<'a> {
+    /// A copier for one checkpoint; with `compare`, equal pages of that parent are taken over. With `trust`, the caller
+    /// asks [`Copier::proven`] after the resume.
+    pub fn new(trackings: &'a mut Trackings, compare: Option<Opened>, trust: bool) -> Copier<'a> {
         // Faulted in here and not in the pause.
         let buffer = vec![1; PIECE as usize];
         Copier {
@@ -78,8 +151,12 @@ impl<'a> Copier<'a> {
             begun: BTreeSet::new(),
             copied_before: 0,
             copied_at_cut: 0,
+            left: 0,
             compare,
             buffer,
+            trust,
+            logged: BTreeMap::new(),
+            unproven: Vec::new(),
         }
     }
 
@@ -88,13 +165,14 @@ impl<'a> Copier<'a> {
         let pid = p.pid;
         if self
             .trackings
+            .by_pid
             .get(&pid)
             .is_some_and(|t| t.start_time != p.stat.start_time || !t.leads_to(draft))
         {
-            self.trackings.remove(&pid);
+            self.trackings.by_pid.remove(&pid);
         }
         self.begun.insert(pid);
-        if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.entry(pid) {
+        if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.by_pid.entry(pid) {
             let Some(tracker) = start_tracking(p)? else {
                 return Ok(());
             };
@@ -106,10 +184,20 @@ impl<'a> Copier<'a> {
             };
             vacant.insert(fresh);
         }
-        let done = self.rounds(pid, draft);
+        if direct_io(p) {
+            // What a disk writes into a page while we re-protect and copy it leaves no mark. When all its threads stand
+            // still, nothing is under way.
+            if let Some(tracking) = self.trackings.by_pid.get_mut(&pid) {
+                tracking.tracker.track(&private_ranges(&p.vmas))?;
+                tracking.inherit(pid, draft)?;
+            }
+            return Ok(());
+        }
+        let resident = (p.status.rss_kib + p.status.swap_kib) << 10;
+        let done = self.rounds(pid, resident, draft);
         if done.is_err() {
             // It is not known which pages were told: all count as written, at the cut.
-            self.trackings.remove(&pid);
+            self.trackings.by_pid.remove(&pid);
             draft.forget(SpaceId::private(pid), &[Range::new(0, TASK_SIZE)])?;
         }
         match done {
@@ -119,34 +207,43 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn rounds(&mut self, pid: Pid, draft: &mut Draft) -> Result<()> {
+    fn rounds(&mut self, pid: Pid, resident: u64, draft: &mut Draft) -> Result<()> {
         let space = SpaceId::private(pid);
-        let Some(tracking) = self.trackings.get_mut(&pid) else {
+        let Some(tracking) = self.trackings.by_pid.get_mut(&pid) else {
             return Ok(());
         };
-        let inherits = draft
-            .parent()
-            .is_some_and(|p| Some(p.id()) == tracking.basis && p.has_space(space));
-        if inherits {
-            draft.inherit(space, &[Range::new(0, TASK_SIZE)])?;
-        }
+        let inherits = tracking.inherit(pid, draft)?;
         let mem = open_mem(pid)?;
         let mut last = u64::MAX;
+        let log = self
+            .trackings
+            .log
+            .clone()
+            .filter(|_| self.trust && resident >= LARGE);
+        // Before the look at everything: what is written after that must be in the log.
+        let mut logged = log.and_then(|log| Logged::follow(&log, pid));
         for round in 0..ROUNDS {
             fault::point("pre-copy")?;
-            let Some(tracking) = self.trackings.get_mut(&pid) else {
+            let Some(tracking) = self.trackings.by_pid.get_mut(&pid) else {
                 break;
             };
             let ranges = private_ranges(&read_vmas(speaker(pid), Depth::Maps)?);
             tracking.tracker.track(&ranges)?;
-            let written = tracking.tracker.take_written(&ranges)?;
+            let (written, populated) = match &mut logged {
+                None => (tracking.tracker.take_written(&ranges)?, None),
+                Some(logged) => {
+                    let places = logged.places().filter(|_| round > 0);
+                    let (pages, _) = look(&mut *tracking.tracker, &ranges, places, draft, space)?;
+                    (pages.written, Some(pages.populated))
+                }
+            };
             let bytes: u64 = written.iter().map(|r| r.len()).sum();
             tracking.taken = normalize([std::mem::take(&mut tracking.taken), written.clone()].concat());
             // The first round makes up for checkpoints that failed after their pages were told.
-            let todo = if round == 0 {
-                tracking.taken.clone()
-            } else {
-                written
+            let todo = match populated {
+                _ if round > 0 => written,
+                Some(populated) => intersect(&tracking.taken, &populated),
+                None => tracking.taken.clone(),
             };
             let compare = self.compare.clone().filter(|_| !inherits && round == 0);
             let mut missed = Vec::new();
@@ -163,20 +260,73 @@ impl<'a> Copier<'a> {
                 },
             )?;
             self.copied_before += bytes;
+            // No longer shrinking.
+            let settled = bytes > last / 4 * 3;
             let carry = self.carry.entry(pid).or_default();
             *carry = normalize([std::mem::take(carry), missed].concat());
-            if bytes <= ENOUGH || bytes > last / 4 * 3 {
+            last = bytes;
+            if bytes <= ENOUGH || settled {
                 break;
             }
-            last = bytes;
         }
+        self.left += last;
+        self.logged.extend(logged.map(|l| (pid, l)));
         Ok(())
+    }
+
+    /// How long the copying at the cut will take, if the processes write on as they did during the last round.
+    pub fn expected(&self) -> Duration {
+        Duration::from_nanos(self.left.saturating_mul(1_000_000_000) / SPEED)
+    }
+
+    /// Why the pause would be longer than allowed.
+    pub fn restless(&self, bound: Duration, roots: &[Pid]) -> Error {
+        let root = roots.first().copied().unwrap_or(Pid(0));
+        Blocker::of(root, "memory", "")
+            .why(format!(
+                "it writes faster than it is copied: {} KiB were left after the last round, for a pause of about {:?} instead of {bound:?}",
+                self.left >> 10,
+                self.expected()
+            ))
+            .remedy("allow a longer pause (--max-pause), or let it go on when it gets longer (--when-longer go-on)")
+            .refuse()
+    }
+
+    /// Whether all that was written up to the cut is in the draft: called after the resume. Whatever is written now and
+    /// was not logged since was missed.
+    pub fn proven(&mut self) -> bool {
+        for (pid, private, untracked) in std::mem::take(&mut self.unproven) {
+            let tracker = self.trackings.by_pid.get(&pid).map(|t| &t.tracker);
+            let Some((tracker, logged)) = tracker.zip(self.logged.get_mut(&pid)) else {
+                return false;
+            };
+            let written = tracker.peek_written(&private).ok();
+            let now_untracked = tracker.unregistered(&private).ok();
+            let Some((written, now_untracked)) = written.zip(now_untracked) else {
+                self.trackings
+                    .count("the process was gone before the log was proven");
+                return false;
+            };
+            let Some(since) = logged.since() else {
+                self.trackings.count("the log had a gap before it was proven");
+                return false;
+            };
+            let excused = normalize([since, untracked, now_untracked].concat());
+            let missed = subtract(&written, &excused);
+            if !missed.is_empty() {
+                tracing::debug!(%pid, ?missed, "the fault log missed pages");
+                self.trackings.count("the log missed pages");
+                return false;
+            }
+        }
+        self.logged.clear();
+        true
     }
 
     /// Notes that the draft became the checkpoint `id`: later ones may build on it.
     pub fn committed(self, id: CheckpointId, pids: &[Pid]) {
         for pid in pids {
-            if let Some(t) = self.trackings.get_mut(pid) {
+            if let Some(t) = self.trackings.by_pid.get_mut(pid) {
                 t.basis = Some(id);
                 t.taken.clear();
             }
@@ -186,47 +336,57 @@ impl<'a> Copier<'a> {
 
 impl PageSource for Copier<'_> {
     fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()> {
+        laps::lap("mappings");
         fault::point("memory")?;
         let space = SpaceId::private(pid);
         draft.space(space);
         let private = normalize(private.to_vec());
         if !self.begun.contains(&pid) {
             // What was told before this checkpoint is in none of its parents for sure.
-            self.trackings.remove(&pid);
+            self.trackings.by_pid.remove(&pid);
         }
-        let surveyed = match self.trackings.get_mut(&pid) {
+        let places = self.logged.get_mut(&pid).and_then(Logged::places);
+        let by_log = places.is_some();
+        let gap = self.logged.get(&pid).and_then(|l| l.gap);
+        laps::lap("read the log");
+        let surveyed = match self.trackings.by_pid.get_mut(&pid) {
             None => None,
-            Some(tracking) => match tracking.tracker.survey(&private) {
-                Ok(pages) => {
+            Some(tracking) => match look(&mut *tracking.tracker, &private, places, draft, space) {
+                Ok((pages, untracked)) => {
                     tracking.taken =
                         normalize([std::mem::take(&mut tracking.taken), pages.written.clone()].concat());
-                    Some(pages)
+                    if by_log {
+                        self.unproven.push((pid, private.clone(), untracked));
+                    }
+                    Some(pages.written)
                 }
                 // After exec(2) the tracker watches an address space that is gone.
                 Err(_) => None,
             },
         };
-        let (populated, mut todo) = match surveyed {
-            Some(pages) => (pages.populated, pages.written),
+        let carried = self.carry.remove(&pid).unwrap_or_default();
+        let mut todo = match surveyed {
+            Some(written) => {
+                self.trackings
+                    .count(gap.unwrap_or(if by_log { BY_LOG } else { BY_SCAN }));
+                written
+            }
             None => {
-                self.trackings.remove(&pid);
+                self.trackings.by_pid.remove(&pid);
                 draft.forget(space, &[Range::new(0, TASK_SIZE)])?;
-                let populated = pagemap::open(speaker(pid))?.populated_in(&private, Contents::Private)?;
-                (populated.clone(), populated)
+                pagemap::open(speaker(pid))?.populated_in(&private, Contents::Private)?
             }
         };
-        let carried = self.carry.remove(&pid).unwrap_or_default();
         if !carried.is_empty() {
-            let gone = subtract(&carried, &populated);
-            todo = normalize([todo, subtract(&carried, &gone)].concat());
+            let populated = pagemap::open(speaker(pid))?.populated_in(&carried, Contents::Private)?;
+            todo = normalize([todo, intersect(&populated, &private)].concat());
         }
-        // Pages that the parent or an earlier round had, and that are holes now.
-        draft.forget(space, &subtract(&[Range::new(0, TASK_SIZE)], &populated))?;
+        laps::lap("find pages");
         self.copied_at_cut += todo.iter().map(|r| r.len()).sum::<u64>();
         let compare = self
             .compare
             .clone()
-            .filter(|_| !self.trackings.contains_key(&pid));
+            .filter(|_| !self.trackings.by_pid.contains_key(&pid));
         let mem = open_mem(pid)?;
         copy(
             pid,
@@ -244,6 +404,37 @@ impl PageSource for Copier<'_> {
             },
         )
     }
+}
+
+/// Finds the written pages and re-protects them, and has the draft forget what is a hole; tells what is not tracked.
+///
+/// With `places`, only these and what is not tracked are looked at: all else is as it was at the last look.
+fn look(
+    tracker: &mut dyn Tracker,
+    private: &[Range],
+    places: Option<Vec<Range>>,
+    draft: &mut Draft,
+    space: SpaceId,
+) -> Result<(Pages, Vec<Range>)> {
+    let Some(places) = places else {
+        let pages = tracker.survey(private)?;
+        // Pages that the parent or an earlier round had, and that are holes now.
+        draft.forget(space, &subtract(&[Range::new(0, TASK_SIZE)], &pages.populated))?;
+        return Ok((pages, Vec::new()));
+    };
+    let untracked = tracker.unregistered(private)?;
+    let within = intersect(&normalize([&places[..], &untracked[..]].concat()), private);
+    let pages = tracker.survey(&within)?;
+    draft.forget(space, &subtract(&[Range::new(0, TASK_SIZE)], private))?;
+    draft.forget(space, &subtract(&within, &pages.populated))?;
+    Ok((pages, untracked))
+}
+
+/// Whether a process may have files read into its memory without the kernel's writing there itself.
+fn direct_io(p: &ProcessView) -> bool {
+    // Of a pipe the flag says something else.
+    let file = |f: &FdView| f.stat.kind() == libc::S_IFREG || f.stat.kind() == libc::S_IFBLK;
+    p.fds.iter().any(|f| f.flags() & libc::O_DIRECT != 0 && file(f))
 }
 
 /// The private mappings, in order and joined.
@@ -329,6 +520,7 @@ fn copy(
     let mut at = 0;
     let mut rest: Vec<Range> = todo.iter().rev().copied().collect();
     while !rest.is_empty() {
+        limit::check()?;
         // Many small ranges in one call, as far as they fit the buffer and the kernel's limit of 1,024.
         let mut batch: Vec<Range> = Vec::new();
         at = 0;

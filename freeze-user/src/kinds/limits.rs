@@ -1,10 +1,11 @@
 //! Resource limits and what the kernel weighs a process by: rlimits, oom_score_adj, coredump_filter.
 
-use super::{ProcessKind, Source, Stage};
+use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
+use crate::tracee::tape::Tape;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug)]
@@ -33,6 +34,19 @@ fn autogroup_nice(pid: Pid) -> Option<i32> {
 /// RLIMIT_CPU … RLIMIT_RTTIME.
 const RESOURCES: u64 = 16;
 
+impl Asks for Limits {
+    type Places = u64;
+    const EACH: bool = false;
+
+    fn ask(t: &mut Tape<'_>) -> u64 {
+        let at = t.space(RESOURCES as usize * 16);
+        for n in 0..RESOURCES {
+            t.call("prlimit64", libc::SYS_prlimit64, &[0, n, 0, at + n * 16]);
+        }
+        at
+    }
+}
+
 impl ProcessKind for Limits {
     const TAG: &'static str = "limits";
     const VERSION: u16 = 1;
@@ -45,13 +59,7 @@ impl ProcessKind for Limits {
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let (pid, by) = (from.process.pid(), from.process.view.speaker);
         // Asked from inside: from outside another uid's limits want CAP_SYS_RESOURCE.
-        let (ran, at) = from.process.tape(|t| {
-            let at = t.space(RESOURCES as usize * 16);
-            for n in 0..RESOURCES {
-                t.call("prlimit64", libc::SYS_prlimit64, &[0, n, 0, at + n * 16]);
-            }
-            at
-        })?;
+        let (ran, at) = from.answers::<Limits>()?;
         let rlimits = (0..RESOURCES)
             .map(|n| (ran.word(at + n * 16), ran.word(at + n * 16 + 8)))
             .collect();

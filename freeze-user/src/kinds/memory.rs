@@ -4,7 +4,7 @@ use super::memfd::{self, MemFile, is_memfd};
 use super::pipe::Bytes;
 use super::regular::{FileRef, fill_from, store_contents};
 use super::sysv::{self, Segment, segment_of};
-use super::{ProcessKind, Source, Stage, object_space};
+use super::{Asks, ProcessKind, Source, Stage, object_space};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId};
 use crate::nest::{Nest, Options, TASK_SIZE, free_place, is_vdso};
@@ -12,6 +12,7 @@ use crate::observe::view::{Depth, FileStat, ProcessView, View, read_vmas};
 use crate::proc::maps::Vma;
 use crate::store::Content;
 use crate::sys::{self, SharedAnon};
+use crate::tracee::tape::Tape;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -157,6 +158,16 @@ fn is_shared_anon(v: &Vma) -> bool {
     v.shared && v.name == b"/dev/zero (deleted)"
 }
 
+impl Asks for Memory {
+    /// The call whose result is the end of the heap.
+    type Places = usize;
+    const EACH: bool = false;
+
+    fn ask(t: &mut Tape<'_>) -> usize {
+        t.call("brk", libc::SYS_brk, &[0])
+    }
+}
+
 impl ProcessKind for Memory {
     const TAG: &'static str = "memory";
     const VERSION: u16 = 1;
@@ -228,7 +239,7 @@ impl ProcessKind for Memory {
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let (pid, by) = (from.process.pid(), from.process.view.speaker);
-        let (ran, brk) = from.process.tape(|t| t.call("brk", libc::SYS_brk, &[0]))?;
+        let (ran, brk) = from.answers::<Memory>()?;
         let brk = ran.value(brk) as u64;
         let view = from.process.view.clone();
         let mut record = Record {
@@ -244,7 +255,7 @@ impl ProcessKind for Memory {
             vdso: Vec::new(),
             vdso_code: Bytes::default(),
         };
-        let mut seen_files: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+        let mut seen_files: BTreeMap<Seen, usize> = BTreeMap::new();
         let mut seen_objects: BTreeMap<u64, usize> = BTreeMap::new();
         let mut seen_memfds: BTreeMap<(u64, u64), usize> = BTreeMap::new();
         let mut private = Vec::new();
@@ -483,20 +494,24 @@ fn read_code(pid: Pid, range: Range) -> Result<Vec<u8>> {
     Ok(code)
 }
 
+/// What tells one mapped file from another: device and inode, and the path in case the file system numbers carelessly.
+type Seen = ((u32, u32), u64, Vec<u8>);
+
 fn file(
     v: &Vma,
     pid: Pid,
-    seen: &mut BTreeMap<(u64, u64), usize>,
+    seen: &mut BTreeMap<Seen, usize>,
     files: &mut Vec<FileRef>,
     from: &mut Source<'_>,
 ) -> Result<usize> {
-    let path = map_file(pid, v);
-    let stat = FileStat::of(&path).on("stat", || path.clone())?;
     let written = v.shared && v.has(b"mw");
-    if let Some(&i) = seen.get(&(stat.dev, stat.ino)) {
+    let key = (v.dev, v.inode, v.name.clone());
+    if let Some(&i) = seen.get(&key) {
         files[i].written |= written;
         return Ok(i);
     }
+    let path = map_file(pid, v);
+    let stat = FileStat::of(&path).on("stat", || path.clone())?;
     files.push(FileRef::collect(
         &v.name,
         &stat,
@@ -506,7 +521,7 @@ fn file(
         from.shared,
         from.draft,
     )?);
-    seen.insert((stat.dev, stat.ino), files.len() - 1);
+    seen.insert(key, files.len() - 1);
     Ok(files.len() - 1)
 }
 

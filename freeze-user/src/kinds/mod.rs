@@ -51,7 +51,8 @@ use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, ProcessView, View};
 use crate::store::Draft;
 use crate::sys;
-use crate::tracee::process::StoppedProcess;
+use crate::tracee::process::{Question, StoppedProcess};
+use crate::tracee::tape::{Ran, Tape};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -109,6 +110,18 @@ pub trait ProcessKind: 'static {
     fn restore(record: &Self::Record, pid: Pid, nest: &mut Nest) -> Result<()>;
 }
 
+/// A kind that has questions which only the process itself can answer.
+///
+/// Those of all kinds go on one tape for each thread, and all threads are asked at once.
+pub trait Asks: ProcessKind {
+    /// Where on the tape the answers will be.
+    type Places;
+    /// Whether each thread is asked, or the first for all.
+    const EACH: bool;
+    /// Puts the questions on a tape; the same ones in the same places every time.
+    fn ask(tape: &mut Tape<'_>) -> Self::Places;
+}
+
 /// The order in which a process is put together; each stage is over for all processes before the next begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
@@ -153,6 +166,18 @@ pub struct Source<'a> {
     pub shared: &'a mut Shared,
     /// Copies what is left to copy, of what was not taken over or copied before the stop.
     pub pages: &'a mut dyn PageSource,
+}
+
+impl Source<'_> {
+    /// What the process answered to the questions of a kind, and where.
+    pub fn answers<K: Asks>(&self) -> Result<(&Ran, K::Places)> {
+        self.answers_of::<K>(0)
+    }
+
+    /// The same of thread number `n`.
+    pub fn answers_of<K: Asks>(&self, n: usize) -> Result<(&Ran, K::Places)> {
+        self.process.answers(n, K::TAG, K::ask)
+    }
 }
 
 /// Brings the private memory of a process into the image.
@@ -444,6 +469,23 @@ pub struct ProcessEntry {
     pub collect: fn(&mut Source<'_>) -> Result<()>,
     precheck: Precheck,
     restore: fn(&[u8], &mut Nest) -> Result<Decoded<()>>,
+    question: Option<Question>,
+}
+
+/// The questions of all kinds.
+pub fn questions() -> Vec<Question> {
+    PROCESS_KINDS.iter().filter_map(|kind| kind.question).collect()
+}
+
+const fn asking<K: Asks>() -> ProcessEntry {
+    ProcessEntry {
+        question: Some(Question {
+            tag: K::TAG,
+            each: K::EACH,
+            put: |tape| drop(K::ask(tape)),
+        }),
+        ..process::<K>()
+    }
 }
 
 const fn process<K: ProcessKind>() -> ProcessEntry {
@@ -470,6 +512,7 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
             };
             K::restore(&frame.record, frame.pid, nest).map(Ok)
         },
+        question: None,
     }
 }
 
@@ -536,20 +579,20 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     process::<cgroup::Cgroups>(),
     process::<cgroup::ThreadCgroups>(),
     process::<namespaces::Namespaces>(),
-    process::<signals::Signals>(),
-    process::<timers::Timers>(),
-    process::<traits::Traits>(),
-    process::<limits::Limits>(),
+    asking::<signals::Signals>(),
+    asking::<timers::Timers>(),
+    asking::<traits::Traits>(),
+    asking::<limits::Limits>(),
     process::<seccomp::Seccomp>(),
-    process::<credentials::Credentials>(),
+    asking::<credentials::Credentials>(),
     process::<filesystem::Filesystem>(),
     process::<fdtable::FdTable>(),
     process::<semaphores::Semaphores>(),
     process::<msgqueues::MsgQueues>(),
     process::<sysv::Unattached>(),
-    process::<threads::Threads>(),
+    asking::<threads::Threads>(),
     process::<signals::PendingSignals>(),
-    process::<memory::Memory>(),
+    asking::<memory::Memory>(),
 ];
 
 impl FdEntry {

@@ -1,9 +1,9 @@
-//! The fault log: which pages of followed processes faulted for writing, attached only while it exists.
+//! The fault log: which pages of followed processes faulted for writing, and what else changed them.
 
 use crate::error::{Context, Error, Result};
-use crate::ids::Pid;
+use crate::ids::{PAGE, Pid, Range, normalize};
 use crate::observe::load::{FaultPrograms, failed};
-use freeze_common::Fault;
+use freeze_common::{Change, Fault, UNDECODED};
 use nix::errno::Errno;
 use std::collections::HashMap;
 use zerocopy::FromBytes;
@@ -15,9 +15,81 @@ use zerocopy::FromBytes;
 #[derive(Debug)]
 pub struct FaultLog {
     programs: FaultPrograms,
-    /// Address space of each followed process.
-    followed: HashMap<Pid, u64>,
+    followed: HashMap<Pid, Followed>,
     lost: u64,
+}
+
+#[derive(Debug)]
+struct Followed {
+    /// Its address space.
+    mm: u64,
+    /// What was logged and not taken yet.
+    seen: Seen,
+}
+
+/// What was logged of one address space.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Where pages may have been written or vanished: in order, apart.
+    pub touched: Vec<Range>,
+    /// How many faults that were.
+    pub faults: u64,
+    /// Why the log does not tell everything, if it does not.
+    pub gap: Option<&'static str>,
+}
+
+/// A fault on an absent page may have filled as much as this at once.
+const HUGE: u64 = 2 << 20;
+
+/// Where the kernel's own addresses begin at the earliest.
+const TASK_SIZE: u64 = 1 << 63;
+
+/// The fault found a page there.
+const PRESENT: u32 = 1;
+
+impl Seen {
+    fn fault(&mut self, fault: Fault) {
+        self.faults += 1;
+        if fault.address >= TASK_SIZE {
+            return;
+        }
+        let size = if fault.error & PRESENT == 0 { HUGE } else { PAGE };
+        let start = fault.address & !(size - 1);
+        self.touch(Range::new(start, start + size));
+    }
+
+    fn change(&mut self, change: Change) {
+        const MUNMAP: u32 = libc::SYS_munmap as u32;
+        const MREMAP: u32 = libc::SYS_mremap as u32;
+        const MADVISE: u32 = libc::SYS_madvise as u32;
+        match change.call {
+            UNDECODED => {
+                tracing::debug!(?change, "the fault log has a gap");
+                self.gap = Some("something reached for its memory without a fault");
+            }
+            MUNMAP | MREMAP | MADVISE => {
+                if change.start >= TASK_SIZE {
+                    return;
+                }
+                let start = change.start & !(PAGE - 1);
+                let end = change.start.saturating_add(change.length);
+                match end.checked_next_multiple_of(PAGE) {
+                    Some(end) if end > start => self.touch(Range::new(start, end)),
+                    // The call fails, or is about nothing.
+                    _ => {}
+                }
+            }
+            // What mmap(2) and brk(2) make is a mapping that nobody has registered.
+            _ => {}
+        }
+    }
+
+    fn touch(&mut self, range: Range) {
+        match self.touched.last_mut() {
+            Some(last) if last.start <= range.start && range.end <= last.end => {}
+            _ => self.touched.push(range),
+        }
+    }
 }
 
 impl FaultLog {
@@ -41,32 +113,59 @@ impl FaultLog {
             .ok_or(Errno::ESRCH)
             .on("follow", || format!("pid {pid}"))?;
         self.unfollow(pid);
+        if self.followed.values().any(|other| other.mm == mm) {
+            return Err(Errno::EBUSY).on("follow", || format!("pid {pid}: it shares its memory"));
+        }
         let number = pid.0 as u32;
         let done = self.programs.spaces.insert(mm, number, 0);
         done.map_err(|e| failed("follow", &format!("for pid {pid}"), &e))?;
-        self.followed.insert(pid, mm);
+        let seen = Seen::default();
+        self.followed.insert(pid, Followed { mm, seen });
         Ok(())
     }
 
     /// Logs it no more.
     pub fn unfollow(&mut self, pid: Pid) {
-        if let Some(mm) = self.followed.remove(&pid) {
-            // Two processes can share an address space: the other may have taken it out.
-            let _ = self.programs.spaces.remove(&mm);
+        if let Some(followed) = self.followed.remove(&pid) {
+            let _ = self.programs.spaces.remove(&followed.mm);
         }
     }
 
-    /// Hands over every fault logged so far: process, address, error code of the fault.
-    ///
-    /// Answers how many were lost since the last time: if any, the log proves nothing for that time.
-    pub fn drain(&mut self, mut take: impl FnMut(Pid, u64, u32)) -> Result<u64> {
-        while let Some(item) = self.programs.faults.next() {
-            let (fault, _) = Fault::read_from_prefix(&item)
-                .map_err(|_| Error::kernel("read", "the fault ring", Errno::EBADMSG))?;
-            take(Pid(fault.space as i32), fault.address, fault.error);
+    /// What was logged of a process since it was followed or last taken.
+    pub fn take(&mut self, pid: Pid) -> Result<Seen> {
+        self.drain()?;
+        let followed = self.followed.get_mut(&pid);
+        let followed = followed.ok_or(Errno::ESRCH).on("take", || format!("pid {pid}"))?;
+        let mut seen = std::mem::take(&mut followed.seen);
+        seen.touched = normalize(seen.touched);
+        Ok(seen)
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        let FaultLog {
+            programs, followed, ..
+        } = self;
+        let malformed = || Error::kernel("read", "the fault ring", Errno::EBADMSG);
+        while let Some(item) = programs.faults.next() {
+            if item.len() >= size_of::<Change>() {
+                let (change, _) = Change::read_from_prefix(&item).map_err(|_| malformed())?;
+                if let Some(f) = followed.get_mut(&Pid(change.space as i32)) {
+                    f.seen.change(change);
+                }
+            } else {
+                let (fault, _) = Fault::read_from_prefix(&item).map_err(|_| malformed())?;
+                if let Some(f) = followed.get_mut(&Pid(fault.space as i32)) {
+                    f.seen.fault(fault);
+                }
+            }
         }
-        let lost = self.programs.lost();
-        Ok(lost - std::mem::replace(&mut self.lost, lost))
+        let lost = programs.lost();
+        if std::mem::replace(&mut self.lost, lost) != lost {
+            for f in self.followed.values_mut() {
+                f.seen.gap = Some("the log was full");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -74,7 +173,6 @@ impl FaultLog {
 mod tests {
     use super::*;
     use crate::observe::testing::{Subject, privileged};
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_first_write_is_logged_with_its_address() {
@@ -93,15 +191,13 @@ mod tests {
         log.follow(python.pid()).unwrap();
         python.say("go");
         assert_eq!(python.line(), "written");
-        let mut pages = BTreeSet::new();
-        let lost = log.drain(|pid, address, error| {
-            assert_eq!((pid, error & 2), (python.pid(), 2));
-            if (base..base + (1 << 20)).contains(&address) {
-                pages.insert((address - base) / 4096);
-            }
-        });
-        assert_eq!(lost.unwrap(), 0);
-        assert_eq!(pages, (0..256).step_by(3).collect());
+        let seen = log.take(python.pid()).unwrap();
+        assert_eq!(seen.gap, None);
+        // Fresh memory: every page, rounded to what one fault may fill.
+        assert!(seen.faults >= 86, "{seen:?}");
+        let mapped = Range::new(base, base + (1 << 20));
+        let missed = crate::ids::subtract(&[mapped], &seen.touched);
+        assert!(missed.is_empty(), "{seen:?} without {missed:?}");
         log.unfollow(python.pid());
         python.say("end");
     }

@@ -139,6 +139,39 @@ pub struct LinkView {
     pub tree: Tree,
 }
 
+/// What of a process is [lasting](ProcessView::lasting).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lasting {
+    exe: LinkView,
+    exe_is_32_bit: bool,
+    root: LinkView,
+    namespaces: BTreeMap<String, u64>,
+}
+
+impl Lasting {
+    /// That of a living process.
+    pub fn of(pid: Pid) -> Result<Lasting> {
+        Lasting::read(&format!("/proc/{pid}"))
+    }
+
+    fn read(dir: &str) -> Result<Lasting> {
+        Ok(Lasting {
+            exe: read_link(dir, "exe")?,
+            exe_is_32_bit: is_32_bit(dir)?,
+            root: read_link(dir, "root")?,
+            namespaces: read_namespaces(dir)?,
+        })
+    }
+
+    /// Whether two looks agree: a root directory or program file may have been written to.
+    pub fn agrees(&self, other: &Lasting) -> bool {
+        let place = |l: &LinkView| (l.path.clone(), l.stat.dev, l.stat.ino);
+        self.namespaces == other.namespaces
+            && place(&self.exe) == place(&other.exe)
+            && place(&self.root) == place(&other.root)
+    }
+}
+
 /// One process with all its threads.
 #[derive(Clone, Debug)]
 pub struct ProcessView {
@@ -175,6 +208,17 @@ impl ProcessView {
     /// A blocker at this process as a whole.
     pub fn blocker(&self, place: impl Into<String>, object: impl Into<String>) -> Blocker {
         Blocker::of(self.pid, place, object)
+    }
+
+    /// What of it a process hardly ever changes, and then for good: it may be read before a stop if it is found the same
+    /// after it.
+    pub fn lasting(&self) -> Lasting {
+        Lasting {
+            exe: self.exe.clone(),
+            exe_is_32_bit: self.exe_is_32_bit,
+            root: self.root.clone(),
+            namespaces: self.namespaces.clone(),
+        }
     }
 
     /// Whether smaps was read, so that the vmas carry their flags.
@@ -234,12 +278,15 @@ pub enum Depth {
 impl View {
     /// Reads the trees below `roots`.
     pub fn read(roots: &[Pid], depth: Depth) -> Result<View> {
-        View::read_after(roots, depth, None)
+        View::read_after(roots, depth, None, false)
     }
 
     /// The same, trusting an earlier look as to who outside the set holds what: searching all processes of the machine
     /// takes longer than everything else, and only for pipes and sockets that are new since is it done again.
-    pub fn read_after(roots: &[Pid], depth: Depth, before: Option<&View>) -> Result<View> {
+    ///
+    /// With `trust`, also what a process rarely changes is taken over: see [`ProcessView::lasting`].
+    pub fn read_after(roots: &[Pid], depth: Depth, before: Option<&View>, trust: bool) -> Result<View> {
+        let trusted = before.filter(|_| trust);
         let mut set: Vec<Pid> = Vec::new();
         for (pid, _) in tasks(roots)? {
             if !set.contains(&pid) {
@@ -260,7 +307,7 @@ impl View {
             ..View::default()
         };
         for &pid in &set {
-            match ProcessView::read(pid, depth) {
+            match ProcessView::read_after(pid, depth, trusted.and_then(|v| v.get(pid))) {
                 Ok(p) => view.processes.push(p),
                 // A descendant may end while we look; a root that is not there is what the user must hear.
                 Err(Error::Died { .. }) if !roots.contains(&pid) => {}
@@ -428,6 +475,11 @@ impl View {
 impl ProcessView {
     /// Reads one process; [`Error::Died`] if it is not there (any more), a zombie is read as far as it has state.
     pub fn read(pid: Pid, depth: Depth) -> Result<ProcessView> {
+        ProcessView::read_after(pid, depth, None)
+    }
+
+    /// The same, taking over from an earlier look what is [lasting](ProcessView::lasting).
+    fn read_after(pid: Pid, depth: Depth, before: Option<&ProcessView>) -> Result<ProcessView> {
         let dir = format!("/proc/{pid}");
         let gone = |e: Error| match e {
             Error::Kernel {
@@ -463,7 +515,11 @@ impl ProcessView {
             cmdline: Vec::new(),
             exe_is_32_bit: false,
         };
-        p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+        let before = before.filter(|b| b.stat.start_time == p.stat.start_time && !b.namespaces.is_empty());
+        p.cmdline = match before {
+            Some(before) => before.cmdline.clone(),
+            None => std::fs::read(format!("{dir}/cmdline")).unwrap_or_default(),
+        };
         if p.is_dead() || p.stat.is_kernel_thread() {
             return Ok(p);
         }
@@ -472,17 +528,23 @@ impl ProcessView {
                 p.speaker = speaker(pid);
                 let dir = format!("/proc/{}", p.speaker);
                 p.status = read_status(&dir).map_err(gone)?;
-                p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+                if before.is_none() {
+                    p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+                }
                 dir
             }
             false => dir,
         };
         let fill = |p: &mut ProcessView| -> Result<()> {
-            p.exe = read_link(&dir, "exe")?;
-            p.exe_is_32_bit = is_32_bit(&dir)?;
             p.cwd = read_link(&dir, "cwd")?;
-            p.root = read_link(&dir, "root")?;
-            p.namespaces = read_namespaces(&dir)?;
+            let lasting = match before {
+                Some(before) => before.lasting(),
+                None => Lasting::read(&dir)?,
+            };
+            p.exe = lasting.exe;
+            p.exe_is_32_bit = lasting.exe_is_32_bit;
+            p.root = lasting.root;
+            p.namespaces = lasting.namespaces;
             p.threads = read_threads(p, depth)?;
             p.timers = read_timers(&dir)?;
             p.vmas = read_vmas(p.speaker, depth)?;

@@ -3,14 +3,14 @@
 use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{Pid, Range};
 use crate::kinds::threads::{is_64_bit, undisturbed};
-use crate::observe::view::{Depth, ProcessView, View, read_vmas, tasks};
+use crate::observe::view::{Depth, Lasting, ProcessView, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
 use crate::proc::status::Status;
 use crate::store::Committed;
 use crate::sys::deadline::Deadline;
 use crate::sys::sched::Realtime;
-use crate::sys::{self, fault};
+use crate::sys::{self, fault, laps, limit};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
 use std::collections::BTreeMap;
@@ -24,13 +24,20 @@ pub struct Frozen {
     pub view: View,
     /// When the first thread was asked to halt.
     pub since: Instant,
-    /// Which processes' VmFlags were read before the stop, and must be found the same after it.
-    pub trusted: Vec<(Pid, Vec<Vma>)>,
+    /// What was read before the stop, and must be found the same after it.
+    pub trusted: Vec<Trusted>,
     _ahead: Realtime,
 }
 
-/// From how many resident bytes on a process's VmFlags are not read in the pause: smaps walks its page tables.
-const LARGE: u64 = 32 << 20;
+/// What was read of a process before the stop and holds for it.
+#[derive(Debug)]
+pub struct Trusted {
+    /// The thread by which it is looked at.
+    by: Pid,
+    lasting: Lasting,
+    /// With their VmFlags, which smaps tells, walking the page tables; empty if they were read in the pause.
+    vmas: Vec<Vma>,
+}
 
 /// How often the whole stop is tried when threads end in the midst of it.
 const ATTEMPTS: usize = 50;
@@ -46,8 +53,8 @@ const LOOKS: usize = 100;
 
 /// Stops everything that the plan holds, and what has been forked since; refuses what came and can't be carried.
 ///
-/// With `trust`, the VmFlags of large processes are taken from the plan where a mapping is the same; the caller then
-/// has to compare [`Frozen::trusted`] after the resume.
+/// With `trust`, what hardly ever changes is taken from the plan; the caller then has to compare [`Frozen::trusted`] after
+/// the resume.
 pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
     for _ in 1..ATTEMPTS {
         if let Some(frozen) = attempt(&planned, host, trust)? {
@@ -68,9 +75,9 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
 /// One attempt; `None` if a thread ended in the midst of it.
 fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     let ahead = Realtime::enter();
-    let since = Instant::now();
+    let mut since = None;
     let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
-    let gathered = gather(planned, host, trust, &mut stopped);
+    let gathered = gather(planned, host, trust, &mut stopped, &mut since);
     // Whoever is let go at once must not see that it was stopped either.
     for thread in stopped.values_mut().flatten() {
         smooth_alone(thread);
@@ -78,13 +85,13 @@ fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     Ok(gathered?.map(|(processes, view, trusted)| Frozen {
         processes,
         view,
-        since,
+        since: since.unwrap_or_else(Instant::now),
         trusted,
         _ahead: ahead,
     }))
 }
 
-type Gathered = (Vec<StoppedProcess>, View, Vec<(Pid, Vec<Vma>)>);
+type Gathered = (Vec<StoppedProcess>, View, Vec<Trusted>);
 
 /// Stops and smooths the set; what it leaves in `stopped` stands still and is not smoothed.
 fn gather(
@@ -92,12 +99,15 @@ fn gather(
     host: &Host,
     trust: bool,
     stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
+    since: &mut Option<Instant>,
 ) -> Result<Option<Gathered>> {
     let roots = planned.view.roots.clone();
-    if !halt_all(&roots, stopped)? {
+    if !halt_all(&roots, stopped, since)? {
         return Ok(None);
     }
-    let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
+    laps::lap("halt");
+    let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view), trust)?;
+    laps::lap("look at /proc");
     for p in &mut view.processes {
         p.threads.retain(|t| !t.stat.is_zombie());
     }
@@ -110,9 +120,12 @@ fn gather(
         return Ok(None);
     }
     let trusted = fill_flags(&mut view, &planned.view, trust)?;
+    laps::lap("mapping flags");
+    limit::check()?;
     fault::point("view")?;
     // The same verdict once more, on what is there now: a change for the worse lets everything go again.
     let Plan { view } = plan(view, host)?;
+    laps::lap("verdict");
     let mut processes = Vec::with_capacity(view.processes.len());
     for p in view.processes.iter().filter(|p| !p.is_dead()) {
         let mut threads = stopped.remove(&p.pid).unwrap_or_default();
@@ -124,19 +137,26 @@ fn gather(
         processes.push(StoppedProcess::new(p.clone(), threads)?);
         fault::point("smooth")?;
     }
+    laps::lap("smooth");
     Ok(Some((processes, view, trusted)))
 }
 
-/// Gives the vmas of a stopped set their VmFlags: read anew, or for large processes those of `before`.
-fn fill_flags(view: &mut View, before: &View, trust: bool) -> Result<Vec<(Pid, Vec<Vma>)>> {
+/// Gives the vmas of a stopped set their VmFlags: those of `before` if they are trusted, or read anew.
+fn fill_flags(view: &mut View, before: &View, trust: bool) -> Result<Vec<Trusted>> {
     let mut trusted = Vec::new();
     for p in view.processes.iter_mut().filter(|p| !p.is_dead()) {
-        let known = before
-            .get(p.pid)
-            .filter(|b| trust && b.status.rss_kib << 10 >= LARGE && b.stat.start_time == p.stat.start_time);
-        match known.is_some_and(|b| take_flags(&mut p.vmas, &b.vmas)) {
-            true => trusted.push((p.speaker, p.vmas.clone())),
-            false => p.vmas = read_vmas(p.speaker, Depth::Smaps)?,
+        let known = before.get(p.pid);
+        let known = known.filter(|b| trust && b.stat.start_time == p.stat.start_time);
+        let same = known.is_some_and(|b| take_flags(&mut p.vmas, &b.vmas));
+        if !same {
+            p.vmas = read_vmas(p.speaker, Depth::Smaps)?;
+        }
+        if known.is_some() {
+            trusted.push(Trusted {
+                by: p.speaker,
+                lasting: p.lasting(),
+                vmas: if same { p.vmas.clone() } else { Vec::new() },
+            });
         }
     }
     Ok(trusted)
@@ -154,33 +174,47 @@ fn take_flags(vmas: &mut [Vma], before: &[Vma]) -> bool {
     })
 }
 
-/// Whether every mapping that was trusted has the flags it was trusted to have.
+/// Whether everything is as it was trusted to be.
 ///
 /// The same before the stop and after the resume is the same in between, short of being changed twice within the
 /// milliseconds of a checkpoint.
-pub fn trust_was_right(trusted: &[(Pid, Vec<Vma>)]) -> bool {
-    trusted.iter().all(|(pid, vmas)| {
-        let Ok(now) = read_vmas(*pid, Depth::Smaps) else {
-            return true;
-        };
-        vmas.iter().all(|v| {
-            now.iter()
-                .find(|n| n.range() == v.range())
-                .is_none_or(|n| lasting(n) == lasting(v))
-        })
+pub fn trust_was_right(trusted: &[Trusted]) -> bool {
+    trusted.iter().all(|t| {
+        let lasting = Lasting::of(t.by);
+        let flags = (!t.vmas.is_empty()).then(|| read_vmas(t.by, Depth::Smaps));
+        // A process that has ended since tells nothing.
+        lasting.ok().is_none_or(|now| now.agrees(&t.lasting))
+            && flags
+                .and_then(Result::ok)
+                .is_none_or(|now| same_flags(&t.vmas, &now))
+    })
+}
+
+/// Whether mappings that are still there have the same flags; both in order of address.
+fn same_flags(then: &[Vma], now: &[Vma]) -> bool {
+    then.iter().all(|v| {
+        let found = now.binary_search_by_key(&v.start, |n| n.start);
+        let same_place = found.map(|i| &now[i]).ok().filter(|n| n.end == v.end);
+        same_place.is_none_or(|n| kept(n).eq(kept(v)))
     })
 }
 
 /// The flags that are the program's own doing: `uw` is the tracking of written pages, `sd` a page's soft-dirty bit.
-fn lasting(v: &Vma) -> Vec<&[u8; 2]> {
-    v.flags.iter().filter(|f| *f != b"uw" && *f != b"sd").collect()
+fn kept(v: &Vma) -> impl Iterator<Item = &[u8; 2]> {
+    v.flags.iter().filter(|f| *f != b"uw" && *f != b"sd")
 }
 
 /// Halts rounds of threads until a look at /proc finds none that is not halted.
 ///
 /// False if some thread did not halt while the others stood still, and did once they ran again: the parent of a vfork
 /// waits uninterruptibly for the very child that we have stopped.
-fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<bool> {
+///
+/// `since` becomes the moment at which the first was asked to halt.
+fn halt_all(
+    roots: &[Pid],
+    stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
+    since: &mut Option<Instant>,
+) -> Result<bool> {
     let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
@@ -193,10 +227,8 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
                 continue;
             }
             match Seized::seize(tid, 0) {
-                Ok(Some(seized)) => {
-                    seized.interrupt();
-                    fresh.push((pid, seized));
-                }
+                // It runs on until all are seized, which takes longer than to halt them.
+                Ok(Some(seized)) => fresh.push((pid, seized)),
                 Ok(None) => {}
                 Err(e) => {
                     failed = Err(already_traced(pid, tid, e));
@@ -204,6 +236,11 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
                 }
             }
         }
+        if since.is_none() {
+            *since = Some(Instant::now());
+            laps::begin();
+        }
+        fresh.iter().for_each(|(_, seized)| seized.interrupt());
         if fresh.is_empty() && failed.is_ok() {
             return match roots.iter().find(|r| !stopped.contains_key(r)) {
                 Some(gone) => Err(Error::Died {

@@ -12,6 +12,8 @@ pub mod datagram;
 pub mod deadline;
 pub mod interrupt;
 pub mod ipc;
+pub mod laps;
+pub mod limit;
 pub mod multicast;
 pub mod ns;
 pub mod queue;

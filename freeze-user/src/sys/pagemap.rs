@@ -13,6 +13,7 @@
 use crate::error::{Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, normalize};
 use nix::errno::Errno;
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -179,6 +180,27 @@ pub struct Pagemap {
     guard: u64,
     /// The frame of the page of zeros, where frames are shown.
     zero: Option<u64>,
+    /// Room for answers, kept from one scan to the next.
+    regions: Regions,
+}
+
+#[derive(Default)]
+struct Regions(Cell<Vec<PageRegion>>);
+
+impl Regions {
+    fn take(&self) -> Vec<PageRegion> {
+        self.0.take()
+    }
+
+    fn set(&self, regions: Vec<PageRegion>) {
+        self.0.set(regions);
+    }
+}
+
+impl std::fmt::Debug for Regions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Regions")
+    }
 }
 
 /// Opens /proc/PID/pagemap and finds out what this kernel can answer.
@@ -199,6 +221,7 @@ pub fn open(pid: Pid) -> Result<Pagemap> {
         scans: true,
         guard: GUARD,
         zero: None,
+        regions: Regions::default(),
     };
     // An empty range: the arguments are looked at, the memory is not.
     let nothing = Range::new(0, 0);
@@ -364,7 +387,8 @@ impl Pagemap {
         let Some(mut rest) = range.intersect(Range::new(0, USER_END)) else {
             return Ok(());
         };
-        let mut regions = Vec::with_capacity(REGIONS);
+        let mut regions = self.regions.take();
+        regions.reserve(REGIONS);
         while !rest.is_empty() {
             let walked = self
                 .call(rest, ask, &mut regions)
@@ -378,6 +402,7 @@ impl Pagemap {
             }
             rest.start = walked;
         }
+        self.regions.set(regions);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use crate::ids::Pid;
 use crate::sys::deadline;
 use nix::errno::Errno;
 use regs::Regs;
+use std::cell::OnceCell;
 use std::marker::PhantomData;
 
 /// Raw ptrace(2).
@@ -222,6 +223,8 @@ pub struct Stopped {
     undispatched: bool,
     /// Registers by which an interrupted call is made once more, so that the kernel has a memory of it again.
     replay: Option<Regs>,
+    /// Its extended state, once it was asked for.
+    extended: OnceCell<Vec<u8>>,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -239,6 +242,7 @@ impl Stopped {
                 dispatch: get_dispatch(tid),
                 undispatched: false,
                 replay: None,
+                extended: OnceCell::new(),
                 _one_thread: PhantomData,
             })),
             Err(Errno::ESRCH) => Ok(None),
@@ -316,7 +320,14 @@ impl Stopped {
     }
 
     /// Its extended state (NT_X86_XSTATE), as many bytes as this CPU has.
-    pub fn xstate(&self) -> Result<Vec<u8>> {
+    pub fn xstate(&self) -> Result<&[u8]> {
+        if self.extended.get().is_none() {
+            let _ = self.extended.set(self.read_xstate()?);
+        }
+        Ok(self.extended.get().map_or(&[], Vec::as_slice))
+    }
+
+    fn read_xstate(&self) -> Result<Vec<u8>> {
         let mut buf = vec![0u8; 16384];
         loop {
             let mut iov = libc::iovec {
@@ -339,7 +350,8 @@ impl Stopped {
     }
 
     /// Sets its extended state.
-    pub fn set_xstate(&self, state: &[u8]) -> Result<()> {
+    pub fn set_xstate(&mut self, state: &[u8]) -> Result<()> {
+        self.extended = OnceCell::new();
         let iov = libc::iovec {
             iov_base: state.as_ptr().cast_mut().cast(),
             iov_len: state.len(),
@@ -549,6 +561,17 @@ impl Stopped {
         Ok(now.rax as i64)
     }
 
+    /// Puts registers and mask back where it stands, at the end of a tape: if we die it takes the tape's last signal,
+    /// which is ignored, and goes on as found.
+    fn settle(&mut self) -> Result<()> {
+        if self.changed {
+            set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
+            set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+            self.changed = false;
+        }
+        self.dispatch_again()
+    }
+
     /// Puts registers and mask back and brings it into an event stop, from which it goes on by itself if we die.
     pub fn park(&mut self) -> Result<()> {
         self.begin_park()?;
@@ -700,12 +723,7 @@ impl Stopped {
     }
 
     fn let_go(&mut self) -> Result<()> {
-        if self.changed {
-            set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
-            set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
-            self.changed = false;
-        }
-        self.dispatch_again()?;
+        self.settle()?;
         ptrace(libc::PTRACE_DETACH, self.tid, 0, self.withheld as u64)
             .map_err(|e| self.lost("ptrace(DETACH)", e))
             .map(drop)
