@@ -6,6 +6,7 @@ pub mod ends;
 pub mod events;
 pub mod faults;
 mod foreign;
+pub mod lasting;
 pub mod livemap;
 mod load;
 pub mod mapview;

@@ -3,6 +3,7 @@
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::ends::Ends;
+pub use crate::observe::lasting::Lasting;
 use crate::observe::peers::{InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, unix_sockets};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
@@ -137,39 +138,6 @@ pub struct LinkView {
     pub stat: FileStat,
     /// The tree of files it leads through.
     pub tree: Tree,
-}
-
-/// What of a process is [lasting](ProcessView::lasting).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lasting {
-    exe: LinkView,
-    exe_is_32_bit: bool,
-    root: LinkView,
-    namespaces: BTreeMap<String, u64>,
-}
-
-impl Lasting {
-    /// That of a living process.
-    pub fn of(pid: Pid) -> Result<Lasting> {
-        Lasting::read(&format!("/proc/{pid}"))
-    }
-
-    fn read(dir: &str) -> Result<Lasting> {
-        Ok(Lasting {
-            exe: read_link(dir, "exe")?,
-            exe_is_32_bit: is_32_bit(dir)?,
-            root: read_link(dir, "root")?,
-            namespaces: read_namespaces(dir)?,
-        })
-    }
-
-    /// Whether two looks agree: a root directory or program file may have been written to.
-    pub fn agrees(&self, other: &Lasting) -> bool {
-        let place = |l: &LinkView| (l.path.clone(), l.stat.dev, l.stat.ino);
-        self.namespaces == other.namespaces
-            && place(&self.exe) == place(&other.exe)
-            && place(&self.root) == place(&other.root)
-    }
 }
 
 /// One process with all its threads.
@@ -646,7 +614,7 @@ fn read_small(path: &str) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-fn read_link(dir: &str, name: &str) -> Result<LinkView> {
+pub(super) fn read_link(dir: &str, name: &str) -> Result<LinkView> {
     let path = format!("{dir}/{name}");
     let link = std::fs::read_link(&path).on("readlink", || path.clone())?;
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
@@ -655,43 +623,6 @@ fn read_link(dir: &str, name: &str) -> Result<LinkView> {
         stat,
         tree: Tree::default(),
     })
-}
-
-/// Byte 4 of an ELF file is its class: 1 for 32 bits.
-fn is_32_bit(dir: &str) -> Result<bool> {
-    use std::io::Read;
-    let path = format!("{dir}/exe");
-    let mut head = [0; 5];
-    let mut file = std::fs::File::open(&path).on("open", || path.clone())?;
-    Ok(file.read_exact(&mut head).is_ok() && head == [0x7f, b'E', b'L', b'F', 1])
-}
-
-pub(super) fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
-    let mut out = BTreeMap::new();
-    for kind in [
-        "cgroup",
-        "ipc",
-        "mnt",
-        "net",
-        "pid",
-        "pid_for_children",
-        "time",
-        "time_for_children",
-        "user",
-        "uts",
-    ] {
-        let Ok(link) = std::fs::read_link(format!("{dir}/ns/{kind}")) else {
-            continue;
-        };
-        let text = link.to_string_lossy();
-        let inode = text
-            .split_once('[')
-            .and_then(|(_, n)| n.strip_suffix(']')?.parse().ok());
-        if let Some(inode) = inode {
-            out.insert(kind.to_owned(), inode);
-        }
-    }
-    Ok(out)
 }
 
 fn read_threads(p: &ProcessView, depth: Depth) -> Result<Vec<ThreadView>> {
