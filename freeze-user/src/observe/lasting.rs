@@ -47,7 +47,7 @@ fn is_32_bit(dir: &str) -> Result<bool> {
     Ok(file.read_exact(&mut head).is_ok() && head == [0x7f, b'E', b'L', b'F', 1])
 }
 
-fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
+pub(super) fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
     let mut out = BTreeMap::new();
     for kind in [
         "cgroup",
