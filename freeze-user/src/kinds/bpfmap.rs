@@ -3,9 +3,9 @@
 use super::pipe::Bytes;
 use super::{FdKind, Placed, Source, object_space};
 use crate::error::{Blocker, Context, Result};
-use crate::ids::{FileId, SpaceId};
+use crate::ids::{FileId, Pid, SpaceId};
 use crate::nest::{Nest, Options};
-use crate::observe::view::{FdView, View};
+use crate::observe::view::{FdView, View, all_pids, command_of};
 use crate::sys::bpfmap::{MapInfo, by_id, create, freeze, info, read, update};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -46,18 +46,40 @@ const WRONLY: u32 = 1 << 4;
 const NUMA_NODE: u32 = 1 << 2;
 const MMAPABLE: u32 = 1 << 10;
 
+/// Who else on the machine has a descriptor of this map, and its number. Pins and programs that use it are not seen.
+fn holder_outside(id: u32, view: &View) -> Option<(Pid, String)> {
+    let own = std::process::id() as i32;
+    let line = format!("map_id:\t{id}");
+    let others = all_pids().unwrap_or_default().into_iter();
+    others
+        .filter(|p| p.0 != own && view.get(*p).is_none())
+        .find_map(|pid| {
+            // Whoever ends meanwhile, or may not be looked into, holds nothing that could be named.
+            let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+            fds.flatten().find_map(|entry| {
+                let link = std::fs::read_link(entry.path()).ok()?;
+                let at = entry.file_name().to_string_lossy().into_owned();
+                let maps = link.as_os_str() == "anon_inode:bpf-map";
+                let text =
+                    maps.then(|| std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{at}")).ok())??;
+                text.lines().any(|l| l == line).then_some((pid, at))
+            })
+        })
+}
+
 impl FdKind for BpfMap {
     const TAG: &'static str = "bpf-map";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "eBPF maps of plain tables (hash, array, LRU hash without its order, prefix trie): sizes, flags, name, \
-        contents, frozen or not; not maps of other kinds, with types (BTF) or for one NUMA node";
+        contents, frozen or not; not maps of other kinds, with types (BTF), for one NUMA node, or \
+        held outside too; a pin, or a program that uses the map, keeps the old one";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
         fd.anon_inode() == Some("bpf-map")
     }
 
-    fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
+    fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
         let number = |key: &str| {
             let text = fd.info.get(key)?;
             match text.strip_prefix("0x") {
@@ -86,7 +108,15 @@ impl FdKind for BpfMap {
                         .why("an eBPF map with types (BTF) or of a device is not carried")
                         .remedy(remedy),
                 ),
-                Ok(_) => {}
+                Ok(_) => out.extend(holder_outside(id, view).map(|(pid, at)| {
+                    fd.blocker()
+                        .why(format!(
+                            "the map is also held outside the checkpoint, by pid {pid} ({}) as fd {at}: what comes back \
+                             would be another map",
+                            command_of(pid)
+                        ))
+                        .remedy(format!("freeze that process too (--also-freeze {pid})"))
+                })),
                 Err(e) => out.push(
                     fd.blocker()
                         .why(format!("the map cannot be looked into: {e}"))

@@ -62,9 +62,6 @@ pub struct Record {
     /// MCL_FUTURE and MCL_ONFAULT, where mlockall(2) has set them for what is mapped later.
     #[serde(default)]
     pub lock_future: i32,
-    /// The NUMA policy of the first thread, where it is not the default.
-    #[serde(default)]
-    pub policy: Option<Policy>,
     /// AIO contexts, which are mappings with a queue in the kernel.
     #[serde(default)]
     pub rings: Vec<Ring>,

@@ -38,12 +38,10 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
         guards: guards(&view)?,
         pkeys: keys::allocated(from.process)?,
         lock_future: lock_future(from)?,
-        policy: None,
         rings: rings::collect(&view)?,
     };
     let asked: Vec<u64> = view.vmas.iter().map(|v| v.start).collect();
-    let (own_policy, mut policies) = policy::ask(from.process, &asked)?;
-    record.policy = own_policy;
+    let mut policies = policy::ask(from.process, &asked)?;
     let mut seen_files: BTreeMap<(u64, u64), usize> = BTreeMap::new();
     let mut seen_objects: BTreeMap<u64, usize> = BTreeMap::new();
     let mut seen_memfds: BTreeMap<(u64, u64), usize> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! NUMA policies of a process and of single mappings: get_mempolicy(2), set_mempolicy(2) and mbind(2).
+//! NUMA policies of single mappings: get_mempolicy(2) and mbind(2). Those of threads are among their habits.
 
 use super::super::pipe::Bytes;
 use super::Record;
@@ -23,19 +23,15 @@ const MPOL_F_ADDR: u64 = 2;
 /// Questions in one tape.
 const BATCH: usize = 256;
 
-/// The policy of the first thread, and that of the mapping at each of these addresses.
-pub fn ask(process: &mut StoppedProcess, at: &[u64]) -> Result<(Option<Policy>, Vec<Option<Policy>>)> {
-    // Without an address it is the thread that is asked about.
-    let questions: Vec<[u64; 2]> = std::iter::once([0, 0])
-        .chain(at.iter().map(|at| [*at, MPOL_F_ADDR]))
-        .collect();
-    let mut answers: Vec<Option<Policy>> = Vec::with_capacity(questions.len());
-    for some in questions.chunks(BATCH) {
+/// The policy of the mapping at each of these addresses.
+pub fn ask(process: &mut StoppedProcess, at: &[u64]) -> Result<Vec<Option<Policy>>> {
+    let mut answers: Vec<Option<Policy>> = Vec::with_capacity(at.len());
+    for some in at.chunks(BATCH) {
         let (ran, (modes, first)) = process.tape(|t| {
             let modes = t.space(4 * some.len());
             let mut first = None;
-            for (i, [addr, flags]) in some.iter().enumerate() {
-                let args = [modes + 4 * i as u64, 0, 0, *addr, *flags];
+            for (i, addr) in some.iter().enumerate() {
+                let args = [modes + 4 * i as u64, 0, 0, *addr, MPOL_F_ADDR];
                 let index = t.try_call("get_mempolicy", libc::SYS_get_mempolicy, &args);
                 first.get_or_insert(index);
             }
@@ -52,31 +48,28 @@ pub fn ask(process: &mut StoppedProcess, at: &[u64]) -> Result<(Option<Policy>, 
             }));
         }
     }
-    for (answer, [addr, flags]) in answers.iter_mut().zip(&questions) {
+    for (answer, addr) in answers.iter_mut().zip(at) {
         let Some(policy) = answer else { continue };
         let (ran, nodes) = process.tape(|t| {
             let (mode, nodes) = (t.space(4), t.space(NODES as usize / 8));
             t.call(
                 "get_mempolicy",
                 libc::SYS_get_mempolicy,
-                &[mode, nodes, NODES, *addr, *flags],
+                &[mode, nodes, NODES, *addr, MPOL_F_ADDR],
             );
             nodes
         })?;
         policy.nodes = Bytes(ran.bytes(nodes, NODES as usize / 8).to_vec());
     }
-    let rest = answers.split_off(1);
-    Ok((answers.pop().flatten(), rest))
+    Ok(answers)
 }
 
 /// Sets them again; what this machine's nodes do not allow is told and left to the default.
 pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
-    let own = record.policy.iter().map(|p| (None, p));
-    let of_mappings = record
-        .vmas
-        .iter()
-        .filter_map(|m| m.policy.as_ref().map(|p| (Some(m.range), p)));
-    for (range, policy) in own.chain(of_mappings) {
+    for m in &record.vmas {
+        let (r, Some(policy)) = (m.range, &m.policy) else {
+            continue;
+        };
         let (ran, at) = nest.process(pid)?.tape(|t| {
             let none = policy.nodes.0.iter().all(|b| *b == 0);
             // The kernel counts the bits without the last one.
@@ -85,23 +78,15 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
             } else {
                 (t.bytes(&policy.nodes.0), NODES + 1)
             };
-            match range {
-                None => t.try_call(
-                    "set_mempolicy",
-                    libc::SYS_set_mempolicy,
-                    &[policy.mode as u64, nodes, count],
-                ),
-                Some(r) => t.try_call(
-                    "mbind",
-                    libc::SYS_mbind,
-                    &[r.start, r.len(), policy.mode as u64, nodes, count, 0],
-                ),
-            }
+            t.try_call(
+                "mbind",
+                libc::SYS_mbind,
+                &[r.start, r.len(), policy.mode as u64, nodes, count, 0],
+            )
         })?;
         if let Err(e) = ran.result(at) {
-            let what = range.map_or("its".to_owned(), |r| format!("{r}: the"));
             nest.warnings
-                .push(format!("pid {pid}, {what} NUMA policy cannot be had here: {e}"));
+                .push(format!("pid {pid}, {r}: the NUMA policy cannot be had here: {e}"));
         }
     }
     Ok(())
