@@ -62,6 +62,13 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
                 .remedy("let the program close it first"),
         );
     }
+    if view.tcp_signed.contains(&fd.stat.ino) {
+        return Some(
+            fd.blocker()
+                .why("its segments are signed (TCP_MD5SIG), and the kernel does not hand out all of the keys")
+                .remedy("let the program close it first"),
+        );
+    }
     match info.state {
         state::LISTEN if info.waiting > 0 && !view.ends.cut(fd) => waiting(fd, info.waiting, view),
         state::LISTEN | state::CLOSE => None,

@@ -108,6 +108,44 @@ pub fn nobodys() -> Vec<Nobodys> {
     out
 }
 
+/// TCP sockets, by inode, whose segments are signed (TCP_MD5SIG): their keys are shown here and nowhere else.
+///
+/// One that is neither bound nor connected is in no list of the kernel's.
+pub fn signed_tcp() -> nix::Result<HashMap<u64, ()>> {
+    // struct inet_diag_req_v2 after its first byte: protocol, what to show, padding, states, struct inet_diag_sockid.
+    const INET_DIAG_INFO: u8 = 2; // keys are shown along with it only
+    let mut rest = vec![libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
+    rest.extend(u32::MAX.to_ne_bytes());
+    rest.extend([0; 48]);
+    let mut out = HashMap::new();
+    let mut buffer = vec![0u8; 1 << 16];
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let diag = ask(family, &rest)?;
+        loop {
+            let length = recv(diag.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            if length == 0 || !messages(&buffer[..length], &mut out, signed)? {
+                break;
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// struct inet_diag_msg and its attributes.
+fn signed(message: &[u8]) -> Option<(u64, ())> {
+    const INET_DIAG_MD5SIG: u16 = 18;
+    const LENGTH: usize = 72;
+    let inode = u64::from(u32_at(message, LENGTH - 4)?);
+    let mut attributes = message.get(LENGTH..)?;
+    while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
+        if kind == INET_DIAG_MD5SIG {
+            return Some((inode, ()));
+        }
+        attributes = attributes.get(usize::from(length).max(4).next_multiple_of(4)..)?;
+    }
+    None
+}
+
 /// Connections of the local port that nobody holds and that have nothing left to say: FIN_WAIT2 and TIME_WAIT.
 pub fn tcp_leftovers(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());

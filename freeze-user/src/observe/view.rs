@@ -4,7 +4,9 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::observe::ends::Ends;
 pub use crate::observe::filestat::FileStat;
-use crate::observe::peers::{InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, unix_sockets};
+use crate::observe::peers::{
+    InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, signed_tcp, unix_sockets,
+};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::observe::tree::{Tree, Trees};
@@ -174,6 +176,8 @@ pub struct View {
     pub tcp: HashMap<u64, InetSocket>,
     /// All TCP sockets that no process holds, if the set holds one.
     pub tcp_nobodys: Vec<Nobodys>,
+    /// The inodes of TCP sockets whose segments are signed.
+    pub tcp_signed: BTreeSet<u64>,
     /// What the user decided about ends outside.
     pub ends: Ends,
     /// The mount namespaces other than freeze's.
@@ -311,7 +315,11 @@ impl View {
         for (number, fd) in own.chain(others) {
             let look = || {
                 let unix = unix.then(unix_sockets);
-                let tcp = tcp.then(|| (inet_sockets("tcp"), inet_sockets("tcp6"), nobodys()));
+                let tcp = tcp.then(|| {
+                    // Without the module tcp_diag, which asking loads where it can be, no keys are told of.
+                    let signed = signed_tcp().unwrap_or_default();
+                    (inet_sockets("tcp"), inet_sockets("tcp6"), nobodys(), signed)
+                });
                 (unix, tcp)
             };
             let inside: Vec<_> = fd.iter().map(std::os::fd::AsFd::as_fd).collect();
@@ -323,7 +331,8 @@ impl View {
                 Some(Err(e)) => self.unix_untold = Some(e),
                 None => {}
             }
-            let (four, six, nobodys) = tcp.unwrap_or_default();
+            let (four, six, nobodys, signed) = tcp.unwrap_or_default();
+            self.tcp_signed.extend(signed.into_keys());
             self.tcp_nobodys.extend(nobodys);
             for (inode, socket) in four.into_iter().chain(six) {
                 self.tcp.insert(

@@ -1,0 +1,50 @@
+//! Objects that freeze does not carry: each is refused by name, all at once, before anything is stopped.
+
+use freeze_tests::subject::output;
+use freeze_tests::{Running, freeze, python};
+
+/// Opens what nobody carries, and writes down which descriptor is what; what this kernel has not is left out.
+const HOLDER: &str = r#"
+import ctypes, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+held = []
+def take(word, fd):
+    if fd >= 0: held.append("%d %s" % (fd, word))
+take("io_uring", libc.syscall(425, 8, ctypes.create_string_buffer(120)))
+take("userfaultfd", libc.syscall(323, 0))
+take("fanotify", libc.syscall(300, 0, 0))
+attr = struct.pack("IIQ", 1, 112, 0) + bytes(96)   # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CPU_CLOCK
+take("perf event", libc.syscall(298, attr, 0, -1, -1, 0))
+take("memfd_secret", libc.syscall(447, 0))
+for family, kind in ((40, socket.SOCK_STREAM), (38, socket.SOCK_SEQPACKET), (socket.AF_INET, socket.SOCK_SEQPACKET)):
+    try: take("socket", socket.socket(family, kind, 132 if family == socket.AF_INET else 0).detach())
+    except OSError: pass
+signed = socket.socket(); signed.bind(("127.0.0.1", 0)); signed.listen()
+address = struct.pack("HH4s120x", 2, 0, socket.inet_aton("127.0.0.2"))
+try:
+    signed.setsockopt(6, 14, address + struct.pack("BBHi80s", 0, 0, 3, 0, b"key"))
+    take("TCP_MD5SIG", signed.fileno())
+except OSError: pass
+open(HERE + "/held", "w").write("\n".join(held))
+freeze_here()
+"#;
+
+#[test]
+fn all_of_them_are_named_at_once() {
+    let running = Running::start(&python(HOLDER), "refused_objects");
+    let held = std::fs::read_to_string(running.dir().join("held")).expect("what is held");
+    assert!(
+        held.contains("io_uring"),
+        "this kernel has nothing to refuse: {held:?}"
+    );
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    for line in held.lines() {
+        let (fd, word) = line.split_once(' ').expect("a descriptor and what it is");
+        let start = format!("pid {}, fd {fd}: ", running.pid);
+        let reason = said.lines().find(|l| l.trim_start().starts_with(&start));
+        let reason = reason.unwrap_or_else(|| panic!("nothing is said of {line}:\n{said}"));
+        assert!(reason.contains(word), "{word} is not called so: {reason}");
+    }
+}
