@@ -1,8 +1,9 @@
 //! `freeze list`, `show`, `verify` and `prune`: looking after the images.
 
-use super::output::{Done, Trouble, line, progress, report, value};
+use super::output::{Done, Trouble, line, progress, report, value, warn};
 use super::{Cli, open_image};
 use crate::error::Result;
+use crate::kinds::tcp;
 use crate::store::{Listed, Store, Verified};
 use clap::Args;
 use serde_json::json;
@@ -131,5 +132,11 @@ pub(super) fn run_verify(cli: &Cli, args: &VerifyArgs) -> Done {
 pub(super) fn run_prune(cli: &Cli, args: &PruneArgs) -> Done {
     let pruned = Store::open(&cli.store)?.prune(args.keep, args.group.as_deref())?;
     value(&pruned, cli.json);
+    // What cannot be restored any more must not keep its connections waiting either.
+    for removed in &pruned.removed {
+        if let Err(e) = tcp::release(&removed.id) {
+            warn(&format_args!("warning: {}: {e}", removed.id));
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
