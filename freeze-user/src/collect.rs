@@ -6,7 +6,7 @@ use crate::kinds::fdtable::FdTable;
 use crate::kinds::filesystem::Filesystem;
 use crate::kinds::kinship::collect_zombies;
 use crate::kinds::memory::Memory;
-use crate::kinds::namespaces;
+use crate::kinds::namespaces::{self, clocks::Clocks};
 use crate::kinds::signals::Signals;
 use crate::kinds::unix::in_transit;
 use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Shared, Source, kind_of};
@@ -35,6 +35,7 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
     let own = Pid(std::process::id() as i32);
     collect_zombies(view, draft)?;
     namespaces::collect(view, &mut shared, draft)?;
+    Clocks::collect(draft)?;
     for process in processes.iter_mut() {
         let pid = process.pid();
         let mut source = Source {

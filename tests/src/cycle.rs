@@ -5,6 +5,8 @@ use crate::portrait::Portrait;
 use crate::subject::{PATIENCE, Running, Subject, exists, freeze, output};
 use freeze_user::checkpoint::{Place, Report, Request, checkpoint};
 use freeze_user::ids::Pid;
+use freeze_user::kinds::kinship::Kinship;
+use freeze_user::kinds::{ProcessKind, peek};
 use freeze_user::nest::Options as RestoreOptions;
 use freeze_user::plan::Host;
 use freeze_user::precopy::Trackings;
@@ -77,6 +79,8 @@ pub fn survive(test: &str, subject: Subject) {
     std::thread::sleep(Duration::from_millis(50));
     running.pids();
     let image = take(&running, "ended", true);
+    // A shell starts others all the time: who was there at the cut only the image knows.
+    running.knew(&members(&image));
     running.wait_gone();
     restored(&mut running, &image);
     nothing_unfinished(running.dir());
@@ -112,6 +116,15 @@ fn take(running: &Running, name: &str, kill: bool) -> PathBuf {
     let request = request(running.pid, image.clone(), kill);
     checkpoint_now(&request, &mut Trackings::new()).unwrap_or_else(|e| panic!("checkpoint: {e}"));
     image
+}
+
+/// The processes in an image.
+fn members(image: &Path) -> Vec<Pid> {
+    let image = Opened::open(image).unwrap_or_else(|e| panic!("{}: {e}", image.display()));
+    let families = image.records().iter().filter(|f| f.tag == Kinship::TAG);
+    families
+        .map(|f| peek::<Kinship>(&f.payload).expect("a record just written").1.pid)
+        .collect()
 }
 
 fn kill_and_restore(running: &mut Running, before: &Portrait, name: &str) {

@@ -338,6 +338,11 @@ impl Running {
         tree
     }
 
+    /// Takes these for processes of the tree too.
+    pub(crate) fn knew(&mut self, pids: &[Pid]) {
+        self.known.extend(pids);
+    }
+
     /// Waits until nothing is left of the tree, reaping what came to us.
     pub fn wait_gone(&mut self) {
         let began = Instant::now();

@@ -10,6 +10,7 @@ use crate::proc::sysvipc::Object;
 use crate::sys;
 use crate::sys::ipc::{Call, within};
 use nix::Result as Sys;
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
@@ -20,8 +21,10 @@ use std::os::fd::AsFd;
 pub struct Space {
     /// The namespace, if it is another one than freeze's.
     apart: Option<File>,
-    /// Whether nobody but the set lives in it, so that everything in it is the set's.
-    pub whole: bool,
+    /// Whether nobody but the set lives in it; looked for only once there is something in it.
+    whole: OnceCell<bool>,
+    /// The number of the namespace, where it may be the set's as a whole.
+    inode: Option<u64>,
     /// Whether the process is the first of the set in it: with that one goes what belongs to the set.
     pub first: bool,
     /// The processes of the set.
@@ -34,10 +37,10 @@ impl Space {
         let living = || view.processes.iter().filter(|p| !p.stat.is_zombie());
         let inode = |p: Pid| view.get(p).and_then(|p| p.namespaces.get("ipc"));
         let first = living().find(|p| p.namespaces.get("ipc") == inode(pid));
-        let apart = apart(pid)?;
         Ok(Space {
-            whole: apart.is_some() || alone(view, inode(pid).copied())?,
-            apart,
+            apart: apart(pid)?,
+            whole: OnceCell::new(),
+            inode: inode(pid).copied(),
             first: first.is_some_and(|p| p.pid == pid),
             pids: view.processes.iter().map(|p| p.pid.0).collect(),
         })
@@ -55,7 +58,8 @@ impl Space {
     pub fn of_nest(nest: &Nest, pid: Pid) -> Result<Space> {
         Ok(Space {
             apart: apart(pid)?,
-            whole: false,
+            whole: OnceCell::from(false),
+            inode: None,
             first: true,
             pids: nest.pids().iter().map(|p| p.0).collect(),
         })
@@ -65,10 +69,20 @@ impl Space {
     pub fn own() -> Space {
         Space {
             apart: None,
-            whole: false,
+            whole: OnceCell::from(false),
+            inode: None,
             first: true,
             pids: BTreeSet::new(),
         }
+    }
+
+    /// Whether nobody but the set lives in it, so that everything in it is the set's.
+    pub fn whole(&self) -> Result<bool> {
+        if let Some(known) = self.whole.get() {
+            return Ok(*known);
+        }
+        let whole = self.is_apart() || alone(&self.pids, self.inode)?;
+        Ok(*self.whole.get_or_init(|| whole))
     }
 
     /// Whether it is another one than freeze's.
@@ -187,8 +201,8 @@ fn lives(pid: i32) -> bool {
 }
 
 /// Whether nobody lives in the namespace but the set, freeze, and those that started freeze.
-fn alone(view: &View, inode: Option<u64>) -> Result<bool> {
-    let mut known: BTreeSet<Pid> = view.processes.iter().map(|p| p.pid).collect();
+fn alone(set: &BTreeSet<i32>, inode: Option<u64>) -> Result<bool> {
+    let mut known: BTreeSet<Pid> = set.iter().copied().map(Pid).collect();
     let mut above = Pid(std::process::id() as i32);
     while above.0 > 0 && known.insert(above) {
         above = stat(above).map_or(Pid(0), |s| Pid(s.ppid));

@@ -65,7 +65,7 @@ impl ProcessKind for MsgQueues {
         }
         for found in space.list(LIST, sysvipc::queues)? {
             let used = space.is_used_by([found.sender, found.receiver].into_iter());
-            if space.whole || used {
+            if used || space.whole()? {
                 record.queues.extend(Queue::collect(&found, &space)?);
             }
         }

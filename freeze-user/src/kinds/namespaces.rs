@@ -7,6 +7,7 @@
 //!   entered when the descriptors are in place, before threads         user, with the ids it has there
 //! ```
 
+pub mod clocks;
 mod contents;
 mod mounts;
 
@@ -353,19 +354,19 @@ fn what(
         }
         Kind::Cgroup => What::Cgroup,
         Kind::Time => What::Time {
-            offsets: read("timens_offsets")?
-                .lines()
-                .filter_map(|line| {
-                    let words: Vec<&str> = line.split_whitespace().collect();
-                    Some((
-                        (*words.first()?).to_owned(),
-                        words.get(1)?.parse().ok()?,
-                        words.get(2)?.parse().ok()?,
-                    ))
-                })
-                .collect(),
+            offsets: offsets(&read("timens_offsets")?),
         },
     })
+}
+
+/// The lines of timens_offsets: clock, seconds, nanoseconds.
+fn offsets(text: &str) -> Vec<(String, i64, i64)> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let clock = words.next()?.to_owned();
+        Some((clock, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
 }
 
 /// The network namespaces of the set by number, and freeze's own as 0.

@@ -146,7 +146,7 @@ impl ProcessKind for Semaphores {
         record.undo = undo(from.process, &known, &space)?;
         for set in known {
             let id = set.object.id;
-            let used = space.first && (space.whole || space.is_used_by(set.pids.iter().copied()));
+            let used = space.first && (space.is_used_by(set.pids.iter().copied()) || space.whole()?);
             if (used || record.undo.iter().any(|u| u.id == id)) && from.shared.first_sight(DEVICE, id as u64)
             {
                 record.sets.push(set);

@@ -79,7 +79,7 @@ impl ProcessKind for Unattached {
         }
         for found in space.list(LIST, sysvipc::segments)? {
             let used = space.is_used_by([found.creator, found.last].into_iter());
-            if found.attached == 0 && (space.whole || used) {
+            if found.attached == 0 && (used || space.whole()?) {
                 record
                     .segments
                     .push(collect_unattached(found.object.id, &space, from)?);

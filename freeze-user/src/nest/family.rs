@@ -179,10 +179,10 @@ fn session_exists(sid: Pid) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn one(pid: i32, parent: i32, sid: i32) -> Family {
+    pub(crate) fn one(pid: i32, parent: i32, sid: i32) -> Family {
         Family {
             pid: Pid(pid),
             parent: Pid(parent),

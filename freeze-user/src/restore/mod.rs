@@ -6,7 +6,7 @@ use crate::kinds::fdtable::FdTable;
 use crate::kinds::kinship::Kinship;
 use crate::kinds::memory::heritage::Heritage;
 use crate::kinds::memory::{self, Memory, occupied};
-use crate::kinds::namespaces::{self, Namespace};
+use crate::kinds::namespaces::{self, Namespace, clocks};
 use crate::kinds::regular::ghost::Ghosts;
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
 use crate::kinds::{tcp, terminal};
@@ -38,6 +38,9 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     let mut records = Records::read(&image)?;
     records.precheck(&options)?;
     image.leftovers()?;
+    if let Some(clocks) = records.clocks.take() {
+        clocks.carry_on(&mut records.families, &mut records.namespaces)?;
+    }
     fault::point("nest")?;
     raise_own_limits();
     let (ptys, terminals) = terminal::controlling(&image)?;
@@ -80,6 +83,8 @@ struct Records<'a> {
     files: BTreeMap<FileId, Box<dyn Loaded>>,
     holders: Vec<(FileId, Pid, i32)>,
     namespaces: Vec<Namespace>,
+    /// Not in images of the first days.
+    clocks: Option<clocks::Clocks>,
 }
 
 impl<'a> Records<'a> {
@@ -95,6 +100,7 @@ impl<'a> Records<'a> {
             files: BTreeMap::new(),
             holders: Vec::new(),
             namespaces: Vec::new(),
+            clocks: None,
         };
         for frame in frames {
             if let Some(kind) = FD_KINDS.iter().find(|k| k.tag == frame.tag) {
@@ -111,6 +117,13 @@ impl<'a> Records<'a> {
                 let read = rmp_serde::from_slice(&frame.payload);
                 out.namespaces
                     .push(read.map_err(|e| out.damaged(frame, e.to_string()))?);
+                frame.take();
+                continue;
+            }
+            if frame.tag == clocks::TAG {
+                out.version(frame, clocks::VERSION)?;
+                let read = rmp_serde::from_slice(&frame.payload);
+                out.clocks = Some(read.map_err(|e| out.damaged(frame, e.to_string()))?);
                 frame.take();
                 continue;
             }
