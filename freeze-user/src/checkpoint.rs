@@ -120,9 +120,11 @@ fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result
 /// half-dead children, a vfork under way, a pipe in a child not seen yet, a mapping that is gone already. What is
 /// refused for the same reasons twice is refused; a vfork is waited for a little longer.
 fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    // On a busy machine a single attempt may take longer than all patience.
+    const ATTEMPTS: u32 = 8;
     let began = Instant::now();
     let mut before = String::new();
-    loop {
+    for attempt in 1.. {
         let error = match work() {
             Ok(Some(done)) => return Ok(done),
             Ok(None) => continue,
@@ -138,15 +140,16 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
                 errno: Errno::ENOENT | Errno::ESRCH,
                 ..
             } => Duration::from_millis(500),
-            Error::Died { pid, .. } if !roots.contains(pid) => Duration::from_millis(500),
-            _ => Duration::ZERO,
+            Error::Died { pid, .. } if !roots.contains(pid) => Duration::from_secs(5),
+            _ => return Err(error),
         };
-        if began.elapsed() >= patience {
+        if began.elapsed() >= patience && attempt >= ATTEMPTS {
             return Err(error);
         }
         before = error.to_string();
         std::thread::sleep(Duration::from_millis(3));
     }
+    unreachable!("the loop has no end of its own")
 }
 
 /// Whether a blocker belongs to a descendant that is gone, or that only waits to be reaped.

@@ -1,6 +1,7 @@
 //! The modes in which every subject is taken through checkpoint and restore.
 
 use crate::across;
+use crate::house::House;
 use crate::portrait::Portrait;
 use crate::subject::{PATIENCE, Running, Subject, exists, freeze, output};
 use freeze_user::checkpoint::{Place, Report, Request, checkpoint};
@@ -32,6 +33,20 @@ pub enum Mode {
     OtherAgent,
     /// The engine fails at every step in turn, of a checkpoint and of a restore; then all goes well.
     FaultAtStep,
+    /// Checkpointed, killed, restored, with an init of its own in namespaces of its own.
+    InNamespaces,
+    /// The same in a user namespace too.
+    InUserNamespace,
+}
+
+impl Mode {
+    fn house(self) -> Option<House> {
+        match self {
+            Mode::InNamespaces => Some(House::Namespaces),
+            Mode::InUserNamespace => Some(House::User),
+            _ => None,
+        }
+    }
 }
 
 /// Takes a subject through a mode; fails, saying how, if it does not come out as it went in.
@@ -44,7 +59,11 @@ pub fn run(mode: Mode, test: &str, subject: impl FnOnce() -> Subject) {
         across::play(half, test, &subject);
         return;
     }
-    let mut running = Running::start(&subject, test);
+    let _turn = subject.turn();
+    let mut running = match mode.house() {
+        None => Running::start(&subject, test),
+        Some(house) => Running::start_housed(&subject, test, house),
+    };
     let before = Portrait::settled(running.pid);
     running.pids();
     match mode {
@@ -52,7 +71,9 @@ pub fn run(mode: Mode, test: &str, subject: impl FnOnce() -> Subject) {
             take(&running, "image", false);
             same(&before, &running, "after it was let go");
         }
-        Mode::Restore => kill_and_restore(&mut running, &before, "image"),
+        Mode::Restore | Mode::InNamespaces | Mode::InUserNamespace => {
+            kill_and_restore(&mut running, &before, "image")
+        }
         Mode::RestoreTwice => {
             kill_and_restore(&mut running, &before, "first");
             kill_and_restore(&mut running, &before, "second");
@@ -73,6 +94,7 @@ pub fn run(mode: Mode, test: &str, subject: impl FnOnce() -> Subject) {
 ///
 /// It is not compared by portrait, since it never looks the same twice: its own verdict counts.
 pub fn survive(test: &str, subject: Subject) {
+    let _turn = subject.turn();
     let mut running = Running::start(&subject, test);
     running.pids();
     take(&running, "left", false);

@@ -7,6 +7,7 @@
 pub mod across;
 pub mod cycle;
 pub mod here;
+pub mod house;
 pub mod portrait;
 pub mod subject;
 
@@ -26,10 +27,23 @@ macro_rules! skip {
 
 /// A subject in every mode, each a test of its own: `conformance!(name, subject)`.
 ///
-/// The subject is a function of [`Here`], or what [`c`], [`python`], [`rust`] or [`command`] make.
+/// The subject is a function of [`Here`], or what [`c`], [`python`], [`rust`] or [`command`] make. It is also taken
+/// through in namespaces of its own ([`house`]), unless a third argument says that it cannot: `only: root` is not tried
+/// in a user namespace, `only: host` in none at all.
 #[macro_export]
 macro_rules! conformance {
     ($name:ident, $subject:expr) => {
+        $crate::conformance!($name, $subject, [in_namespaces InNamespaces in_user_namespace InUserNamespace]);
+    };
+    // It needs the rights of the host's root.
+    ($name:ident, $subject:expr, only: root) => {
+        $crate::conformance!($name, $subject, [in_namespaces InNamespaces]);
+    };
+    // It makes its own namespaces, or needs what belongs to the host.
+    ($name:ident, $subject:expr, only: host) => {
+        $crate::conformance!($name, $subject, []);
+    };
+    ($name:ident, $subject:expr, [$($house:ident $mode:ident)*]) => {
         mod $name {
             #[allow(unused_imports, reason = "the subject's text may need nothing from around it")]
             use super::*;
@@ -40,6 +54,7 @@ macro_rules! conformance {
             $crate::conformance!(@ incremental_3, Incremental3, $subject);
             $crate::conformance!(@ other_agent, OtherAgent, $subject);
             $crate::conformance!(@ fault_at_step, FaultAtStep, $subject);
+            $($crate::conformance!(@ $house, $mode, $subject);)*
         }
     };
     (@ $test:ident, $mode:ident, $subject:expr) => {

@@ -177,7 +177,14 @@ impl Portrait {
                 .enumerate()
                 .filter(|(_, l)| !l.is_empty())
             {
-                self.put(format!("{pid}/{file}/{n}"), printable(line));
+                let text = printable(line);
+                // The id is one out here, and in a user namespace of its own a process has no say in those.
+                let text = match text.split_once("/tid.") {
+                    _ if *file != "timers" => text,
+                    Some((before, _)) if foreign_users(&dir) => format!("{before}/tid"),
+                    _ => text,
+                };
+                self.put(format!("{pid}/{file}/{n}"), text);
             }
         }
         for link in ["cwd", "root", "exe"] {
@@ -254,11 +261,21 @@ impl Portrait {
             .flatten()
             .filter_map(|e| e.file_name().to_str()?.parse().ok())
             .collect();
+        // In a user namespace of its own a process has no say in the numbers that its threads have out here.
+        let inside = foreign_users(dir);
         for tid in tids {
-            let place = format!("{pid}/task/{tid}");
             let task = format!("{dir}/task/{tid}");
+            let place = match inner_tid(&task).filter(|_| inside && tid != pid.0) {
+                Some(inner) => format!("{pid}/task/{inner} inside"),
+                None => format!("{pid}/task/{tid}"),
+            };
             self.put(&place, "there");
             self.status(&task, &place, tid == pid.0);
+            if inside && tid != pid.0 {
+                for ids in ["Pid", "NSpid"] {
+                    self.0.remove(&format!("{place}/status/{ids}"));
+                }
+            }
             self.stat(&task, &place);
             self.put(
                 format!("{place}/comm"),
@@ -357,6 +374,7 @@ impl Portrait {
             .filter_map(|e| e.file_name().to_str()?.parse().ok())
             .collect();
         fds.sort_unstable();
+        let elsewhere = read_link(&format!("{dir}/ns/mnt")) != read_link("/proc/self/ns/mnt");
         for fd in fds {
             let place = format!("{pid}/fd/{fd}");
             let link = read_link(&format!("{dir}/fd/{fd}"));
@@ -371,8 +389,8 @@ impl Portrait {
                 if FDINFO_CHANGES.iter().any(|(k, _)| *k == key) {
                     continue;
                 }
-                // Of a tree of files of its own, the mounts are new.
-                if key == "mnt_id" && !mounted_here(value.trim()) {
+                // Of a tree of files of its own, the mounts are new, and devices may be on those of freeze.
+                if key == "mnt_id" && (elsewhere || !mounted_here(value.trim())) {
                     continue;
                 }
                 let value = match key {
@@ -506,6 +524,18 @@ fn old_name(path: &str) -> String {
     };
     let parts: Vec<String> = name.split('/').map(old).collect();
     parts.join("/") + " (deleted)"
+}
+
+/// Whether a process is in another user namespace.
+fn foreign_users(dir: &str) -> bool {
+    read_link(&format!("{dir}/ns/user")) != read_link("/proc/self/ns/user")
+}
+
+/// The id by which a thread goes where it lives.
+fn inner_tid(task: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("{task}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+    line.split_whitespace().last().map(str::to_owned)
 }
 
 fn printable(bytes: &[u8]) -> String {

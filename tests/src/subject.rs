@@ -1,6 +1,7 @@
 //! Starting a subject in a session of its own, with nothing that leads out of it, and cleaning up after it.
 
 use crate::here::{C, HERE, Here, PYTHON};
+use crate::house::{self, House};
 use freeze_user::ids::Pid;
 use freeze_user::sys::launch;
 use nix::sys::signal::Signal;
@@ -13,8 +14,8 @@ use std::hash::{Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Names the test whose subject a process is to be: it is the test's own program, started once more.
@@ -24,7 +25,16 @@ const PLAY: &str = "FREEZE_SUBJECT";
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A program to be frozen.
-pub struct Subject(What);
+pub struct Subject {
+    what: What,
+    alone: bool,
+}
+
+impl From<What> for Subject {
+    fn from(what: What) -> Subject {
+        Subject { what, alone: false }
+    }
+}
 
 enum What {
     Rust(Box<dyn Fn(&Here)>),
@@ -35,7 +45,7 @@ enum What {
 
 impl fmt::Debug for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
+        f.write_str(match self.what {
             What::Rust(_) => "a function",
             What::C(_) => "a C program",
             What::Python(_) => "a Python program",
@@ -46,22 +56,22 @@ impl fmt::Debug for Subject {
 
 /// A function in Rust; its process is the test program itself, started once more, with the function on its main thread.
 pub fn rust(function: impl Fn(&Here) + 'static) -> Subject {
-    Subject(What::Rust(Box::new(function)))
+    What::Rust(Box::new(function)).into()
 }
 
 /// A C program, whose text goes after `here.h`; it ends with status 0 if all is well.
 pub fn c(text: &str) -> Subject {
-    Subject(What::C(format!("{C}\n#line 1 \"subject.c\"\n{text}")))
+    What::C(format!("{C}\n#line 1 \"subject.c\"\n{text}")).into()
 }
 
 /// A Python program, which finds `freeze_here()`, `gone_ahead()` and `HERE` defined.
 pub fn python(text: &str) -> Subject {
-    Subject(What::Python(format!("{PYTHON}\n{text}")))
+    What::Python(format!("{PYTHON}\n{text}")).into()
 }
 
 /// Any command; it has to create `ready` in `$FREEZE_HERE` when it is, and to end when `go` appears there.
 pub fn command(words: &[&str]) -> Subject {
-    Subject(What::Command(words.iter().map(|w| (*w).to_owned()).collect()))
+    What::Command(words.iter().map(|w| (*w).to_owned()).collect()).into()
 }
 
 /// What [`conformance!`](crate::conformance) takes for a subject.
@@ -82,9 +92,23 @@ impl<F: Fn(&Here) + 'static> IntoSubject for F {
 }
 
 impl Subject {
+    /// The same, but never two of such at a time: what it holds has a number that is given out anew as soon as it is
+    /// free, such as a pseudo terminal's, and while it is dead another test must not come by it.
+    pub fn alone(self) -> Subject {
+        Subject { alone: true, ..self }
+    }
+
+    /// Waits for its turn, which lasts as long as what is returned.
+    pub(crate) fn turn(&self) -> Option<MutexGuard<'static, ()>> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        // A test that failed meanwhile is no reason for the next one to.
+        self.alone
+            .then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Plays the subject if this process was started to be it; whether it was.
     pub(crate) fn play(&self, test: &str) -> bool {
-        match (&self.0, std::env::var(PLAY)) {
+        match (&self.what, std::env::var(PLAY)) {
             (What::Rust(function), Ok(name)) if name == test => {
                 function(&Here::from_env());
                 true
@@ -95,13 +119,13 @@ impl Subject {
 
     /// Makes the program of a subject in C.
     pub(crate) fn prepare(&self) {
-        if let What::C(text) = &self.0 {
+        if let What::C(text) = &self.what {
             compiled(text);
         }
     }
 
     fn command(&self, test: &str) -> Command {
-        match &self.0 {
+        match &self.what {
             What::Rust(_) => {
                 let mut command = Command::new(std::env::current_exe().expect("a path to this program"));
                 // Without the name of the crate, which comes first in a module path.
@@ -257,7 +281,27 @@ impl Running {
         Running::launch_in(subject, test, scratch())
     }
 
+    /// Starts a subject in namespaces; the process at the top is their init.
+    pub(crate) fn start_housed(subject: &Subject, test: &str, house: House) -> Running {
+        let mut running = Running::launch_as(subject, test, scratch(), Some(house));
+        let launcher = waitpid(running.pid.nix(), None).expect("the launcher is our child");
+        assert!(
+            matches!(launcher, WaitStatus::Exited(_, 0)),
+            "no namespaces: {launcher:?}; {}",
+            running.said()
+        );
+        let init = fs::read_to_string(running.dir.join(house::INIT)).expect("the launcher wrote it");
+        running.pid = Pid(init.parse().expect("a pid"));
+        running.known = BTreeSet::from([running.pid]);
+        running.wait_ready();
+        running
+    }
+
     fn launch_in(subject: &Subject, test: &str, dir: PathBuf) -> Running {
+        Running::launch_as(subject, test, dir, None)
+    }
+
+    fn launch_as(subject: &Subject, test: &str, dir: PathBuf, house: Option<House>) -> Running {
         static REAPER: Once = Once::new();
         // Orphans of a subject, and what a `freeze restore --detach` left, come to us and are reaped here.
         REAPER
@@ -268,6 +312,17 @@ impl Running {
             .open(dir.join("out"))
             .expect("a file for its output");
         let mut command = subject.command(test);
+        if let Some(house) = house {
+            let mut housed = Command::new(compiled(&format!(
+                "{C}\n#line 1 \"house.c\"\n{}",
+                house::LAUNCHER
+            )));
+            housed
+                .arg(house.word())
+                .arg(command.get_program())
+                .args(command.get_args());
+            command = housed;
+        }
         // What the environment of the tests holds is nobody's business, an image's least of all.
         command
             .env_clear()
@@ -275,7 +330,7 @@ impl Running {
             .env("LANG", "C.UTF-8")
             .env(HERE, &dir)
             .current_dir(&dir);
-        if let What::Rust(_) = subject.0 {
+        if let What::Rust(_) = subject.what {
             command.env(PLAY, test);
         }
         command
@@ -364,7 +419,7 @@ impl Running {
         File::create(self.dir.join("go")).expect("a writable directory");
     }
 
-    /// Waits for the process at the top, a child of ours, to end.
+    /// Waits for the process at the top, a child of ours, to end; some subjects have work to do until then.
     pub fn wait(&mut self) -> WaitStatus {
         let began = Instant::now();
         loop {
@@ -374,7 +429,7 @@ impl Running {
                 Err(e) => panic!("waiting for {}: {e}; it said:\n{}", self.pid, self.said()),
             }
             assert!(
-                began.elapsed() < PATIENCE,
+                began.elapsed() < 5 * PATIENCE,
                 "the subject does not end; it said:\n{}",
                 self.said()
             );

@@ -53,5 +53,6 @@ int main(void) {
     OK(get(hash, &key, &eight));
     SAME(eight, 8);
 }
-"#)
+"#),
+    only: root
 );

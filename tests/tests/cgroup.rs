@@ -97,7 +97,8 @@ int main(void) {
     SAME(status, 0);
 }
 "#
-    )
+    ),
+    only: root
 );
 
 conformance!(

@@ -551,7 +551,8 @@ int main(void) {
     SAME(c, 3);
     OK(shm_unlink(kept));
 }
-"#)
+"#),
+    only: host
 );
 
 conformance!(

@@ -84,7 +84,8 @@ int main(void) {
     OK(msgctl(other, IPC_RMID, 0));
 }
 "#
-    )
+    ),
+    only: host
 );
 
 conformance!(

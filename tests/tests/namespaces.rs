@@ -145,7 +145,8 @@ int main(void) {
     CHECK(WIFEXITED(status));
     SAME(WEXITSTATUS(status), 5);
 }
-"#)
+"#),
+    only: root
 );
 
 conformance!(

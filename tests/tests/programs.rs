@@ -25,7 +25,7 @@ program!(nginx, shell(include_str!("../programs/nginx.sh")));
 program!(redis, shell(include_str!("../programs/redis.sh")));
 program!(memcached, shell(include_str!("../programs/memcached.sh")));
 program!(sqlite, shell(include_str!("../programs/sqlite.sh")));
-program!(tmux, shell(include_str!("../programs/tmux.sh")));
+program!(tmux, shell(include_str!("../programs/tmux.sh")).alone());
 program!(make, shell(include_str!("../programs/make.sh")));
 program!(ffmpeg, shell(include_str!("../programs/ffmpeg.sh")));
 program!(stress_ng, shell(include_str!("../programs/stress-ng.sh")));
@@ -40,7 +40,7 @@ program!(
 );
 program!(
     less,
-    command(&["/usr/bin/python3", "-c", include_str!("../programs/less.py")])
+    command(&["/usr/bin/python3", "-c", include_str!("../programs/less.py")]).alone()
 );
 program!(
     nodejs,

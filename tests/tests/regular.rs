@@ -259,11 +259,14 @@ int main(void){
   int i=OK(open("/proc/meminfo",O_RDONLY)); int j=OK(open("/proc/self/cmdline",O_RDONLY));
 
   SAME(read(i,buf,20),20); SAME(read(j,buf,3),3); int n=read(g,buf,10);
-  int pid=OK(fork()); if(!pid){while(!gone_ahead())nap(2);_exit(0);}
+  int hold[2]; OK(pipe(hold));
+  int pid=OK(fork()); if(!pid){close(hold[1]); while(read(hold[0],buf,1)); _exit(0);}
   sprintf(buf,"/proc/%d/stat",pid); int l=OK(open(buf,O_RDONLY));
   sprintf(buf,"/proc/%d",pid); int m=OK(open(buf,O_RDONLY|O_DIRECTORY));
+  int o=OK(open("/proc/self/fdinfo/1",O_RDONLY)); sprintf(buf,"/proc/%d/fdinfo/%d",pid,a); int p=OK(open(buf,O_RDONLY));
   OK(chdir("/proc/self"));
   freeze_here();
+  CHECK(read(o,buf,100)>0 && !memcmp(buf,"pos:",4)); CHECK(read(p,buf,100)>0 && !memcmp(buf,"pos:",4));
   SAME(read(a,buf,10),10);
   SAME(pread(d,buf,5,0),5); CHECK(!memcmp(buf,"Linux",5));
   CHECK(read(e,buf,100)>0); CHECK(read(c,buf,100)>0); CHECK(read(g,buf,100)>0); CHECK(read(i,buf,10)==10);
@@ -271,7 +274,7 @@ int main(void){
   OK(faccessat(m,"status",F_OK,0)); OK(faccessat(b,"status",F_OK,0));
   char x='q'; SAME(pread(h,buf,1,(off_t)(long)&x),1); SAME(buf[0],'q');
   CHECK(getcwd(buf,100)); if(atoi(buf+6)!=getpid()) DIE("%s",buf);
-  int st; OK(waitpid(pid,&st,0)); return 0;
+  close(hold[1]); int st; OK(waitpid(pid,&st,0)); return 0;
 }
 "#)
 );

@@ -60,7 +60,8 @@ int main(void) {
     OK(semctl(b, 0, IPC_RMID));
 }
 "#
-    )
+    ),
+    only: host
 );
 
 conformance!(

@@ -51,4 +51,5 @@ while not said.endswith(b"bye\r\n"):
 assert said == b"ial\r\nbye\r\n"
 "#
     )
+    .alone()
 );

@@ -1,7 +1,7 @@
 //! Credentials: user and group ids, capabilities, securebits, no_new_privs, dumpable, parent-death signal.
 
 use super::{ProcessKind, Source, Stage};
-use crate::error::{Blocker, Error, Result};
+use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
@@ -173,6 +173,8 @@ impl ProcessKind for Credentials {
         let tids: Vec<Pid> = (0..building.threads.len())
             .map(|n| building.recorded_tid(n))
             .collect();
+        // A process enters its user namespace with its ids; a thread with others takes them there.
+        let maps = (record.user_namespace != 0).then(|| Maps::of(pid)).transpose()?;
         building.tape_each(0, |n, t| {
             let record = all.of_thread(tids[n]);
             let prctl = |t: &mut crate::tracee::tape::Tape<'_>, name, option: i32, a: u64| {
@@ -186,6 +188,20 @@ impl ProcessKind for Credentials {
                 SECBIT_NO_SETUID_FIXUP,
             );
             let inside = all.user_namespace != 0;
+            if let (Some(maps), true) = (&maps, record != all) {
+                if record.groups != all.groups {
+                    let groups = record.groups.iter().map(|g| maps.gid(*g));
+                    let groups: Vec<u8> = groups.flat_map(u32::to_ne_bytes).collect();
+                    let at = t.bytes(&groups);
+                    let args = [record.groups.len() as u64, at];
+                    t.call("setgroups", libc::SYS_setgroups, &args);
+                }
+                set_ids(
+                    t,
+                    record.uid.map(|i| maps.uid(i)),
+                    record.gid.map(|i| maps.gid(i)),
+                );
+            }
             // In a user namespace it may be forbidden, and then there is nothing to change.
             if record.groups != here && !inside {
                 let groups: Vec<u8> = record.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
@@ -267,6 +283,41 @@ pub fn set_ids(t: &mut crate::tracee::tape::Tape<'_>, uid: [u32; 4], gid: [u32; 
     let [r, e, s, f] = uid;
     t.call("setresuid", libc::SYS_setresuid, &[id(r), id(e), id(s)]);
     t.call("setfsuid", libc::SYS_setfsuid, &[id(f)]);
+}
+
+/// The ids of a user namespace, with those that freeze knows them by.
+struct Maps {
+    uids: Vec<[u32; 3]>,
+    gids: Vec<[u32; 3]>,
+}
+
+impl Maps {
+    /// Of the one a process is in.
+    fn of(pid: Pid) -> Result<Maps> {
+        let read = |file: &str| {
+            let path = format!("/proc/{pid}/{file}");
+            let text = std::fs::read_to_string(&path).on("read", || path)?;
+            Ok(super::namespaces::id_map(&text))
+        };
+        Ok(Maps {
+            uids: read("uid_map")?,
+            gids: read("gid_map")?,
+        })
+    }
+
+    fn uid(&self, id: u32) -> u32 {
+        inside(&self.uids, id)
+    }
+
+    fn gid(&self, id: u32) -> u32 {
+        inside(&self.gids, id)
+    }
+}
+
+/// What an id is called inside; what has no name there stays, and the kernel refuses it.
+fn inside(map: &[[u32; 3]], id: u32) -> u32 {
+    let line = map.iter().find(|[_, first, n]| id >= *first && id - first < *n);
+    line.map_or(id, |[inside, first, _]| inside + (id - first))
 }
 
 fn capset(t: &mut crate::tracee::tape::Tape<'_>, effective: u64, permitted: u64, inheritable: u64) {

@@ -9,6 +9,7 @@
 
 pub mod clocks;
 mod contents;
+mod ipc;
 mod mounts;
 
 use super::credentials::set_ids;
@@ -316,8 +317,8 @@ fn what(
     };
     Ok(match kind {
         Kind::User => What::User {
-            uids: map(&read("uid_map")?),
-            gids: map(&read("gid_map")?),
+            uids: id_map(&read("uid_map")?),
+            gids: id_map(&read("gid_map")?),
             deny_setgroups: read("setgroups")?.trim() == "deny",
             maker: ns::owner_uid(fd.as_fd()).on("ioctl(NS_GET_OWNER_UID)", || "a user namespace")?,
         },
@@ -329,20 +330,9 @@ fn what(
             let label = format!("net namespace of {pid}");
             What::Network(netns::collect(fd.as_fd(), &others, &label, &mut out)?)
         }
-        Kind::Ipc => {
-            let look = || {
-                IPC_SETTINGS
-                    .iter()
-                    .filter_map(|name| {
-                        let value = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
-                        Some(((*name).to_owned(), value.trim().to_owned()))
-                    })
-                    .collect()
-            };
-            What::Ipc {
-                settings: ns::within(&[fd.as_fd()], look).on("setns", || "an IPC namespace")?,
-            }
-        }
+        Kind::Ipc => What::Ipc {
+            settings: ipc::settings(fd)?,
+        },
         Kind::Uts => {
             let names =
                 ns::within(&[fd.as_fd()], nix::sys::utsname::uname).on("setns", || "a UTS namespace")?;
@@ -401,24 +391,8 @@ fn network_verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     }
 }
 
-/// What of /proc/sys belongs to an IPC namespace.
-const IPC_SETTINGS: [&str; 13] = [
-    "kernel/auto_msgmni",
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "kernel/shmall",
-    "kernel/shmmax",
-    "kernel/shmmni",
-    "kernel/shm_rmid_forced",
-    "fs/mqueue/queues_max",
-    "fs/mqueue/msg_max",
-    "fs/mqueue/msgsize_max",
-    "fs/mqueue/msg_default",
-];
-
-fn map(text: &str) -> Vec<[u32; 3]> {
+/// The lines of uid_map or gid_map: first id inside, the same as freeze sees it, how many.
+pub(super) fn id_map(text: &str) -> Vec<[u32; 3]> {
     let line = |line: &str| {
         let words: Vec<u32> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
         words.try_into().ok()
@@ -473,6 +447,10 @@ pub fn make(all: &[Namespace], families: &[Family]) -> Result<Spaces> {
         }
         let mut steps = Vec::new();
         if let What::User { maker, .. } = &namespace.what {
+            if let Some([_, first, _]) = maps.get(&namespace.owner).and_then(|m| m[1].first()) {
+                // Who makes one must have ids in the one around it.
+                steps.push(Step::Gid(*first));
+            }
             steps.push(Step::Uid(*maker));
         }
         if namespace.owner != 0 {
@@ -486,12 +464,6 @@ pub fn make(all: &[Namespace], families: &[Family]) -> Result<Spaces> {
                 // "(none)" is how the kernel shows that there is none.
                 steps.push(Step::Domainname(domainname.clone().into_bytes()));
             }
-            What::Ipc { settings } => steps.extend(settings.iter().map(|(file, value)| {
-                Step::Write(
-                    format!("/proc/sys/{file}\0").into_bytes(),
-                    value.clone().into_bytes(),
-                )
-            })),
             _ => {}
         }
         let maker = Maker::new(&steps).map_err(|(n, errno)| {
@@ -538,6 +510,15 @@ pub fn make(all: &[Namespace], families: &[Family]) -> Result<Spaces> {
                 }
             }
             _ => {}
+        }
+        if let What::Ipc { settings } = &namespace.what {
+            let owner = match namespace.owner {
+                0 => None,
+                owner => Some(spaces.descriptor(Kind::User, owner)?),
+            };
+            ipc::apply(&fd, owner, settings).map_err(|(file, errno)| {
+                Error::kernel("write", format!("/proc/sys/{file} of {}", name()), errno)
+            })?;
         }
         spaces.put(kind, number, fd);
     }
@@ -607,7 +588,7 @@ mod tests {
 
     #[test]
     fn an_inner_map_is_written_as_its_parent_counts() {
-        let text = map("         0       1000          1\n");
+        let text = id_map("         0       1000          1\n");
         assert_eq!(text, [[0, 1000, 1]]);
         assert_eq!(map_text(&text, None), "0 1000 1\n");
         // The parent maps its 5..15 to 1000..1010.

@@ -383,6 +383,7 @@ pub struct Made {
 /// Makes a pty with its recorded number, settings and contents; it has no lock, no packet mode and no session yet.
 pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
     let name = || format!("/dev/pts/{}", pty.index);
+    let _turn = turn();
     let mut lower: Vec<OwnedFd> = Vec::new();
     // Numbers are given out from the lowest: those below are kept taken until ours comes up.
     let master = loop {
@@ -456,6 +457,19 @@ pub fn settle(pty: &Pty, made: &Made) -> nix::Result<()> {
         ioctl_word(made.master.as_fd(), TIOCSPTLCK, u64::from(pty.locked))?;
     }
     Ok(())
+}
+
+/// Whether somebody has the terminal of this number; not who only looks for another one of his own.
+pub fn is_taken(index: u32) -> bool {
+    let _turn = turn();
+    std::path::Path::new(&format!("/dev/pts/{index}")).exists()
+}
+
+/// Keeps other restores from taking numbers for the moment in which they look for theirs.
+fn turn() -> Option<std::fs::File> {
+    let directory = std::fs::File::open("/dev/pts").ok()?;
+    sys::flock(directory.as_fd(), libc::LOCK_EX).ok()?;
+    Some(directory)
 }
 
 /// The refusal of a pty whose number somebody else has.

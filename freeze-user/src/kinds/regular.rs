@@ -6,7 +6,8 @@ pub mod locks;
 
 use super::{FdKind, Placed, Source, object_space};
 use crate::error::{Blocker, Context, Error, Result};
-use crate::ids::{FileId, PAGE, SpaceId};
+use crate::ids::{FileId, PAGE, Pid, SpaceId};
+use crate::nest::space::Kind;
 use crate::nest::{Nest, Options};
 use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, FileStat, View};
@@ -67,6 +68,16 @@ pub struct FileRef {
     /// Of a file whose contents are in the image.
     #[serde(default)]
     pub attributes: Option<Attributes>,
+}
+
+/// Does something while a process that has no descriptors yet has one of this number.
+fn lend_descriptor<T>(pid: Pid, fd: i32, nest: &mut Nest, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (door, fd) = (nest.door(), fd as u64);
+    let process = nest.process(pid)?;
+    process.call("dup2", libc::SYS_dup2, &[door, fd])?;
+    let done = work();
+    process.call("close", libc::SYS_close, &[fd])?;
+    done
 }
 
 impl FileRef {
@@ -222,10 +233,33 @@ impl FileRef {
             return open(&self.revive(space, nest)?);
         }
         match &self.lost {
-            None => open(&nest.options.reach(self.tree, &self.path)?),
+            None => {
+                let here = nest.options.reach(self.tree, &self.path)?;
+                match self.of_descriptor(nest) {
+                    Some((pid, fd)) => lend_descriptor(pid, fd, nest, || open(&here)),
+                    None => open(&here),
+                }
+            }
             Some(lost @ Lost::Covered { .. }) => lost.open(&self.path, plain).on("open_by_handle_at", name),
             Some(lost) => open(&self.link_again(lost, nest)?),
         }
+    }
+
+    /// The descriptor of a process of the nest that this file of /proc is about.
+    fn of_descriptor(&self, nest: &Nest) -> Option<(Pid, i32)> {
+        if !self.virtual_file {
+            return None;
+        }
+        let rest = self.path.strip_prefix("/proc").ok()?.to_str()?;
+        let (pid, fd) = rest.split_once("/fdinfo/")?;
+        let named: i32 = pid.parse().ok()?;
+        // The number is that of the process where this /proc is mounted.
+        let is_it =
+            |p: &Pid| nest.membership(*p).of(Kind::Mount) == self.tree && nest.known_as(*p, *p) == named;
+        let pid = nest.pids().into_iter().find(is_it)?;
+        // The door's number is none of the program's.
+        let fd: i32 = fd.parse().ok()?;
+        (fd as u64 != nest.door()).then_some((pid, fd))
     }
 
     fn key(&self) -> (u64, u64) {

@@ -205,7 +205,8 @@ impl FdKind for Terminal {
             }
             Record::Master(master) => {
                 let index = master.pty.index;
-                if std::path::Path::new(&format!("/dev/pts/{index}")).exists() {
+                // When the trees of files are looked at, the terminals have been made.
+                if options.trees.is_empty() && pty::is_taken(index) {
                     out.push(pty::taken(index));
                 }
             }

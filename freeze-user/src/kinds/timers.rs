@@ -52,7 +52,9 @@ impl ProcessKind for Timers {
         for t in &p.timers {
             // Negative clocks are CPU clocks of a process or thread, by its id; 0 stands for the caller.
             let whose = Pid(!(t.clock >> 3));
-            let own = whose.0 == 0 || whose == p.pid || p.threads.iter().any(|t| t.tid == whose);
+            // The ids are those that the process itself goes by.
+            let mut known = p.threads.iter().map(|t| &t.status).chain([&p.status]);
+            let own = whose.0 == 0 || known.any(|s| s.ns_pid.last() == Some(&whose.0));
             if t.clock < 0 && !own {
                 out.push(
                     p.blocker(format!("timer {}", t.id), format!("clock {}", t.clock))

@@ -597,7 +597,7 @@ fn connect_by(fd: BorrowedFd<'_>, to: BorrowedFd<'_>, who: Option<Who>, nest: &m
     })?;
     match ran.result(at) {
         Ok(_) => Ok(()),
-        // In a root of its own without /proc, or kept out by the file's permissions, which may have changed since.
+        // In a root of its own without /proc.
         Err(Errno::ENOENT | Errno::EACCES) => {
             nest.warnings.push(format!(
                 "pid {}: a connection of its shows the credentials of freeze",

@@ -16,6 +16,9 @@ pub struct Who {
     pub gid: u32,
 }
 
+/// `SECBIT_NO_SETUID_FIXUP`.
+const NO_SETUID_FIXUP: u32 = 1 << 2;
+
 impl Nest {
     /// Plays calls in the process `who`, under its effective ids, with `hand` (descriptors of freeze) at hand: `fill`
     /// is told their numbers there. If the process is none of the nest's, its eldest stands in, and the user is told.
@@ -42,6 +45,10 @@ impl Nest {
         let keep = u64::from(u32::MAX);
         self.process(actor)?.tape(|t| {
             if other {
+                // It keeps its rights: what it may reach was settled long ago. Its own bits come with its credentials.
+                let bits = u64::from(NO_SETUID_FIXUP);
+                let args = [libc::PR_SET_SECUREBITS as u64, bits, 0, 0, 0];
+                t.call("prctl(PR_SET_SECUREBITS)", libc::SYS_prctl, &args);
                 // The saved ids stay, and with them the way back.
                 t.call(
                     "setresgid",

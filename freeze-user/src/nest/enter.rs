@@ -205,9 +205,15 @@ impl Nest {
             let some = &ids[done..tids.len().min(done + step)];
             if bound {
                 // The next id that is given out is the one after this, unless somebody else is quicker.
-                let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", (tids[done].0 - 1).to_string());
-                if let (Some(ns), Some(inner)) = (&inside, ids[done].last()) {
-                    sys::ns::set_last_pid(ns.as_fd(), inner - 1).on("write", || "ns_last_pid")?;
+                match (&inside, ids[done].last()) {
+                    // Its number further out nobody inside can see, and others count on theirs out there.
+                    (Some(ns), Some(inner)) => {
+                        sys::ns::set_last_pid(ns.as_fd(), inner - 1).on("write", || "ns_last_pid")?;
+                    }
+                    _ => {
+                        let last = (tids[done].0 - 1).to_string();
+                        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last);
+                    }
                 }
             }
             let (ran, calls) = building.tape(|t| {
@@ -248,7 +254,6 @@ impl Nest {
                     thread.exit(0, building.scratch.syscall_insn())?;
                     continue 'all;
                 }
-                // Only its number further out is another: nobody inside can see that.
                 if inner != wanted {
                     return Err(pid_refused(recorded, nix::errno::Errno::EEXIST));
                 }

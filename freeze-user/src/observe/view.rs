@@ -470,6 +470,11 @@ impl ProcessView {
                     p.stat = now;
                     Ok(p)
                 }
+                // Its memory goes first, and of a large one that takes a while.
+                Ok(now) if now.is_exiting() => Err(Error::Died {
+                    pid,
+                    how: "is about to end".into(),
+                }),
                 Ok(_) => Err(e),
                 Err(dead) => Err(dead),
             },

@@ -33,6 +33,8 @@ pub struct Stat {
 
 /// `PF_KTHREAD` of the flags field: a kernel thread.
 const PF_KTHREAD: u64 = 0x0020_0000;
+/// `PF_EXITING` of it.
+const PF_EXITING: u64 = 0x4;
 
 impl Stat {
     /// Parses the one line of `/proc/PID/stat`; the command may hold any byte, `)` and newline included.
@@ -80,6 +82,11 @@ impl Stat {
     /// Whether this is a kernel thread.
     pub fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
+    }
+
+    /// Whether it is on its way out: part of what it had is gone already.
+    pub fn is_exiting(&self) -> bool {
+        self.flags & PF_EXITING != 0
     }
 
     /// Whether it has ended and waits for its parent.

@@ -105,6 +105,8 @@ pub enum Step {
     Unshare(i32),
     /// Take this uid in all its forms, keeping every capability.
     Uid(u32),
+    /// Take this gid in all its forms.
+    Gid(u32),
     /// Make every mount of its tree private, so that none spreads to another.
     Private,
     /// Write to a file that is opened now, whose path ends in a zero.
@@ -199,6 +201,7 @@ unsafe fn perform(step: &Step) -> bool {
                     && libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0) == 0
                     && libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) == 0
             }
+            Step::Gid(gid) => libc::syscall(libc::SYS_setresgid, *gid, *gid, *gid) == 0,
             Step::Private => {
                 libc::syscall(
                     libc::SYS_mount,

@@ -114,14 +114,25 @@ fn bind_below(
         umask(Mode::from_bits_truncate(!mode & 0o777));
         socket_to(fd, false, address)
     });
-    let done = done.and_then(|()| {
-        use std::os::fd::AsRawFd;
-        let file = super::socket::bound_file(fd)?;
-        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-        then(&nix::fcntl::readlink(link.as_str()).map(PathBuf::from)?)
-    });
+    // By the way through `parent`: in another tree of files a rename does not cross from ours.
+    let done = done.and_then(|()| then(&below(&scratch, Path::new(OsStr::from_bytes(name_of(address))))));
     let _ = std::fs::remove_dir_all(&scratch);
     done
+}
+
+/// Where a path leads from a root that has no symbolic links.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    let mut inside = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => inside.push(name),
+            Component::ParentDir => {
+                inside.pop();
+            }
+            _ => {}
+        }
+    }
+    root.join(inside)
 }
 
 #[cfg(test)]
@@ -153,6 +164,13 @@ mod tests {
 
     fn mode(m: &std::fs::Metadata) -> u32 {
         std::os::unix::fs::MetadataExt::mode(m) & 0o777
+    }
+
+    #[test]
+    fn nothing_leads_out_of_a_root() {
+        let of = |path: &str| below(Path::new("/r"), Path::new(path));
+        assert_eq!(of("/a/b"), Path::new("/r/a/b"));
+        assert_eq!(of("./a/../../b"), Path::new("/r/b"));
     }
 
     #[test]

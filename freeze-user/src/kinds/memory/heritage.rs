@@ -420,6 +420,10 @@ fn key(record: &Record, m: &Mapping) -> Option<Key> {
         Backing::Anonymous => (Make::Anonymous, 0),
         Backing::File(i) => {
             let f = &record.files[i];
+            // The tree it is in is built when all processes are there.
+            if f.tree != 0 {
+                return None;
+            }
             use std::os::unix::ffi::OsStrExt;
             let name = FileName {
                 path: Bytes(f.path.as_os_str().as_bytes().to_vec()),
