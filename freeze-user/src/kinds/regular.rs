@@ -92,7 +92,7 @@ impl FileRef {
             .map_err(|(why, remedy)| Blocker::at(name(), "").why(why).remedy(remedy).refuse())?;
         let gone = match &found {
             Way::Path | Way::Lost(Lost::Covered { .. }) => false,
-            Way::Kernel | Way::Gone | Way::Lost(Lost::Elsewhere { .. }) => true,
+            Way::Kernel | Way::Gone | Way::Lost(Lost::Elsewhere { .. } | Lost::Dead { .. }) => true,
         };
         let path = match link.strip_suffix(DELETED).filter(|_| gone) {
             Some(path) => path,
@@ -125,6 +125,9 @@ impl FileRef {
 
     /// Adds what has become of the file since: missing, replaced, shortened, changed.
     pub fn precheck(&self, options: &Options, out: &mut Vec<Blocker>) {
+        if let Some(lost) = &self.lost {
+            lost.precheck(&self.path, out);
+        }
         if self.virtual_file || options.accept_changed.contains(&self.path) {
             return;
         }
@@ -223,7 +226,9 @@ impl FileRef {
         }
         match &self.lost {
             None => open(&nest.options.reach(self.tree, &self.path)?),
-            Some(lost @ Lost::Covered { .. }) => lost.open(&self.path, plain).on("open_by_handle_at", name),
+            Some(lost @ (Lost::Covered { .. } | Lost::Dead { .. })) => {
+                lost.open(&self.path, plain).on("open", name)
+            }
             Some(lost) => open(&self.link_again(lost, nest)?),
         }
     }
