@@ -403,6 +403,13 @@ impl Portrait {
                         .split_whitespace()
                         .collect::<Vec<_>>()
                         .join(" "),
+                    // A watched file that was unlinked, or a mount of its own, is made again; which it is, events tell.
+                    "inotify wd" | "fanotify ino" | "fanotify mnt_id" | "fanotify sdev" => value
+                        .split_whitespace()
+                        .skip(usize::from(key.starts_with("fanotify")))
+                        .filter(|w| !["ino:", "sdev:", "f_handle:"].iter().any(|k| w.starts_with(k)))
+                        .collect::<Vec<_>>()
+                        .join(" "),
                     _ => value.trim().to_owned(),
                 };
                 many.entry(key.to_owned()).or_default().push(value);

@@ -1,4 +1,4 @@
-//! Conformance of the memory devices: null, zero, full, random, urandom.
+//! Conformance of devices: null, zero, full, random, urandom; unlinked nodes; the kernel's log, a disk, a latency wish.
 
 use freeze_tests::{c, conformance};
 
@@ -26,4 +26,51 @@ int main(void) {
     SAME(read(again, b, 1), 1);
 }
 "#)
+);
+
+conformance!(
+    unlinked,
+    c(r#"
+/* A node of one's own that is gone, and a descriptor that only stands for one. */
+#include <sys/sysmacros.h>
+int main(void) {
+    char *path = strdup(in_here("node"));
+    OK(mknod(path, S_IFCHR | 0640, makedev(1, 5)));
+    int fd = OK(open(path, O_RDWR));
+    OK(unlink(path));
+    freeze_here();
+    char a[4] = "abc";
+    SAME(read(fd, a, 4), 4);
+    SAME(a[0], 0);
+    struct stat s;
+    OK(fstat(fd, &s));
+    SAME(s.st_rdev, makedev(1, 5));
+    SAME(s.st_nlink, 0);
+    SAME(s.st_mode, S_IFCHR | 0640);
+    CHECK(access(path, F_OK) == -1);
+}
+"#),
+    only: root
+);
+
+conformance!(
+    others,
+    c(r#"
+/* What this machine has of them. */
+int main(void) {
+    int log = OK(open("/dev/kmsg", O_WRONLY)), disk = open("/dev/loop7", O_RDONLY);
+    int latency = open("/dev/cpu_dma_latency", O_RDWR), random = open("/dev/hwrng", O_RDONLY);
+    int32_t wish = 654321;
+    if (latency >= 0) SAME(write(latency, &wish, 4), 4);
+    long end = disk >= 0 ? OK(lseek(disk, 0, SEEK_END)) : 0;
+    freeze_here();
+    SAME(write(log, "<7>freeze was here\n", 19), 19);
+    if (disk >= 0) SAME(lseek(disk, 0, SEEK_CUR), end);
+    wish = 0;
+    if (latency >= 0) SAME(pread(latency, &wish, 4, 0), 4);
+    if (latency >= 0) SAME(wish, 654321);
+    if (random >= 0) CHECK(fcntl(random, F_GETFD) == 0);
+}
+"#),
+    only: root
 );

@@ -35,3 +35,37 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    renamed_and_unlinked,
+    c(r#"
+/* A watch stays with its file, whatever that is called, and whether it has a name at all. */
+#include <sys/inotify.h>
+int main(void) {
+    char *a = strdup(in_here("a")), *b = strdup(in_here("b")), *gone = strdup(in_here("gone")), *d = strdup(in_here("d"));
+    int moved = OK(open(a, O_CREAT | O_RDWR, 0600)), nameless = OK(open(gone, O_CREAT | O_RDWR, 0600));
+    OK(mkdir(d, 0700));
+    int dir = OK(open(d, O_RDONLY | O_DIRECTORY));
+    int fd = OK(inotify_init1(IN_NONBLOCK));
+    SAME(OK(inotify_add_watch(fd, a, IN_MODIFY)), 1);
+    SAME(OK(inotify_add_watch(fd, gone, IN_MODIFY)), 2);
+    SAME(OK(inotify_add_watch(fd, d, IN_ATTRIB)), 3);
+    OK(rename(a, b));
+    OK(unlink(gone));
+    OK(rmdir(d));
+    char buf[4096];
+    while (read(fd, buf, sizeof buf) > 0) {}
+    freeze_here();
+    CHECK(read(fd, buf, sizeof buf) == -1 && errno == EAGAIN);
+    struct inotify_event *e = (void *)buf;
+    SAME(write(moved, "x", 1), 1);
+    SAME(read(fd, buf, sizeof buf), sizeof *e);
+    SAME(e->wd, 1);
+    SAME(write(nameless, "x", 1), 1);
+    SAME(read(fd, buf, sizeof buf), sizeof *e);
+    SAME(e->wd, 2);
+    SAME(e->mask, IN_MODIFY);
+    CHECK(dir > 0);
+}
+"#)
+);

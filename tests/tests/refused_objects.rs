@@ -12,7 +12,6 @@ def take(word, fd):
     if fd >= 0: held.append("%d %s" % (fd, word))
 take("io_uring", libc.syscall(425, 8, ctypes.create_string_buffer(120)))
 take("userfaultfd", libc.syscall(323, 0))
-take("fanotify", libc.syscall(300, 0, 0))
 attr = struct.pack("IIQ", 1, 112, 0) + bytes(96)   # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CPU_CLOCK
 take("perf event", libc.syscall(298, attr, 0, -1, -1, 0))
 take("memfd_secret", libc.syscall(447, 0))

@@ -278,3 +278,25 @@ int main(void){
 }
 "#)
 );
+
+conformance!(
+    write_hints,
+    c(r#"
+/* How long data is expected to live is said of a file, also of one without a name. */
+#define GET 1035
+#define SET 1036
+int main(void) {
+    int file = OK(open(in_here("f"), O_CREAT | O_RDWR, 0600)), gone = OK(open(in_here("g"), O_CREAT | O_RDWR, 0600));
+    uint64_t hint = 3;
+    OK(fcntl(gone, SET, &hint));
+    hint = 5;
+    OK(fcntl(file, SET, &hint));
+    OK(unlink(in_here("g")));
+    freeze_here();
+    OK(fcntl(gone, GET, &hint));
+    SAME(hint, 3);
+    OK(fcntl(file, GET, &hint));
+    SAME(hint, 5);
+}
+"#)
+);

@@ -104,6 +104,10 @@ impl DirRef {
         let (path, off_path) = match found {
             Way::Path => (link, None),
             Way::Kernel => (link.strip_suffix(DELETED).unwrap_or(link), None),
+            Way::Lost(lost @ Lost::Dead { .. }) => (
+                link.strip_suffix(DELETED).unwrap_or(link),
+                Some(OffPath::Lost(lost)),
+            ),
             Way::Lost(lost) => (link, Some(OffPath::Lost(lost))),
             Way::Gone => (
                 link.strip_suffix(DELETED).unwrap_or(link),
@@ -124,8 +128,10 @@ impl DirRef {
 
     /// Refuses one that is not there.
     pub fn precheck(&self, options: &Options, out: &mut Vec<Blocker>) {
-        if self.off_path.is_none() {
-            must_be_there(self.tree, &self.path, options, out);
+        match &self.off_path {
+            None => must_be_there(self.tree, &self.path, options, out),
+            Some(OffPath::Lost(lost)) => lost.precheck(&self.path, out),
+            Some(OffPath::Removed(_)) => {}
         }
     }
 

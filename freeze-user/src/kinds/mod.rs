@@ -9,6 +9,7 @@ pub mod device;
 pub mod directory;
 pub mod epoll;
 pub mod eventfd;
+pub mod fanotify;
 pub mod fdtable;
 pub mod fifo;
 pub mod filesystem;
@@ -16,6 +17,7 @@ pub mod inotify;
 pub mod ipcspace;
 pub mod kinship;
 pub mod limits;
+pub mod marks;
 pub mod memfd;
 pub mod memory;
 pub mod msgqueues;
@@ -23,6 +25,7 @@ pub mod namespaces;
 pub mod netlink;
 pub mod packet;
 pub mod netns;
+pub mod nsfd;
 pub mod path;
 pub mod pidfd;
 pub mod pipe;
@@ -215,6 +218,9 @@ pub struct Common {
     /// What is locked through it.
     #[serde(default)]
     pub locks: Locks,
+    /// How long what is written to the file is expected to live (F_SET_RW_HINT); 0 where nothing was said.
+    #[serde(default)]
+    pub write_hint: u64,
 }
 
 /// The status flags that F_SETFL can change.
@@ -230,6 +236,7 @@ impl Common {
                 signal: 0,
                 net: 0,
                 locks: Locks::default(),
+                write_hint: 0,
             });
         }
         let here = from.process.fd(fd.fd)?;
@@ -238,12 +245,18 @@ impl Common {
         const F_GETSIG: i32 = 11;
         let signal = sys::fcntl(here.as_fd(), F_GETSIG, 0).on("fcntl(F_GETSIG)", name)? as i32;
         let locks = Locks::of(fd);
+        // Some file systems know no hints.
+        let write_hint = match fd.stat.kind() {
+            libc::S_IFREG => sys::files::write_hint(here.as_fd()).unwrap_or(0),
+            _ => 0,
+        };
         Ok(Common {
             flags,
             owner,
             signal,
             net: 0,
             locks,
+            write_hint,
         })
     }
 
@@ -253,6 +266,9 @@ impl Common {
         }
         self.locks.restore(fd)?;
         let name = || "a restored file".to_owned();
+        if self.write_hint != 0 {
+            sys::files::set_write_hint(fd, self.write_hint).on("fcntl(F_SET_RW_HINT)", name)?;
+        }
         const F_SETSIG: i32 = 10;
         if self.owner.1 != 0 {
             // Its owner may have ended long ago, as it may for the program that asked for it.
@@ -517,7 +533,9 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<terminal::Terminal>(),
     fd::<memfd::Memfd>(),
     fd::<fifo::Fifo>(),
+    fd::<nsfd::NsFd>(),
     fd::<inotify::Inotify>(),
+    fd::<fanotify::Fanotify>(),
     fd::<pidfd::PidFd>(),
     fd::<directory::Directory>(),
     fd::<device::Device>(),
@@ -633,7 +651,7 @@ pub fn markdown() -> String {
         out += &format!("| `{}…` | {why} | {remedy} |\n", String::from_utf8_lossy(name));
     }
     out += "\n## Refused otherwise\n\n\
-        - descriptors that no kind above claims: io_uring, fanotify, userfaultfd, perf events, eBPF objects, block devices, \
+        - descriptors that no kind above claims: io_uring, userfaultfd, perf events, eBPF programs and links, \
           devices with state of their own, sockets of other families;\n\
         - the other end of a pipe, fifo, socket or terminal pair held by a process outside the tree: every holder is named;\n\
         - mounts of file systems that cannot be made anew and are not mounted where freeze runs, 32-bit programs, kernel \

@@ -20,7 +20,7 @@ use crate::nest::family::Family;
 use crate::nest::space::{Kind, Spaces};
 use crate::nest::{Nest, Options};
 use crate::observe::tree::Tree;
-use crate::observe::view::{ProcessView, View, all_pids, command_of};
+use crate::observe::view::{FdView, ProcessView, View, all_pids, command_of};
 use crate::proc::stat::Stat;
 use crate::store::Draft;
 use crate::sys::ns::{self, Maker, Step};
@@ -29,7 +29,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 #[derive(Debug)]
@@ -226,9 +226,19 @@ pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Re
             .collect();
         all.sort_by_key(|(_, number)| *number);
         for (inode, number) in all {
-            let Some((pid, fd)) = open(view, kind, inode)? else {
+            let Some(Found { pid, fd, inside }) = open(view, kind, inode)? else {
                 continue;
             };
+            // What a namespace that nobody lives in holds is shown to those who go there.
+            let visitor = match (inside, kind) {
+                (false, Kind::User | Kind::Time) => Some(
+                    Maker::new(&[Step::Enter(fd.as_raw_fd())])
+                        .map_err(|(_, e)| e)
+                        .on("setns", || format!("{} namespace held by {pid}", kind.name()))?,
+                ),
+                _ => None,
+            };
+            let pid = visitor.as_ref().map_or(pid, Maker::pid);
             let name = || format!("{} namespace of {pid}", kind.name());
             let owner = match kind {
                 Kind::User => ns::parent(fd.as_fd()),
@@ -259,18 +269,73 @@ pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Re
     Ok(())
 }
 
-/// A descriptor of a namespace of the set, and a process that has it.
-fn open(view: &View, kind: Kind, inode: u64) -> Result<Option<(Pid, OwnedFd)>> {
+/// A namespace of the set, by a descriptor of freeze's.
+struct Found {
+    pid: Pid,
+    fd: OwnedFd,
+    /// Whether the process lives in it, or only has it open.
+    inside: bool,
+}
+
+fn open(view: &View, kind: Kind, inode: u64) -> Result<Option<Found>> {
     for p in &view.processes {
         for name in [kind.name().to_owned(), format!("{}_for_children", kind.name())] {
             if p.namespaces.get(&name) == Some(&inode) {
                 let path = format!("/proc/{}/ns/{name}", p.pid);
-                let file = File::open(&path).on("open", || path)?;
-                return Ok(Some((p.pid, file.into())));
+                let fd = File::open(&path).on("open", || path)?.into();
+                return Ok(Some(Found {
+                    pid: p.pid,
+                    fd,
+                    inside: true,
+                }));
             }
         }
     }
-    Ok(None)
+    let Some(holder) = view.holder_of(kind.name(), inode) else {
+        return Ok(None);
+    };
+    Ok(Some(Found {
+        pid: holder.pid,
+        fd: File::open(holder.at()).on("open", || holder.at())?.into(),
+        inside: false,
+    }))
+}
+
+/// Adds what speaks against carrying a namespace that the set only holds open, by the descriptor `fd`.
+pub(super) fn held_verdict(kind: Kind, inode: u64, fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+    let lived_in = |p: &ProcessView| p.namespaces.values().any(|i| *i == inode);
+    if view.processes.iter().any(lived_in) || !outsiders(view, kind, inode).is_empty() {
+        return;
+    }
+    let Ok(Some(found)) = open(view, kind, inode) else {
+        return;
+    };
+    if kind == Kind::Net {
+        made_anew(&found.fd, &fd.label(), view, out);
+    }
+    let tables = ["/proc/sysvipc/msg", "/proc/sysvipc/sem", "/proc/sysvipc/shm"];
+    let lines = || tables.map(|t| std::fs::read_to_string(t).map_or(0, |text| text.lines().count()));
+    // The first line is the heading.
+    if kind == Kind::Ipc && ns::within(&[found.fd.as_fd()], lines).is_ok_and(|n| n.iter().any(|n| *n > 1)) {
+        out.push(
+            fd.blocker()
+                .why("there are System V objects in it, and no process of the checkpoint that lives there")
+                .remedy("let a process of the checkpoint stay in it"),
+        );
+    }
+}
+
+/// The processes outside the set that keep a namespace alive, by which it is found again.
+pub(super) fn keepers(view: &View, kind: Kind, inode: u64) -> Vec<Outsider> {
+    outsiders(view, kind, inode)
+}
+
+/// One of the processes that kept a namespace alive, if it still does.
+pub(super) fn still_kept(kind: Kind, keepers: &[Outsider]) -> Option<Pid> {
+    let alive = keepers
+        .iter()
+        .find(|o| started(o.pid) == Some(o.started) && space_of(o.pid, kind) == Some(o.inode));
+    alive.map(|o| o.pid)
 }
 
 /// Who outside the set lives in a namespace.
@@ -366,7 +431,7 @@ fn networks(view: &View) -> Vec<(u32, OwnedFd)> {
         .iter()
         .filter(|((kind, _), _)| kind == Kind::Net.name());
     let opened =
-        foreign.filter_map(|((_, inode), number)| Some((*number, open(view, Kind::Net, *inode).ok()??.1)));
+        foreign.filter_map(|((_, inode), number)| Some((*number, open(view, Kind::Net, *inode).ok()??.fd)));
     let own = File::open("/proc/thread-self/ns/net").ok();
     opened.chain(own.map(|own| (0, own.into()))).collect()
 }
@@ -376,17 +441,20 @@ fn network_verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     let Some(inode) = p.namespaces.get(Kind::Net.name()) else {
         return;
     };
-    let Ok(Some((_, fd))) = open(view, Kind::Net, *inode) else {
+    let Ok(Some(found)) = open(view, Kind::Net, *inode) else {
         return;
     };
+    if outsiders(view, Kind::Net, *inode).is_empty() {
+        made_anew(&found.fd, &format!("net namespace of {}", p.pid), view, out);
+    }
+}
+
+/// Adds what speaks against making a network namespace again.
+fn made_anew(fd: &OwnedFd, label: &str, view: &View, out: &mut Vec<Blocker>) {
     let (others, mut found) = (networks(view), Vec::new());
     let others: Vec<_> = others.iter().map(|(n, fd)| (*n, fd.as_fd())).collect();
-    let label = format!("net namespace of {}", p.pid);
     // What cannot be read is told when it is recorded.
-    if netns::collect(fd.as_fd(), &others, &label, &mut found).is_ok()
-        && !found.is_empty()
-        && outsiders(view, Kind::Net, *inode).is_empty()
-    {
+    if netns::collect(fd.as_fd(), &others, label, &mut found).is_ok() {
         out.extend(found);
     }
 }
@@ -413,11 +481,7 @@ pub fn precheck(all: &[Namespace], out: &mut Vec<Blocker>) {
 
 /// A process outside the checkpoint that keeps a namespace alive.
 fn living(namespace: &Namespace) -> Option<Pid> {
-    let alive = namespace
-        .outside
-        .iter()
-        .find(|o| started(o.pid) == Some(o.started) && space_of(o.pid, namespace.kind) == Some(o.inode));
-    alive.map(|o| o.pid)
+    still_kept(namespace.kind, &namespace.outside)
 }
 
 /// Makes the namespaces, or joins those that others have kept alive; those of pids come with their inits.

@@ -59,7 +59,7 @@ impl NodeRef {
             Way::Path => {}
             Way::Kernel => path = link.strip_suffix(DELETED).unwrap_or(link),
             Way::Lost(lost) => {
-                if matches!(lost, Lost::Elsewhere { .. }) {
+                if matches!(lost, Lost::Elsewhere { .. } | Lost::Dead { .. }) {
                     path = link.strip_suffix(DELETED).unwrap_or(link);
                 }
                 out.lost = Some(lost);
@@ -88,6 +88,9 @@ impl NodeRef {
 
     /// Adds what speaks against restoring it.
     pub fn precheck(&self, path: &Path, out: &mut Vec<Blocker>) {
+        if let Some(lost) = &self.lost {
+            lost.precheck(path, out);
+        }
         if self.gone.is_some() || self.lost.is_some() {
             return;
         }
@@ -163,6 +166,9 @@ impl NodeRef {
         let name = || path.display().to_string();
         if let Some(Lost::Covered { mount, handle }) = &self.lost {
             return handle.open(mount, flags).on("open_by_handle_at", name);
+        }
+        if let Some(lost @ Lost::Dead { .. }) = &self.lost {
+            return lost.open(path, flags).on("open", name);
         }
         let at = self.place(path, nest)?;
         let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;

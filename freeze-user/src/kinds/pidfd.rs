@@ -1,12 +1,16 @@
-//! Pidfds of processes that are in the checkpoint themselves.
+//! Pidfds: of processes in the checkpoint, of others that outlast it, and of those that have ended.
 
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
-use crate::observe::view::{FdView, View};
+use crate::observe::view::{FdView, View, command_of};
+use crate::proc::stat::Stat;
 use crate::sys;
+use crate::sys::ended::{self, Ended};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::OwnedFd;
 
 #[derive(Debug)]
@@ -17,12 +21,27 @@ pub struct Record {
     pub pid: Pid,
     /// Whether it stands for the thread instead of the process (PIDFD_THREAD).
     pub thread: bool,
+    #[serde(default)]
+    pub state: State,
+}
+
+/// What has become of its process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// It is in the checkpoint.
+    #[default]
+    Inside,
+    /// It goes on outside, where it is known by when it started, in ticks after this boot.
+    Outside { started: u64, boot: String },
+    /// It has ended and was waited for: which one of these it was, and with what status where the kernel tells.
+    Ended { which: u64, status: i32 },
 }
 
 impl FdKind for PidFd {
     const TAG: &'static str = "pidfd";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "pidfds of processes in the checkpoint";
+    const ABOUT: &'static str = "pidfds of processes in the checkpoint, of processes outside that live on until the \
+        restore, and of those that have ended, with their status";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -31,51 +50,133 @@ impl FdKind for PidFd {
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
-        let at = || fd.blocker();
         match target(fd) {
-            None => out.push(
-                at().why("the kernel does not show whose it is")
-                    .remedy("close it before the checkpoint"),
+            None => out.push(nobodys(fd)),
+            Some(Pid(0)) => out.push(
+                fd.blocker()
+                    .why("its process is in another pid namespace than freeze")
+                    .remedy("run freeze in a pid namespace that sees it, or let the program close it"),
             ),
-            Some(Pid(..=0)) => out.push(
-                at().why("its process has ended or is in another pid namespace")
+            Some(pid) if view.get(pid).is_none() && is_thread_of(pid, view) => out.push(
+                fd.blocker()
+                    .why(format!(
+                        "it stands for the thread {pid}, and threads come after descriptors"
+                    ))
                     .remedy("let the program close it"),
-            ),
-            Some(pid) if view.get(pid).is_none() => out.push(
-                at().why(format!("it stands for {pid:?}, which is not in the checkpoint"))
-                    .remedy("checkpoint a common ancestor, or let the program close it"),
             ),
             Some(_) => {}
         }
     }
 
-    fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
-        let pid = target(fd).ok_or_else(|| fd.blocker().why("it is nobody's").refuse())?;
+    fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
+        let pid = target(fd).ok_or_else(|| nobodys(fd).refuse())?;
+        let state = match pid {
+            Pid(..0) => {
+                let here = from.process.fd(fd.fd)?;
+                State::Ended {
+                    which: fd.stat.ino,
+                    status: ended::status(&here).unwrap_or(0),
+                }
+            }
+            pid if from.view.get(pid).is_some() => State::Inside,
+            pid => match started(pid) {
+                Some(started) => State::Outside {
+                    started,
+                    boot: boot(),
+                },
+                // It has just ended, and the view is older.
+                None => return Err(nobodys(fd).refuse()),
+            },
+        };
         Ok(Record {
             pid,
             thread: fd.flags() & libc::O_EXCL != 0,
+            state,
         })
     }
 
-    fn precheck(_: &Record, _: &Options, _: &mut Vec<Blocker>) {}
+    fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
+        let State::Outside {
+            started: then,
+            boot: on,
+        } = &record.state
+        else {
+            return;
+        };
+        // There is always an init, and it is always the same one to those who ask for pid 1.
+        if record.pid == Pid(1) || (started(record.pid) == Some(*then) && *on == boot()) {
+            return;
+        }
+        let now = match started(record.pid) {
+            Some(_) => format!("{} has this pid now", command_of(record.pid)),
+            None => "it has ended".to_owned(),
+        };
+        out.push(
+            Blocker::at(format!("pid {}", record.pid), "a process outside the checkpoint")
+                .why(format!("the program holds a pidfd of it, and {now}"))
+                .remedy("checkpoint it together with the program (--also-freeze)"),
+        );
+    }
 
     fn members(_: &Record) -> Vec<FileId> {
         Vec::new()
     }
 
-    fn restore(record: &Record, _: &mut Nest) -> Result<OwnedFd> {
-        // The processes exist since the nest was made.
-        sys::events::pidfd_open_with(record.pid, record.thread)
-            .on("pidfd_open", || format!("pid {}", record.pid))
+    fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
+        let open = |pid: Pid| {
+            sys::events::pidfd_open_with(pid, record.thread).on("pidfd_open", || format!("pid {pid}"))
+        };
+        match record.state {
+            // The processes exist since the nest was made.
+            State::Inside | State::Outside { .. } => open(record.pid),
+            State::Ended { which, status } => {
+                let dead = &mut nest.state::<Dead>().0;
+                let stand_in = match dead.entry(which) {
+                    Entry::Occupied(made) => made.into_mut(),
+                    Entry::Vacant(free) => {
+                        free.insert(Ended::new(status).on("fork", || "a process that ends at once")?)
+                    }
+                };
+                open(stand_in.pid())
+            }
+        }
     }
 
-    fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {
+    fn finish(_: &Record, _: Placed, nest: &mut Nest) -> Result<()> {
+        // All their pidfds are open: now they are waited for.
+        nest.state::<Dead>().0.clear();
         Ok(())
     }
 }
 
+/// Stand-ins for processes that ended before the checkpoint.
+#[derive(Debug, Default)]
+struct Dead(BTreeMap<u64, Ended>);
+
 fn target(fd: &FdView) -> Option<Pid> {
     fd.info.get("Pid")?.parse().ok().map(Pid)
+}
+
+fn is_thread_of(tid: Pid, view: &View) -> bool {
+    view.processes
+        .iter()
+        .flat_map(|p| &p.threads)
+        .any(|t| t.tid == tid)
+}
+
+fn nobodys(fd: &FdView) -> Blocker {
+    fd.blocker()
+        .why("the kernel does not show whose it is")
+        .remedy("close it before the checkpoint")
+}
+
+fn started(pid: Pid) -> Option<u64> {
+    Some(Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?.start_time)
+}
+
+fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]
@@ -92,6 +193,32 @@ mod tests {
         assert_eq!(target(&seen), Some(own));
         let mut out = Vec::new();
         PidFd::verdict(&seen, &View::default(), &mut out);
-        assert!(out[0].why.contains("not in the checkpoint"), "{out:?}");
+        assert_eq!(out, []);
+        let outside = |started, pid| Record {
+            pid,
+            thread: false,
+            state: State::Outside {
+                started,
+                boot: boot(),
+            },
+        };
+        let options = Options::default();
+        PidFd::precheck(&outside(started(own).unwrap(), own), &options, &mut out);
+        PidFd::precheck(&outside(0, Pid(1)), &options, &mut out);
+        assert_eq!(out, []);
+        PidFd::precheck(&outside(0, own), &options, &mut out);
+        assert!(out[0].why.contains("has this pid now"), "{out:?}");
+    }
+
+    #[test]
+    fn one_that_has_ended_is_made_again() {
+        let dead = Ended::new(libc::SIGTERM).unwrap();
+        let fd = sys::pidfd_open(dead.pid()).unwrap();
+        drop(dead);
+        let seen = crate::observe::view::read_fd(Pid(std::process::id() as i32), fd.as_raw_fd()).unwrap();
+        assert_eq!(target(&seen), Some(Pid(-1)));
+        if let Ok(status) = ended::status(&fd) {
+            assert_eq!(status, libc::SIGTERM);
+        }
     }
 }

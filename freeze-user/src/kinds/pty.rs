@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 /// Everything that both sides of a pseudo terminal have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,8 +159,13 @@ impl Drop for Opened<'_> {
 
 /// Records a pty; both sides stand still, and hold afterwards what they held before.
 ///
-/// `slave` is one descriptor of the slave side, if anybody has one.
-pub fn collect(index: u32, master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>) -> Result<Pty> {
+/// `slave` is one descriptor of the slave side, if anybody has one, and `node` where that side lies.
+pub fn collect(
+    index: u32,
+    master: BorrowedFd<'_>,
+    slave: Option<BorrowedFd<'_>>,
+    node: &Path,
+) -> Result<Pty> {
     let name = || format!("pty {index}");
     let int = |request| sys::ioctl_int(master, request).on("ioctl", name);
     let found = termios(master).on("ioctl(TCGETS2)", name)?;
@@ -197,7 +203,7 @@ pub fn collect(index: u32, master: BorrowedFd<'_>, slave: Option<BorrowedFd<'_>>
         if !echo || int(libc::FIONREAD)? != 0 {
             return Err(typed_unopened(index).refuse());
         }
-        let node = std::fs::metadata(format!("/dev/pts/{index}")).on("stat", name)?;
+        let node = std::fs::metadata(node).on("stat", name)?;
         (out.mode, out.uid, out.gid) = (node.mode() & 0o7777, node.uid(), node.gid());
         out.exclusive[1] = false;
         return Ok(out);
@@ -378,26 +384,47 @@ pub struct Made {
     pub master: OwnedFd,
     /// None where nobody had opened it.
     pub slave: Option<OwnedFd>,
+    /// Where its slave side lies.
+    pub node: PathBuf,
+}
+
+/// The directory of slave sides that belongs to a multiplexer, as the kernel finds it.
+pub fn directory_of(ptmx: &Path) -> PathBuf {
+    let beside = ptmx.parent().unwrap_or(Path::new("/"));
+    match beside.file_name() {
+        Some(name) if name == "pts" => beside.to_owned(),
+        _ => beside.join("pts"),
+    }
+}
+
+/// A new master with the number asked for, by way of `ptmx`.
+pub fn master_at(index: u32, flags: i32, ptmx: &Path) -> Result<OwnedFd> {
+    let name = || ptmx.display().to_string();
+    let _turn = turn(&directory_of(ptmx));
+    let mut lower: Vec<OwnedFd> = Vec::new();
+    // Numbers are given out from the lowest: those below are kept taken until ours comes up.
+    loop {
+        let flags = flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
+        let fd = nix::fcntl::open(ptmx, OFlag::from_bits_retain(flags), Mode::empty()).on("open", name)?;
+        let got = sys::ioctl_int(fd.as_fd(), TIOCGPTN).on("ioctl(TIOCGPTN)", name)? as u32;
+        match got.cmp(&index) {
+            std::cmp::Ordering::Equal => return Ok(fd),
+            std::cmp::Ordering::Less => lower.push(fd),
+            std::cmp::Ordering::Greater => return Err(taken(index).refuse()),
+        }
+    }
+}
+
+/// Lets the slave side be opened.
+pub fn unlock(master: BorrowedFd<'_>) -> nix::Result<()> {
+    ioctl_word(master, TIOCSPTLCK, 0)
 }
 
 /// Makes a pty with its recorded number, settings and contents; it has no lock, no packet mode and no session yet.
-pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
+pub fn make(pty: &Pty, flags: i32, ptmx: &Path) -> Result<Made> {
     let name = || format!("/dev/pts/{}", pty.index);
-    let _turn = turn();
-    let mut lower: Vec<OwnedFd> = Vec::new();
-    // Numbers are given out from the lowest: those below are kept taken until ours comes up.
-    let master = loop {
-        let flags = flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
-        let fd = nix::fcntl::open("/dev/ptmx", OFlag::from_bits_retain(flags), Mode::empty())
-            .on("open", || "/dev/ptmx")?;
-        let got = sys::ioctl_int(fd.as_fd(), TIOCGPTN).on("ioctl(TIOCGPTN)", name)? as u32;
-        match got.cmp(&pty.index) {
-            std::cmp::Ordering::Equal => break fd,
-            std::cmp::Ordering::Less => lower.push(fd),
-            std::cmp::Ordering::Greater => return Err(taken(pty.index).refuse()),
-        }
-    };
-    drop(lower);
+    let node = directory_of(ptmx).join(pty.index.to_string());
+    let master = master_at(pty.index, flags, ptmx)?;
     let found: Termios = <[u8; 44]>::try_from(&pty.termios.0[..])
         .map_err(|_| Error::kernel("ioctl(TCSETS2)", name(), Errno::EINVAL))?;
     let size = pty
@@ -409,12 +436,15 @@ pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
     if pty.unopened {
         // A master's settings are those of its other side.
         set_termios(master.as_fd(), &found).on("ioctl(TCSETS2)", name)?;
-        let node = format!("/dev/pts/{}", pty.index);
         std::os::unix::fs::chown(&node, Some(pty.uid), Some(pty.gid)).on("chown", name)?;
         std::fs::set_permissions(&node, std::fs::Permissions::from_mode(pty.mode)).on("chmod", name)?;
-        return Ok(Made { master, slave: None });
+        return Ok(Made {
+            master,
+            slave: None,
+            node,
+        });
     }
-    ioctl_word(master.as_fd(), TIOCSPTLCK, 0).on("ioctl(TIOCSPTLCK)", name)?;
+    unlock(master.as_fd()).on("ioctl(TIOCSPTLCK)", name)?;
     let slave = peer(master.as_fd(), libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
     put_output(slave.as_fd(), master.as_fd(), &found, &pty.output.0).on("write", name)?;
     put_input(slave.as_fd(), &found, &pty.input).on("ioctl(TIOCSTI)", name)?;
@@ -426,6 +456,7 @@ pub fn make(pty: &Pty, flags: i32) -> Result<Made> {
     Ok(Made {
         master,
         slave: Some(slave),
+        node,
     })
 }
 
@@ -459,15 +490,15 @@ pub fn settle(pty: &Pty, made: &Made) -> nix::Result<()> {
     Ok(())
 }
 
-/// Whether somebody has the terminal of this number; not who only looks for another one of his own.
-pub fn is_taken(index: u32) -> bool {
-    let _turn = turn();
-    std::path::Path::new(&format!("/dev/pts/{index}")).exists()
+/// Whether somebody has this slave side; not who only looks for another number for himself.
+pub fn is_taken(node: &Path) -> bool {
+    let _turn = node.parent().map(turn);
+    node.exists()
 }
 
 /// Keeps other restores from taking numbers for the moment in which they look for theirs.
-fn turn() -> Option<std::fs::File> {
-    let directory = std::fs::File::open("/dev/pts").ok()?;
+fn turn(directory: &Path) -> Option<std::fs::File> {
+    let directory = std::fs::File::open(directory).ok()?;
     sys::flock(directory.as_fd(), libc::LOCK_EX).ok()?;
     Some(directory)
 }
@@ -489,13 +520,16 @@ mod tests {
         let (master, slave) = (pair.master, pair.slave);
         prepare(master.as_fd(), slave.as_fd());
         let index = sys::ioctl_int(master.as_fd(), TIOCGPTN).unwrap() as u32;
-        let first = collect(index, master.as_fd(), Some(slave.as_fd())).unwrap();
-        let second = collect(index, master.as_fd(), Some(slave.as_fd())).unwrap();
+        let node = Path::new("/dev/pts").join(index.to_string());
+        let first = collect(index, master.as_fd(), Some(slave.as_fd()), &node).unwrap();
+        let second = collect(index, master.as_fd(), Some(slave.as_fd()), &node).unwrap();
         assert_eq!(first, second, "what was looked at has changed");
         drop((master, slave));
-        let made = make(&first, libc::O_RDWR).unwrap();
+        let made = make(&first, libc::O_RDWR, Path::new("/dev/ptmx")).unwrap();
         settle(&first, &made).unwrap();
-        let again = collect(index, made.master.as_fd(), made.slave.as_ref().map(AsFd::as_fd)).unwrap();
+        assert_eq!(made.node, node);
+        let slave = made.slave.as_ref().map(AsFd::as_fd);
+        let again = collect(index, made.master.as_fd(), slave, &node).unwrap();
         (first, again, made)
     }
 

@@ -103,7 +103,7 @@ impl FileRef {
             .map_err(|(why, remedy)| Blocker::at(name(), "").why(why).remedy(remedy).refuse())?;
         let gone = match &found {
             Way::Path | Way::Lost(Lost::Covered { .. }) => false,
-            Way::Kernel | Way::Gone | Way::Lost(Lost::Elsewhere { .. }) => true,
+            Way::Kernel | Way::Gone | Way::Lost(Lost::Elsewhere { .. } | Lost::Dead { .. }) => true,
         };
         let path = match link.strip_suffix(DELETED).filter(|_| gone) {
             Some(path) => path,
@@ -136,6 +136,9 @@ impl FileRef {
 
     /// Adds what has become of the file since: missing, replaced, shortened, changed.
     pub fn precheck(&self, options: &Options, out: &mut Vec<Blocker>) {
+        if let Some(lost) = &self.lost {
+            lost.precheck(&self.path, out);
+        }
         if self.virtual_file || options.accept_changed.contains(&self.path) {
             return;
         }
@@ -240,7 +243,9 @@ impl FileRef {
                     None => open(&here),
                 }
             }
-            Some(lost @ Lost::Covered { .. }) => lost.open(&self.path, plain).on("open_by_handle_at", name),
+            Some(lost @ (Lost::Covered { .. } | Lost::Dead { .. })) => {
+                lost.open(&self.path, plain).on("open", name)
+            }
             Some(lost) => open(&self.link_again(lost, nest)?),
         }
     }

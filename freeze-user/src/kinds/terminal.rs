@@ -2,6 +2,7 @@
 
 use super::pipe::Bytes;
 use super::pty::{self, Made, Pty};
+use super::regular::found::DELETED;
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
@@ -22,7 +23,8 @@ use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
 pub struct Terminal;
@@ -35,6 +37,8 @@ pub enum Record {
     Master(Box<Master>),
     /// The slave side of one whose master is in the checkpoint.
     Slave(Slave),
+    /// The slave side of one whose master was closed.
+    HungUp(HungUp),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +51,12 @@ pub struct Outside {
     pub foreground: Option<Pid>,
     /// The session it controls, where its leader is in the checkpoint.
     pub session: Option<Pid>,
+    /// Major and minor number of a console or serial line, which is opened again unless the user gives another.
+    #[serde(default)]
+    pub line: Option<(u64, u64)>,
+    /// The number of the tree of files it is in.
+    #[serde(default)]
+    pub tree: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +64,18 @@ pub struct Master {
     pub path: PathBuf,
     pub flags: i32,
     pub pty: Pty,
+    /// The number of the tree of files its path is in.
+    #[serde(default)]
+    pub tree: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HungUp {
+    /// Where its slave side lay.
+    pub node: PathBuf,
+    pub index: u32,
+    pub flags: i32,
+    pub tree: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +84,26 @@ pub struct Slave {
     pub index: u32,
     pub path: PathBuf,
     pub flags: i32,
+    /// Where the slave sides of its master lie, and in which tree of files.
+    #[serde(default = "usual_place")]
+    pub dir: PathBuf,
+    #[serde(default)]
+    pub tree: u32,
 }
+
+fn usual_place() -> PathBuf {
+    "/dev/pts".into()
+}
+
+impl Master {
+    /// The number of its tree of files, where its slave side lies there, and its number.
+    fn key(&self) -> Key {
+        (self.tree, pty::directory_of(&self.path), self.pty.index)
+    }
+}
+
+/// What tells pseudo terminals of one number apart that belong to different instances of devpts.
+type Key = (u32, PathBuf, u32);
 
 /// What a descriptor of a terminal is, by its device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +125,7 @@ fn side(fd: &FdView) -> Option<Side> {
         (5, 2) => Some(Side::Master),
         (136, n) => Some(Side::Slave(n as u32)),
         (5, 0) => Some(Side::Controlling),
-        (5, 1) | (4 | 229, _) => Some(Side::Line),
+        (5, 1) | (4 | 204 | 229, _) => Some(Side::Line),
         _ => None,
     }
 }
@@ -97,7 +138,8 @@ impl FdKind for Terminal {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "terminals: one outside the checkpoint is reattached to the restorer's (--tty) with its \
         settings; pseudo terminals inside with number, settings, size, modes, what was typed and written, stopped \
-        output, session and foreground group; /dev/tty comes back as /dev/pts/N";
+        output, session and foreground group, in whichever devpts; a slave side whose master was closed; consoles and \
+        serial lines are opened again; /dev/tty comes back as /dev/pts/N";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -105,6 +147,15 @@ impl FdKind for Terminal {
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+        if let Some(Side::Slave(_)) = side(fd)
+            && let Some(Hang { ours: true }) = hung_up(fd, view)
+        {
+            out.push(
+                fd.blocker()
+                    .why("it was hung up (vhangup) while its master stayed open")
+                    .remedy("let the program close it"),
+            );
+        }
         if side(fd) != Some(Side::Master) {
             return;
         }
@@ -116,7 +167,7 @@ impl FdKind for Terminal {
             );
             return;
         };
-        for (pid, number) in holders_outside(index, view) {
+        for (pid, number) in holders_outside(fd, index, view) {
             out.push(
                 fd.blocker()
                     .why(format!("/dev/pts/{index} is also held outside the checkpoint, by pid {pid} ({}) as fd {number}", command_of(pid)))
@@ -124,7 +175,7 @@ impl FdKind for Terminal {
             );
         }
         let Ok(master) = borrow(fd) else { return };
-        let slave = slave_of(index, view).and_then(|s| borrow(s).ok());
+        let slave = slave_of(fd, index, view).and_then(|s| borrow(s).ok());
         match pty::obstacle(master.as_fd(), slave.as_ref().map(AsFd::as_fd)) {
             Ok(found) => out.extend(found.map(|(why, remedy)| fd.blocker().why(why).remedy(remedy))),
             Err(e) => out.push(
@@ -152,12 +203,30 @@ impl FdKind for Terminal {
         if side(fd) == Some(Side::Master) {
             let index = master_index(fd).ok_or_else(|| fd.blocker().why("it has no number").refuse())?;
             let master = from.process.fd(fd.fd)?;
-            let slave = slave_of(index, from.view).map(borrow).transpose()?;
-            let pty = pty::collect(index, master.as_fd(), slave.as_ref().map(AsFd::as_fd))?;
-            return Ok(Record::Master(Box::new(Master { path, flags, pty })));
+            let slave = slave_of(fd, index, from.view).map(borrow).transpose()?;
+            let node = pty::directory_of(&fd.tree.path(&fd.link)).join(index.to_string());
+            let pty = pty::collect(index, master.as_fd(), slave.as_ref().map(AsFd::as_fd), &node)?;
+            let tree = fd.tree.number;
+            return Ok(Record::Master(Box::new(Master {
+                path,
+                flags,
+                pty,
+                tree,
+            })));
+        }
+        if let Some(Side::Slave(index)) = side(fd)
+            && hung_up(fd, from.view).is_some()
+        {
+            let node = fd.link.strip_suffix(DELETED).unwrap_or(&fd.link);
+            return Ok(Record::HungUp(HungUp {
+                node: OsStr::from_bytes(node).into(),
+                index,
+                flags,
+                tree: fd.tree.number,
+            }));
         }
         if let Some(index) = slave_index(fd, from.view)
-            && let Some(master) = master_of(index, from.view)
+            && let Some(master) = master_of(fd, index, from.view)
             && let Some(id) = from.shared.files.get(&(master.pid, master.fd))
         {
             return Ok(Record::Slave(Slave {
@@ -165,6 +234,8 @@ impl FdKind for Terminal {
                 index,
                 path,
                 flags,
+                dir: pty::directory_of(Path::new(OsStr::from_bytes(&master.link))),
+                tree: master.tree.number,
             }));
         }
         let here = from.process.fd(fd.fd)?;
@@ -184,6 +255,8 @@ impl FdKind for Terminal {
             termios: termios(here.as_fd()).ok().map(|t| Bytes(t.to_vec())),
             foreground: inside(from.process.view.stat.tpgid).filter(|_| tty != 0),
             session: controls.then_some(Pid(leader)),
+            line: (side(fd) == Some(Side::Line)).then_some((major(fd.stat.rdev), minor(fd.stat.rdev))),
+            tree: fd.tree.number,
         }))
     }
 
@@ -191,7 +264,17 @@ impl FdKind for Terminal {
         match record {
             Record::Outside(outside) => {
                 let at = || Blocker::at(outside.path.display().to_string(), "a terminal");
-                if !options.reattach_terminal {
+                if let (Some(number), false) = (outside.line, options.reattach_terminal) {
+                    let Some(here) = options.place(outside.tree, &outside.path) else {
+                        return;
+                    };
+                    if !is_node(&here, number) {
+                        out.push(
+                            at().why(format!("there is no device {}:{} any more", number.0, number.1))
+                                .remedy("create the device node, or give the terminal freeze runs on: freeze restore --tty"),
+                        );
+                    }
+                } else if !options.reattach_terminal {
                     out.push(
                         at().why("the program was on a terminal, which is not part of the checkpoint")
                             .remedy("give it the one freeze runs on: freeze restore --tty"),
@@ -205,9 +288,18 @@ impl FdKind for Terminal {
             }
             Record::Master(master) => {
                 let index = master.pty.index;
-                // When the trees of files are looked at, the terminals have been made.
-                if options.trees.is_empty() && pty::is_taken(index) {
+                let ptmx = options.place(master.tree, &master.path);
+                let node = ptmx.map(|p| pty::directory_of(&p).join(index.to_string()));
+                // When the trees of files are looked at, the sessions' terminals have been made.
+                let is_made = master.pty.session.is_some() && !options.trees.is_empty();
+                if node.is_some_and(|n| !is_made && pty::is_taken(&n)) {
                     out.push(pty::taken(index));
+                }
+            }
+            Record::HungUp(hung) => {
+                let node = options.place(hung.tree, &hung.node);
+                if node.is_some_and(|n| pty::is_taken(&n)) {
+                    out.push(pty::taken(hung.index));
                 }
             }
             Record::Slave(_) => {}
@@ -223,20 +315,43 @@ impl FdKind for Terminal {
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         match record {
+            Record::Outside(outside) if outside.line.is_some() && !nest.options.reattach_terminal => {
+                let here = nest.options.reach(outside.tree, &outside.path)?;
+                open(&here, outside.flags).on("open", || outside.path.display().to_string())
+            }
             Record::Outside(outside) => reattach(outside),
             Record::Master(master) => {
-                let made = nest.state::<Ptys>().get_or_make(master)?;
+                let ptmx = nest.options.reach(master.tree, &master.path)?;
+                let made = nest.state::<Ptys>().get_or_make(master, &ptmx)?;
                 made.master.try_clone().on("dup", || "a pty")
             }
             Record::Slave(slave) => {
                 let name = || slave.path.display().to_string();
-                let Some(made) = nest.state::<Ptys>().made.get(&slave.index) else {
+                let master = nest.file(slave.master)?;
+                if slave.flags & LARGEFILE == 0 {
+                    return pty::peer(master, slave.flags).on("ioctl(TIOCGPTPEER)", name);
+                }
+                let key = (slave.tree, slave.dir.clone(), slave.index);
+                let Some(made) = nest.state::<Ptys>().made.get(&key) else {
                     return Err(Error::kernel("open", name(), Errno::ENXIO));
                 };
-                if slave.flags & LARGEFILE == 0 {
-                    return pty::peer(made.master.as_fd(), slave.flags).on("ioctl(TIOCGPTPEER)", name);
+                open(&made.node, slave.flags).on("open", name)
+            }
+            Record::HungUp(hung) => {
+                let ptmx = ptmx_beside(&nest.options.reach(hung.tree, &hung.node)?);
+                let key = (hung.tree, hung.node.clone(), hung.index);
+                let ptys = nest.state::<Ptys>();
+                if !ptys.doomed.contains_key(&key) {
+                    let master = pty::master_at(hung.index, libc::O_RDWR, &ptmx)?;
+                    pty::unlock(master.as_fd()).on("ioctl(TIOCSPTLCK)", || "a pty")?;
+                    ptys.doomed.insert(key.clone(), master);
                 }
-                open(&format!("/dev/pts/{}", slave.index), slave.flags).on("open", name)
+                let node = ptmx.parent().map(|p| p.join("pts")).unwrap_or_default();
+                let node = match ptmx.ends_with("pts/ptmx") {
+                    true => ptmx.with_file_name(hung.index.to_string()),
+                    false => node.join(hung.index.to_string()),
+                };
+                open(&node, hung.flags).on("open", || hung.node.display().to_string())
             }
         }
     }
@@ -245,10 +360,15 @@ impl FdKind for Terminal {
         match record {
             Record::Outside(outside) => foreground(outside, placed, nest),
             Record::Slave(_) => Ok(()),
+            Record::HungUp(_) => {
+                // All slave sides are open: with their masters they hang up.
+                nest.state::<Ptys>().doomed.clear();
+                Ok(())
+            }
             Record::Master(master) => {
                 let pty = &master.pty;
                 let name = || format!("/dev/pts/{}", pty.index);
-                let Some(made) = nest.state::<Ptys>().made.remove(&pty.index) else {
+                let Some(made) = nest.state::<Ptys>().made.remove(&master.key()) else {
                     return Ok(());
                 };
                 if let (Some(leader), Some(group), Some(slave)) = (pty.session, pty.foreground, &made.slave) {
@@ -273,18 +393,22 @@ impl FdKind for Terminal {
     }
 }
 
-/// Pseudo terminals made so far, by number, until all their descriptors are where they belong.
+/// Pseudo terminals made so far, until all their descriptors are where they belong.
 #[derive(Debug, Default)]
 pub struct Ptys {
-    made: BTreeMap<u32, Made>,
+    made: BTreeMap<Key, Made>,
+    /// Masters of those that are hung up, by where the slave side lay.
+    doomed: BTreeMap<Key, OwnedFd>,
+    /// Consoles and lines that control a session, which they would no more if nobody had them open meanwhile.
+    lines: Vec<OwnedFd>,
 }
 
 impl Ptys {
-    fn get_or_make(&mut self, master: &Master) -> Result<&Made> {
+    fn get_or_make(&mut self, master: &Master, ptmx: &Path) -> Result<&Made> {
         use std::collections::btree_map::Entry;
-        match self.made.entry(master.pty.index) {
+        match self.made.entry(master.key()) {
             Entry::Occupied(made) => Ok(made.into_mut()),
-            Entry::Vacant(free) => Ok(free.insert(pty::make(&master.pty, master.flags)?)),
+            Entry::Vacant(free) => Ok(free.insert(pty::make(&master.pty, master.flags, ptmx)?)),
         }
     }
 }
@@ -292,27 +416,89 @@ impl Ptys {
 /// Makes the controlling terminals of the image's sessions, which are passed on by fork: before the first process.
 ///
 /// Returns a slave side by session.
-pub fn controlling(image: &Opened) -> Result<(Ptys, BTreeMap<Pid, OwnedFd>)> {
+pub fn controlling(image: &Opened, options: &Options) -> Result<(Ptys, BTreeMap<Pid, OwnedFd>)> {
     let mut ptys = Ptys::default();
     let mut sessions = BTreeMap::new();
     for frame in image.records().iter().filter(|f| f.tag == Terminal::TAG) {
         // What cannot be decoded is reported by whoever loads all records.
-        let Ok(super::FileFrame {
-            record: Record::Master(master),
-            ..
-        }) = rmp_serde::from_slice(&frame.payload)
-        else {
+        let Ok(super::FileFrame { record, .. }) = rmp_serde::from_slice(&frame.payload) else {
             continue;
         };
-        let Some(session) = master.pty.session else {
-            continue;
-        };
-        let made = ptys.get_or_make(&master)?;
-        if let Some(slave) = &made.slave {
-            sessions.insert(session, slave.try_clone().on("dup", || "a pty")?);
+        match record {
+            Record::Master(master) => {
+                let Some(session) = master.pty.session else {
+                    continue;
+                };
+                // A tree of the image is built after the first process: a terminal of its own is made in freeze's.
+                let ptmx = options.place(master.tree, &master.path);
+                let made = ptys.get_or_make(&master, &ptmx.unwrap_or_else(|| "/dev/ptmx".into()))?;
+                if let Some(slave) = &made.slave {
+                    sessions.insert(session, slave.try_clone().on("dup", || "a pty")?);
+                }
+            }
+            Record::Outside(outside) => {
+                let here = options.place(outside.tree, &outside.path);
+                if let (Some(session), Some(_), Some(here), false) =
+                    (outside.session, outside.line, here, options.reattach_terminal)
+                    && !sessions.contains_key(&session)
+                {
+                    let name = || here.display().to_string();
+                    let line = open(&here, libc::O_RDWR | libc::O_NONBLOCK).on("open", name)?;
+                    ptys.lines.push(line.try_clone().on("dup", name)?);
+                    sessions.insert(session, line);
+                }
+            }
+            Record::Slave(_) | Record::HungUp(_) => {}
         }
     }
     Ok((ptys, sessions))
+}
+
+/// Whether a character device with this major and minor number lies at `path`.
+fn is_node(path: &Path, number: (u64, u64)) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| {
+        m.mode() & libc::S_IFMT == libc::S_IFCHR && (major(m.rdev()), minor(m.rdev())) == number
+    })
+}
+
+/// The multiplexer of the devpts in which a slave side lies: its own, or else the one beside it.
+fn ptmx_beside(node: &Path) -> PathBuf {
+    let own = node.with_file_name("ptmx");
+    let usable = own.metadata().is_ok_and(|m| m.mode() & 0o666 != 0);
+    match node.parent().and_then(Path::parent) {
+        Some(above) if !usable => above.join("ptmx"),
+        _ => own,
+    }
+}
+
+/// A slave side that does nothing any more, and whether its master is in the checkpoint all the same.
+struct Hang {
+    ours: bool,
+}
+
+fn hung_up(fd: &FdView, view: &View) -> Option<Hang> {
+    let here = borrow(fd).ok()?;
+    // What a hung-up terminal answers to every request.
+    (termios(here.as_fd()) == Err(Errno::EIO)).then_some(())?;
+    let index = slave_index(fd, view)?;
+    Some(Hang {
+        ours: master_of(fd, index, view).is_some(),
+    })
+}
+
+/// The device number of the devpts that a descriptor of either side belongs to.
+///
+/// A multiplexer outside of one belongs to that beside it; `tree` is where its path leads through.
+fn instance(fd: &FdView, root: &dyn Fn(&[u8]) -> PathBuf) -> Option<u64> {
+    use nix::sys::statfs::{FsType, statfs};
+    const DEVPTS: FsType = FsType(0x1cd1);
+    if statfs(fd.at().as_str()).is_ok_and(|s| s.filesystem_type() == DEVPTS) {
+        return Some(fd.stat.dev);
+    }
+    let dir = pty::directory_of(Path::new(OsStr::from_bytes(&fd.link)));
+    std::fs::metadata(root(dir.as_os_str().as_bytes()))
+        .ok()
+        .map(|m| m.dev())
 }
 
 fn master_index(fd: &FdView) -> Option<u32> {
@@ -332,14 +518,29 @@ fn slave_index(fd: &FdView, view: &View) -> Option<u32> {
     }
 }
 
-fn master_of(index: u32, view: &View) -> Option<&FdView> {
-    view.fds()
-        .find(|f| side(f) == Some(Side::Master) && master_index(f) == Some(index))
+fn instance_inside(fd: &FdView) -> Option<u64> {
+    instance(fd, &|path| fd.tree.path(path))
 }
 
-fn slave_of(index: u32, view: &View) -> Option<&FdView> {
-    view.fds()
-        .find(|f| f.flags() & libc::O_PATH == 0 && slave_index(f, view) == Some(index))
+/// The master of the slave side `fd`, which has the number `index`.
+fn master_of<'a>(fd: &FdView, index: u32, view: &'a View) -> Option<&'a FdView> {
+    // /dev/tty does not tell in which devpts its terminal lies.
+    let known = (side(fd) != Some(Side::Controlling)).then(|| instance_inside(fd));
+    view.fds().find(|f| {
+        side(f) == Some(Side::Master)
+            && master_index(f) == Some(index)
+            && known.is_none_or(|dev| instance_inside(f) == dev)
+    })
+}
+
+/// A slave side of the master `fd`, which has the number `index`.
+fn slave_of<'a>(fd: &FdView, index: u32, view: &'a View) -> Option<&'a FdView> {
+    let own = instance_inside(fd);
+    view.fds().find(|f| {
+        f.flags() & libc::O_PATH == 0
+            && slave_index(f, view) == Some(index)
+            && (side(f) == Some(Side::Controlling) || instance_inside(f) == own)
+    })
 }
 
 /// A duplicate of a descriptor of any process of the set.
@@ -349,10 +550,11 @@ fn borrow(fd: &FdView) -> Result<OwnedFd> {
     sys::pidfd_getfd(pidfd.as_fd(), fd.fd).on("pidfd_getfd", name)
 }
 
-/// Who outside the set holds either side of a pseudo terminal.
-fn holders_outside(index: u32, view: &View) -> Vec<(Pid, RawFd)> {
+/// Who outside the set holds either side of the pseudo terminal whose master is `fd`.
+fn holders_outside(fd: &FdView, index: u32, view: &View) -> Vec<(Pid, RawFd)> {
     let own = std::process::id() as i32;
-    let slave = format!("/dev/pts/{index}");
+    let devpts = instance_inside(fd);
+    let slave = format!("/{index}");
     let mut out = Vec::new();
     for pid in all_pids().unwrap_or_default() {
         if pid.0 == own || view.get(pid).is_some() {
@@ -369,12 +571,21 @@ fn holders_outside(index: u32, view: &View) -> Vec<(Pid, RawFd)> {
             let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
                 continue;
             };
-            let is_master = || {
-                link.as_os_str().as_bytes().ends_with(b"ptmx")
-                    && read_fd(pid, number)
-                        .is_ok_and(|f| side(&f) == Some(Side::Master) && master_index(&f) == Some(index))
+            let link = link.as_os_str().as_bytes();
+            if !link.ends_with(b"ptmx") && !link.ends_with(slave.as_bytes()) {
+                continue;
+            }
+            let Ok(seen) = read_fd(pid, number) else { continue };
+            let joined = match side(&seen) {
+                Some(Side::Master) => master_index(&seen) == Some(index),
+                Some(Side::Slave(n)) => n == index,
+                _ => false,
             };
-            if link.as_os_str() == slave.as_str() || is_master() {
+            let theirs = |path: &[u8]| {
+                let root = format!("/proc/{pid}/root").into_bytes();
+                PathBuf::from(OsStr::from_bytes(&[&root, path].concat()))
+            };
+            if joined && instance(&seen, &theirs) == devpts {
                 out.push((pid, number));
             }
         }
@@ -395,7 +606,7 @@ fn own_terminal() -> Option<PathBuf> {
     std::fs::File::open("/dev/tty").ok().map(|_| "/dev/tty".into())
 }
 
-fn open(path: &str, flags: i32) -> nix::Result<OwnedFd> {
+fn open(path: &Path, flags: i32) -> nix::Result<OwnedFd> {
     let flags = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_CLOEXEC | libc::O_NOCTTY;
     nix::fcntl::open(path, OFlag::from_bits_retain(flags), Mode::empty())
 }
@@ -403,12 +614,29 @@ fn open(path: &str, flags: i32) -> nix::Result<OwnedFd> {
 fn reattach(outside: &Outside) -> Result<OwnedFd> {
     let name = || format!("the terminal for {}", outside.path.display());
     let path = own_terminal().ok_or_else(|| Error::kernel("open", name(), Errno::ENXIO))?;
-    open(&path.display().to_string(), outside.flags).on("open", name)
+    open(&path, outside.flags).on("open", name)
 }
 
 /// Gives the restorer's terminal the program's settings, and the program the foreground it had.
 fn foreground(outside: &Outside, placed: Placed, nest: &mut Nest) -> Result<()> {
     let name = || format!("the terminal for {}", outside.path.display());
+    if outside.line.is_some() && !nest.options.reattach_terminal {
+        nest.state::<Ptys>().lines.clear();
+        // It is the same device with the same settings; only who is in front has to be said again.
+        let controls = outside.session.is_some_and(|s| nest.pids().contains(&s));
+        if let (true, Some(group)) = (controls, outside.foreground) {
+            let known = nest.known_as(placed.pid, group);
+            nest.process(placed.pid)?.tape(|t| {
+                let id = t.bytes(&known.to_ne_bytes());
+                t.try_call(
+                    "ioctl(TIOCSPGRP)",
+                    libc::SYS_ioctl,
+                    &[placed.fd as u64, libc::TIOCSPGRP, id],
+                )
+            })?;
+        }
+        return Ok(());
+    }
     if let Some(leader) = outside.session.filter(|s| nest.pids().contains(s)) {
         nest.warnings.push(format!(
             "{}: it controlled session {leader}, which has no controlling terminal now",
@@ -437,7 +665,7 @@ fn foreground(outside: &Outside, placed: Placed, nest: &mut Nest) -> Result<()> 
 
 /// Takes the foreground of freeze's terminal back from a program that has ended.
 pub fn take_back() {
-    let Some(tty) = own_terminal().and_then(|p| open(&p.display().to_string(), libc::O_RDWR).ok()) else {
+    let Some(tty) = own_terminal().and_then(|p| open(&p, libc::O_RDWR).ok()) else {
         return;
     };
     let _quiet = Quiet::new();
@@ -491,10 +719,14 @@ mod tests {
         assert_eq!(side(master), Some(Side::Master));
         let index = master_index(master).unwrap();
         assert_eq!(side(slave), Some(Side::Slave(index)));
-        assert_eq!(master_of(index, &view), Some(master));
-        assert_eq!(slave_of(index, &view), Some(slave));
-        assert_eq!(holders_outside(index, &view), []);
+        assert_eq!(instance_inside(master), instance_inside(slave));
+        assert_eq!(master_of(slave, index, &view), Some(master));
+        assert_eq!(slave_of(master, index, &view), Some(slave));
+        assert_eq!(holders_outside(master, index, &view), []);
         let nobody = View::default();
-        assert_eq!(master_of(index, &nobody), None);
+        assert_eq!(master_of(slave, index, &nobody), None);
+        assert!(hung_up(slave, &view).is_none());
+        drop(pair.master);
+        assert!(hung_up(slave, &view).is_some());
     }
 }

@@ -1,7 +1,7 @@
 //! The namespaces of a set that are not freeze's own: their numbers, and what leads through them.
 
 use super::tree::Trees;
-use super::view::{ProcessView, View, read_namespaces};
+use super::view::{FdView, ProcessView, View, read_namespaces};
 use crate::error::Result;
 use std::collections::BTreeMap;
 
@@ -22,6 +22,16 @@ impl View {
                     let next = self.foreign.keys().filter(|(k, _)| k == kind).count() as u32 + 1;
                     self.foreign.entry((kind.to_owned(), *inode)).or_insert(next);
                 }
+            }
+        }
+        // Last those that are only held open, and can be made again with nobody in them.
+        let held: Vec<(String, u64)> = self.fds().filter_map(|f| namespace_of(&f.link)).collect();
+        for (kind, inode) in held {
+            let emptied = ["cgroup", "ipc", "net", "time", "user", "uts"].contains(&kind.as_str());
+            if emptied && own.get(&kind) != Some(&inode) && !self.foreign.contains_key(&(kind.clone(), inode))
+            {
+                let next = self.foreign.keys().filter(|(k, _)| *k == kind).count() as u32 + 1;
+                self.foreign.insert((kind, inode), next);
             }
         }
         Ok(())
@@ -53,6 +63,12 @@ impl View {
         Ok(())
     }
 
+    /// The descriptor by which the set holds the namespace of this kind and inode first.
+    pub fn holder_of(&self, kind: &str, inode: u64) -> Option<&FdView> {
+        self.fds()
+            .find(|f| namespace_of(&f.link).is_some_and(|(k, i)| k == kind && i == inode))
+    }
+
     /// The network namespaces of the set that are not freeze's.
     pub(super) fn foreign_nets(&self) -> Vec<(u32, std::fs::File)> {
         let mut out: BTreeMap<u32, std::fs::File> = BTreeMap::new();
@@ -65,6 +81,37 @@ impl View {
                 out.insert(number, file);
             }
         }
+        for ((_, inode), number) in self.foreign.iter().filter(|((kind, _), _)| kind == "net") {
+            if !out.contains_key(number)
+                && let Some(holder) = self.holder_of("net", *inode)
+                && let Ok(file) = std::fs::File::open(holder.at())
+            {
+                out.insert(*number, file);
+            }
+        }
         out.into_iter().collect()
+    }
+}
+
+/// The kind and inode of the namespace that a link of /proc/PID/fd leads to: `net:[4026531833]`.
+pub fn namespace_of(link: &[u8]) -> Option<(String, u64)> {
+    let (kind, rest) = std::str::from_utf8(link).ok()?.split_once(":[")?;
+    let known = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+    let inode = rest.strip_suffix(']')?.parse().ok()?;
+    known.contains(&kind).then(|| (kind.to_owned(), inode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_to_namespaces_are_told_from_others() {
+        assert_eq!(
+            namespace_of(b"net:[4026531833]"),
+            Some(("net".to_owned(), 4026531833))
+        );
+        assert_eq!(namespace_of(b"pipe:[5]"), None);
+        assert_eq!(namespace_of(b"/run/netns/a"), None);
     }
 }

@@ -6,7 +6,7 @@ pub mod ends;
 pub mod events;
 pub mod faults;
 pub mod filestat;
-mod foreign;
+pub mod foreign;
 pub mod livemap;
 mod load;
 pub mod mapview;

@@ -43,7 +43,7 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     }
     fault::point("nest")?;
     raise_own_limits();
-    let (ptys, terminals) = terminal::controlling(&image)?;
+    let (ptys, terminals) = terminal::controlling(&image, &options)?;
     let heritage = Heritage::new(&image, &records.families, std::mem::take(&mut records.memories));
     let mut nest = Nest::new(
         image.clone(),

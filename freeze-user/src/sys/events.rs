@@ -247,10 +247,10 @@ pub fn inotify_new() -> Sys<OwnedFd> {
     plain(libc::SYS_inotify_init1, [flags as u64, 0, 0, 0, 0, 0]).map(super::owned)
 }
 
-/// inotify_add_watch(2) of exactly this path, also where it is a symbolic link.
-pub fn inotify_add(fd: BorrowedFd<'_>, path: &Path, mask: u32) -> Sys<i32> {
+/// inotify_add_watch(2) of exactly this path, also where it is a symbolic link, or of what it leads to.
+pub fn inotify_add(fd: BorrowedFd<'_>, path: &Path, mask: u32, follow: bool) -> Sys<i32> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    let mask = mask | libc::IN_DONT_FOLLOW;
+    let mask = if follow { mask } else { mask | libc::IN_DONT_FOLLOW };
     // SAFETY: a terminated string.
     let wd = unsafe {
         raw(

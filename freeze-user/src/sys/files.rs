@@ -3,7 +3,7 @@
 use super::{Sys, owned, plain, raw};
 use nix::errno::Errno;
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -116,20 +116,32 @@ pub fn handle_of(path: &Path) -> Sys<(i32, Vec<u8>, i32)> {
 
 /// open_by_handle_at(2) with `flags`, on the file system and mount of `mount`.
 pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8], flags: i32) -> Sys<OwnedFd> {
+    by_handle(mount.as_raw_fd(), kind, handle, flags)
+}
+
+/// The same, on the file system and mount of the working directory: see [`standing_in`].
+pub fn open_by_handle_here(kind: i32, handle: &[u8], flags: i32) -> Sys<OwnedFd> {
+    by_handle(libc::AT_FDCWD, kind, handle, flags)
+}
+
+/// Does something with `dir` for a working directory, in a thread of its own; nobody who watches it notices.
+pub fn standing_in<T: Send>(dir: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> Sys<T> {
+    let stand = || -> Sys<T> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        nix::unistd::fchdir(dir)?;
+        Ok(work())
+    };
+    std::thread::scope(|s| s.spawn(stand).join()).unwrap_or(Err(Errno::ECANCELED))
+}
+
+fn by_handle(mount: RawFd, kind: i32, handle: &[u8], flags: i32) -> Sys<OwnedFd> {
     let mut arg = (handle.len() as u32).to_ne_bytes().to_vec();
     arg.extend_from_slice(&kind.to_ne_bytes());
     arg.extend_from_slice(handle);
     let flags = flags | libc::O_CLOEXEC;
     // SAFETY: a struct file_handle: length, type, and as many bytes.
     unsafe {
-        let args = [
-            mount.as_raw_fd() as u64,
-            arg.as_ptr() as u64,
-            flags as u64,
-            0,
-            0,
-            0,
-        ];
+        let args = [mount as u64, arg.as_ptr() as u64, flags as u64, 0, 0, 0];
         raw(libc::SYS_open_by_handle_at, args).map(owned)
     }
 }
@@ -161,6 +173,42 @@ pub fn lease(fd: BorrowedFd<'_>) -> Sys<i32> {
         [fd.as_raw_fd() as u64, libc::F_GETLEASE as u64, 0, 0, 0, 0],
     )
     .map(|n| n as i32)
+}
+
+/// How long what is written to a file is expected to live (F_GET_RW_HINT); EINVAL where it knows no hints.
+pub fn write_hint(fd: BorrowedFd<'_>) -> Sys<u64> {
+    const F_GET_RW_HINT: u64 = 1035;
+    let mut hint = 0u64;
+    // SAFETY: the call writes one u64.
+    unsafe {
+        let args = [
+            fd.as_raw_fd() as u64,
+            F_GET_RW_HINT,
+            &raw mut hint as u64,
+            0,
+            0,
+            0,
+        ];
+        raw(libc::SYS_fcntl, args)?;
+    }
+    Ok(hint)
+}
+
+/// F_SET_RW_HINT.
+pub fn set_write_hint(fd: BorrowedFd<'_>, hint: u64) -> Sys<()> {
+    const F_SET_RW_HINT: u64 = 1036;
+    // SAFETY: the call reads one u64.
+    unsafe {
+        let args = [
+            fd.as_raw_fd() as u64,
+            F_SET_RW_HINT,
+            &raw const hint as u64,
+            0,
+            0,
+            0,
+        ];
+        raw(libc::SYS_fcntl, args).map(drop)
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ pub mod events;
 pub mod pagemap;
 pub mod datagram;
 pub mod deadline;
+pub mod ended;
+pub mod fanotify;
 pub mod interrupt;
 pub mod ipc;
 pub mod multicast;

@@ -1,8 +1,11 @@
 //! How a file is found again: by its path, by another name of it, by its handle, or only in the image.
 
+use crate::error::Blocker;
+use crate::ids::Pid;
 use crate::kinds::pipe::Bytes;
 use crate::observe::tree::Tree;
 use crate::observe::view::FileStat;
+use crate::sys::ended::StandIn;
 use crate::sys::files;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -40,6 +43,8 @@ pub enum Lost {
     },
     /// Something else lies or is mounted over its path: found by its handle on the mount it was opened on.
     Covered { mount: PathBuf, handle: Handle },
+    /// A file of /proc that tells of a process that has ended.
+    Dead { pid: Pid },
 }
 
 /// How a file can be found again.
@@ -64,6 +69,10 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
         let path = OsStr::from_bytes(gone.unwrap_or(link));
         return match FileStat::of(&tree.path(path.as_bytes()).to_string_lossy()) {
             Ok(now) if now.kind() == stat.kind() => Ok(Way::Kernel),
+            _ if tree.number == 0 && dead_process(path).is_some() => {
+                let pid = dead_process(path).unwrap_or(Pid(0));
+                Ok(Way::Lost(Lost::Dead { pid }))
+            }
             _ => Err((
                 "it tells of a process or thread that has ended".into(),
                 "let the program close it",
@@ -111,6 +120,21 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
     covered(link, stat, at).map(Way::Lost).ok_or(why)
 }
 
+/// The process that has ended of which the file at this path of /proc told.
+fn dead_process(path: &OsStr) -> Option<Pid> {
+    let mut parts = path.to_str()?.strip_prefix("/proc/")?.split('/');
+    let pid: i32 = parts.next()?.parse().ok()?;
+    let of_another_thread = match (parts.next(), parts.next()) {
+        (Some("task"), Some(tid)) => tid.parse() != Ok(pid),
+        _ => false,
+    };
+    (!of_another_thread && free(Pid(pid))).then_some(Pid(pid))
+}
+
+fn free(pid: Pid) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists()
+}
+
 fn is_proc(at: &str) -> bool {
     nix::sys::statfs::statfs(at).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }
@@ -133,10 +157,31 @@ impl Handle {
 }
 
 impl Lost {
+    /// Adds what speaks against opening it.
+    pub fn precheck(&self, path: &Path, out: &mut Vec<Blocker>) {
+        if let Lost::Dead { pid } = self
+            && !free(*pid)
+        {
+            out.push(
+                Blocker::at(path.display().to_string(), "")
+                    .why(format!(
+                        "it told of a process that had ended, and another one has the pid {pid} now"
+                    ))
+                    .remedy("end that one, or restore inside a pid namespace of its own"),
+            );
+        }
+    }
+
     /// Opens it, whose old name was `path`.
     pub fn open(&self, path: &Path, flags: i32) -> nix::Result<OwnedFd> {
         match self {
             Lost::Covered { mount, handle } => handle.open(mount, flags),
+            Lost::Dead { pid } => {
+                // Somebody has its number for as long as it takes to open the file.
+                let _stand_in = StandIn::new(*pid)?;
+                let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
+                nix::fcntl::open(path, flags, Mode::empty())
+            }
             Lost::Elsewhere {
                 handle: Some(handle), ..
             } => handle.open(above(path), flags),

@@ -1,0 +1,85 @@
+//! Conformance of fanotify: classes, flags, marks on files, mounts and file systems, what they ignore.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    marks,
+    c(r#"
+/* Each group tells of what it asked for, and of nothing that happened for the sake of a restore. */
+#include <sys/fanotify.h>
+#include <sys/mount.h>
+static char buf[4096];
+static struct fanotify_event_metadata *event(int group) {
+    CHECK(read(group, buf, sizeof buf) >= (long)FAN_EVENT_METADATA_LEN);
+    return (void *)buf;
+}
+static void nothing(int group) { CHECK(read(group, buf, sizeof buf) == -1 && errno == EAGAIN); }
+int main(void) {
+    /* A file system of its own, on which nobody else works. */
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    char *d = strdup(in_here("d"));
+    OK(mkdir(d, 0700));
+    OK(mount("t", d, "tmpfs", 0, 0));
+    char *a = strdup(in_here("d/a")), *b = strdup(in_here("d/b"));
+    int fa = OK(open(a, O_CREAT | O_RDWR, 0600)), fb = OK(open(b, O_CREAT | O_RDWR, 0600));
+    int file = OK(fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK | FAN_CLOEXEC, O_RDONLY | O_CLOEXEC | O_LARGEFILE));
+    OK(fanotify_mark(file, FAN_MARK_ADD, FAN_MODIFY | FAN_CLOSE_WRITE, AT_FDCWD, a));
+    OK(fanotify_mark(file, FAN_MARK_ADD, FAN_MODIFY, AT_FDCWD, b));
+    int mnt = OK(fanotify_init(FAN_CLASS_CONTENT | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE, O_RDWR));
+    OK(fanotify_mark(mnt, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_MODIFY, AT_FDCWD, d));
+    OK(fanotify_mark(mnt, FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY, FAN_MODIFY, AT_FDCWD, b));
+    int fs = OK(fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK, O_RDONLY));
+    OK(fanotify_mark(fs, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_CLOSE_WRITE, AT_FDCWD, d));
+    freeze_here();
+    nothing(file), nothing(mnt), nothing(fs);
+    SAME(write(fa, "x", 1), 1);
+    struct fanotify_event_metadata *e = event(file);
+    SAME(e->mask, FAN_MODIFY);
+    SAME(e->pid, getpid());
+    SAME(fcntl(e->fd, F_GETFL) & O_ACCMODE, O_RDONLY);
+    SAME(fcntl(e->fd, F_GETFD), FD_CLOEXEC);
+    SAME(event(mnt)->mask, FAN_MODIFY);
+    SAME(fcntl(((struct fanotify_event_metadata *)buf)->fd, F_GETFL) & O_ACCMODE, O_RDWR);
+    SAME(write(fb, "x", 1), 1);
+    SAME(event(file)->mask, FAN_MODIFY);
+    nothing(mnt);
+    close(fa);
+    SAME(event(file)->mask, FAN_CLOSE_WRITE);
+    SAME(event(fs)->mask, FAN_CLOSE_WRITE);
+    SAME(fcntl(file, F_GETFD), FD_CLOEXEC);
+}
+"#)
+);
+
+conformance!(
+    by_name,
+    c(r#"
+/* A group that tells names instead of descriptors, one that needs no rights, and a marked file without a name. */
+#include <sys/fanotify.h>
+int main(void) {
+    char *d = strdup(in_here("d")), *gone = strdup(in_here("gone"));
+    OK(mkdir(d, 0700));
+    int file = OK(open(gone, O_CREAT | O_RDWR, 0600));
+    int names = OK(fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK | FAN_REPORT_DFID_NAME, 0));
+    OK(fanotify_mark(names, FAN_MARK_ADD | FAN_MARK_ONLYDIR, FAN_CREATE | FAN_DELETE | FAN_ONDIR, AT_FDCWD, d));
+    int fid = OK(fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK | FAN_REPORT_FID, 0));
+    OK(fanotify_mark(fid, FAN_MARK_ADD, FAN_MODIFY, AT_FDCWD, gone));
+    OK(unlink(gone));
+    freeze_here();
+    char buf[4096];
+    struct fanotify_event_metadata *e = (void *)buf;
+    CHECK(read(names, buf, sizeof buf) == -1 && errno == EAGAIN);
+    CHECK(read(fid, buf, sizeof buf) == -1 && errno == EAGAIN);
+    OK(mkdir(in_here("d/made"), 0700));
+    CHECK(read(names, buf, sizeof buf) > 0);
+    SAME(e->mask, FAN_CREATE | FAN_ONDIR);
+    struct fanotify_event_info_fid *info = (void *)(e + 1);
+    struct file_handle *handle = (void *)info->handle;
+    CHECK(!strcmp((char *)handle->f_handle + handle->handle_bytes, "made"));
+    SAME(write(file, "x", 1), 1);
+    CHECK(read(fid, buf, sizeof buf) > 0);
+    SAME(e->mask, FAN_MODIFY);
+}
+"#)
+);

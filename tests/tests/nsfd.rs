@@ -1,0 +1,93 @@
+//! Conformance of descriptors of namespaces: of freeze's own, of one that is lived in, of one that is only held open.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    own_and_left,
+    c(r#"
+/* The way back into the namespaces a program came from, and into one that it has left. */
+int main(void) {
+    static const char *const kinds[] = { "net", "uts", "ipc", "mnt", "pid", "user", "cgroup", "time" };
+    int fds[8];
+    struct stat was[8], now;
+    for (int i = 0; i < 8; i++) {
+        char path[64];
+        sprintf(path, "/proc/self/ns/%s", kinds[i]);
+        fds[i] = OK(open(path, O_RDONLY | O_CLOEXEC));
+        OK(fstat(fds[i], was + i));
+    }
+    OK(unshare(CLONE_NEWUTS));
+    OK(sethostname("left", 4));
+    int left = OK(open("/proc/self/ns/uts", O_RDONLY)), again = OK(dup(left));
+    OK(unshare(CLONE_NEWUTS | CLONE_NEWNET));
+    OK(sethostname("lived-in", 8));
+    int lived = OK(open("/proc/self/ns/uts", O_RDONLY)), net = OK(open("/proc/self/ns/net", O_RDONLY));
+    freeze_here();
+    char name[65], other[65];
+    struct stat a, b;
+    for (int i = 0; i < 8; i++) {
+        OK(fstat(fds[i], &now));
+        SAME(now.st_ino, was[i].st_ino);
+    }
+    OK(fstat(net, &a));
+    OK(stat("/proc/self/ns/net", &b));
+    SAME(a.st_ino, b.st_ino);
+    CHECK(a.st_ino != was[0].st_ino);
+    OK(setns(fds[1], CLONE_NEWUTS));
+    OK(gethostname(other, sizeof other));
+    CHECK(strcmp(other, "left") && strcmp(other, "lived-in"));
+    OK(setns(again, CLONE_NEWUTS));
+    OK(gethostname(name, sizeof name));
+    CHECK(!strcmp(name, "left"));
+    OK(setns(lived, 0));
+    OK(gethostname(name, sizeof name));
+    CHECK(!strcmp(name, "lived-in"));
+    SAME(fcntl(fds[3], F_GETFD), FD_CLOEXEC);
+}
+"#)
+);
+
+conformance!(
+    user_and_time,
+    c(r#"
+/* Namespaces in which a child lived that is gone: only their descriptors keep them. */
+int main(void) {
+    int made[2], go[2];
+    OK(pipe(made));
+    OK(pipe(go));
+    int child = OK(fork());
+    if (!child) {
+        char x;
+        OK(unshare(CLONE_NEWUSER));
+        SAME(write(made[1], "x", 1), 1);
+        SAME(read(go[0], &x, 1), 1);
+        _exit(0);
+    }
+    char x, path[64];
+    SAME(read(made[0], &x, 1), 1);
+    sprintf(path, "/proc/%d/uid_map", child);
+    int map = OK(open(path, O_WRONLY));
+    SAME(write(map, "0 4321 1\n", 9), 9);
+    close(map);
+    sprintf(path, "/proc/%d/ns/user", child);
+    int user = OK(open(path, O_RDONLY));
+    SAME(write(go[1], "x", 1), 1);
+    OK(waitpid(child, 0, 0));
+    freeze_here();
+    child = OK(fork());
+    if (!child) {
+        char text[64] = "";
+        unsigned first, outside, n;
+        OK(setns(user, CLONE_NEWUSER));
+        FILE *f = fopen("/proc/self/uid_map", "r");
+        CHECK(f && fgets(text, sizeof text, f) && sscanf(text, "%u %u %u", &first, &outside, &n) == 3);
+        SAME(first, 0);
+        SAME(n, 1);
+        _exit(0);
+    }
+    int status;
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+);

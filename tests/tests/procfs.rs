@@ -1,0 +1,68 @@
+//! Conformance of files of /proc: of oneself, of others in the checkpoint, of init, of those that have ended.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    files,
+    c(r#"
+/* They go on to tell of the same process, from where they were read. */
+int main(void) {
+    int child = OK(fork());
+    if (!child) for (;;) pause();
+    char path[64], buf[4096];
+    int status = OK(open("/proc/self/status", O_RDONLY)), mem = OK(open("/proc/self/mem", O_RDWR));
+    int maps = OK(open("/proc/self/maps", O_RDONLY)), init = OK(open("/proc/1/stat", O_RDONLY));
+    int tasks = OK(open("/proc/self/task", O_RDONLY | O_DIRECTORY)), top = OK(open("/proc", O_RDONLY | O_DIRECTORY));
+    sprintf(path, "/proc/%d/stat", child);
+    int stat = OK(open(path, O_RDONLY));
+    sprintf(path, "/proc/%d", child);
+    int dir = OK(open(path, O_RDONLY | O_DIRECTORY));
+    int sys = OK(open("/sys/kernel", O_RDONLY | O_DIRECTORY));
+    SAME(read(status, buf, 10), 10);
+    freeze_here();
+    SAME(lseek(status, 0, SEEK_CUR), 10);
+    CHECK(read(status, buf, sizeof buf) > 0);
+    volatile int here = 5;
+    int copy = 0;
+    SAME(pread(mem, &copy, sizeof copy, (long)&here), sizeof copy);
+    SAME(copy, 5);
+    CHECK(read(maps, buf, sizeof buf) > 0);
+    CHECK(read(init, buf, sizeof buf) > 0);
+    SAME(atoi(buf), 1);
+    CHECK(read(stat, buf, sizeof buf) > 0);
+    SAME(atoi(buf), child);
+    CHECK(openat(dir, "comm", O_RDONLY) >= 0);
+    sprintf(path, "%d/comm", getpid());
+    CHECK(openat(tasks, path, O_RDONLY) >= 0);
+    CHECK(openat(top, "self/comm", O_RDONLY) >= 0);
+    CHECK(faccessat(sys, ".", R_OK, 0) == 0);
+    kill(child, SIGKILL);
+    OK(waitpid(child, 0, 0));
+}
+"#)
+);
+
+conformance!(
+    of_the_dead,
+    c(r#"
+/* What told of a process that was waited for tells nothing any more. */
+int main(void) {
+    int child = OK(fork());
+    if (!child) for (;;) pause();
+    char path[64], buf[64];
+    sprintf(path, "/proc/%d/stat", child);
+    int stat = OK(open(path, O_RDONLY));
+    sprintf(path, "/proc/%d/task/%d/comm", child, child);
+    int comm = OK(open(path, O_RDONLY));
+    sprintf(path, "/proc/%d", child);
+    int dir = OK(open(path, O_RDONLY | O_DIRECTORY));
+    OK(kill(child, SIGKILL));
+    OK(waitpid(child, 0, 0));
+    freeze_here();
+    CHECK(read(stat, buf, sizeof buf) == -1 && errno == ESRCH);
+    CHECK(read(comm, buf, sizeof buf) <= 0);
+    CHECK(openat(dir, "stat", O_RDONLY) == -1);
+    CHECK(kill(child, 0) == -1);
+}
+"#)
+);
