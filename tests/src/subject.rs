@@ -212,6 +212,19 @@ pub fn freeze() -> Command {
     Command::new(program)
 }
 
+/// Copies the command `freeze` to where everybody may go.
+///
+/// By another process: a child that a test beside this one forks meanwhile would keep the copy open for writing, and
+/// what is being written cannot be executed (ETXTBSY).
+pub fn copy_freeze(to: &Path) {
+    let done = output(Command::new("cp").arg(freeze().get_program()).arg(to));
+    assert!(
+        done.status.success(),
+        "cp: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
 /// Runs a command to its end and returns what it said.
 pub fn output(command: &mut Command) -> Output {
     command

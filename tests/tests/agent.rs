@@ -1,6 +1,6 @@
 //! The agent end to end: watched programs are checkpointed, crash, come back, and never notice what becomes of freezed.
 
-use freeze_tests::subject::output;
+use freeze_tests::subject::{copy_freeze, output};
 use freeze_tests::{freeze, scratch};
 use freeze_user::ids::Pid;
 use nix::sys::signal::{Signal, kill};
@@ -454,7 +454,7 @@ fn other_users_have_their_own_processes_only() {
     let pid = stage.watch(&["--every", "1s"]).to_string();
     // Where this user may not go, its copy is.
     let copy = stage.dir.join("freeze");
-    fs::copy(freeze().get_program(), &copy).expect("a copy of freeze");
+    copy_freeze(&copy);
     let socket = stage.dir.join("socket");
     let nobody = |args: &[&str]| {
         output(

@@ -49,7 +49,8 @@ int main(void) {
     SAME(event(fs)->mask, FAN_CLOSE_WRITE);
     SAME(fcntl(file, F_GETFD), FD_CLOEXEC);
 }
-"#)
+"#),
+    only: root
 );
 
 conformance!(

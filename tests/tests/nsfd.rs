@@ -44,7 +44,8 @@ int main(void) {
     CHECK(!strcmp(name, "lived-in"));
     SAME(fcntl(fds[3], F_GETFD), FD_CLOEXEC);
 }
-"#)
+"#),
+    only: host
 );
 
 conformance!(

@@ -64,5 +64,6 @@ int main(void) {
     CHECK(openat(dir, "stat", O_RDONLY) == -1);
     CHECK(kill(child, 0) == -1);
 }
-"#)
+"#),
+    only: host
 );

@@ -1,7 +1,7 @@
 //! What must be refused or survived: the exact sentences, the exit statuses, and a target that never notices.
 
 use freeze_tests::cycle::{nothing_unfinished, same};
-use freeze_tests::subject::{Running, alive, all, exists, output, stat_fields};
+use freeze_tests::subject::{Running, alive, all, copy_freeze, exists, output, stat_fields};
 use freeze_tests::{Portrait, Subject, c, freeze, python, scratch, skip};
 use freeze_user::ids::Pid;
 use freeze_user::store::{Opened, Sum};
@@ -640,7 +640,7 @@ fn not_root() {
     let dir = scratch();
     // Where the tests lie, nobody may be able to look.
     let program = dir.join("freeze");
-    fs::copy(freeze().get_program(), &program).expect("a copy of freeze");
+    copy_freeze(&program);
     for words in [
         &["checkpoint", "1", "--to", "image"][..],
         &["restore", "image"][..],

@@ -269,7 +269,7 @@ impl ProcessKind for ThreadCgroups {
 
     fn precheck(_: &ThreadRecord, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
 
-    fn restore(record: &ThreadRecord, _: Pid, nest: &mut Nest) -> Result<()> {
+    fn restore(record: &ThreadRecord, pid: Pid, nest: &mut Nest) -> Result<()> {
         if nest.options.cgroup == CgroupChoice::Keep && !record.threads.is_empty() {
             let hierarchies = Hierarchies::here()?;
             for (tid, place) in &record.threads {
@@ -282,7 +282,7 @@ impl ProcessKind for ThreadCgroups {
                 } else {
                     "tasks"
                 };
-                join(&dir, file, *tid)?;
+                join(&dir, file, nest.process(pid)?.live_tid(*tid))?;
             }
         }
         for (file, state) in std::mem::take(&mut nest.state::<Made>().frozen) {

@@ -29,6 +29,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub struct Regular;
@@ -227,7 +228,17 @@ impl FileRef {
         let plain = flags & !mask | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
         let name = || self.path.display().to_string();
         let open = |path: &Path| {
-            nix::fcntl::open(path, OFlag::from_bits_retain(plain), Mode::empty()).on("open", name)
+            // Somebody who is about to end may still have a lease on it; the attempt asks for it.
+            const PATIENCE: Duration = Duration::from_secs(2);
+            let began = Instant::now();
+            loop {
+                match nix::fcntl::open(path, OFlag::from_bits_retain(plain), Mode::empty()) {
+                    Err(Errno::EAGAIN) if began.elapsed() < PATIENCE => {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    done => return done.on("open", name),
+                }
+            }
         };
         if let Some(space) = self.unlinked {
             if self.is_tmpfile() {

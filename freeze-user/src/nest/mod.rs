@@ -210,6 +210,12 @@ impl Building {
         self.names.get(index).map_or(self.pid, |(recorded, _)| *recorded)
     }
 
+    /// The id freeze knows a thread by now: in a user namespace of its own a process has no say in that.
+    pub fn live_tid(&self, recorded: Pid) -> Pid {
+        let thread = self.thread(recorded).and_then(|n| self.threads.get(n));
+        thread.map_or(recorded, Stopped::tid)
+    }
+
     /// What thread number `index` calls itself.
     pub fn inner_tid(&self, index: usize) -> i32 {
         self.names.get(index).map_or(self.inner, |(_, inner)| *inner)

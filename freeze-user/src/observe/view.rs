@@ -441,7 +441,10 @@ impl ProcessView {
             true => {
                 p.speaker = speaker(pid);
                 let dir = format!("/proc/{}", p.speaker);
+                // It goes by its first thread's ids all the same.
+                let ids = std::mem::take(&mut p.status.ns_pid);
                 p.status = read_status(&dir).map_err(gone)?;
+                p.status.ns_pid = ids;
                 p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
                 dir
             }

@@ -89,16 +89,24 @@ pub fn reap(mut tids: Vec<Pid>) {
     while !tids.is_empty() {
         let before = tids.len();
         tids.retain(|tid| {
-            let told = waitpid(tid.nix(), Some(flags));
-            !matches!(
-                told,
-                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD)
-            )
+            match waitpid(tid.nix(), Some(flags)) {
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => false,
+                // It is also what a tracer hears of a first thread that waits for the others of its process.
+                Err(Errno::ECHILD) => is_traced_here(*tid),
+                _ => true,
+            }
         });
         if tids.len() == before {
             std::thread::sleep(std::time::Duration::from_micros(100));
         }
     }
+}
+
+/// Whether the calling thread traces this one.
+fn is_traced_here(tid: Pid) -> bool {
+    let text = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
+    let status = crate::proc::status::Status::parse(&String::from_utf8_lossy(&text));
+    status.is_some_and(|s| s.tracer == nix::unistd::gettid().as_raw())
 }
 
 /// What /proc says of a thread that will not stop.
