@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub struct Tun;
@@ -117,9 +118,17 @@ impl FdKind for Tun {
             let said = netns::restore_device(alone)?;
             nest.warnings.extend(said);
         }
+        // Somebody who is about to end may still hold it.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let began = Instant::now();
         in_place(record, nest, || {
             let tun = tun::open()?;
-            tun::attach(tun.as_fd(), &device.name, device.flags, None)?;
+            while let Err(e) = tun::attach(tun.as_fd(), &device.name, device.flags, None) {
+                if e != Errno::EBUSY || began.elapsed() >= PATIENCE {
+                    return Err(e);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
             tun::set_sizes(tun.as_fd(), device.header, device.room)?;
             tun::set(tun.as_fd(), device.flags & PERSIST, -1, -1)?;
             Ok(tun)

@@ -7,9 +7,26 @@ use crate::ids::Pid;
 use crate::proc::stat::Stat;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// SIGCHLD in a signal set.
 const SIGCHLD_BIT: u64 = 1 << (libc::SIGCHLD - 1);
+
+/// Waits until a process that has been told to stop has also told its parent, which it does after it shows as stopped.
+fn await_stop(pid: Pid) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let began = Instant::now();
+    let stopped = |text: Vec<u8>| Stat::parse(&text).is_none_or(|s| s.state == 'T' || s.is_zombie());
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    for task in tasks.into_iter().flatten().flatten() {
+        let stat = task.path().join("stat");
+        while !std::fs::read(&stat).map_or(true, stopped) && began.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        // The kernel answers when the thread is off its processor (wait_task_inactive), which is after it has told.
+        let _ = std::fs::read(task.path().join("syscall"));
+    }
+}
 
 impl Nest {
     /// The parent of a process, if it is still under construction.
@@ -30,6 +47,7 @@ impl Nest {
 
     /// Takes from a parent what it must not notice of a child's stop, which it learned of long ago.
     pub(super) fn hush_stop(&mut self, parent: Pid, child: Pid, told: bool) -> Result<()> {
+        await_stop(child);
         let known = self.known_as(parent, child) as u64;
         self.process(parent)?.tape(|t| {
             if told {

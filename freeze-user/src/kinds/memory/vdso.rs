@@ -6,6 +6,7 @@
 //! pages of zeros: they make old code that a thread stands in fall back to system calls, until it is stepped out of it.
 
 use super::{Record, collect, occupied};
+use crate::dirty::intersect;
 use crate::error::{Blocker, Context, Result};
 use crate::ids::{Pid, Range, normalize};
 use crate::nest::{Nest, TASK_SIZE, free_place, is_vdso};
@@ -106,22 +107,26 @@ fn remap(from: Range, to: u64) -> Step {
 
 /// Moves the running kernel's vDSO out of the way as it is, and maps the recorded one where it was.
 fn bridge(record: &Record, pid: Pid, now: &[(Vec<u8>, Range)], aside: u64, nest: &mut Nest) -> Result<()> {
+    // A child has its parent's copy, and may have something of its own where its parent put the running kernel's.
+    let old = record.vdso.iter().find(|(n, _)| n == "[vdso]").map(|(_, r)| *r);
+    let is_copied = old.is_some_and(|r| holds(pid, r, &record.vdso_code.0));
+    let own_ranges: Vec<Range> = now.iter().map(|(_, r)| *r).collect();
+    let in_the_way = !intersect(&own_ranges, &normalize(occupied(record).collect())).is_empty();
     let (mut calls, mut at, mut code_at) = (Vec::new(), aside, 0);
     // Its code finds its data by distance: the pieces stay beside each other, in their order.
     for (name, range) in now {
-        calls.push(remap(*range, at));
+        let stays = is_copied && !in_the_way;
+        if !stays {
+            calls.push(remap(*range, at));
+        }
         if name == b"[vdso]" {
-            code_at = at;
+            code_at = if stays { range.start } else { at };
         }
         at += range.len();
     }
-    let mut old = None;
-    for (name, range) in &record.vdso {
+    for (name, range) in record.vdso.iter().filter(|_| !is_copied) {
         let prot = match name.as_str() {
-            "[vdso]" => {
-                old = Some(*range);
-                libc::PROT_READ | libc::PROT_WRITE
-            }
+            "[vdso]" => libc::PROT_READ | libc::PROT_WRITE,
             _ => libc::PROT_READ,
         };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -132,17 +137,28 @@ fn bridge(record: &Record, pid: Pid, now: &[(Vec<u8>, Range)], aside: u64, nest:
     let (Some(old), Some(own)) = (old, own()) else {
         return Ok(());
     };
-    super::fill::write_pages(pid, old.start, &record.vdso_code.0)?;
-    let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-    nest.process(pid)?.play(&[(
-        "mprotect",
-        libc::SYS_mprotect,
-        [old.start, old.len(), prot, 0, 0, 0],
-    )])?;
+    if !is_copied {
+        super::fill::write_pages(pid, old.start, &record.vdso_code.0)?;
+        let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        nest.process(pid)?.play(&[(
+            "mprotect",
+            libc::SYS_mprotect,
+            [old.start, old.len(), prot, 0, 0, 0],
+        )])?;
+    }
+    let bridges = &mut nest.state::<Bridges>().0;
+    bridges.retain(|(other, ..)| *other != pid);
     if let Some(code) = bridged(&record.vdso_code.0, &own, code_at) {
-        nest.state::<Bridges>().0.push((pid, old, code));
+        bridges.push((pid, old, code));
     }
     Ok(())
+}
+
+/// Whether a process has this code there.
+fn holds(pid: Pid, range: Range, code: &[u8]) -> bool {
+    let mut there = vec![0; code.len().min(range.len() as usize)];
+    let read = |mem: File| mem.read_exact_at(&mut there, range.start);
+    File::open(format!("/proc/{pid}/mem")).and_then(read).is_ok() && there == code
 }
 
 /// The last step of bridging, once every thread has its registers: none may stand in code that is overwritten.
