@@ -96,5 +96,6 @@ int main(void) {
     CHECK(number(end) > last);
     SAME(fcntl(fd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
 }
-"#)
+"#),
+    only: root
 );
