@@ -10,6 +10,7 @@ use crate::nest::{TASK_SIZE, is_vdso};
 use crate::observe::view::{Depth, ProcessView, read_vmas, speaker};
 use crate::proc::maps::Vma;
 use crate::stop::smooth_thread;
+use crate::stop::waits::Waits;
 use crate::store::{CheckpointId, Draft, Opened};
 use crate::sys::pagemap::{self, Contents};
 use crate::sys::{fault, uffd};
@@ -274,6 +275,7 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     }
     let pid = p.pid;
     let by = speaker(pid);
+    let waits = Waits::of(std::iter::once(by));
     let Some(seized) = Seized::seize(by, 0).map_err(|e| traced(pid, e))? else {
         return Ok(None);
     };
@@ -281,7 +283,7 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     let Some(mut leader) = seized.halted()? else {
         return Ok(None);
     };
-    smooth_thread(&mut leader, Some(&p.status))?;
+    smooth_thread(&mut leader, Some(&p.status), &waits)?;
     let view = ProcessView {
         speaker: by,
         vmas: read_vmas(by, Depth::Maps)?,

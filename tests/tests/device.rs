@@ -74,3 +74,28 @@ int main(void) {
 "#),
     only: root
 );
+
+conformance!(
+    log,
+    c(r#"
+/* A reader of the kernel's log goes on with the record that comes next. */
+static long number(int fd) {
+    char text[8192];
+    int n = OK(read(fd, text, sizeof text - 1));
+    text[n] = 0;
+    return atol(strchr(text, ',') + 1);
+}
+int main(void) {
+    int fd = OK(open("/dev/kmsg", O_RDONLY | O_NONBLOCK)), end = OK(open("/dev/kmsg", O_RDWR | O_NONBLOCK));
+    OK(lseek(end, 0, SEEK_END));
+    number(fd);
+    long last = number(fd);
+    freeze_here();
+    SAME(number(fd), last + 1);
+    SAME(write(end, "<7>freeze was here\n", 19), 19);
+    CHECK(number(end) > last);
+    SAME(fcntl(fd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
+}
+"#),
+    only: root
+);

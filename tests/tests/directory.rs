@@ -62,3 +62,35 @@ int main(void){
 }
 "#)
 );
+
+conformance!(
+    notified,
+    c(r#"
+/* Signals for what happens in a directory (F_NOTIFY), again and again, and with the descriptor's number. */
+static volatile int count, through;
+static void on_signal(int n, siginfo_t *info, void *u) { count++; through = info->si_fd; }
+int main(void) {
+    char *d = strdup(in_here("d"));
+    OK(mkdir(d, 0700));
+    int dir = OK(open(d, O_RDONLY | O_DIRECTORY)), plain = OK(open(d, O_RDONLY | O_DIRECTORY));
+    struct sigaction act = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART };
+    OK(sigaction(SIGRTMIN + 4, &act, 0));
+    OK(fcntl(dir, F_SETSIG, SIGRTMIN + 4));
+    OK(fcntl(dir, F_NOTIFY, DN_CREATE | DN_RENAME | DN_MULTISHOT));
+    OK(fcntl(plain, F_SETOWN, getpid()));
+    freeze_here();
+    SAME(count, 0);
+    close(OK(open(in_here("d/a"), O_CREAT | O_WRONLY, 0600)));
+    SAME(count, 1);
+    SAME(through, dir);
+    char *a = strdup(in_here("d/a")), *b = strdup(in_here("d/b"));
+    OK(rename(a, b));
+    int after = count;
+    CHECK(after > 1);
+    OK(chmod(b, 0644));
+    OK(unlink(b));
+    SAME(count, after);
+    SAME(fcntl(plain, F_GETOWN), getpid());
+}
+"#)
+);

@@ -189,3 +189,74 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    timeouts,
+    c(r#"
+/* Waits of every sort that begin together and last as long end together, however often they are interrupted. */
+#include <linux/futex.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
+enum { SORTS = 7, MS = 1500 };
+static pthread_barrier_t start, end, next;
+static double ended[SORTS];
+static volatile int over;
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec / 1e9;
+}
+static void *waiter(void *arg) {
+    long sort = (long)arg;
+    int word = 0, e = OK(epoll_create1(0));
+    struct epoll_event event;
+    while (!over) {
+        struct timespec t = { MS / 1000, MS % 1000 * 1000000 };
+        struct timeval v = { MS / 1000, MS % 1000 * 1000 };
+        pthread_barrier_wait(&start);
+        switch (sort) {
+        case 0: SAME(nanosleep(&t, 0), 0); break;
+        case 1: SAME(poll(0, 0, MS), 0); break;
+        case 2: SAME(select(0, 0, 0, 0, &v), 0); break;
+        case 3: SAME(epoll_wait(e, &event, 1, MS), 0); break;
+        case 4: CHECK(syscall(SYS_futex, &word, FUTEX_WAIT, 0, &t, 0, 0) == -1 && errno == ETIMEDOUT); break;
+        case 5: SAME(clock_nanosleep(CLOCK_BOOTTIME, 0, &t, 0), 0); break;
+        case 6: SAME(epoll_pwait(e, &event, 1, MS, 0), 0); break;
+        }
+        ended[sort] = now();
+        pthread_barrier_wait(&end);
+        pthread_barrier_wait(&next);
+    }
+    return 0;
+}
+static void *judge(void *arg) {
+    while (!over) {
+        pthread_barrier_wait(&start);
+        double began = now(), first = 1e18, last = 0;
+        pthread_barrier_wait(&end);
+        for (int i = 0; i < SORTS; i++) {
+            if (ended[i] < first) first = ended[i];
+            if (ended[i] > last) last = ended[i];
+        }
+        if (first - began < MS / 1e3 - 0.05 || last - first > 0.4) {
+            for (int i = 0; i < SORTS; i++) fprintf(stderr, "sort %d ended after %.3f\n", i, ended[i] - began);
+            DIE("they did not end together");
+        }
+        if (gone_ahead()) over = 1;
+        pthread_barrier_wait(&next);
+    }
+    return 0;
+}
+int main(void) {
+    pthread_t threads[SORTS + 1];
+    pthread_barrier_init(&start, 0, SORTS + 1);
+    pthread_barrier_init(&end, 0, SORTS + 1);
+    pthread_barrier_init(&next, 0, SORTS + 1);
+    for (long i = 0; i < SORTS; i++) pthread_create(threads + i, 0, waiter, (void *)i);
+    pthread_create(threads + SORTS, 0, judge, 0);
+    nap(700);
+    freeze_here();
+    for (int i = 0; i <= SORTS; i++) pthread_join(threads[i], 0);
+}
+"#)
+);

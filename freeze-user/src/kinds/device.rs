@@ -5,13 +5,14 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
+use crate::observe::peek::Peek;
 use crate::observe::view::{FdView, FileStat, View};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, major, minor};
 use nix::unistd::Whence;
 use serde::{Deserialize, Serialize};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
@@ -33,6 +34,9 @@ pub struct Record {
     /// How the node is found or made again; images from before this was recorded have none, and its path leads there.
     #[serde(default)]
     pub node: Option<NodeRef>,
+    /// Of a reader of /dev/kmsg: the number of the record it gets next.
+    #[serde(default)]
+    pub log: Option<u64>,
     /// What was asked of /dev/cpu_dma_latency, in microseconds.
     #[serde(default)]
     pub latency: Option<i32>,
@@ -48,6 +52,8 @@ enum Memory {
     Position,
     /// The wish that holds as long as it is open.
     Latency,
+    /// Its place in the kernel's log.
+    Log,
 }
 
 /// Names of miscellaneous devices (major 10) that keep nothing for whoever has them open.
@@ -66,7 +72,7 @@ impl FdKind for Device {
     const TAG: &'static str = "device";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "devices, and nodes that were unlinked since: /dev/null, zero, full, random, urandom, mem, \
-        port, kmsg for writing, hwrng, kvm, loop-control, cpu_dma_latency with its wish, block devices with position \
+        port, kmsg (for reading where the kernel lets freeze look at it), hwrng, kvm, loop-control, cpu_dma_latency with its wish, block devices with position \
         (not one held for somebody alone, O_EXCL, or that a loop device lets go of when it is closed)";
     type Record = Record;
 
@@ -84,6 +90,13 @@ impl FdKind for Device {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
         if fd.stat.kind() != libc::S_IFBLK {
+            if memory_of(fd.stat.rdev, fd.flags()) == Some(Memory::Log) && Peek::get().is_none() {
+                out.push(
+                    fd.blocker()
+                        .why("how far it has read is not told, and the kernel does not let freeze see it")
+                        .remedy("run freeze with CAP_BPF and CAP_PERFMON, or let the program close it"),
+                );
+            }
             return;
         }
         let (major, minor) = (major(fd.stat.rdev), minor(fd.stat.rdev));
@@ -123,11 +136,19 @@ impl FdKind for Device {
             }
             _ => None,
         };
+        let log = match memory {
+            Some(Memory::Log) => {
+                let here = from.process.fd(fd.fd)?;
+                Peek::get().and_then(|peek| peek.log_position(here.as_fd()))
+            }
+            _ => None,
+        };
         Ok(Record {
             path,
             number,
             flags: fd.flags(),
             tree: fd.tree.number,
+            log,
             block,
             position: match memory {
                 Some(Memory::Position) => fd.info.pos,
@@ -183,6 +204,9 @@ impl FdKind for Device {
         if record.position != 0 {
             nix::unistd::lseek64(&fd, record.position, Whence::SeekSet).on("lseek", name)?;
         }
+        if let Some(next) = record.log {
+            read_up_to(next, &fd).on("read", name)?;
+        }
         if let Some(latency) = record.latency {
             nix::unistd::write(&fd, &latency.to_ne_bytes()).on("write", name)?;
         }
@@ -192,6 +216,41 @@ impl FdKind for Device {
     fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {
         Ok(())
     }
+}
+
+/// Reads the kernel's log up to before the record with this number; that of another boot has lower ones, and ends.
+fn read_up_to(next: u64, log: &OwnedFd) -> nix::Result<()> {
+    let reopened = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let ahead = nix::fcntl::open(
+        format!("/proc/self/fd/{}", log.as_raw_fd()).as_str(),
+        reopened,
+        Mode::empty(),
+    )?;
+    // Another reader tells which record comes next, so that this one goes as far and no farther.
+    let number = |fd: &OwnedFd| -> nix::Result<Option<u64>> {
+        let mut text = [0; 8192];
+        loop {
+            return match nix::unistd::read(fd, &mut text) {
+                Ok(n) => {
+                    let head = text[..n].split(|b| *b == b',').nth(1);
+                    let head = head.and_then(|h| std::str::from_utf8(h).ok());
+                    Ok(head.and_then(|h| h.parse().ok()))
+                }
+                // What was overwritten meanwhile is skipped.
+                Err(Errno::EPIPE) => continue,
+                Err(Errno::EAGAIN) => Ok(None),
+                Err(e) => Err(e),
+            };
+        }
+    };
+    let flags = nix::fcntl::fcntl(log, nix::fcntl::FcntlArg::F_GETFL)?;
+    let set = |flags| nix::fcntl::fcntl(log, nix::fcntl::FcntlArg::F_SETFL(flags)).map(drop);
+    let flags = OFlag::from_bits_retain(flags);
+    set(flags | OFlag::O_NONBLOCK)?;
+    while number(&ahead)?.is_some_and(|n| n < next) {
+        number(log)?;
+    }
+    set(flags)
 }
 
 /// Whether a device number is one of the stateless memory devices.
@@ -207,8 +266,8 @@ fn memory_of(rdev: u64, flags: i32) -> Option<Memory> {
     match (major(rdev), minor(rdev)) {
         // mem, port; those of processor registers.
         (1, 1 | 4) | (202 | 203, _) => Some(Memory::Position),
-        // A reader of kmsg has a place in it that is not told.
-        (1, 11) => (flags & libc::O_ACCMODE == libc::O_WRONLY).then_some(Memory::Nothing),
+        (1, 11) if flags & libc::O_ACCMODE == libc::O_WRONLY => Some(Memory::Nothing),
+        (1, 11) => Some(Memory::Log),
         (10, _) => match misc(rdev)?.as_str() {
             "cpu_dma_latency" => Some(Memory::Latency),
             name if PLAIN.contains(&name) => Some(Memory::Nothing),
@@ -256,7 +315,6 @@ mod tests {
     use super::*;
     use crate::ids::Pid;
     use crate::observe::view::read_fd;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn devices_are_told_by_what_they_remember() {
@@ -264,7 +322,7 @@ mod tests {
         assert_eq!(at(1, 3, libc::O_RDWR), Some(Memory::Nothing));
         assert_eq!(at(1, 1, libc::O_RDONLY), Some(Memory::Position));
         assert_eq!(at(1, 11, libc::O_WRONLY), Some(Memory::Nothing));
-        assert_eq!(at(1, 11, libc::O_RDONLY), None, "its place in the log");
+        assert_eq!(at(1, 11, libc::O_RDONLY), Some(Memory::Log));
         assert_eq!(at(10, 200, libc::O_RDWR), None, "tun is a kind of its own");
         assert_eq!(at(13, 64, libc::O_RDONLY), None, "an input device has a queue");
     }

@@ -6,8 +6,10 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
+use crate::observe::peek::Peek;
 use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, FileStat, View};
+use crate::sys;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
@@ -29,6 +31,9 @@ pub struct Record {
     pub tree: u32,
     #[serde(default)]
     pub off_path: Option<OffPath>,
+    /// What signals were asked for (F_NOTIFY, `DN_*`), and through which descriptor.
+    #[serde(default)]
+    pub notify: Option<(u64, i32)>,
 }
 
 /// A directory to which its path does not lead.
@@ -155,8 +160,8 @@ impl DirRef {
 impl FdKind for Directory {
     const TAG: &'static str = "directory";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str =
-        "open directories: flags and position; removed ones, and those something is mounted over";
+    const ABOUT: &'static str = "open directories: flags and position; removed ones, and those something is mounted over; notification by \
+         signal (F_NOTIFY) where the kernel lets freeze look at it";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -167,9 +172,22 @@ impl FdKind for Directory {
         if let Some((why, remedy)) = DirRef::obstacle(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
+        // Whoever asks for notification becomes the owner of the file; else a directory has none.
+        let owned = || {
+            let here = sys::pidfd_open(fd.pid).and_then(|p| sys::pidfd_getfd(p.as_fd(), fd.fd));
+            here.and_then(|here| sys::owner_ex(here.as_fd()))
+                .is_ok_and(|(_, id)| id != 0)
+        };
+        if fd.flags() & libc::O_PATH == 0 && owned() && Peek::get().is_none() {
+            out.push(
+                fd.blocker()
+                    .why("it may be watched (F_NOTIFY), and the kernel does not let freeze see for what")
+                    .remedy("run freeze with CAP_BPF and CAP_PERFMON, or let the program use inotify"),
+            );
+        }
     }
 
-    fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
+    fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
         let DirRef { path, off_path, tree } = DirRef::collect(&fd.link, &fd.stat, &fd.at(), &fd.tree)?;
         Ok(Record {
             path,
@@ -177,6 +195,7 @@ impl FdKind for Directory {
             position: fd.info.pos,
             off_path,
             tree,
+            notify: notify(fd, from)?,
         })
     }
 
@@ -197,9 +216,48 @@ impl FdKind for Directory {
         Ok(fd)
     }
 
-    fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {
-        Ok(())
+    fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
+        let Some((wanted, through)) = record.notify else {
+            return Ok(());
+        };
+        // By the process itself, through the descriptor that its signal tells: the kernel notes both.
+        let fd = match nest.holders(placed.id).contains(&(placed.pid, through)) {
+            true => through,
+            false => placed.fd,
+        };
+        let args = [fd as u64, libc::F_NOTIFY as u64, wanted];
+        nest.process(placed.pid)?
+            .call("fcntl(F_NOTIFY)", libc::SYS_fcntl, &args)
+            .map(drop)
     }
+}
+
+/// What the program asked for with F_NOTIFY.
+fn notify(fd: &FdView, from: &mut Source<'_>) -> Result<Option<(u64, i32)>> {
+    if fd.flags() & libc::O_PATH != 0 {
+        return Ok(None);
+    }
+    let here = from.process.fd(fd.fd)?;
+    let (_, owner) = sys::owner_ex(here.as_fd()).on("fcntl(F_GETOWN_EX)", || fd.label())?;
+    let peek = Peek::get().filter(|_| owner != 0);
+    let found = peek.and_then(|peek| peek.notify(here.as_fd()));
+    Ok(found.map(|n| (asked_for(n.mask), n.fd)))
+}
+
+/// The `DN_*` bits by the kernel's own of fsnotify_backend.h.
+fn asked_for(mask: u32) -> u64 {
+    // Access, modify, attributes, create, delete, rename, and more than once.
+    const BITS: [(u32, u64); 7] = [
+        (0x1, 0x1),
+        (0x2, 0x2),
+        (0x4, 0x20),
+        (0x100, 0x4),
+        (0x200, 0x8),
+        (0x1000_0000, 0x10),
+        (0x2000_0000, 0x8000_0000),
+    ];
+    let set = BITS.iter().filter(|(bit, _)| mask & bit != 0);
+    set.fold(0, |all, (_, wish)| all | wish)
 }
 
 impl Record {

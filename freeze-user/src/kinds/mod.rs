@@ -660,8 +660,10 @@ pub fn markdown() -> String {
         - files that neither path nor handle leads to.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
-        - the timeout of a call that was waiting and does not tell the program what remains (poll, a futex, epoll_wait): it \
-          may wait longer after a restore, never less; a sleep that was given a place for its rest ends when it would have;\n\
+        - the timeout of a sigtimedwait, a semtimedop, an io_getevents, or of a call on a socket with SO_RCVTIMEO or \
+          SO_SNDTIMEO that was waiting, and that of any call that was resumed before by something else than freeze: it may \
+          wait longer after a checkpoint or restore, never less (poll, select, epoll_wait, futex and sleeps end when they \
+          would have, where the kernel has /proc/PID/sched);\n\
         - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase.\n";
     out += "\n## Whole programs\n\nUnmodified, in use while they are checkpointed, killed, restored, and used on.\n\n\
         | program | what shows that it did not notice |\n|---|---|\n";

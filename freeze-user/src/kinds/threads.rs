@@ -1,7 +1,7 @@
 //! Threads: registers, extended state, TLS, signal mask, alternate stack, robust list, rseq, name, scheduling.
 
 mod habits;
-mod restart;
+pub(crate) mod restart;
 
 use self::habits::Habits;
 use super::pipe::Bytes;
@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::time::Duration;
 
 #[derive(Debug)]
 pub struct Threads;
@@ -57,6 +58,9 @@ pub struct Thread {
     pub timer_slack: u64,
     #[serde(default)]
     pub habits: Habits,
+    /// How much was left of the timeout of the call it is in, in nanoseconds, where that is known.
+    #[serde(default)]
+    pub left: Option<u64>,
 }
 
 const PR_GET_TID_ADDRESS: u64 = 40;
@@ -172,9 +176,11 @@ impl ProcessKind for Threads {
             let name = || format!("thread {tid}");
             let stat = by_tid.get(&tid).map(|t| &t.stat);
             let thread = &from.process.threads()[n];
+            let regs = restart::remembered(thread);
+            let left = restart::left(from.process.pid(), thread, &regs);
             threads.push(Thread {
                 tid,
-                regs: restart::remembered(thread),
+                regs,
                 xstate: Bytes(thread.xstate()?),
                 mask: thread.mask(),
                 // SS_ONSTACK is where the stack pointer is, not a setting.
@@ -196,6 +202,7 @@ impl ProcessKind for Threads {
                 ioprio: sched::ioprio(tid).on("ioprio_get", name)?,
                 timer_slack: ran.value(slack) as u64,
                 habits: Habits::told(&ran, &asked, thread),
+                left: left.map(|time| time.as_nanos() as u64),
             });
         }
         let stopped_by = from.process.threads().first().map_or(0, |t| t.group_stop());
@@ -270,7 +277,8 @@ impl ProcessKind for Threads {
             let stopped = &mut building.threads[n];
             stopped.set_xstate(&thread.xstate.0)?;
             stopped.set_dispatch(thread.habits.dispatch);
-            match restart::remaining(&thread.regs) {
+            let left = thread.left.map(Duration::from_nanos);
+            match restart::remaining(stopped.tid(), &thread.regs, left) {
                 Some(call) => {
                     stopped.amend(thread.regs, thread.mask);
                     stopped.set_replay(call);
@@ -314,7 +322,7 @@ fn schedule(thread: &Thread, tid: Pid) -> nix::Result<()> {
 /// The registers to go on with in a new process.
 ///
 /// A call that the kernel restarts by itself goes on verbatim, except where its memory of the call (the restart
-/// block) is gone: it is made anew. An absolute wait is exact then, and so is a sleep that tells what remains
+/// block) is gone: it is made anew. An absolute wait is exact then, and so is one of which it is known what remains
 /// ([`restart::remaining`]); another relative wait may last longer, never less.
 fn resumed(regs: &Regs) -> Regs {
     if regs.restarts_by_block() {

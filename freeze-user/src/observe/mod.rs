@@ -11,6 +11,7 @@ pub mod livemap;
 mod load;
 pub mod mapview;
 pub mod observer;
+pub mod peek;
 pub mod peers;
 pub mod sharing;
 pub(crate) mod sockets;

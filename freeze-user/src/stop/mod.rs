@@ -1,7 +1,10 @@
 //! `Plan → Frozen`: every thread of the set at a halt, proven closed, and put back if it is dropped.
 
+pub mod waits;
+
 use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{Pid, Range};
+use crate::kinds::threads::restart::shortened;
 use crate::kinds::threads::{is_64_bit, undisturbed};
 use crate::observe::view::{Depth, ProcessView, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
@@ -15,6 +18,7 @@ use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use waits::Waits;
 
 /// A set of processes at a halt. Dropping it lets every thread go on as it was found.
 #[derive(Debug)]
@@ -67,13 +71,14 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
 
 /// One attempt; `None` if a thread ended in the midst of it.
 fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
+    let waits = Waits::look(&planned.view.roots);
     let ahead = Realtime::enter();
     let since = Instant::now();
     let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
-    let gathered = gather(planned, host, trust, &mut stopped);
+    let gathered = gather(planned, host, trust, &waits, &mut stopped);
     // Whoever is let go at once must not see that it was stopped either.
     for thread in stopped.values_mut().flatten() {
-        smooth_alone(thread);
+        smooth_alone(thread, &waits);
     }
     Ok(gathered?.map(|(processes, view, trusted)| Frozen {
         processes,
@@ -94,10 +99,11 @@ fn gather(
     planned: &Plan,
     host: &Host,
     trust: bool,
+    waits: &Waits,
     stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
 ) -> Result<Option<Gathered>> {
     let roots = planned.view.roots.clone();
-    if !halt_all(&roots, stopped)? {
+    if !halt_all(&roots, waits, stopped)? {
         return Ok(None);
     }
     let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
@@ -131,7 +137,7 @@ fn gather(
         threads.sort_by_key(|t| (t.tid() != p.pid, t.tid()));
         for thread in &mut threads {
             let of = p.threads.iter().find(|t| t.tid == thread.tid());
-            smooth_thread(thread, of.map(|t| &t.status))?;
+            smooth_thread(thread, of.map(|t| &t.status), waits)?;
         }
         processes.push(StoppedProcess::new(p.clone(), threads)?);
         fault::point("smooth")?;
@@ -201,7 +207,7 @@ fn lasting(v: &Vma) -> (u8, Vec<&[u8; 2]>) {
 ///
 /// False if some thread did not halt while the others stood still, and did once they ran again: the parent of a vfork
 /// waits uninterruptibly for the very child that we have stopped.
-fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<bool> {
+fn halt_all(roots: &[Pid], waits: &Waits, stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<bool> {
     let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
@@ -249,12 +255,15 @@ fn halt_all(roots: &[Pid], stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<
         }
         drop(patience);
         if !late.is_empty() {
-            stopped.values_mut().flatten().for_each(smooth_alone);
+            stopped
+                .values_mut()
+                .flatten()
+                .for_each(|t| smooth_alone(t, waits));
             stopped.clear();
             let _limit = limit(LIMIT)?;
             for seized in late {
                 if let Some(mut thread) = seized.halted()? {
-                    smooth_alone(&mut thread);
+                    smooth_alone(&mut thread, waits);
                 }
             }
             return failed.map(|()| false);
@@ -281,13 +290,14 @@ fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
 }
 
 /// The same for a thread of which nothing is known but that it stands still; 32-bit code is left as it is.
-fn smooth_alone(thread: &mut Stopped) {
+fn smooth_alone(thread: &mut Stopped, waits: &Waits) {
     let text = std::fs::read(format!("/proc/{}/status", thread.tid())).unwrap_or_default();
-    let _ = smooth_thread(thread, Status::parse(&String::from_utf8_lossy(&text)).as_ref());
+    let status = Status::parse(&String::from_utf8_lossy(&text));
+    let _ = smooth_thread(thread, status.as_ref(), waits);
 }
 
 /// Amends the registers so that the thread does not see that it was stopped; refuses 32-bit code.
-pub(crate) fn smooth_thread(thread: &mut Stopped, status: Option<&Status>) -> Result<()> {
+pub(crate) fn smooth_thread(thread: &mut Stopped, status: Option<&Status>, waits: &Waits) -> Result<()> {
     if !is_64_bit(thread.regs()) {
         return Err(Blocker::at(format!("thread {}", thread.tid()), "")
             .why("it runs 32-bit code")
@@ -296,7 +306,12 @@ pub(crate) fn smooth_thread(thread: &mut Stopped, status: Option<&Status>) -> Re
     }
     let pending = status.map_or(0, |s| (s.sig_pnd | s.shd_pnd) & (s.sig_cgt | !s.sig_ign));
     let (regs, mask) = (*thread.regs(), thread.mask());
-    let smooth = undisturbed(&regs, mask, pending, critical_section(thread)?);
+    let asleep = waits.asleep(thread.tid()).unwrap_or_default();
+    thread.set_asleep(asleep);
+    let mut smooth = undisturbed(&regs, mask, pending, critical_section(thread)?);
+    if smooth.rip != regs.rip && smooth.syscall().is_none() {
+        smooth = shortened(thread.tid(), &smooth, asleep);
+    }
     if smooth != regs {
         thread.amend(smooth, mask);
     }

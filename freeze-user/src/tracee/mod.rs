@@ -6,6 +6,7 @@
 mod many;
 pub mod process;
 mod raw;
+mod replay;
 pub mod regs;
 pub mod tape;
 
@@ -17,7 +18,9 @@ use crate::sys::deadline;
 use nix::errno::Errno;
 use raw::{get_dispatch, get_mask, get_regs, set_dispatch, set_mask, set_regs};
 use regs::Regs;
+pub use replay::Replay;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 /// Raw ptrace(2).
 fn ptrace(request: u32, tid: Pid, addr: u64, data: u64) -> nix::Result<i64> {
@@ -251,7 +254,9 @@ pub struct Stopped {
     /// Whether that is out of force for now.
     undispatched: bool,
     /// Registers by which an interrupted call is made once more, so that the kernel has a memory of it again.
-    replay: Option<Regs>,
+    replay: Option<Replay>,
+    /// How long it had been asleep in the call it was found in, as far as that is known.
+    asleep: Duration,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -269,6 +274,7 @@ impl Stopped {
                 dispatch: get_dispatch(tid),
                 undispatched: false,
                 replay: None,
+                asleep: Duration::ZERO,
                 _one_thread: PhantomData,
             })),
             Err(Errno::ESRCH) => Ok(None),
@@ -300,37 +306,6 @@ impl Stopped {
     pub fn set_dispatch(&mut self, dispatch: [u64; 4]) {
         self.dispatch = dispatch;
         self.undispatched = dispatch[0] != 0;
-    }
-
-    /// Has a call made and interrupted before the thread is let go: it goes on with the registers it was amended to,
-    /// which tell of a call that the kernel restarts from a memory of its own.
-    pub fn set_replay(&mut self, regs: Regs) {
-        self.replay = Some(regs);
-    }
-
-    /// Makes that call and interrupts it at once; the thread is parked, before and after.
-    pub fn replay(&mut self) -> Result<()> {
-        // Where the program catches its calls itself, it is told of an interruption, as after a signal.
-        let Some(regs) = self.replay.take().filter(|_| self.dispatch[0] == 0) else {
-            return Ok(());
-        };
-        set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
-        set_regs(self.tid, &regs).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
-        let until = |request: u32, end: Halt| -> Result<()> {
-            loop {
-                ptrace(request, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
-                match wait(self.tid)? {
-                    halt if halt == end => return Ok(()),
-                    Halt::Gone(_) => return Err(self.lost("wait", Errno::ESRCH)),
-                    _ => {}
-                }
-            }
-        };
-        until(libc::PTRACE_SYSCALL, Halt::Signal(libc::SIGTRAP))?;
-        ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(INTERRUPT)", e))?;
-        until(libc::PTRACE_CONT, Halt::Interrupted)?;
-        set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
-        set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))
     }
 
     /// The job-control signal that had stopped it before we came; 0 if none had.
