@@ -28,6 +28,13 @@ impl ProcessKind for Kinship {
     type Record = Family;
 
     fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+        if p.speaker != p.pid && !crate::sys::has_thread_pidfds() {
+            out.push(
+                p.blocker("", "a process whose first thread has ended")
+                    .why("this kernel gives no way to its descriptors (PIDFD_THREAD, Linux 6.9)")
+                    .remedy("checkpoint it under a newer kernel"),
+            );
+        }
         if p.is_dead() && view.get(Pid(p.stat.ppid)).is_none() {
             let why =
                 "it is a zombie whose parent is not part of the checkpoint: there is nothing of it to carry";

@@ -3,8 +3,10 @@
 use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
+use crate::nest::space::Kind;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
+use crate::sys;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug)]
@@ -112,6 +114,14 @@ impl ProcessKind for Limits {
             nest.warnings.push(format!(
                 "pid {pid}: nice {nice} of its autogroup could not be set: {e}"
             ));
+        }
+        if nest.membership(pid).of(Kind::User) != 0 {
+            // Its rights in its own user namespace do not reach to raising a limit.
+            for (n, (soft, hard)) in record.rlimits.iter().enumerate() {
+                let label = || format!("limit {} of pid {pid}", name(n));
+                sys::set_rlimit(pid, n as u32, *soft, *hard).on("prlimit64", label)?;
+            }
+            return Ok(());
         }
         nest.process(pid)?.tape(|t| {
             for (n, (soft, hard)) in record.rlimits.iter().enumerate() {

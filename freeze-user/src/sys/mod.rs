@@ -62,6 +62,11 @@ pub fn pidfd_open(pid: Pid) -> Sys<OwnedFd> {
     plain(libc::SYS_pidfd_open, [pid.0 as u64, 0, 0, 0, 0, 0]).map(owned)
 }
 
+/// Whether this kernel has pidfds of single threads.
+pub fn has_thread_pidfds() -> bool {
+    pidfd_open_thread(Pid(nix::unistd::gettid().as_raw())).is_ok()
+}
+
 /// pidfd_open(2) of one thread (Linux 6.9).
 pub fn pidfd_open_thread(tid: Pid) -> Sys<OwnedFd> {
     const PIDFD_THREAD: u64 = libc::O_EXCL as u64;
@@ -680,12 +685,17 @@ pub fn own_rlimit(resource: u32) -> Sys<(u64, u64)> {
 
 /// setrlimit(2) of this process.
 pub fn set_own_rlimit(resource: u32, soft: u64, hard: u64) -> Sys<()> {
+    set_rlimit(Pid(0), resource, soft, hard)
+}
+
+/// prlimit(2) of a process; 0 is this one.
+pub fn set_rlimit(pid: Pid, resource: u32, soft: u64, hard: u64) -> Sys<()> {
     let pair = [soft, hard];
     // SAFETY: the call reads two u64.
     unsafe {
         raw(
             libc::SYS_prlimit64,
-            [0, u64::from(resource), pair.as_ptr() as u64, 0, 0, 0],
+            [pid.0 as u64, u64::from(resource), pair.as_ptr() as u64, 0, 0, 0],
         )
         .map(drop)
     }
