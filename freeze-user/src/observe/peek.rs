@@ -2,6 +2,8 @@
 //!
 //! Only of what stands still: an address is followed step by step, and nothing keeps it from going stale meanwhile.
 
+pub mod queue;
+
 use crate::ids::Pid;
 use crate::observe::btf::Btf;
 use crate::sys;
@@ -19,7 +21,7 @@ pub struct Peek {
 }
 
 /// The members that are looked at.
-const MEMBERS: [(&str, &str); 26] = [
+const MEMBERS: [(&str, &str); 36] = [
     ("task_struct", "files"),
     ("task_struct", "pid"),
     ("task_struct", "pid_links"),
@@ -46,6 +48,16 @@ const MEMBERS: [(&str, &str); 26] = [
     ("dnotify_struct", "dn_fd"),
     ("dnotify_struct", "dn_filp"),
     ("devkmsg_user", "seq"),
+    ("mqueue_inode_info", "vfs_inode"),
+    ("mqueue_inode_info", "msg_tree"),
+    ("mqueue_inode_info", "notify"),
+    ("mqueue_inode_info", "notify_owner"),
+    ("posix_msg_tree_node", "rb_node"),
+    ("posix_msg_tree_node", "msg_list"),
+    ("msg_msg", "m_list"),
+    ("msg_msg", "m_type"),
+    ("msg_msg", "m_ts"),
+    ("msg_msg", "next"),
 ];
 
 /// The most marks, or wishes for notification, that one directory may have before the search is given up.
