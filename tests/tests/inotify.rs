@@ -69,3 +69,60 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    queued,
+    c(r#"
+/* Events that wait come in their order, with their names, and only once. */
+#include <sys/inotify.h>
+static int fd;
+static char buf[8192];
+static int len, at;
+static void next(int wd, uint32_t mask, const char *name) {
+    if (at >= len) { len = OK(read(fd, buf, sizeof buf)); at = 0; }
+    struct inotify_event *e = (void *)(buf + at);
+    at += sizeof *e + e->len;
+    SAME(e->wd, wd);
+    SAME(e->mask, mask);
+    CHECK(!strcmp(e->len ? e->name : "", name));
+}
+int main(void) {
+    char *d = strdup(in_here("d")), *kept = strdup(in_here("d/kept")), *gone = strdup(in_here("d/gone"));
+    char *file = strdup(in_here("file"));
+    OK(mkdir(d, 0700));
+    close(OK(open(file, O_CREAT | O_WRONLY, 0600)));
+    fd = OK(inotify_init1(IN_NONBLOCK));
+    SAME(OK(inotify_add_watch(fd, d, IN_CREATE | IN_DELETE | IN_CLOSE_WRITE)), 1);
+    SAME(OK(inotify_add_watch(fd, file, IN_ALL_EVENTS)), 2);
+    int w = OK(open(kept, O_CREAT | O_WRONLY, 0600));
+    SAME(write(w, "x", 1), 1);
+    close(w);
+    OK(mknod(gone, S_IFREG | 0600, 0));
+    OK(unlink(gone));
+    w = OK(open(file, O_RDWR));
+    SAME(write(w, "y", 1), 1);
+    SAME(pread(w, buf, 1, 0), 1);
+    OK(fchmod(w, 0640));
+    close(w);
+    struct stat was, now;
+    OK(stat(d, &was));
+    freeze_here();
+    OK(stat(d, &now));
+    SAME(now.st_mtim.tv_nsec, was.st_mtim.tv_nsec);
+    next(1, IN_CREATE, "kept");
+    next(1, IN_CLOSE_WRITE, "kept");
+    next(1, IN_CREATE, "gone");
+    next(1, IN_DELETE, "gone");
+    next(2, IN_OPEN, "");
+    next(2, IN_MODIFY, "");
+    next(2, IN_ACCESS, "");
+    next(2, IN_ATTRIB, "");
+    next(2, IN_CLOSE_WRITE, "");
+    CHECK(read(fd, buf, sizeof buf) == -1 && errno == EAGAIN);
+    OK(unlink(kept));
+    len = 0;
+    next(1, IN_DELETE, "kept");
+    CHECK(access(gone, F_OK) == -1);
+}
+"#)
+);

@@ -1,19 +1,24 @@
 //! inotify(7): watches by number, path and mask.
 
-use super::marks::{Spot, Target, find_all};
+pub mod again;
+
+use super::marks::{Found, Spot, Target, find_all};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
+use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, View};
 use crate::sys::{
     self,
     events::{inotify_add, inotify_new, inotify_remove},
 };
+use again::{Event, Watch, hopeless, repeat, waiting};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 #[derive(Debug)]
@@ -23,6 +28,9 @@ pub struct Inotify;
 pub struct Record {
     /// In ascending order of their numbers.
     pub watches: Vec<Watched>,
+    /// What waits to be read, the oldest first.
+    #[serde(default)]
+    pub events: Vec<Event>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +56,10 @@ const ASKED: u32 = 0xfff | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
 impl FdKind for Inotify {
     const TAG: &'static str = "inotify";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "inotify: watches with their numbers and masks, of files that were renamed or unlinked too; refused while events \
-         wait to be read";
+    const ABOUT: &'static str = "inotify: watches with their numbers and masks, of files that were renamed or unlinked too; \
+        events that wait to be read where the kernel lets freeze look at them and the same can be done again (open, close, \
+        access, modify, attributes, and create and delete of files) with no other instance watching; else refused while \
+        events wait";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -61,7 +71,8 @@ impl FdKind for Inotify {
             return out.push(unreadable(fd));
         };
         let targets: Vec<Target> = list.iter().map(|e| e.target.clone()).collect();
-        for (entry, found) in list.iter().zip(find_all(&targets, view)) {
+        let all = find_all(&targets, view);
+        for (entry, found) in list.iter().zip(&all) {
             if let Err(why) = found {
                 out.push(
                     fd.blocker()
@@ -70,15 +81,44 @@ impl FdKind for Inotify {
                 );
             }
         }
-        let waiting = sys::pidfd_open(fd.pid)
-            .and_then(|p| sys::pidfd_getfd(p.as_fd(), fd.fd))
-            .and_then(|here| sys::ioctl_int(here.as_fd(), libc::FIONREAD));
-        if waiting.is_ok_and(|n| n > 0) {
-            out.push(
-                fd.blocker()
-                    .why("events wait to be read, which cannot be put back")
-                    .remedy("try again once the program has read them"),
-            );
+        let Ok(here) = sys::pidfd_open(fd.pid).and_then(|p| sys::pidfd_getfd(p.as_fd(), fd.fd)) else {
+            return;
+        };
+        if sys::ioctl_int(here.as_fd(), libc::FIONREAD).is_ok_and(|n| n == 0) {
+            return;
+        }
+        let refuse = |why: String| {
+            fd.blocker()
+                .why(why)
+                .remedy("try again once the program has read them")
+        };
+        let Some(events) = waiting(here.as_fd()) else {
+            return out.push(refuse("events wait to be read, which cannot be put back".into()));
+        };
+        let reach = |wd: i32| {
+            let at = list.iter().position(|e| e.wd == wd)?;
+            match all[at].as_ref().ok()? {
+                Found::Path(path, tree) => {
+                    let trees = view.trees.all().cloned().chain([Tree::default()]);
+                    let tree = trees.into_iter().find(|t| t.number == *tree)?;
+                    Some(tree.path(path.as_os_str().as_bytes()))
+                }
+                Found::Held(..) => None,
+            }
+        };
+        if let Some(event) = hopeless(&events, reach) {
+            out.push(refuse(format!(
+                "an event ({:#x} of watch {}) waits to be read that cannot be brought about again",
+                event.mask, event.wd
+            )));
+        }
+        let watches = |f: &&FdView| Inotify::claims(f) || super::fanotify::Fanotify::claims(f);
+        let mut others = view.fds().filter(watches);
+        if others.any(|f| !sys::same_file(fd.pid, fd.fd, f.pid, f.fd).unwrap_or(false)) {
+            out.push(refuse(
+                "events wait to be read, and bringing them about again would tell another instance too"
+                    .into(),
+            ));
         }
     }
 
@@ -96,11 +136,34 @@ impl FdKind for Inotify {
             });
         }
         watches.sort_by_key(|w| w.wd);
-        Ok(Record { watches })
+        let here = from.process.fd(fd.fd)?;
+        let events =
+            match sys::ioctl_int(here.as_fd(), libc::FIONREAD).on("ioctl(FIONREAD)", || fd.label())? {
+                0 => Vec::new(),
+                _ => waiting(here.as_fd()).ok_or_else(|| unreadable(fd).refuse())?,
+            };
+        Ok(Record { watches, events })
     }
 
     fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
         record.watches.iter().for_each(|w| w.spot.precheck(options, out));
+        let spot = |wd: i32| record.watches.iter().find(|w| w.wd == wd).map(|w| &w.spot);
+        let trees_there = record
+            .watches
+            .iter()
+            .all(|w| options.place(w.spot.tree, &w.spot.path).is_some());
+        let reach = |wd: i32| spot(wd).and_then(|s| options.place(s.tree, &s.path));
+        if let Some(event) = hopeless(&record.events, reach).filter(|_| trees_there) {
+            let at = spot(event.wd).map_or_else(String::new, |s| s.path.display().to_string());
+            out.push(
+                Blocker::at(at, String::from_utf8_lossy(&event.name.0).into_owned())
+                    .why(format!(
+                        "the event {:#x} was waiting to be read, and cannot be brought about any more",
+                        event.mask
+                    ))
+                    .remedy("put the file back where it was"),
+            );
+        }
     }
 
     fn members(record: &Record) -> Vec<FileId> {
@@ -114,7 +177,16 @@ impl FdKind for Inotify {
     fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
         // Only now, so that it tells nothing of the files that were opened for the restore.
         let reached: Result<Vec<_>> = record.watches.iter().map(|w| w.spot.reach(nest)).collect();
-        watch_all(nest.file(placed.id)?, &record.watches, &reached?)
+        let reached = reached?;
+        watch_all(nest.file(placed.id)?, &record.watches, &reached)?;
+        if record.events.is_empty() {
+            return Ok(());
+        }
+        let watches = record.watches.iter().zip(reached);
+        let watches: Vec<Watch> = watches
+            .map(|(w, (at, follow))| (w.wd, at, follow, w.mask))
+            .collect();
+        repeat(nest.file(placed.id)?, &record.events, &watches)
     }
 }
 

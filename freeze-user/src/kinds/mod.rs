@@ -20,6 +20,7 @@ pub mod limits;
 pub mod marks;
 pub mod memfd;
 pub mod memory;
+pub mod mqueue;
 pub mod msgqueues;
 pub mod namespaces;
 pub mod netlink;
@@ -540,6 +541,7 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<directory::Directory>(),
     fd::<device::Device>(),
     fd::<tun::Tun>(),
+    fd::<mqueue::MQueue>(),
     fd::<regular::Regular>(),
     fd::<unix::Unix>(),
     fd::<tcp::Tcp>(),

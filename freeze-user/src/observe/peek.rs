@@ -2,6 +2,8 @@
 //!
 //! Only of what stands still: an address is followed step by step, and nothing keeps it from going stale meanwhile.
 
+pub mod queue;
+
 use crate::ids::Pid;
 use crate::observe::btf::Btf;
 use crate::sys;
@@ -19,7 +21,7 @@ pub struct Peek {
 }
 
 /// The members that are looked at.
-const MEMBERS: [(&str, &str); 26] = [
+const MEMBERS: [(&str, &str); 44] = [
     ("task_struct", "files"),
     ("task_struct", "pid"),
     ("task_struct", "pid_links"),
@@ -46,6 +48,24 @@ const MEMBERS: [(&str, &str); 26] = [
     ("dnotify_struct", "dn_fd"),
     ("dnotify_struct", "dn_filp"),
     ("devkmsg_user", "seq"),
+    ("mqueue_inode_info", "vfs_inode"),
+    ("mqueue_inode_info", "msg_tree"),
+    ("mqueue_inode_info", "notify"),
+    ("mqueue_inode_info", "notify_owner"),
+    ("posix_msg_tree_node", "rb_node"),
+    ("posix_msg_tree_node", "msg_list"),
+    ("msg_msg", "m_list"),
+    ("msg_msg", "m_type"),
+    ("msg_msg", "m_ts"),
+    ("msg_msg", "next"),
+    ("fsnotify_group", "notification_list"),
+    ("fsnotify_event", "list"),
+    ("inotify_event_info", "fse"),
+    ("inotify_event_info", "mask"),
+    ("inotify_event_info", "wd"),
+    ("inotify_event_info", "sync_cookie"),
+    ("inotify_event_info", "name_len"),
+    ("inotify_event_info", "name"),
 ];
 
 /// The most marks, or wishes for notification, that one directory may have before the search is given up.
@@ -164,6 +184,29 @@ impl Peek {
             node = self.word(node)?;
         }
         None
+    }
+
+    /// The events that wait in the inotify instance behind `fd`: watch, mask and name, the oldest first.
+    pub fn events(&self, fd: BorrowedFd<'_>) -> Option<Vec<(i32, u32, Vec<u8>)>> {
+        const LONGEST: u32 = 4096;
+        let group = self.word(self.at(self.file(fd)?, "file", "private_data"))?;
+        let head = self.at(group, "fsnotify_group", "notification_list");
+        let mut out = Vec::new();
+        let mut at = self.word(head)?;
+        while at != head {
+            (out.len() < MANY).then_some(())?;
+            let event = at.checked_sub(self.at(0, "fsnotify_event", "list"))?;
+            let event = event.checked_sub(self.at(0, "inotify_event_info", "fse"))?;
+            let number = |member| self.number(self.at(event, "inotify_event_info", member));
+            let length = number("name_len").filter(|n| *n <= LONGEST)?;
+            let mut name = vec![0; length as usize];
+            self.reader
+                .read(self.at(event, "inotify_event_info", "name"), &mut name)
+                .ok()?;
+            out.push((number("wd")? as i32, number("mask")?, name));
+            at = self.word(at)?;
+        }
+        Some(out)
     }
 
     /// Which record of the kernel's log a reader of /dev/kmsg gets next.

@@ -14,6 +14,7 @@ pub mod ended;
 pub mod fanotify;
 pub mod interrupt;
 pub mod ipc;
+pub mod mqueue;
 pub mod multicast;
 pub mod ns;
 pub mod queue;
