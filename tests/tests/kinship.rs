@@ -217,7 +217,8 @@ int main(void) {
     while (waitpid(-1, &status, 0) > 0) sum += WEXITSTATUS(status);
     SAME(sum, 3 + 4);
 }
-"#)
+"#),
+    only: root
 );
 
 conformance!(

@@ -660,6 +660,12 @@ pub fn markdown() -> String {
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
         - files that neither path nor handle leads to.\n\
+        \n## What is lost\n\n\
+        What the kernel shows to nobody cannot even be refused:\n\n\
+        - POSIX message queues in an IPC namespace of the checkpoint's own that no process has open;\n\
+        - system call user dispatch, where the kernel does not tell of it (before Linux 6.4);\n\
+        - errors of datagram sockets that were not told yet, packets that a tun device or a packet socket had not \
+          delivered, bridge VLANs and learned addresses, utilization clamps (uclamp), the login uid.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
         - the timeout of a sigtimedwait, a semtimedop, an io_getevents, or of a call on a socket with SO_RCVTIMEO or \

@@ -226,6 +226,13 @@ pub fn spawn_blank(ids: &[i32], flags: u64) -> Sys<()> {
         set_tid_size: ids.len() as u64,
         ..CloneArgs::default()
     };
+    // Its other end is closed when this process ends: who sets the signal too late for that sees it by this.
+    let (alive, here) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let mut hung_up = libc::pollfd {
+        fd: alive.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
     let all = !0u64;
     let mut old = 0u64;
     // SAFETY: the masks are 8 bytes, as the call is told; it touches nothing else.
@@ -245,9 +252,13 @@ pub fn spawn_blank(ids: &[i32], flags: u64) -> Sys<()> {
         )
     };
     if made == Ok(0) {
-        // SAFETY: raw system calls with plain numbers.
+        // SAFETY: raw system calls with plain numbers, and one structure of the child's own.
         unsafe {
             libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            libc::syscall(libc::SYS_close, here.as_raw_fd());
+            if libc::syscall(libc::SYS_poll, &raw mut hung_up, 1, 0) != 0 {
+                libc::_exit(1);
+            }
             loop {
                 libc::syscall(libc::SYS_pause);
             }
