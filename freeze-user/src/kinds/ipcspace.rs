@@ -8,7 +8,7 @@ use crate::observe::view::{View, all_pids, speaker};
 use crate::proc::stat::Stat;
 use crate::proc::sysvipc::Object;
 use crate::sys;
-use crate::sys::ipc::{Call, within};
+use crate::sys::ipc::{self, Call, within};
 use nix::Result as Sys;
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -37,8 +37,9 @@ impl Space {
         let living = || view.processes.iter().filter(|p| !p.stat.is_zombie());
         let inode = |p: Pid| view.get(p).and_then(|p| p.namespaces.get("ipc"));
         let first = living().find(|p| p.namespaces.get("ipc") == inode(pid));
+        let here = view.get(pid).is_some_and(|p| view.namespace(p, "ipc") == 0);
         Ok(Space {
-            apart: apart(pid)?,
+            apart: if here { None } else { apart(pid)? },
             whole: OnceCell::new(),
             inode: inode(pid).copied(),
             first: first.is_some_and(|p| p.pid == pid),
@@ -131,6 +132,15 @@ impl Space {
 
     /// The objects listed there, as `parse` reads them.
     pub fn list<T>(&self, path: &'static str, parse: impl FnOnce(&str) -> Option<Vec<T>>) -> Result<Vec<T>> {
+        let count = match path {
+            "/proc/sysvipc/sem" => ipc::sem_count_all,
+            "/proc/sysvipc/msg" => ipc::msg_count_all,
+            _ => ipc::shm_count_all,
+        };
+        // Reading takes longer, and mostly there is nothing.
+        if self.enter(count) == Ok(0) {
+            return Ok(Vec::new());
+        }
         parse(&self.read(path)?).ok_or_else(|| {
             Blocker::at(path, "")
                 .why("it is not understood")

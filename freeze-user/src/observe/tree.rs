@@ -5,6 +5,7 @@
 //!   reached as        /proc/self/fd/ROOT/etc/passwd, ROOT being a descriptor of that namespace's root
 //! ```
 
+use super::looks;
 use crate::error::{Context, Result};
 use crate::ids::Pid;
 use crate::sys::ns;
@@ -130,8 +131,7 @@ pub struct Trees {
 impl Trees {
     /// Looks into the mount namespaces of the processes given, as far as they are not freeze's own.
     pub fn look(processes: impl Iterator<Item = (Pid, u64)>) -> Result<Trees> {
-        let own = std::fs::metadata("/proc/thread-self/ns/mnt")
-            .map_or(0, |m| std::os::unix::fs::MetadataExt::ino(&m));
+        let own = looks::stat("/proc/thread-self/ns/mnt").map_or(0, |s| s.ino);
         let mut trees = Trees::default();
         for (pid, inode) in processes {
             if inode == own || trees.by_namespace.contains_key(&inode) {

@@ -3,6 +3,7 @@
 use super::{Kind, Namespace, What, put};
 use crate::error::{Context, Result};
 use crate::nest::family::Family;
+use crate::observe::looks;
 use crate::store::Draft;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,7 @@ impl Clocks {
             Ok(at.tv_sec() * SECOND + at.tv_nsec())
         };
         let path = "/proc/sys/kernel/random/boot_id";
-        let boot = std::fs::read_to_string(path).on("read", || path)?;
+        let boot = looks::string(path).on("read", || path)?;
         Ok(Clocks {
             boot: boot.trim().to_owned(),
             monotonic: read(ClockId::CLOCK_MONOTONIC, "CLOCK_MONOTONIC")?,
