@@ -226,8 +226,16 @@ pub fn spawn_blank(ids: &[i32], flags: u64) -> Sys<()> {
         set_tid_size: ids.len() as u64,
         ..CloneArgs::default()
     };
-    // Its other end is closed when this process ends: who sets the signal too late for that sees it by this.
-    let (alive, here) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // Its other end is closed when this process ends, and not before: who asks for the signal too late sees it by this.
+    static ALIVE: std::sync::OnceLock<(OwnedFd, OwnedFd)> = std::sync::OnceLock::new();
+    let pipe = match ALIVE.get() {
+        Some(pipe) => pipe,
+        None => {
+            let pipe = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+            ALIVE.get_or_init(|| pipe)
+        }
+    };
+    let (alive, here) = (&pipe.0, &pipe.1);
     let mut hung_up = libc::pollfd {
         fd: alive.as_raw_fd(),
         events: 0,
