@@ -592,6 +592,10 @@ mod tests {
         })
         .join()
         .unwrap();
+        // A thread can be joined an instant before the kernel has detached what it traced.
+        while ProcessView::read(pid, Depth::Maps).is_ok_and(|v| v.status.tracer != 0) {
+            std::thread::yield_now();
+        }
         // Python sleeps until an absolute time, so even a call that is begun anew ends when it should.
         let status = subject.0.wait().unwrap();
         assert_eq!(
