@@ -117,12 +117,19 @@ impl Portrait {
         for _ in 0..200 {
             std::thread::sleep(std::time::Duration::from_millis(3));
             let next = Portrait::now(root);
-            if next == last {
+            if next == last && !next.has_threads_starting() {
                 return next;
             }
             last = next;
         }
         last
+    }
+
+    /// Whether a thread has not begun to run its function: the C library blocks all signals until then, its own too.
+    fn has_threads_starting(&self) -> bool {
+        const ALL: &str = "fffffffffffbfeff";
+        let is_mask = |place: &str| place.ends_with("/status/SigBlk");
+        self.0.iter().any(|(place, value)| is_mask(place) && value == ALL)
     }
 
     /// Every difference, a line each; empty if a restore (or a checkpoint) left everything as it was.

@@ -94,16 +94,18 @@ int main(void) {
     pid_t strict = OK(fork());
     if (!strict) {
         OK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT));
+        go[1] = 1;
         while (!*go) __asm__ volatile("pause");
         if (*go == 1) { syscall(SYS_exit, 5); }
     }
     pid_t forbidden = OK(fork());
     if (!forbidden) {
         OK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT));
+        go[2] = 1;
         while (!*go) __asm__ volatile("pause");
         syscall(SYS_getpid);
     }
-    nap(20);
+    while (!go[1] || !go[2]) nap(1);
     freeze_here();
     *go = 1;
     int status;

@@ -75,10 +75,26 @@ fn unseen(fd: &FdView) -> Blocker {
 /// What a timer is set to right now.
 fn read(timer: BorrowedFd<'_>) -> Result<Option<Record>> {
     let name = || "a timerfd";
-    // An expired periodic timer counts and goes on only when it is looked at; fdinfo does not do that.
-    sys::timerfd_gettime(timer).on("timerfd_gettime", name)?;
-    let Some(mut record) = parse(&read_fd(Pid(std::process::id() as i32), timer.as_raw_fd())?.info) else {
-        return Ok(None);
+    const TRIES: u32 = 20;
+    let mut tries = 0;
+    let mut record = loop {
+        // An expired periodic timer counts and goes on only when it is looked at; fdinfo does not do that.
+        sys::timerfd_gettime(timer).on("timerfd_gettime", name)?;
+        let Some(mut record) = parse(&read_fd(Pid(std::process::id() as i32), timer.as_raw_fd())?.info)
+        else {
+            return Ok(None);
+        };
+        // One that is just expiring shows nothing to wait for, as if it had been stopped; the next look tells them apart,
+        // unless the interval is shorter than a look: then it is the ticks, which stopping it takes away.
+        let nothing = record.remaining == 0 && record.interval != 0;
+        tries += 1;
+        if nothing && tries < TRIES {
+            continue;
+        }
+        if nothing && record.ticks != 0 {
+            record.remaining = 1;
+        }
+        break record;
     };
     if record.flags & ABSTIME != 0 && record.remaining != 0 {
         let before = now(record.clock).on("clock_gettime", name)?;
