@@ -10,7 +10,7 @@ use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
-use crate::sys::{fault, interrupt};
+use crate::sys::{self, fault, interrupt};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::fmt;
@@ -170,6 +170,8 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
         first: request.roots.first().copied(),
         ..request.ends.clone()
     };
+    // Read for the first time here, it need not be while a program stands still.
+    sys::boot_id();
     let view = survey(&request.roots, host, &ends)?;
     let planned = plan(view, host)?;
     clock.note("plan");

@@ -92,6 +92,9 @@ static inline void nap(long ms) {
     while (nanosleep(&t, &t) && errno == EINTR) {}
 }
 
+/* Whether it lives in namespaces that the tests have made for it (house.rs): its parent is their init. */
+static inline int housed(void) { return syscall(SYS_getppid) == 1; }
+
 /* Whether the go-ahead has been given, for processes and threads beside the one that waits for it. */
 static inline int gone_ahead(void) { return syscall(SYS_access, here_go, F_OK) == 0; }
 

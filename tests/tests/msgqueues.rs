@@ -42,6 +42,7 @@ conformance!(
         r#"
 /* Types, order, an empty one and a large one; the last sender has ended. */
 int main(void) {
+    int apart = housed();
     int key = 0x3e000000 | getpid(), id = own_id(), q = make(key, 0644, id), other = make(IPC_PRIVATE, 0600, id + 1);
     put(q, 9, "gone");
     put(q, 5, "five");
@@ -67,7 +68,8 @@ int main(void) {
     SAME(ds.msg_qnum, 6);
     SAME(ds.msg_qbytes, 8100);
     SAME(ds.msg_perm.mode & 0777, 0644);
-    SAME(ds.msg_lspid, child);
+    /* In a pid namespace of its own nobody tells freeze the number of who has ended. */
+    if (!apart) SAME(ds.msg_lspid, child);
     SAME(ds.msg_lrpid, getpid());
     take(q, 3, 3, "three");
     take(q, -3, 1, "");
@@ -84,8 +86,7 @@ int main(void) {
     OK(msgctl(other, IPC_RMID, 0));
 }
 "#
-    ),
-    only: host
+    )
 );
 
 conformance!(

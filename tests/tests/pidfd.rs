@@ -65,6 +65,5 @@ int main(void) {
     }
     SAME(fcntl(same, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
 }
-"#),
-    only: host
+"#)
 );

@@ -35,6 +35,7 @@ conformance!(
         r#"
 /* Key, id, mode, values and the last pid of each; a second set without a key. */
 int main(void) {
+    int apart = housed();
     int key = 0x5e000000 | getpid(), id = own_id();
     int a = make(key, 5, 0640, id), b = make(IPC_PRIVATE, 1, 0600, id + 1);
     OK(op(a, 0, 7, 0));
@@ -54,14 +55,14 @@ int main(void) {
     SAME(semctl(a, 0, GETPID), getpid());
     SAME(semctl(a, 1, GETPID), 0);
     SAME(semctl(a, 2, GETPID), getpid());
-    SAME(semctl(a, 3, GETPID), child);
+    /* In a pid namespace of its own nobody tells freeze the number of who has ended. */
+    if (!apart) SAME(semctl(a, 3, GETPID), child);
     SAME(semctl(b, 0, GETVAL), 1);
     OK(semctl(a, 0, IPC_RMID));
     OK(semctl(b, 0, IPC_RMID));
 }
 "#
-    ),
-    only: host
+    )
 );
 
 conformance!(

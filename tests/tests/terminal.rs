@@ -172,6 +172,5 @@ int main(void) {
     OK(waitpid(child, &status, 0));
     SAME(status, 0);
 }
-"#),
-    only: host
+"#)
 );

@@ -162,16 +162,11 @@ struct Memory {
 const FILE: &str = "agent.json";
 const VERSION: u32 = 1;
 
-fn boot() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().to_owned()
-}
-
 /// Writes down all groups, whole or not at all.
 pub(super) fn remember<'a>(dir: &Path, groups: impl Iterator<Item = &'a Watched>) -> Result<()> {
     let memory = Memory {
         version: VERSION,
-        boot: boot(),
+        boot: sys::boot_id().to_owned(),
         groups: groups.map(Watched::remembered).collect(),
     };
     let (file, fresh) = (dir.join(FILE), dir.join(format!("{FILE}.new")));
@@ -205,7 +200,7 @@ pub(super) fn recall(dir: &Path) -> Result<(Vec<Remembered>, bool)> {
     if memory.version != VERSION {
         return Err(wrong(format!("version {}", memory.version)));
     }
-    Ok((memory.groups, memory.boot != boot()))
+    Ok((memory.groups, memory.boot != sys::boot_id().to_owned()))
 }
 
 /// Makes sure that this is the only agent of a store; the lock lives as long as what is returned.

@@ -179,11 +179,7 @@ impl FdKind for Directory {
                 .is_ok_and(|(_, id)| id != 0)
         };
         if fd.flags() & libc::O_PATH == 0 && owned() && Peek::get().is_none() {
-            out.push(
-                fd.blocker()
-                    .why("it may be watched (F_NOTIFY), and the kernel does not let freeze see for what")
-                    .remedy("run freeze with CAP_BPF and CAP_PERFMON, or let the program use inotify"),
-            );
+            out.push(unseen(fd));
         }
     }
 
@@ -239,9 +235,18 @@ fn notify(fd: &FdView, from: &mut Source<'_>) -> Result<Option<(u64, i32)>> {
     }
     let here = from.process.fd(fd.fd)?;
     let (_, owner) = sys::owner_ex(here.as_fd()).on("fcntl(F_GETOWN_EX)", || fd.label())?;
-    let peek = Peek::get().filter(|_| owner != 0);
-    let found = peek.and_then(|peek| peek.notify(here.as_fd()));
+    if owner == 0 {
+        return Ok(None);
+    }
+    let found = Peek::get().and_then(|peek| peek.notify(here.as_fd()));
+    let found = found.ok_or_else(|| unseen(fd).refuse())?;
     Ok(found.map(|n| (asked_for(n.mask), n.fd)))
+}
+
+fn unseen(fd: &FdView) -> Blocker {
+    fd.blocker()
+        .why("it may be watched (F_NOTIFY), and the kernel does not let freeze see for what")
+        .remedy("run freeze with CAP_BPF and CAP_PERFMON, or let the program use inotify")
 }
 
 /// The `DN_*` bits by the kernel's own of fsnotify_backend.h.

@@ -58,8 +58,8 @@ impl FdKind for Inotify {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "inotify: watches with their numbers and masks, of files that were renamed or unlinked too; \
         events that wait to be read where the kernel lets freeze look at them and the same can be done again (open, close, \
-        access, modify, attributes, and create and delete of files) with no other instance watching; else refused while \
-        events wait";
+        access, modify, attributes, and create and delete of what is not there any more) with no other instance of the \
+        checkpoint watching; else refused while events wait";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {

@@ -179,6 +179,13 @@ fn shared_tables(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
                 .remedy("try again when it has"),
         );
     }
+    if sharing.tables & libc::CLONE_FS as u64 != 0 && view.namespace(p, "user") != 0 {
+        out.push(
+            p.blocker("", words(libc::CLONE_FS as u64))
+                .why("who shares it cannot enter a user namespace (setns(2)), and so cannot be made again there")
+                .remedy("checkpoint it when it has stopped sharing"),
+        );
+    }
     if sharing.with.is_none() {
         out.push(
             p.blocker("", words(sharing.tables))

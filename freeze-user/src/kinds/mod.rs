@@ -661,11 +661,15 @@ pub fn markdown() -> String {
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
         - files that neither path nor handle leads to.\n\
         \n## What is lost\n\n\
-        What the kernel shows to nobody cannot even be refused:\n\n\
-        - POSIX message queues in an IPC namespace of the checkpoint's own that no process has open;\n\
+        Known, and without a refusal, because the kernel does not show it or because it changes nothing but what others see:\n\n\
         - system call user dispatch, where the kernel does not tell of it (before Linux 6.4);\n\
         - errors of datagram sockets that were not told yet, packets that a tun device or a packet socket had not \
-          delivered, bridge VLANs and learned addresses, utilization clamps (uclamp), the login uid.\n\
+          delivered, bridge VLANs and learned addresses;\n\
+        - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
+        - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
+          and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\
+        - the login uid (/proc/PID/loginuid), which is the restorer's;\n\
+        - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
         - the timeout of a sigtimedwait, a semtimedop, an io_getevents, or of a call on a socket with SO_RCVTIMEO or \

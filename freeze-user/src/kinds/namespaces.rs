@@ -149,6 +149,11 @@ impl ProcessKind for Namespaces {
         if net != 0 && first.is_some_and(|q| q.pid == p.pid) {
             network_verdict(p, view, out);
         }
+        let ipc = view.namespace(p, "ipc");
+        let first = view.processes.iter().find(|q| view.namespace(q, "ipc") == ipc);
+        if ipc != 0 && first.is_some_and(|q| q.pid == p.pid) {
+            ipc::verdict(p, view, out);
+        }
         // Once for each tree, by the first process in it.
         let tree = view.namespace(p, "mnt");
         let first = view.processes.iter().find(|q| view.namespace(q, "mnt") == tree);

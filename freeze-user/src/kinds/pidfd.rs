@@ -10,7 +10,6 @@ use crate::sys;
 use crate::sys::ended::{self, Ended};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::os::fd::OwnedFd;
 
 #[derive(Debug)]
@@ -34,7 +33,13 @@ pub enum State {
     /// It goes on outside, where it is known by when it started, in ticks after this boot.
     Outside { started: u64, boot: String },
     /// It has ended and was waited for: which one of these it was, and with what status where the kernel tells.
-    Ended { which: u64, status: i32 },
+    Ended {
+        which: u64,
+        status: i32,
+        /// The number of the pid namespace of who holds it: in another one it would be nobody at all.
+        #[serde(default)]
+        space: u32,
+    },
 }
 
 impl FdKind for PidFd {
@@ -76,13 +81,14 @@ impl FdKind for PidFd {
                 State::Ended {
                     which: fd.stat.ino,
                     status: ended::status(&here).unwrap_or(0),
+                    space: from.view.namespace(&from.process.view, "pid"),
                 }
             }
             pid if from.view.get(pid).is_some() => State::Inside,
             pid => match started(pid) {
                 Some(started) => State::Outside {
                     started,
-                    boot: boot(),
+                    boot: sys::boot_id().to_owned(),
                 },
                 // It has just ended, and the view is older.
                 None => return Err(nobodys(fd).refuse()),
@@ -104,7 +110,7 @@ impl FdKind for PidFd {
             return;
         };
         // There is always an init, and it is always the same one to those who ask for pid 1.
-        if record.pid == Pid(1) || (started(record.pid) == Some(*then) && *on == boot()) {
+        if record.pid == Pid(1) || (started(record.pid) == Some(*then) && on == sys::boot_id()) {
             return;
         }
         let now = match started(record.pid) {
@@ -129,15 +135,13 @@ impl FdKind for PidFd {
         match record.state {
             // The processes exist since the nest was made.
             State::Inside | State::Outside { .. } => open(record.pid),
-            State::Ended { which, status } => {
-                let dead = &mut nest.state::<Dead>().0;
-                let stand_in = match dead.entry(which) {
-                    Entry::Occupied(made) => made.into_mut(),
-                    Entry::Vacant(free) => {
-                        free.insert(Ended::new(status).on("fork", || "a process that ends at once")?)
-                    }
-                };
-                open(stand_in.pid())
+            State::Ended { which, status, space } => {
+                if !nest.state::<Dead>().0.contains_key(&which) {
+                    let end = || Ended::new(status).on("fork", || "a process that ends at once");
+                    let made = nest.born_in(space, end)?;
+                    nest.state::<Dead>().0.insert(which, made);
+                }
+                open(nest.state::<Dead>().0[&which].pid())
             }
         }
     }
@@ -174,11 +178,6 @@ fn started(pid: Pid) -> Option<u64> {
     Some(Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?.start_time)
 }
 
-fn boot() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    id.unwrap_or_default().trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,7 +198,7 @@ mod tests {
             thread: false,
             state: State::Outside {
                 started,
-                boot: boot(),
+                boot: sys::boot_id().to_owned(),
             },
         };
         let options = Options::default();

@@ -269,10 +269,7 @@ impl FdKind for Terminal {
                         return;
                     };
                     if !is_node(&here, number) {
-                        out.push(
-                            at().why(format!("there is no device {}:{} any more", number.0, number.1))
-                                .remedy("create the device node, or give the terminal freeze runs on: freeze restore --tty"),
-                        );
+                        out.push(no_line(&outside.path, number));
                     }
                 } else if !options.reattach_terminal {
                     out.push(
@@ -346,11 +343,7 @@ impl FdKind for Terminal {
                     pty::unlock(master.as_fd()).on("ioctl(TIOCSPTLCK)", || "a pty")?;
                     ptys.doomed.insert(key.clone(), master);
                 }
-                let node = ptmx.parent().map(|p| p.join("pts")).unwrap_or_default();
-                let node = match ptmx.ends_with("pts/ptmx") {
-                    true => ptmx.with_file_name(hung.index.to_string()),
-                    false => node.join(hung.index.to_string()),
-                };
+                let node = pty::directory_of(&ptmx).join(hung.index.to_string());
                 open(&node, hung.flags).on("open", || hung.node.display().to_string())
             }
         }
@@ -437,11 +430,17 @@ pub fn controlling(image: &Opened, options: &Options) -> Result<(Ptys, BTreeMap<
                 }
             }
             Record::Outside(outside) => {
-                let here = options.place(outside.tree, &outside.path);
-                if let (Some(session), Some(_), Some(here), false) =
-                    (outside.session, outside.line, here, options.reattach_terminal)
+                // Whichever node leads to it: the device is one, in every tree of files.
+                let here = options
+                    .place(outside.tree, &outside.path)
+                    .unwrap_or_else(|| outside.path.clone());
+                if let (Some(session), Some(number), false) =
+                    (outside.session, outside.line, options.reattach_terminal)
                     && !sessions.contains_key(&session)
                 {
+                    if !is_node(&here, number) {
+                        return Err(no_line(&outside.path, number).refuse());
+                    }
                     let name = || here.display().to_string();
                     let line = open(&here, libc::O_RDWR | libc::O_NONBLOCK).on("open", name)?;
                     ptys.lines.push(line.try_clone().on("dup", name)?);
@@ -452,6 +451,12 @@ pub fn controlling(image: &Opened, options: &Options) -> Result<(Ptys, BTreeMap<
         }
     }
     Ok((ptys, sessions))
+}
+
+fn no_line(path: &Path, number: (u64, u64)) -> Blocker {
+    Blocker::at(path.display().to_string(), "a terminal")
+        .why(format!("there is no device {}:{} any more", number.0, number.1))
+        .remedy("create the device node, or give the terminal freeze runs on: freeze restore --tty")
 }
 
 /// Whether a character device with this major and minor number lies at `path`.

@@ -304,7 +304,11 @@ fn schedule(thread: &Thread, tid: Pid) -> nix::Result<()> {
             };
             sched::setattr(tid, &ordinary)?;
         }
-        sched::setattr(tid, &thread.sched)?;
+        let mut wanted = thread.sched;
+        if (wanted.util_min, wanted.util_max) != (now.util_min, now.util_max) {
+            wanted.flags |= sched::UTIL_CLAMP;
+        }
+        sched::setattr(tid, &wanted)?;
     }
     if sched::affinity(tid)? != thread.affinity.0 {
         match sched::set_affinity(tid, &thread.affinity.0) {

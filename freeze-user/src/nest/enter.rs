@@ -114,19 +114,22 @@ impl Nest {
         match self.way_in(&Membership::default(), birth)? {
             WayIn::Same => spawn(0),
             WayIn::New => spawn(libc::CLONE_NEWPID),
-            WayIn::Join(number) => {
-                self.spaces.descriptor(Kind::Pid, 0)?;
-                let enter = |number: u32| match self.spaces.get(Kind::Pid, number) {
-                    Some(fd) => sys::ns::setns(fd, libc::CLONE_NEWPID)
-                        .on("setns", || format!("pid namespace {number} of the image")),
-                    None => Ok(()),
-                };
-                enter(number)?;
-                let done = spawn(0);
-                enter(0)?;
-                done
-            }
+            WayIn::Join(number) => self.born_in(number, || spawn(0)),
         }
+    }
+
+    /// Does something by which this thread's children are born in a pid namespace of the image, and comes back.
+    pub fn born_in<T>(&mut self, number: u32, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.spaces.descriptor(Kind::Pid, 0)?;
+        let enter = |number: u32| match self.spaces.get(Kind::Pid, number) {
+            Some(fd) => sys::ns::setns(fd, libc::CLONE_NEWPID)
+                .on("setns", || format!("pid namespace {number} of the image")),
+            None => Ok(()),
+        };
+        enter(number)?;
+        let done = work();
+        enter(0)?;
+        done
     }
 
     /// Notes where a new process is, and moves it into the namespaces that it did not inherit.

@@ -157,15 +157,19 @@ impl Peek {
         None
     }
 
-    /// What was asked for through the open directory behind `fd`; `None` if nothing was.
-    pub fn notify(&self, fd: BorrowedFd<'_>) -> Option<Notify> {
+    /// What was asked for through the open directory behind `fd`, if anything was; `None` if that cannot be seen.
+    pub fn notify(&self, fd: BorrowedFd<'_>) -> Option<Option<Notify>> {
         let file = self.file(fd)?;
         let inode = self.word(self.at(file, "file", "f_inode"))?;
-        let connector = self
-            .word(self.at(inode, "inode", "i_fsnotify_marks"))
-            .filter(|c| *c != 0)?;
+        let connector = self.word(self.at(inode, "inode", "i_fsnotify_marks"))?;
+        if connector == 0 {
+            return Some(None);
+        }
         let mut node = self.word(self.at(connector, "fsnotify_mark_connector", "list"))?;
         for _ in 0..MARKS {
+            if node == 0 {
+                return Some(None);
+            }
             let mark = node.checked_sub(self.at(0, "fsnotify_mark", "obj_list"))?;
             // What is no mark of dnotify has something else in this place, which leads to no wish of this file.
             let mut wish = self.word(self.at(mark, "dnotify_mark", "dn"))?;
@@ -174,10 +178,10 @@ impl Peek {
                     break;
                 };
                 if of == file {
-                    return Some(Notify {
+                    return Some(Some(Notify {
                         mask: self.number(self.at(wish, "dnotify_struct", "dn_mask"))?,
                         fd: self.number(self.at(wish, "dnotify_struct", "dn_fd"))? as i32,
-                    });
+                    }));
                 }
                 wish = self.word(self.at(wish, "dnotify_struct", "dn_next"))?;
             }

@@ -703,6 +703,15 @@ pub fn own_rlimit(resource: u32) -> Sys<(u64, u64)> {
     Ok((pair[0], pair[1]))
 }
 
+/// /proc/sys/kernel/random/boot_id: which boot this is; read once, and empty where it is not told.
+pub fn boot_id() -> &'static str {
+    static BOOT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        text.trim().to_owned()
+    });
+    &BOOT
+}
+
 /// setrlimit(2) of this process.
 pub fn set_own_rlimit(resource: u32, soft: u64, hard: u64) -> Sys<()> {
     set_rlimit(Pid(0), resource, soft, hard)

@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 
 /// How many messages a queue takes, and how long each may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,4 +81,25 @@ pub fn unlink(name: &[u8]) -> Sys<()> {
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
     // SAFETY: a terminated string.
     unsafe { raw(libc::SYS_mq_unlink, [name.as_ptr() as u64, 0, 0, 0, 0, 0]).map(drop) }
+}
+
+/// The names of all queues in the IPC namespace of the caller, by a mount of its own that is attached nowhere.
+pub fn names() -> Sys<Vec<Vec<u8>>> {
+    const FSOPEN_CLOEXEC: u64 = 1;
+    const FSCONFIG_CMD_CREATE: u64 = 6;
+    const FSMOUNT_CLOEXEC: u64 = 1;
+    // SAFETY: a terminated string.
+    let context = unsafe {
+        let name = c"mqueue".as_ptr() as u64;
+        raw(libc::SYS_fsopen, [name, FSOPEN_CLOEXEC, 0, 0, 0, 0])
+    }
+    .map(owned)?;
+    let fd = context.as_raw_fd() as u64;
+    plain(libc::SYS_fsconfig, [fd, FSCONFIG_CMD_CREATE, 0, 0, 0, 0])?;
+    let mount = plain(libc::SYS_fsmount, [fd, FSMOUNT_CLOEXEC, 0, 0, 0, 0]).map(owned)?;
+    let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    let entries = std::fs::read_dir(format!("/proc/thread-self/fd/{}", mount.as_raw_fd())).map_err(io)?;
+    entries
+        .map(|e| Ok(e.map_err(io)?.file_name().into_vec()))
+        .collect()
 }

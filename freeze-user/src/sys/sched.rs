@@ -22,6 +22,9 @@ pub struct SchedAttr {
 }
 const _: () = assert!(size_of::<SchedAttr>() == 56);
 
+/// `SCHED_FLAG_UTIL_CLAMP`: that `util_min` and `util_max` are meant too.
+pub const UTIL_CLAMP: u64 = 0x20 | 0x40;
+
 /// sched_getattr(2).
 pub fn getattr(tid: Pid) -> nix::Result<SchedAttr> {
     let mut attr = SchedAttr::default();

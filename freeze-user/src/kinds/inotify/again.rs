@@ -1,7 +1,8 @@
 //! Events that waited to be read: the same things are done again, so that the kernel tells of them again.
 //!
 //! Nothing but the event asked for is told meanwhile: a watch's mask is changed without an event. What is done leaves files as
-//! they are; only times of change (ctime) tell.
+//! they are, with their names all the while; only times of change (ctime) tell. That a file was made can therefore be
+//! brought about again only where none is now, and its removal likewise.
 
 use super::super::pipe::Bytes;
 use crate::error::{Context, Error, Result};
@@ -54,21 +55,16 @@ enum Deed {
     CloseAfterWriting,
     /// utimensat(2) with the times there are: of access, of modification, or both.
     Times(bool, bool),
-    /// The entry is not there now, or is a file that can have another name for a moment.
-    Create {
-        there: bool,
-    },
-    Delete {
-        there: bool,
-    },
+    /// Of an entry that is not there now.
+    Create,
+    Delete,
 }
 
 fn deed(event: &Event, at: &Path) -> Option<Deed> {
     let now = std::fs::symlink_metadata(at).ok();
     let is_dir = event.mask & libc::IN_ISDIR != 0;
     let fits = |m: &Metadata| (m.is_file() && !is_dir) || (m.is_dir() && is_dir);
-    let there = now.as_ref().is_some_and(|m| m.is_file() && !is_dir);
-    let entry = !event.name.0.is_empty() && (now.is_none() || there);
+    let free = !event.name.0.is_empty() && now.is_none();
     let file = now.as_ref().is_some_and(fits);
     match event.mask & !libc::IN_ISDIR {
         libc::IN_OPEN if file => Some(Deed::Open),
@@ -77,8 +73,8 @@ fn deed(event: &Event, at: &Path) -> Option<Deed> {
         libc::IN_ACCESS if file => Some(Deed::Times(true, false)),
         libc::IN_MODIFY if file => Some(Deed::Times(false, true)),
         libc::IN_ATTRIB if file => Some(Deed::Times(true, true)),
-        libc::IN_CREATE if entry => Some(Deed::Create { there }),
-        libc::IN_DELETE if entry => Some(Deed::Delete { there }),
+        libc::IN_CREATE if free => Some(Deed::Create),
+        libc::IN_DELETE if free => Some(Deed::Delete),
         _ => None,
     }
 }
@@ -168,34 +164,19 @@ fn perform(
             told()?;
             times(at, &now, access, modification)?;
         }
-        Deed::Create { there: false } => {
+        Deed::Create => {
             told()?;
             make(event, at)?;
-            hushed()?;
+            // It goes again whatever happens: it is nobody's.
+            let quiet = hushed();
             remove(event, at)?;
+            quiet?;
         }
-        Deed::Delete { there: false } => {
+        Deed::Delete => {
             make(event, at)?;
-            told()?;
+            let heard = told();
             remove(event, at)?;
-        }
-        Deed::Create { there: true } | Deed::Delete { there: true } => {
-            // It keeps a name all the while, whatever happens to freeze.
-            let aside = at.with_file_name(format!(".freeze-{}", std::process::id()));
-            std::fs::hard_link(at, &aside).map_err(errno)?;
-            let mut done = Ok(());
-            if matches!(deed, Deed::Delete { .. }) {
-                done = told();
-            }
-            done = done.and_then(|()| std::fs::remove_file(at).map_err(errno));
-            done = done.and_then(|()| match deed {
-                Deed::Create { .. } => told(),
-                _ => hushed(),
-            });
-            let back = std::fs::hard_link(&aside, at).map_err(errno);
-            done = done.and(back).and_then(|()| hushed());
-            std::fs::remove_file(&aside).map_err(errno)?;
-            done?;
+            heard?;
         }
     }
     hushed()?;

@@ -4,6 +4,7 @@ use super::{Kind, Namespace, What, put};
 use crate::error::{Context, Result};
 use crate::nest::family::Family;
 use crate::store::Draft;
+use crate::sys;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -29,10 +30,8 @@ impl Clocks {
             let at = clock_gettime(clock).on("clock_gettime", || name)?;
             Ok(at.tv_sec() * SECOND + at.tv_nsec())
         };
-        let path = "/proc/sys/kernel/random/boot_id";
-        let boot = std::fs::read_to_string(path).on("read", || path)?;
         Ok(Clocks {
-            boot: boot.trim().to_owned(),
+            boot: sys::boot_id().to_owned(),
             monotonic: read(ClockId::CLOCK_MONOTONIC, "CLOCK_MONOTONIC")?,
             boottime: read(ClockId::CLOCK_BOOTTIME, "CLOCK_BOOTTIME")?,
         })

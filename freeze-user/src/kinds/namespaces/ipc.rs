@@ -1,8 +1,14 @@
 //! The settings of an IPC namespace.
 
-use crate::error::{Context, Result};
+use crate::error::{Blocker, Context, Result};
+use crate::kinds::FdKind;
+use crate::kinds::mqueue::MQueue;
+use crate::observe::view::{ProcessView, View};
+use crate::sys::mqueue;
 use crate::sys::ns::{self, Maker, Step};
 use nix::errno::Errno;
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// What of /proc/sys belongs to an IPC namespace.
@@ -21,6 +27,31 @@ const IPC_SETTINGS: [&str; 13] = [
     "fs/mqueue/msgsize_max",
     "fs/mqueue/msg_default",
 ];
+
+/// Adds the POSIX queues that nobody of the set has open: there is no descriptor to look into them by.
+///
+/// Whoever keeps the namespace alive outside the set keeps them too.
+pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+    let Ok(namespace) = File::open(format!("/proc/{}/ns/ipc", p.speaker)) else {
+        return;
+    };
+    let Ok(Ok(names)) = ns::within(&[namespace.as_fd()], mqueue::names) else {
+        return;
+    };
+    let open: BTreeSet<&[u8]> = view
+        .fds()
+        .filter(|f| MQueue::claims(f))
+        .filter_map(|f| f.link.rsplit(|b| *b == b'/').next())
+        .collect();
+    for name in names.iter().filter(|n| !open.contains(&n[..])) {
+        let name = format!("/{}", String::from_utf8_lossy(name));
+        out.push(
+            p.blocker(name, "a POSIX message queue in an IPC namespace of its own")
+                .why("nobody has it open, so that its messages cannot be looked at")
+                .remedy("remove it (mq_unlink), or let a process of the checkpoint keep it open"),
+        );
+    }
+}
 
 /// The settings as they are.
 pub(super) fn settings(namespace: &OwnedFd) -> Result<Vec<(String, String)>> {

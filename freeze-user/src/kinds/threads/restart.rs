@@ -3,11 +3,12 @@
 //! A wait that was interrupted before (by an earlier checkpoint, or by job control) goes on under that number, and what
 //! it stands for dies with the process. The program still tells: by its code, or else by the arguments.
 
-use crate::ids::{Pid, Range};
+use crate::ids::Pid;
 use crate::observe::peek::Peek;
-use crate::sys;
 use crate::tracee::regs::Regs;
 use crate::tracee::{Replay, Stopped};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 /// The calls that go on by restart_syscall, on x86-64.
@@ -23,11 +24,13 @@ pub(super) fn remembered(thread: &Stopped) -> Regs {
     recall(*thread.regs(), &memory_of(thread.tid()))
 }
 
+/// By /proc/PID/mem: process_vm_readv(2) would unshare pages that relatives share.
 fn memory_of(tid: Pid) -> impl Fn(u64, u64) -> Option<Vec<u8>> {
     move |at: u64, len: u64| {
         let mut bytes = vec![0; len as usize];
-        let range = Range::new(at, at.checked_add(len)?);
-        (sys::vm_read(tid, &[range], &mut bytes) == Ok(len as usize)).then_some(bytes)
+        let mem = File::open(format!("/proc/{tid}/mem")).ok()?;
+        mem.read_exact_at(&mut bytes, at).ok()?;
+        Some(bytes)
     }
 }
 
