@@ -295,7 +295,7 @@ impl Running {
     }
 
     /// Starts a subject in namespaces; the process at the top is their init.
-    pub(crate) fn start_housed(subject: &Subject, test: &str, house: House) -> Running {
+    pub fn start_housed(subject: &Subject, test: &str, house: House) -> Running {
         let mut running = Running::launch_as(subject, test, scratch(), Some(house));
         let launcher = waitpid(running.pid.nix(), None).expect("the launcher is our child");
         assert!(

@@ -91,10 +91,12 @@ int main(void) {
     char *file = strdup(in_here("file"));
     OK(mkdir(d, 0700));
     close(OK(open(file, O_CREAT | O_WRONLY, 0600)));
+    /* It is there before it is watched: that a file was made which still is there is not told again (see again.rs). */
+    close(OK(open(kept, O_CREAT | O_WRONLY, 0600)));
     fd = OK(inotify_init1(IN_NONBLOCK));
     SAME(OK(inotify_add_watch(fd, d, IN_CREATE | IN_DELETE | IN_CLOSE_WRITE)), 1);
     SAME(OK(inotify_add_watch(fd, file, IN_ALL_EVENTS)), 2);
-    int w = OK(open(kept, O_CREAT | O_WRONLY, 0600));
+    int w = OK(open(kept, O_WRONLY));
     SAME(write(w, "x", 1), 1);
     close(w);
     OK(mknod(gone, S_IFREG | 0600, 0));
@@ -109,7 +111,6 @@ int main(void) {
     freeze_here();
     OK(stat(d, &now));
     SAME(now.st_mtim.tv_nsec, was.st_mtim.tv_nsec);
-    next(1, IN_CREATE, "kept");
     next(1, IN_CLOSE_WRITE, "kept");
     next(1, IN_CREATE, "gone");
     next(1, IN_DELETE, "gone");

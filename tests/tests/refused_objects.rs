@@ -1,7 +1,8 @@
 //! Objects that freeze does not carry: each is refused by name, all at once, before anything is stopped.
 
+use freeze_tests::house::House;
 use freeze_tests::subject::output;
-use freeze_tests::{Running, freeze, python};
+use freeze_tests::{Running, c, freeze, python};
 
 /// Opens what nobody carries, and writes down which descriptor is what; what this kernel has not is left out.
 const HOLDER: &str = r#"
@@ -46,4 +47,43 @@ fn all_of_them_are_named_at_once() {
         let reason = reason.unwrap_or_else(|| panic!("nothing is said of {line}:\n{said}"));
         assert!(reason.contains(word), "{word} is not called so: {reason}");
     }
+}
+
+/// What is said against a checkpoint of a subject in namespaces of its own.
+fn refusal_in(house: House, text: &str, test: &str) -> String {
+    let running = Running::start_housed(&c(text), test, house);
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    said
+}
+
+#[test]
+fn a_queue_that_nobody_has_open() {
+    let text = r#"
+#include <mqueue.h>
+int main(void) {
+    mqd_t q = OK(mq_open("/forgotten", O_RDWR | O_CREAT, 0600, 0));
+    OK(mq_send(q, "x", 1, 0));
+    OK(mq_close(q));
+    freeze_here();
+}
+"#;
+    let said = refusal_in(House::Namespaces, text, "a_queue_that_nobody_has_open");
+    assert!(said.contains("/forgotten"), "{said}");
+    assert!(said.contains("nobody has it open"), "{said}");
+}
+
+#[test]
+fn tables_shared_in_a_user_namespace() {
+    let text = r#"
+static char stack[65536];
+static int child(void *unused) { while (!gone_ahead()) nap(2); return 0; }
+int main(void) {
+    OK(clone(child, stack + sizeof stack, CLONE_FS | SIGCHLD, 0));
+    freeze_here();
+}
+"#;
+    let said = refusal_in(House::User, text, "tables_shared_in_a_user_namespace");
+    assert!(said.contains("cannot enter a user namespace"), "{said}");
 }

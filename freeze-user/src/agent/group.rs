@@ -200,7 +200,7 @@ pub(super) fn recall(dir: &Path) -> Result<(Vec<Remembered>, bool)> {
     if memory.version != VERSION {
         return Err(wrong(format!("version {}", memory.version)));
     }
-    Ok((memory.groups, memory.boot != sys::boot_id().to_owned()))
+    Ok((memory.groups, memory.boot != sys::boot_id()))
 }
 
 /// Makes sure that this is the only agent of a store; the lock lives as long as what is returned.
