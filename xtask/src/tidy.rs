@@ -487,10 +487,7 @@ mod tests {
         for word in UNFINISHED.iter().chain(UNFINISHED_MACROS).chain(PRIVATE) {
             assert_eq!(faults("a.md", &format!("see {word} there")).len(), 1, "{word}");
         }
-        assert_eq!(
-            faults("a.sh", concat!("mktemp X", "XXXXX; cd /wo", "rk/")).len(),
-            1
-        );
+        assert_eq!(faults("a.sh", concat!("echo TO", "DOS; cd /wo", "rk/")).len(), 1);
         assert_eq!(faults("a.sh", concat!("cd $DIR/wo", "rk/")), [""; 0]);
     }
 

@@ -1,36 +1,25 @@
 //! Processes that have ended: what their pidfds still tell, and stand-ins for them.
 
-use super::{Sys, raw};
+use super::{Sys, ioctl_bytes};
 use crate::ids::Pid;
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The status, as wait(2) tells it, of a process that has ended (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15).
 pub fn status(pidfd: &OwnedFd) -> Sys<i32> {
     const PIDFD_INFO_EXIT: u64 = 1 << 3;
     // struct pidfd_info: mask, cgroup, then 32-bit words, of which the last of the first 64 bytes is the status.
-    let mut info = [0u64; 8];
-    info[0] = PIDFD_INFO_EXIT;
+    let mut info = [0u8; 64];
+    info[..8].copy_from_slice(&PIDFD_INFO_EXIT.to_ne_bytes());
     // _IOWR(0xff, 11, struct pidfd_info), whose first published size is 64 bytes.
     const PIDFD_GET_INFO: u64 = 3 << 30 | 64 << 16 | 0xff << 8 | 11;
-    // SAFETY: the request writes the 64 bytes that it is told there is room for.
-    unsafe {
-        raw(
-            libc::SYS_ioctl,
-            [
-                pidfd.as_raw_fd() as u64,
-                PIDFD_GET_INFO,
-                info.as_mut_ptr() as u64,
-                0,
-                0,
-                0,
-            ],
-        )?
-    };
-    if info[0] & PIDFD_INFO_EXIT == 0 {
+    ioctl_bytes(pidfd.as_fd(), PIDFD_GET_INFO, &mut info)?;
+    let [mask, .., last] =
+        std::array::from_fn::<u64, 8, _>(|n| u64::from_ne_bytes(std::array::from_fn(|b| info[8 * n + b])));
+    if mask & PIDFD_INFO_EXIT == 0 {
         return Err(Errno::ENODATA);
     }
-    Ok((info[7] >> 32) as i32)
+    Ok((last >> 32) as i32)
 }
 
 /// A child that has a certain pid and does nothing; it ends when this is dropped.

@@ -101,23 +101,26 @@ fn bind_below(
     mode: u32,
     then: impl FnOnce(&Path) -> Sys<()>,
 ) -> Sys<()> {
-    let scratch = nix::unistd::mkdtemp(&parent.join("freeze-name-XXXXXX"))?;
+    let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    // It goes when this is left, however that comes about.
+    let scratch = tempfile::Builder::new()
+        .prefix("freeze-name-")
+        .tempdir_in(parent)
+        .map_err(io)?;
     let done = apart(|| {
-        nix::unistd::chroot(&scratch)?;
+        nix::unistd::chroot(scratch.path())?;
         nix::unistd::chdir("/")?;
         umask(Mode::from_bits_truncate(0o022));
         let path = Path::new(OsStr::from_bytes(name_of(address)));
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)
-                .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+            std::fs::create_dir_all(parent).map_err(io)?;
         }
         umask(Mode::from_bits_truncate(!mode & 0o777));
         socket_to(fd, false, address)
     });
     // By the way through `parent`: in another tree of files a rename does not cross from ours.
-    let done = done.and_then(|()| then(&below(&scratch, Path::new(OsStr::from_bytes(name_of(address))))));
-    let _ = std::fs::remove_dir_all(&scratch);
-    done
+    let bound = below(scratch.path(), Path::new(OsStr::from_bytes(name_of(address))));
+    done.and_then(|()| then(&bound))
 }
 
 /// Where a path leads from a root that has no symbolic links.
