@@ -264,8 +264,10 @@ int main(void){
   sprintf(buf,"/proc/%d/stat",pid); int l=OK(open(buf,O_RDONLY));
   sprintf(buf,"/proc/%d",pid); int m=OK(open(buf,O_RDONLY|O_DIRECTORY));
   int o=OK(open("/proc/self/fdinfo/1",O_RDONLY)); sprintf(buf,"/proc/%d/fdinfo/%d",pid,a); int p=OK(open(buf,O_RDONLY));
+  int q=OK(open(buf,O_RDONLY)); SAME(read(q,buf,4),4);
   OK(chdir("/proc/self"));
   freeze_here();
+  CHECK(read(q,buf,100)>0 && !memcmp(buf,"\t",1));
   CHECK(read(o,buf,100)>0 && !memcmp(buf,"pos:",4)); CHECK(read(p,buf,100)>0 && !memcmp(buf,"pos:",4));
   SAME(read(a,buf,10),10);
   SAME(pread(d,buf,5,0),5); CHECK(!memcmp(buf,"Linux",5));

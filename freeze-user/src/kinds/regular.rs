@@ -591,7 +591,8 @@ impl FdKind for Regular {
         if record.flags & libc::O_PATH != 0 {
             return Ok(fd);
         }
-        if record.position != 0 {
+        // The kernel makes the text of its own files up to the position: when all that they tell of is there.
+        if record.position != 0 && !record.file.virtual_file {
             nix::unistd::lseek64(fd.as_fd(), record.position, Whence::SeekSet).on("lseek", name)?;
         }
         let locks = Locks {
@@ -603,7 +604,13 @@ impl FdKind for Regular {
         Ok(fd)
     }
 
-    fn finish(record: &Record, _: Placed, nest: &mut Nest) -> Result<()> {
+    fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
+        let settable = record.file.virtual_file && record.flags & libc::O_PATH == 0;
+        if record.position != 0 && settable {
+            let name = || record.file.path.display().to_string();
+            nix::unistd::lseek64(nest.file(placed.id)?, record.position, Whence::SeekSet)
+                .on("lseek", name)?;
+        }
         record.file.settle(nest)
     }
 }

@@ -62,12 +62,17 @@ fn request(device: u32, group: IpAddr) -> Vec<u8> {
     out
 }
 
-/// The groups that any device of this network namespace listens to.
-fn groups() -> Vec<(u32, IpAddr)> {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+/// The groups that any device of this thread's network namespace listens to.
+fn groups() -> Sys<Vec<(u32, IpAddr)>> {
+    // "self" is the first thread, which stays in the namespace where freeze was started.
+    let read = |name| match std::fs::read_to_string(format!("/proc/thread-self/net/{name}")) {
+        // A kernel without IPv6, or without multicast.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        done => done.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
+    };
     let mut out = Vec::new();
     let mut device = 0;
-    for line in read("/proc/self/net/igmp").lines().skip(1) {
+    for line in read("igmp")?.lines().skip(1) {
         let mut words = line.split_ascii_whitespace();
         let Some(first) = words.next() else { continue };
         match u32::from_str_radix(first, 16) {
@@ -78,7 +83,7 @@ fn groups() -> Vec<(u32, IpAddr)> {
             _ => device = first.parse().unwrap_or(0),
         }
     }
-    for line in read("/proc/self/net/igmp6").lines() {
+    for line in read("igmp6")?.lines() {
         let mut words = line.split_ascii_whitespace();
         let device = words.next().and_then(|w| w.parse().ok());
         let group = words.nth(1).and_then(|w| u128::from_str_radix(w, 16).ok());
@@ -86,19 +91,20 @@ fn groups() -> Vec<(u32, IpAddr)> {
             out.push((device, Ipv6Addr::from(group).into()));
         }
     }
-    out
+    Ok(out)
 }
 
 /// The groups a socket is in. Those it is not in are joined and left again, which a device that listens to them
 /// anyway does not notice.
 pub fn read(fd: BorrowedFd<'_>, ipv6: bool) -> Sys<Vec<Membership>> {
     let mut out = Vec::new();
-    for (device, group) in groups().into_iter().filter(|(_, g)| g.is_ipv4() || ipv6) {
+    for (device, group) in groups()?.into_iter().filter(|(_, g)| g.is_ipv4() || ipv6) {
         let bytes = request(device, group);
         match setsockopt(fd, level(group), MCAST_JOIN_GROUP, &bytes) {
             Ok(()) => setsockopt(fd, level(group), MCAST_LEAVE_GROUP, &bytes)?,
             Err(Errno::EADDRINUSE) => out.push(filter(fd, device, group)?),
-            // A device that is down, or a socket that can be in no group.
+            Err(Errno::ENOMEM) => return Err(Errno::ENOMEM),
+            // It is not in this one, and may not or cannot be: one too many, a device that is down.
             Err(_) => {}
         }
     }
