@@ -45,6 +45,11 @@ int main(void) {
     OK(close(OK(open(at("m/target"), O_CREAT | O_WRONLY, 0600))));
     char *file = strdup(at("m/dir/file"));
     OK(mount(file, at("m/target"), 0, MS_BIND, 0));
+    int last = OK(open(at("m/sub/last"), O_CREAT | O_WRONLY, 0600));
+    SAME(write(last, "read", 4), 4);
+    OK(close(last));
+    last = OK(open(at("m/sub/last"), O_RDONLY));
+    OK(unlink(at("m/sub/last")));
     OK(mount("other", at("m/sub"), 0, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID, 0));
     OK(chdir(at("m/dir")));
     freeze_here();
@@ -54,6 +59,9 @@ int main(void) {
     CHECK(!memcmp(buf, "contents", 8));
     SAME(pread(gone, buf, 5, 0), 5);
     CHECK(!memcmp(buf, "still", 5));
+    SAME(pread(last, buf, 5, 0), 4);
+    CHECK(!memcmp(buf, "read", 4));
+    OK(close(last));
     struct stat a, b;
     OK(stat("file", &a));
     OK(stat(at("m/again"), &b));

@@ -609,6 +609,11 @@ fn map_text(own: &[[u32; 3]], outer: Option<&[[u32; 3]]>) -> String {
         .collect()
 }
 
+/// Closes the trees of files: called when everything in them is open.
+pub fn seal(nest: &mut Nest) -> Result<()> {
+    mounts::seal(nest)
+}
+
 /// Fills the trees of files, and tells freeze how to reach them; the processes that live in them are there, blank.
 pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
     let mut built = mounts::Built::default();

@@ -15,6 +15,8 @@ use crate::observe::view::{ProcessView, View};
 use crate::store::Draft;
 use crate::sys::ns::{self, MountAttr};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -239,6 +241,28 @@ pub(super) struct Built {
     trees: BTreeMap<u32, Vec<PathBuf>>,
 }
 
+/// Mounts that are to be read-only, each with the number of its tree: once no more files are made in them again.
+#[derive(Debug, Default)]
+struct Sealed(Vec<(u32, OwnedFd)>);
+
+/// Makes mounts read-only where they were, now that everything in them is there, and what had no name has none again.
+pub(super) fn seal(nest: &mut Nest) -> Result<()> {
+    for (number, mount) in std::mem::take(&mut nest.state::<Sealed>().0) {
+        let name = || format!("a read-only mount of mount namespace {number} of the image");
+        let tree = nest.spaces.get(Kind::Mount, number).ok_or(Errno::ENOENT);
+        let attr = MountAttr {
+            set: READ_ONLY,
+            ..MountAttr::default()
+        };
+        ns::set_mount_in(tree.on("setns", name)?, mount.as_fd(), attr).on("mount_setattr", name)?;
+    }
+    Ok(())
+}
+
+fn is_read_only(options: &str) -> bool {
+    options.split(',').any(|o| o == "ro")
+}
+
 /// Builds a tree by tapes in the processes that live in it.
 pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut Built) -> Result<()> {
     let members: Vec<Pid> = nest
@@ -260,7 +284,7 @@ pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut 
         let made = match &m.from {
             Origin::Own(path) => {
                 let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
-                attach(&copy, at, m, first, nest)
+                attach(copy, number, at, m, first, nest)
             }
             Origin::Other(tree, index, path) => {
                 let whole = built.trees.get(tree).and_then(|all| all.get(*index));
@@ -272,7 +296,7 @@ pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut 
                 );
                 let copy =
                     ns::mount_copy(nest.spaces.get(Kind::Mount, *tree), &path).on("open_tree", name)?;
-                attach(&copy, at, m, first, nest)
+                attach(copy, number, at, m, first, nest)
             }
             Origin::New(inside, shown) => {
                 let shows = |p: &Pid| m.fs != "proc" || nest.membership(*p).of(Kind::Pid) == *shown;
@@ -285,7 +309,7 @@ pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut 
                     let root = format!("/proc/{first}/root{}", m.at.display());
                     contents::fill(Path::new(&root), inside, nest)?;
                 }
-                done.and_then(|()| seal(m, first, nest))
+                done.and_then(|()| seal_new(m, number, first, nest))
             }
         };
         made.map_err(|e| match e {
@@ -300,9 +324,9 @@ pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut 
 }
 
 /// Attaches a copy of a mount, with the options recorded.
-fn attach(copy: &OwnedFd, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
+fn attach(copy: OwnedFd, number: u32, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
     let attr = MountAttr {
-        set: attributes(&m.options),
+        set: attributes(&m.options) & !READ_ONLY,
         clear: ALL_ATTRIBUTES,
         propagation: libc::MS_PRIVATE,
         userns: 0,
@@ -320,6 +344,9 @@ fn attach(copy: &OwnedFd, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Res
         );
         t.call("close", libc::SYS_close, &[fd]);
     })?;
+    if is_read_only(&m.options) {
+        nest.state::<Sealed>().0.push((number, copy));
+    }
     Ok(())
 }
 
@@ -342,21 +369,23 @@ fn make(at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
     Ok(())
 }
 
-/// Makes a mount read-only where it was, now that its contents are there.
-fn seal(m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
-    let read_only = |options: &str| options.split(',').any(|o| o == "ro");
-    nest.process(by)?.tape(|t| {
-        let none = t.bytes(b"none\0");
-        let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
-        if read_only(&m.options) {
-            let flags = flags(&m.options) | libc::MS_REMOUNT | libc::MS_BIND;
-            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
-        }
-        if read_only(&m.super_options) {
+/// Makes a new file system read-only where it was as a whole, now that its contents are there: it can hold no file then
+/// that has no name. One mount of it becomes so later.
+fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<()> {
+    if is_read_only(&m.super_options) {
+        nest.process(by)?.tape(|t| {
+            let none = t.bytes(b"none\0");
+            let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
             let flags = flags(&m.options) | libc::MS_REMOUNT | libc::MS_RDONLY;
             t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
-        }
-    })?;
+        })?;
+    } else if is_read_only(&m.options) {
+        let path = PathBuf::from(format!("/proc/{by}/root{}", m.at.display()));
+        let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let mount =
+            nix::fcntl::open(&path, opened, Mode::empty()).on("open", || path.display().to_string())?;
+        nest.state::<Sealed>().0.push((number, mount));
+    }
     Ok(())
 }
 
@@ -403,7 +432,7 @@ fn terminated(bytes: &[u8]) -> Vec<u8> {
 
 /// Option, flag of mount(2), attribute of mount_setattr(2).
 const OPTIONS: [(&str, u64, u64); 8] = [
-    ("ro", libc::MS_RDONLY, 1),
+    ("ro", libc::MS_RDONLY, READ_ONLY),
     ("nosuid", libc::MS_NOSUID, 2),
     ("nodev", libc::MS_NODEV, 4),
     ("noexec", libc::MS_NOEXEC, 8),
@@ -413,6 +442,7 @@ const OPTIONS: [(&str, u64, u64); 8] = [
     ("nosymfollow", 256, 0x20_0000),
 ];
 const STRICTATIME: u64 = 0x20;
+const READ_ONLY: u64 = 1;
 const ALL_ATTRIBUTES: u64 = 0x0f | 0x70 | 0x80 | 0x20_0000;
 
 fn flags(options: &str) -> u64 {
