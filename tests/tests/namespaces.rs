@@ -83,6 +83,69 @@ int main(void) {
 );
 
 conformance!(
+    propagation,
+    c(r#"
+/* Mounts that spread: peers that show less, one that takes over, one that does both, and a second tree with peers. */
+#include <sys/mount.h>
+static char *at(const char *name) { return strdup(in_here(name)); }
+static int is_mount(const char *name) {
+    struct stat a, b;
+    OK(stat(in_here(name), &a));
+    OK(stat(in_here("m"), &b));
+    return a.st_dev != b.st_dev;
+}
+int main(void) {
+    const char *names[] = { "m/d/s", "peer/s", "after/d/s", "both/d/s", "third/d/s" };
+    int ask[2], answer[2], changed;
+    char byte;
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    const char *dirs[] = { "m", "peer", "after", "both", "third", "apart" };
+    for (unsigned i = 0; i < 6; i++) OK(mkdir(in_here(dirs[i]), 0755));
+    OK(mount("mine", at("m"), "tmpfs", 0, ""));
+    OK(mount(0, at("m"), 0, MS_SHARED, 0));
+    OK(mkdir(in_here("m/d"), 0755));
+    OK(mkdir(in_here("m/d/s"), 0755));
+    OK(mount(at("m/d"), at("peer"), 0, MS_BIND, 0));
+    OK(mount(at("m"), at("after"), 0, MS_BIND, 0));
+    OK(mount(0, at("after"), 0, MS_SLAVE, 0));
+    OK(mount(at("m"), at("both"), 0, MS_BIND, 0));
+    OK(mount(0, at("both"), 0, MS_SLAVE, 0));
+    OK(mount(0, at("both"), 0, MS_SHARED, 0));
+    OK(mount(at("both"), at("third"), 0, MS_BIND, 0));
+    OK(mount(at("m"), at("apart"), 0, MS_BIND, 0));
+    OK(mount(0, at("apart"), 0, MS_UNBINDABLE, 0));
+    OK(pipe(ask));
+    OK(pipe(answer));
+    int kid = OK(fork());
+    if (!kid) {
+        OK(unshare(CLONE_NEWNS));
+        SAME(write(answer[1], "r", 1), 1);
+        SAME(read(ask[0], &byte, 1), 1);
+        changed = is_mount("m/d/s") + 2 * is_mount("after/d/s");
+        /* And the other way: what takes over hands nothing back. */
+        OK(umount(in_here("m/d/s")));
+        _exit(changed);
+    }
+    SAME(read(answer[0], &byte, 1), 1);
+    freeze_here();
+    for (unsigned i = 0; i < 5; i++) CHECK(!is_mount(names[i]));
+    CHECK(mount(at("apart"), at("after/d"), 0, MS_BIND, 0) == -1 && errno == EINVAL);
+    OK(mount("more", at("peer/s"), "tmpfs", 0, ""));
+    for (unsigned i = 0; i < 5; i++) if (!is_mount(names[i])) DIE("not %s", names[i]);
+    CHECK(!is_mount("apart/d/s"));
+    SAME(write(ask[1], "g", 1), 1);
+    OK(waitpid(kid, &changed, 0));
+    SAME(WEXITSTATUS(changed), 3);
+    for (unsigned i = 0; i < 5; i++) if (is_mount(names[i])) DIE("still %s", names[i]);
+    OK(mount("more", at("both/d/s"), "tmpfs", 0, ""));
+    CHECK(is_mount("third/d/s") && is_mount("both/d/s"));
+    CHECK(!is_mount("m/d/s") && !is_mount("after/d/s") && !is_mount("peer/s"));
+}
+"#)
+);
+
+conformance!(
     container,
     c(r#"
 /* What a simple container is: pids, mounts, network and names of its own, and a root in memory with its own /proc. */

@@ -11,6 +11,7 @@ pub mod clocks;
 mod contents;
 mod ipc;
 mod mounts;
+mod propagation;
 
 use super::credentials::set_ids;
 use super::{ProcessKind, Source, Stage, netns, put};
@@ -631,6 +632,7 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
         let (root, _) = ns::look_into(fd).on("setns", || "a mount namespace of the image")?;
         nest.options.trees.insert(number, Tree::new(number, root));
     }
+    propagation::restore(&built, nest)?;
     let mut networks = Vec::new();
     for namespace in all {
         if let What::Network(record) = &namespace.what

@@ -334,6 +334,26 @@ pub fn set_mount_in(tree: BorrowedFd<'_>, mount: BorrowedFd<'_>, attr: MountAttr
     in_tree(Some(tree), || set_mount(mount, attr))
 }
 
+/// move_mount(2), MOVE_MOUNT_SET_GROUP: the mount `to`, which is private, becomes a peer of `from`, and takes over from
+/// the same master. Both are of one file system, and `from` shows all of it that `to` shows. Since Linux 5.15.
+pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Sys<()> {
+    const F_EMPTY_PATH: u64 = 4;
+    const T_EMPTY_PATH: u64 = 0x40;
+    const SET_GROUP: u64 = 0x100;
+    let empty = c"".as_ptr() as u64;
+    let flags = F_EMPTY_PATH | T_EMPTY_PATH | SET_GROUP;
+    let args = [
+        from.as_raw_fd() as u64,
+        empty,
+        to.as_raw_fd() as u64,
+        empty,
+        flags,
+        0,
+    ];
+    // SAFETY: two empty strings.
+    unsafe { raw(libc::SYS_move_mount, args) }.map(drop)
+}
+
 fn text(path: &Path) -> Sys<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
 }

@@ -5,6 +5,7 @@
 
 use super::contents::{self, Contents};
 use super::described;
+use super::propagation::{OwnGroup, Sharing};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::kinds::Shared;
@@ -32,6 +33,12 @@ pub struct Mount {
     /// `ro`, `nosuid` … of the mount.
     pub options: String,
     pub propagation: Vec<String>,
+    /// Which directory of its file system it shows.
+    #[serde(default)]
+    pub root: PathBuf,
+    /// A mount of freeze's own tree by which it spreads, or from which it takes over.
+    #[serde(default)]
+    pub own_group: Option<OwnGroup>,
     /// The type of its file system, what it was mounted from, and its options.
     pub fs: String,
     pub source: String,
@@ -127,6 +134,25 @@ impl Survey {
         Ok(Origin::New(None, self.shown(tree, line, view)))
     }
 
+    /// What of freeze's own tree is in a group that a mount spreads by or takes over from.
+    fn own_group(&self, line: &MountLine) -> Option<OwnGroup> {
+        let place = Sharing::of(&line.propagation);
+        let at = |own: &MountLine| PathBuf::from(OsStr::from_bytes(&own.at));
+        let find = |group: u32| {
+            let shown =
+                |own: &&MountLine| own.device == line.device && below(&own.root, &line.root).is_some();
+            let mut own = self.own.iter().filter(shown);
+            own.find(|own| {
+                Sharing::of(&own.propagation).group == Some(group) && ns::mount_id(&at(own)) == Ok(own.id)
+            })
+        };
+        let (own, peer) = match place.group.and_then(find) {
+            Some(own) => (own, true),
+            None => (place.master.and_then(find)?, false),
+        };
+        Some(OwnGroup { at: at(own), peer })
+    }
+
     /// The number of the pid namespace that a proc file system shows.
     fn shown(&self, tree: u32, line: &MountLine, view: &View) -> u32 {
         if line.kind != "proc" {
@@ -208,6 +234,8 @@ pub(super) fn collect(
             at: OsStr::from_bytes(&line.at).into(),
             options: line.options.clone(),
             propagation: line.propagation.clone(),
+            root: OsStr::from_bytes(&line.root).into(),
+            own_group: survey.own_group(line),
             fs: line.kind.clone(),
             source: String::from_utf8_lossy(&line.source).into_owned(),
             super_options: line.super_options.clone(),
@@ -237,8 +265,10 @@ pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
 
 /// Which trees have been built.
 #[derive(Debug, Default)]
-pub(super) struct Built {
+pub(super) struct Built<'a> {
     trees: BTreeMap<u32, Vec<PathBuf>>,
+    /// Every mount, with its tree, and held by its root.
+    pub(super) mounts: Vec<(u32, &'a Mount, OwnedFd)>,
 }
 
 /// Mounts that are to be read-only, each with the number of its tree: once no more files are made in them again.
@@ -264,7 +294,12 @@ fn is_read_only(options: &str) -> bool {
 }
 
 /// Builds a tree by tapes in the processes that live in it.
-pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut Built) -> Result<()> {
+pub(super) fn build<'a>(
+    number: u32,
+    mounts: &'a [Mount],
+    nest: &mut Nest,
+    built: &mut Built<'a>,
+) -> Result<()> {
     let members: Vec<Pid> = nest
         .pids()
         .into_iter()
@@ -312,19 +347,20 @@ pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut 
                 done.and_then(|()| seal_new(m, number, first, nest))
             }
         };
-        made.map_err(|e| match e {
+        let mount = made.map_err(|e| match e {
             Error::Kernel { call, errno, .. } => Error::kernel(call, name(), errno),
             e => e,
         })?;
+        built.mounts.push((number, m, mount));
         if i == 0 && !matches!(m.from, Origin::New(..)) {
             become_root(ASIDE, first, nest)?;
         }
     }
-    propagate(mounts, first, nest)
+    Ok(())
 }
 
 /// Attaches a copy of a mount, with the options recorded.
-fn attach(copy: OwnedFd, number: u32, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
+fn attach(copy: OwnedFd, number: u32, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<OwnedFd> {
     let attr = MountAttr {
         set: attributes(&m.options) & !READ_ONLY,
         clear: ALL_ATTRIBUTES,
@@ -345,8 +381,17 @@ fn attach(copy: OwnedFd, number: u32, at: &Path, m: &Mount, by: Pid, nest: &mut 
         t.call("close", libc::SYS_close, &[fd]);
     })?;
     if is_read_only(&m.options) {
-        nest.state::<Sealed>().0.push((number, copy));
+        seal_later(number, &copy, nest)?;
     }
+    Ok(copy)
+}
+
+fn seal_later(number: u32, mount: &OwnedFd, nest: &mut Nest) -> Result<()> {
+    let held = mount
+        .try_clone()
+        .map_err(|_| Errno::EMFILE)
+        .on("dup", || "a mount")?;
+    nest.state::<Sealed>().0.push((number, held));
     Ok(())
 }
 
@@ -371,7 +416,10 @@ fn make(at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
 
 /// Makes a new file system read-only where it was as a whole, now that its contents are there: it can hold no file then
 /// that has no name. One mount of it becomes so later.
-fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<()> {
+fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<OwnedFd> {
+    let path = PathBuf::from(format!("/proc/{by}/root{}", m.at.display()));
+    let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let mount = nix::fcntl::open(&path, opened, Mode::empty()).on("open", || path.display().to_string())?;
     if is_read_only(&m.super_options) {
         nest.process(by)?.tape(|t| {
             let none = t.bytes(b"none\0");
@@ -380,13 +428,9 @@ fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<()> {
             t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
         })?;
     } else if is_read_only(&m.options) {
-        let path = PathBuf::from(format!("/proc/{by}/root{}", m.at.display()));
-        let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let mount =
-            nix::fcntl::open(&path, opened, Mode::empty()).on("open", || path.display().to_string())?;
-        nest.state::<Sealed>().0.push((number, mount));
+        seal_later(number, &mount, nest)?;
     }
-    Ok(())
+    Ok(mount)
 }
 
 /// Makes what is mounted at `aside` the root, and drops everything else that was there.
@@ -400,29 +444,6 @@ fn become_root(aside: &str, by: Pid, nest: &mut Nest) -> Result<()> {
         t.call("umount2", libc::SYS_umount2, &[dot, libc::MNT_DETACH as u64]);
         t.call("chdir", libc::SYS_chdir, &[root]);
     })?;
-    Ok(())
-}
-
-/// Sets how mounts spread, when nothing is mounted any more; what came from outside the tree does so no longer.
-fn propagate(mounts: &[Mount], by: Pid, nest: &mut Nest) -> Result<()> {
-    for m in mounts {
-        let has = |what: &str| m.propagation.iter().any(|p| p.starts_with(what));
-        if has("master:") {
-            nest.warnings.push(format!(
-                "mount {}: it no longer takes over what is mounted in the tree it was copied from",
-                m.at.display()
-            ));
-        }
-        let flag = match () {
-            () if has("shared:") => libc::MS_SHARED,
-            () if has("unbindable") => libc::MS_UNBINDABLE,
-            () => continue,
-        };
-        nest.process(by)?.tape(|t| {
-            let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
-            t.call("mount", libc::SYS_mount, &[0, at, 0, flag, 0]);
-        })?;
-    }
     Ok(())
 }
 
