@@ -146,6 +146,89 @@ int main(void) {
 );
 
 conformance!(
+    kernel_mounts,
+    c(r#"
+/* File systems of the kernel's own, in a tree of its own, with a file open in each. */
+#include <sys/mount.h>
+int main(void) {
+    struct { const char *kind, *file; int fd; } all[] = {
+        { "sysfs", "kernel/ostype", -1 }, { "debugfs", "", -1 }, { "tracefs", "trace_clock", -1 }, { "bpf", "", -1 },
+        { "hugetlbfs", "", -1 }, { "cgroup2", "cgroup.controllers", -1 }, { "binfmt_misc", "status", -1 },
+        { "devtmpfs", "null", -1 }, { "securityfs", "", -1 }, { "mqueue", "", -1 },
+    };
+    unsigned n = sizeof all / sizeof *all, made = 0;
+    char path[300], text[4096], *info = calloc(1, 1 << 20);
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    for (unsigned i = 0; i < n; i++) {
+        OK(mkdir(in_here(all[i].kind), 0755));
+        /* Not every kernel has every one of them. */
+        if (mount(all[i].kind, in_here(all[i].kind), all[i].kind, 0, "")) { all[i].kind = 0; continue; }
+        snprintf(path, sizeof path, "%s/%s", in_here(all[i].kind), all[i].file);
+        all[i].fd = open(path, O_RDONLY);
+        made++;
+    }
+    CHECK(made > 3);
+    freeze_here();
+    int mounts = OK(open("/proc/self/mountinfo", O_RDONLY));
+    for (int got, at = 0; (got = OK(read(mounts, info + at, (1 << 20) - 1 - at))) > 0; at += got) {}
+    for (unsigned i = 0; i < n; i++) {
+        if (!all[i].kind) continue;
+        snprintf(path, sizeof path, " %s ", in_here(all[i].kind));
+        if (!strstr(info, path)) DIE("no %s", all[i].kind);
+        if (all[i].fd >= 0 && all[i].file[0] && strcmp(all[i].file, "null")) OK(read(all[i].fd, text, sizeof text));
+        OK(umount2(in_here(all[i].kind), MNT_DETACH));
+    }
+}
+"#),
+    only: root
+);
+
+conformance!(
+    overlay,
+    c(r#"
+/* A union of directories: files of either part, changed, new ones, and one of the lower part whose name is gone. */
+#include <sys/mount.h>
+static int put(const char *name, const char *text) {
+    int fd = OK(open(in_here(name), O_CREAT | O_RDWR, 0644));
+    SAME(write(fd, text, strlen(text)), strlen(text));
+    return fd;
+}
+int main(void) {
+    char options[1000], text[16] = "";
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("lower"), 0755));
+    OK(mkdir(in_here("over"), 0755));
+    OK(mkdir(in_here("u"), 0755));
+    close(put("lower/changed", "low"));
+    close(put("lower/gone", "lost?"));
+    OK(mount("upper", in_here("u"), "tmpfs", 0, ""));
+    OK(mkdir(in_here("u/up"), 0755));
+    OK(mkdir(in_here("u/work"), 0755));
+    snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s,workdir=%s", strdup(in_here("lower")), strdup(in_here("u/up")), strdup(in_here("u/work")));
+    OK(mount("union", in_here("over"), "overlay", 0, options));
+    int changed = put("over/changed", "HI"), gone = OK(open(in_here("over/gone"), O_RDONLY)), fresh = put("over/fresh", "new");
+    OK(unlink(in_here("over/gone")));
+    freeze_here();
+    SAME(pread(gone, text, 16, 0), 5);
+    CHECK(!memcmp(text, "lost?", 5));
+    CHECK(access(in_here("over/gone"), F_OK) == -1 && errno == ENOENT);
+    SAME(write(changed, "!", 1), 1);
+    SAME(write(fresh, "er", 2), 2);
+    SAME(pread(OK(open(in_here("over/changed"), O_RDONLY)), text, 16, 0), 3);
+    CHECK(!memcmp(text, "HI!", 3));
+    SAME(pread(OK(open(in_here("over/fresh"), O_RDONLY)), text, 16, 0), 5);
+    CHECK(!memcmp(text, "newer", 5));
+    struct stat low;
+    OK(stat(in_here("lower/changed"), &low));
+    SAME(low.st_size, 3);
+}
+"#),
+    only: root
+);
+
+conformance!(
     container,
     c(r#"
 /* What a simple container is: pids, mounts, network and names of its own, and a root in memory with its own /proc. */

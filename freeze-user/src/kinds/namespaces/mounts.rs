@@ -58,7 +58,7 @@ pub enum Origin {
 }
 
 /// Types of file systems that hold nothing of their own, or whose contents travel in the image.
-const MADE_ANEW: [&str; 10] = [
+const MADE_ANEW: [&str; 20] = [
     "tmpfs",
     "ramfs",
     "proc",
@@ -69,6 +69,18 @@ const MADE_ANEW: [&str; 10] = [
     "cgroup2",
     "overlay",
     "hugetlbfs",
+    // The kernel has one of each, however often it is mounted.
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "configfs",
+    "fusectl",
+    "pstore",
+    "efivarfs",
+    "devtmpfs",
+    // As long as nothing was put into them.
+    "bpf",
+    "binfmt_misc",
 ];
 
 /// Where each mount of all trees of a set comes from; in place of an origin, why it cannot be had.
@@ -131,6 +143,9 @@ impl Survey {
         if !MADE_ANEW.contains(&line.kind.as_str()) && !block {
             return Err(format!("a file system of type {} cannot be made anew", line.kind));
         }
+        if matches!(line.kind.as_str(), "bpf" | "binfmt_misc") && !is_bare(tree, line, view) {
+            return Err("what is pinned or registered in it is not carried".into());
+        }
         Ok(Origin::New(None, self.shown(tree, line, view)))
     }
 
@@ -170,6 +185,23 @@ impl Survey {
             None => view.namespace(p, "pid"),
         }
     }
+}
+
+/// Whether a mount holds only what the kernel puts into each.
+fn is_bare(tree: u32, line: &MountLine, view: &View) -> bool {
+    let member = view.processes.iter().find(|p| view.namespace(p, "mnt") == tree);
+    let there = member.and_then(|p| p.namespaces.get("mnt"));
+    let here = view
+        .trees
+        .of_namespace(there.copied().unwrap_or(0))
+        .path(&line.at);
+    let added = |e: std::fs::DirEntry| {
+        !matches!(
+            e.file_name().to_str(),
+            Some("register" | "status" | "maps.debug" | "progs.debug")
+        )
+    };
+    std::fs::read_dir(here).is_ok_and(|all| !all.flatten().any(added))
 }
 
 /// What of `path` comes after `base`, or nothing if it does not lie below.
