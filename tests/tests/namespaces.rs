@@ -146,6 +146,60 @@ int main(void) {
 );
 
 conformance!(
+    stacked,
+    c(r#"
+/* File systems in memory, one mounted on another, at the same place and above. */
+#include <sys/mount.h>
+static void put(const char *name, const char *text) {
+    int fd = OK(open(in_here(name), O_CREAT | O_WRONLY, 0644));
+    SAME(write(fd, text, strlen(text)), strlen(text));
+    OK(close(fd));
+}
+static void has(const char *name, const char *text) {
+    char found[16] = "";
+    int fd = open(in_here(name), O_RDONLY);
+    if (fd < 0) DIE("no %s", name);
+    OK(read(fd, found, sizeof found - 1));
+    OK(close(fd));
+    if (strcmp(found, text)) DIE("%s holds %s", name, found);
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("one", in_here("m"), "tmpfs", 0, ""));
+    put("m/x", "first");
+    OK(mkdir(in_here("m/sub"), 0755));
+    OK(mount("below", in_here("m/sub"), "tmpfs", 0, ""));
+    put("m/sub/y", "below");
+    OK(mkdir(in_here("part"), 0755));
+    OK(mkdir(in_here("m/shown"), 0755));
+    put("m/shown/z", "part");
+    char *shown = strdup(in_here("m/shown"));
+    OK(mount(shown, in_here("part"), 0, MS_BIND, 0));
+    OK(mount("two", in_here("m"), "tmpfs", 0, ""));
+    put("m/x", "second");
+    OK(mount("three", in_here("m"), "tmpfs", 0, ""));
+    put("m/x", "third");
+    freeze_here();
+    has("m/x", "third");
+    has("part/z", "part");
+    OK(umount(in_here("m")));
+    has("m/x", "second");
+    OK(umount(in_here("m")));
+    has("m/x", "first");
+    has("m/sub/y", "below");
+    OK(umount(in_here("m/sub")));
+    CHECK(access(in_here("m/sub/y"), F_OK) == -1);
+    has("m/shown/z", "part");
+    put("part/more", "one");
+    has("m/shown/more", "one");
+}
+"#),
+    only: root
+);
+
+conformance!(
     kernel_mounts,
     c(r#"
 /* File systems of the kernel's own, in a tree of its own, with a file open in each. */

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// setns(2): moves the calling thread; `kind` is a CLONE_NEW* flag, or 0 for whatever the descriptor is.
 pub fn setns(fd: BorrowedFd<'_>, kind: i32) -> Sys<()> {
@@ -268,9 +268,28 @@ pub fn within<T>(namespaces: &[BorrowedFd<'_>], work: impl FnOnce() -> T) -> Sys
 
 /// Opens a copy of the mount at `path` in the mount namespace `tree`, attached nowhere, with nothing that is mounted on
 /// it; `None` for our own namespace.
-pub fn mount_copy(tree: Option<BorrowedFd<'_>>, path: &[u8]) -> Sys<OwnedFd> {
+///
+/// In a copy of that namespace, what lies over it is taken off first: from each of these places so many mounts.
+pub fn mount_copy(tree: Option<BorrowedFd<'_>>, path: &[u8], covers: &[(PathBuf, usize)]) -> Sys<OwnedFd> {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
     let text = CString::new(path).map_err(|_| Errno::EINVAL)?;
-    in_tree(tree, || open_tree(&text))
+    in_tree(tree, || {
+        if !covers.is_empty() {
+            unshare(libc::CLONE_NEWNS)?;
+            let none = None::<&Path>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        }
+        for (place, count) in covers {
+            (0..*count).try_for_each(|_| umount2(place, MntFlags::MNT_DETACH))?;
+        }
+        open_tree(libc::AT_FDCWD, &text)
+    })
+}
+
+/// Opens a copy of what the mount `of`, which is in the mount namespace `tree`, shows at the path `below` its root.
+pub fn mount_copy_of(tree: BorrowedFd<'_>, of: BorrowedFd<'_>, below: &[u8]) -> Sys<OwnedFd> {
+    let text = CString::new(below).map_err(|_| Errno::EINVAL)?;
+    in_tree(Some(tree), || open_tree(of.as_raw_fd(), &text))
 }
 
 /// Does something by a thread that is in the mount namespace `tree`, or in our own.
@@ -288,13 +307,13 @@ fn in_tree<T: Send>(tree: Option<BorrowedFd<'_>>, work: impl FnOnce() -> Sys<T> 
 const OPEN_TREE_CLONE: u64 = 1;
 const AT_EMPTY_PATH: u64 = 0x1000;
 
-fn open_tree(path: &CString) -> Sys<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as u64;
+fn open_tree(at: i32, path: &CString) -> Sys<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | AT_EMPTY_PATH | libc::O_CLOEXEC as u64;
     // SAFETY: a terminated string.
     unsafe {
         raw(
             libc::SYS_open_tree,
-            [libc::AT_FDCWD as u64, path.as_ptr() as u64, flags, 0, 0, 0],
+            [at as u64, path.as_ptr() as u64, flags, 0, 0, 0],
         )
     }
     .map(owned)

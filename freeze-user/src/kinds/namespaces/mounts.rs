@@ -168,6 +168,29 @@ impl Survey {
         Some(OwnGroup { at: at(own), peer })
     }
 
+    /// Whether the contents of a new file system go along; `None` if they would have to, and cannot be looked at.
+    fn contents(&self, tree: u32, index: usize, view: &View) -> Option<bool> {
+        let lines = view.trees.mounts(tree);
+        let line = &lines[index];
+        if !holds_files(line) {
+            return Some(false);
+        }
+        let in_tree = |p: &&ProcessView| view.namespace(p, "mnt") == tree;
+        let locked = view
+            .processes
+            .iter()
+            .find(in_tree)
+            .is_some_and(|p| view.namespace(p, "user") != 0);
+        if !locked || covers(lines, index).is_empty() {
+            return Some(true);
+        }
+        // What a user namespace has got with its tree stays covered for whoever lives in it (mount_namespaces(7)).
+        self.own
+            .iter()
+            .any(|own| own.device == line.device)
+            .then_some(false)
+    }
+
     /// The number of the pid namespace that a proc file system shows.
     fn shown(&self, tree: u32, line: &MountLine, view: &View) -> u32 {
         if line.kind != "proc" {
@@ -185,6 +208,11 @@ impl Survey {
             None => view.namespace(p, "pid"),
         }
     }
+}
+
+/// Whether a file system lies in memory, so that its files travel in the image.
+fn holds_files(line: &MountLine) -> bool {
+    matches!(line.kind.as_str(), "tmpfs" | "ramfs")
 }
 
 /// Whether a mount holds only what the kernel puts into each.
@@ -220,12 +248,48 @@ fn join(base: &[u8], rest: &[u8]) -> Vec<u8> {
     [base, rest].concat()
 }
 
+/// What lies over a mount, in the order in which it can be taken off: from which places, and how many mounts there.
+///
+/// What covers it is mounted on it or on one of those it is mounted on, at a place on the way to it; whatever is mounted on
+/// top of that at the same place comes off before.
+fn covers(lines: &[MountLine], index: usize) -> Vec<(PathBuf, usize)> {
+    let line = &lines[index];
+    let by_id = |id: i64| lines.iter().find(|l| l.id == id);
+    let own: Vec<i64> = std::iter::successors(Some(line), |l| by_id(l.parent).filter(|p| p.id != l.id))
+        .map(|l| l.id)
+        .collect();
+    let on_the_way =
+        |l: &&MountLine| own.contains(&l.parent) && !own.contains(&l.id) && below(&l.at, &line.at).is_some();
+    let height = |l: &MountLine| {
+        let above = |l: &&MountLine| {
+            lines
+                .iter()
+                .find(|u| u.parent == l.id && u.at == l.at && u.id != l.id)
+        };
+        std::iter::successors(Some(l), above).count()
+    };
+    let place = |l: &MountLine| PathBuf::from(OsStr::from_bytes(&l.at));
+    let mut out: Vec<_> = lines
+        .iter()
+        .filter(on_the_way)
+        .map(|l| (place(l), height(l)))
+        .collect();
+    out.sort();
+    out
+}
+
 /// Adds what speaks against carrying the mounts of the tree that `p` lives in.
 pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     let survey = Survey::new(view);
     let tree = view.namespace(p, "mnt");
     for (i, line) in view.trees.mounts(tree).iter().enumerate() {
-        if let Err(why) = survey.origin(tree, i, line, view) {
+        let origin = match survey.origin(tree, i, line, view) {
+            Ok(Origin::New(..)) if survey.contents(tree, i, view).is_none() => {
+                Err("what is mounted over it keeps freeze from looking into it".into())
+            }
+            found => found,
+        };
+        if let Err(why) = origin {
             out.push(
                 p.blocker(
                     format!("mount {}", String::from_utf8_lossy(&line.at)),
@@ -257,9 +321,10 @@ pub(super) fn collect(
                 .refuse()
         })?;
         if let Origin::New(inside, _) = &mut from
-            && matches!(line.kind.as_str(), "tmpfs" | "ramfs")
+            && survey.contents(number, i, view) == Some(true)
         {
-            let copy = ns::mount_copy(Some(fd.as_fd()), &line.at).on("open_tree", name)?;
+            let covers = covers(view.trees.mounts(number), i);
+            let copy = ns::mount_copy(Some(fd.as_fd()), &line.at, &covers).on("open_tree", name)?;
             *inside = Some(contents::collect(&copy, shared, draft)?);
         }
         out.push(Mount {
@@ -295,10 +360,9 @@ pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
     }
 }
 
-/// Which trees have been built.
+/// What of the trees has been built.
 #[derive(Debug, Default)]
 pub(super) struct Built<'a> {
-    trees: BTreeMap<u32, Vec<PathBuf>>,
     /// Every mount, with its tree, and held by its root.
     pub(super) mounts: Vec<(u32, &'a Mount, OwnedFd)>,
 }
@@ -340,9 +404,6 @@ pub(super) fn build<'a>(
     let Some(&first) = members.first() else {
         return Ok(());
     };
-    built
-        .trees
-        .insert(number, mounts.iter().map(|m| m.at.clone()).collect());
     for (i, m) in mounts.iter().enumerate() {
         let name = || format!("mount {} of {}", m.at.display(), described(first));
         // The root is put aside first: there is no root yet to put it at.
@@ -350,19 +411,15 @@ pub(super) fn build<'a>(
         let at = if i == 0 { Path::new(ASIDE) } else { &m.at };
         let made = match &m.from {
             Origin::Own(path) => {
-                let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
+                let copy = ns::mount_copy(None, path.as_os_str().as_bytes(), &[]).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
             Origin::Other(tree, index, path) => {
-                let whole = built.trees.get(tree).and_then(|all| all.get(*index));
-                let whole = whole.ok_or(Errno::ENOENT).on("open_tree", name)?;
-                let below = path.as_os_str().as_bytes();
-                let path = join(
-                    whole.as_os_str().as_bytes(),
-                    if below == b"/" { b"" } else { below },
-                );
-                let copy =
-                    ns::mount_copy(nest.spaces.get(Kind::Mount, *tree), &path).on("open_tree", name)?;
+                let mut whole = built.mounts.iter().filter(|(t, ..)| t == tree);
+                let whole = whole.nth(*index).zip(nest.spaces.get(Kind::Mount, *tree));
+                let ((.., whole), tree) = whole.ok_or(Errno::ENOENT).on("open_tree", name)?;
+                let below = path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes();
+                let copy = ns::mount_copy_of(tree, whole.as_fd(), below).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
             Origin::New(inside, shown) => {
