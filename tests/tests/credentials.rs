@@ -1,6 +1,11 @@
 //! Conformance of credentials: ids, groups, capability sets, securebits, no_new_privs, dumpable.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::cycle::{checkpoint_now, request};
+use freeze_tests::{Running, c, conformance, python};
+use freeze_user::nest::Options;
+use freeze_user::precopy::Trackings;
+use freeze_user::restore::restore;
+use freeze_user::store::Opened;
 
 conformance!(
     ordinary_user,
@@ -141,3 +146,26 @@ int main(void) {
 }
 "#)
 );
+
+/// A restorer that leaves at once is no parent whose death the program asked to be told of.
+#[test]
+fn a_restorer_that_leaves_does_not_end_what_it_restored() {
+    let text = "import ctypes\nassert ctypes.CDLL(None).prctl(1, 9) == 0\nfreeze_here()";
+    let mut running = Running::start(&python(text), "a_restorer_that_leaves");
+    let image = running.dir().join("image");
+    checkpoint_now(&request(running.pid, image.clone(), true), &mut Trackings::new()).unwrap();
+    running.wait_gone();
+    let options = Options {
+        leaves: true,
+        ..Options::default()
+    };
+    // A thread that ends is as good as a process that does (prctl(2), PR_SET_PDEATHSIG).
+    let leave = || restore(Opened::open(&image).unwrap(), options).unwrap();
+    let restored = std::thread::scope(|s| s.spawn(leave).join().unwrap());
+    assert!(
+        restored.warnings.iter().any(|w| w.contains("parent's death")),
+        "{restored:?}"
+    );
+    running.pids();
+    running.verdict();
+}

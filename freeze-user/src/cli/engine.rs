@@ -122,7 +122,7 @@ Examples:
 pub(super) struct RestoreArgs {
     /// Directory or id (or the beginning of an id) of the checkpoint
     checkpoint: String,
-    /// Return as soon as the processes run
+    /// Return as soon as the processes run; a signal that the first one wants at its parent's death is not set then
     #[arg(long)]
     detach: bool,
     /// Write the pid of the first process to this file
@@ -220,6 +220,7 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
         rewind_files: args.rewind_files,
         accept_changed: args.accept_changed.iter().cloned().collect(),
         reattach_terminal: args.tty,
+        leaves: args.detach,
         cgroup: args.cgroup.clone(),
         attach: args.attach.clone(),
         ..nest::Options::default()

@@ -163,6 +163,13 @@ impl ProcessKind for Credentials {
     }
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
+        // Sent when freeze ends, it would be about a parent that the process never had.
+        let orphan = nest.options.leaves && nest.roots().contains(&pid);
+        if orphan && record.parent_death_signals.iter().any(|s| *s != 0) {
+            nest.warnings.push(format!(
+                "pid {pid}: the signal it wants at its parent's death is not set (a restore without --detach sets it)"
+            ));
+        }
         let building = nest.process(pid)?;
         // A first thread that has ended has no signal of its own.
         let first = usize::from(building.leader_ended.is_some());
@@ -256,6 +263,7 @@ impl ProcessKind for Credentials {
             let signal = n
                 .checked_sub(first)
                 .and_then(|n| signals.get(n))
+                .filter(|_| !orphan)
                 .copied()
                 .unwrap_or(0);
             prctl(

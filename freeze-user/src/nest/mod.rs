@@ -48,6 +48,8 @@ pub struct Options {
     pub accept_changed: BTreeSet<PathBuf>,
     /// Give standard input, output and error on a terminal of their own the terminal of the restorer.
     pub reattach_terminal: bool,
+    /// The restorer, which is the parent of the first processes, may end before they do.
+    pub leaves: bool,
     /// Where the processes go among the control groups.
     pub cgroup: CgroupChoice,
     /// Ends that the restorer supplies.
