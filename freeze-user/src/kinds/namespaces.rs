@@ -633,6 +633,10 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
         nest.options.trees.insert(number, Tree::new(number, root));
     }
     propagation::restore(&built, nest)?;
+    for (number, index, at, root) in built.by_itself()? {
+        let tree = Tree::of_mount(number, index, &at, root);
+        nest.options.trees.insert(tree.number, tree);
+    }
     let mut networks = Vec::new();
     for namespace in all {
         if let What::Network(record) = &namespace.what

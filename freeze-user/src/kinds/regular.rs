@@ -270,8 +270,10 @@ impl FileRef {
         let (pid, fd) = rest.split_once("/fdinfo/")?;
         let named: i32 = pid.parse().ok()?;
         // The number is that of the process where this /proc is mounted.
-        let is_it =
-            |p: &Pid| nest.membership(*p).of(Kind::Mount) == self.tree && nest.known_as(*p, *p) == named;
+        let is_it = |p: &Pid| {
+            nest.membership(*p).of(Kind::Mount) == Tree::namespace_of(self.tree)
+                && nest.known_as(*p, *p) == named
+        };
         let pid = nest.pids().into_iter().find(is_it)?;
         // The door's number is none of the program's.
         let fd: i32 = fd.parse().ok()?;

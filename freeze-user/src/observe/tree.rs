@@ -14,14 +14,22 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One tree of files: freeze's own (number 0), or another mount namespace of the set.
+///
+/// What others are mounted over is in none for whoever goes by paths. So a mount that is covered is a tree by itself,
+/// whose number tells that of the namespace too.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
     pub number: u32,
     root: Option<Arc<OwnedFd>>,
+    /// Where its root is mounted, if it is a covered mount.
+    base: Vec<u8>,
 }
+
+/// Above this bit of a tree's number stands which mount of its namespace it is, counted from one.
+const MOUNT: u32 = 16;
 
 impl PartialEq for Tree {
     fn eq(&self, other: &Tree) -> bool {
@@ -37,7 +45,25 @@ impl Tree {
         Tree {
             number,
             root: Some(Arc::new(root)),
+            base: Vec::new(),
         }
+    }
+
+    /// One mount of a tree by itself: the `index`th of its mountinfo, which is mounted at `base` and open at `root`.
+    pub fn of_mount(namespace: u32, index: usize, base: &Path, root: OwnedFd) -> Tree {
+        Tree {
+            base: if base == Path::new("/") {
+                Vec::new()
+            } else {
+                base.as_os_str().as_bytes().to_vec()
+            },
+            ..Tree::new(namespace | (index as u32 + 1) << MOUNT, root)
+        }
+    }
+
+    /// The number of the mount namespace in which the tree with this number is.
+    pub fn namespace_of(number: u32) -> u32 {
+        number & ((1 << MOUNT) - 1)
     }
 
     /// How freeze reaches what lies at `path` in this tree.
@@ -46,8 +72,9 @@ impl Tree {
             return OsStr::from_bytes(path).into();
         };
         let mut here = format!("/proc/self/fd/{}", root.as_raw_fd()).into_bytes();
+        let path = path.strip_prefix(&self.base[..]).unwrap_or(path);
         // The root itself by its own name: the link of /proc would be taken for what it is.
-        here.extend_from_slice(if path == b"/" { b"/." } else { path });
+        here.extend_from_slice(if matches!(path, b"" | b"/") { b"/." } else { path });
         OsStr::from_bytes(&here).into()
     }
 }
@@ -94,6 +121,45 @@ fn mount_line(line: &[u8]) -> Option<MountLine> {
     })
 }
 
+/// What lies over a mount, in the order in which it can be taken off: from which places, and how many mounts there.
+///
+/// What covers it is mounted on it or on one of those it is mounted on, at a place on the way to it; whatever is mounted on
+/// top of that at the same place comes off before.
+pub fn covers(lines: &[MountLine], index: usize) -> Vec<(PathBuf, usize)> {
+    let line = &lines[index];
+    let by_id = |id: i64| lines.iter().find(|l| l.id == id);
+    let own: Vec<i64> = std::iter::successors(Some(line), |l| by_id(l.parent).filter(|p| p.id != l.id))
+        .map(|l| l.id)
+        .collect();
+    let on_the_way =
+        |l: &&MountLine| own.contains(&l.parent) && !own.contains(&l.id) && below(&l.at, &line.at).is_some();
+    let height = |l: &MountLine| {
+        let above = |l: &&MountLine| {
+            lines
+                .iter()
+                .find(|u| u.parent == l.id && u.at == l.at && u.id != l.id)
+        };
+        std::iter::successors(Some(l), above).count()
+    };
+    let place = |l: &MountLine| PathBuf::from(OsStr::from_bytes(&l.at));
+    let mut out: Vec<_> = lines
+        .iter()
+        .filter(on_the_way)
+        .map(|l| (place(l), height(l)))
+        .collect();
+    out.sort();
+    out
+}
+
+/// What of `path` comes after `base`, or nothing if it does not lie below.
+pub fn below<'a>(base: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
+    if base == b"/" {
+        return Some(if path == b"/" { b"" } else { path });
+    }
+    path.strip_prefix(base)
+        .filter(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
 /// Undoes the octal escapes of blanks, tabs, newlines, backslashes and hashes.
 fn unescape(word: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(word.len());
@@ -125,6 +191,10 @@ pub struct Trees {
     /// The mounts of each tree by its number.
     mounts: BTreeMap<u32, Vec<MountLine>>,
     by_mount: HashMap<i64, u32>,
+    /// The mount namespaces themselves.
+    spaces: BTreeMap<u32, Arc<File>>,
+    /// Covered mounts that were asked for.
+    covered: Arc<Mutex<HashMap<i64, Option<Tree>>>>,
 }
 
 impl Trees {
@@ -144,6 +214,7 @@ impl Trees {
             let mounts = parse_mounts(&text);
             trees.by_mount.extend(mounts.iter().map(|m| (m.id, number)));
             trees.mounts.insert(number, mounts);
+            trees.spaces.insert(number, Arc::new(fd));
             trees.by_namespace.insert(inode, Tree::new(number, root));
         }
         Ok(trees)
@@ -171,9 +242,33 @@ impl Trees {
 
     /// The tree in which the mount with this id is.
     pub fn of_mount(&self, id: i64) -> Tree {
-        let number = self.by_mount.get(&id);
-        let tree = number.and_then(|n| self.by_namespace.values().find(|t| t.number == *n));
-        tree.cloned().unwrap_or_default()
+        let Some(number) = self.by_mount.get(&id) else {
+            return Tree::default();
+        };
+        let tree = self.by_namespace.values().find(|t| t.number == *number);
+        let mut covered = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
+        let covered = covered.entry(id).or_insert_with(|| self.uncover(*number, id));
+        covered.clone().or(tree.cloned()).unwrap_or_default()
+    }
+
+    /// A mount as a tree by itself, if others are mounted over it and it can be reached.
+    fn uncover(&self, number: u32, id: i64) -> Option<Tree> {
+        let lines = self.mounts(number);
+        let index = lines.iter().position(|l| l.id == id)?;
+        let (covers, line) = (covers(lines, index), &lines[index]);
+        if covers.is_empty() {
+            return None;
+        }
+        let space = self.spaces.get(&number)?;
+        let root = ns::mount_copy(Some(space.as_fd()), &line.at, &covers).ok()?;
+        let stat = nix::sys::stat::fstat(&root).ok()?;
+        let device = format!(
+            "{}:{}",
+            nix::sys::stat::major(stat.st_dev),
+            nix::sys::stat::minor(stat.st_dev)
+        );
+        let is_it = device == line.device && stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        is_it.then(|| Tree::of_mount(number, index, OsStr::from_bytes(&line.at).as_ref(), root))
     }
 
     /// The tree in which a link of /proc leads to something.

@@ -11,7 +11,7 @@ use crate::ids::Pid;
 use crate::kinds::Shared;
 use crate::nest::Nest;
 use crate::nest::space::Kind;
-use crate::observe::tree::{MountLine, parse_mounts};
+use crate::observe::tree::{MountLine, below, covers, parse_mounts};
 use crate::observe::view::{ProcessView, View};
 use crate::store::Draft;
 use crate::sys::ns::{self, MountAttr};
@@ -232,50 +232,11 @@ fn is_bare(tree: u32, line: &MountLine, view: &View) -> bool {
     std::fs::read_dir(here).is_ok_and(|all| !all.flatten().any(added))
 }
 
-/// What of `path` comes after `base`, or nothing if it does not lie below.
-fn below<'a>(base: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
-    if base == b"/" {
-        return Some(if path == b"/" { b"" } else { path });
-    }
-    path.strip_prefix(base)
-        .filter(|rest| rest.is_empty() || rest.starts_with(b"/"))
-}
-
 fn join(base: &[u8], rest: &[u8]) -> Vec<u8> {
     if base == b"/" && !rest.is_empty() {
         return rest.to_vec();
     }
     [base, rest].concat()
-}
-
-/// What lies over a mount, in the order in which it can be taken off: from which places, and how many mounts there.
-///
-/// What covers it is mounted on it or on one of those it is mounted on, at a place on the way to it; whatever is mounted on
-/// top of that at the same place comes off before.
-fn covers(lines: &[MountLine], index: usize) -> Vec<(PathBuf, usize)> {
-    let line = &lines[index];
-    let by_id = |id: i64| lines.iter().find(|l| l.id == id);
-    let own: Vec<i64> = std::iter::successors(Some(line), |l| by_id(l.parent).filter(|p| p.id != l.id))
-        .map(|l| l.id)
-        .collect();
-    let on_the_way =
-        |l: &&MountLine| own.contains(&l.parent) && !own.contains(&l.id) && below(&l.at, &line.at).is_some();
-    let height = |l: &MountLine| {
-        let above = |l: &&MountLine| {
-            lines
-                .iter()
-                .find(|u| u.parent == l.id && u.at == l.at && u.id != l.id)
-        };
-        std::iter::successors(Some(l), above).count()
-    };
-    let place = |l: &MountLine| PathBuf::from(OsStr::from_bytes(&l.at));
-    let mut out: Vec<_> = lines
-        .iter()
-        .filter(on_the_way)
-        .map(|l| (place(l), height(l)))
-        .collect();
-    out.sort();
-    out
 }
 
 /// Adds what speaks against carrying the mounts of the tree that `p` lives in.
@@ -365,6 +326,20 @@ pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
 pub(super) struct Built<'a> {
     /// Every mount, with its tree, and held by its root.
     pub(super) mounts: Vec<(u32, &'a Mount, OwnedFd)>,
+}
+
+impl Built<'_> {
+    /// Every mount with its tree, its index there, and its place, open anew.
+    pub(super) fn by_itself(&self) -> Result<Vec<(u32, usize, PathBuf, OwnedFd)>> {
+        let mut next: BTreeMap<u32, usize> = BTreeMap::new();
+        let held = self.mounts.iter().map(|(tree, mount, held)| {
+            let index = next.entry(*tree).or_default();
+            *index += 1;
+            let root = held.try_clone().map_err(|_| Errno::EMFILE);
+            Ok((*tree, *index - 1, mount.at.clone(), root.on("dup", || "a mount")?))
+        });
+        held.collect()
+    }
 }
 
 /// Mounts that are to be read-only, each with the number of its tree: once no more files are made in them again.
