@@ -163,6 +163,13 @@ static void has(const char *name, const char *text) {
     OK(close(fd));
     if (strcmp(found, text)) DIE("%s holds %s", name, found);
 }
+/* Whoever forks beside the restorer has what that holds until it executes something. */
+static void off(const char *name) {
+    for (int tries = 0; umount(in_here(name)); tries++) {
+        if (errno != EBUSY || tries > 1000) DIE("umount %s", name);
+        nap(2);
+    }
+}
 int main(void) {
     OK(unshare(CLONE_NEWNS));
     OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
@@ -204,19 +211,18 @@ int main(void) {
     SAME(pwrite(file, "f", 1, 0), 1);
     has("m/x", "third");
     has("part/z", "part");
-    OK(umount(in_here("m")));
+    off("m");
     has("m/x", "second");
-    OK(umount(in_here("m")));
+    off("m");
     has("m/x", "first");
     has("m/sub/y", "below");
-    OK(umount(in_here("m/sub")));
+    off("m/sub");
     CHECK(access(in_here("m/sub/y"), F_OK) == -1);
     has("m/shown/z", "part");
     put("part/more", "one");
     has("m/shown/more", "one");
 }
-"#),
-    only: root
+"#)
 );
 
 conformance!(

@@ -394,7 +394,7 @@ fn what(
             maker: ns::owner_uid(fd.as_fd()).on("ioctl(NS_GET_OWNER_UID)", || "a user namespace")?,
         },
         Kind::Pid => What::Pid,
-        Kind::Mount => What::Mount(mounts::collect(number, fd, view, shared, draft)?),
+        Kind::Mount => What::Mount(mounts::collect(number, view, shared, draft)?),
         Kind::Net => {
             let (others, mut out) = (networks(view), Vec::new());
             let others: Vec<_> = others.iter().map(|(n, fd)| (*n, fd.as_fd())).collect();
@@ -635,7 +635,11 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
     propagation::restore(&built, nest)?;
     for (number, index, at, root) in built.by_itself()? {
         let tree = Tree::of_mount(number, index, &at, root);
-        nest.options.trees.insert(tree.number, tree);
+        let shown = nest.options.reach(number, &at)?;
+        // Whoever asks by path finds all others in the tree they are in.
+        if ns::mount_id(&shown).ok() != ns::mount_id(&tree.path(b"")).ok() {
+            nest.options.trees.insert(tree.number, tree);
+        }
     }
     let mut networks = Vec::new();
     for namespace in all {

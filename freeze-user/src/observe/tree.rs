@@ -251,16 +251,26 @@ impl Trees {
         covered.clone().or(tree.cloned()).unwrap_or_default()
     }
 
+    /// What the mount with this index in its tree shows, if it can be looked at.
+    pub fn copy(&self, number: u32, index: usize) -> nix::Result<OwnedFd> {
+        let lines = self.mounts(number);
+        let space = self.spaces.get(&number).zip(lines.get(index));
+        let (space, line) = space.ok_or(nix::errno::Errno::ENOENT)?;
+        match covers(lines, index) {
+            none if none.is_empty() => ns::mount_copy(Some(space.as_fd()), &line.at),
+            covers => ns::covered_mount_copy(space.as_fd(), &line.at, &covers),
+        }
+    }
+
     /// A mount as a tree by itself, if others are mounted over it and it can be reached.
     fn uncover(&self, number: u32, id: i64) -> Option<Tree> {
         let lines = self.mounts(number);
         let index = lines.iter().position(|l| l.id == id)?;
-        let (covers, line) = (covers(lines, index), &lines[index]);
-        if covers.is_empty() {
+        let line = &lines[index];
+        if covers(lines, index).is_empty() {
             return None;
         }
-        let space = self.spaces.get(&number)?;
-        let root = ns::mount_copy(Some(space.as_fd()), &line.at, &covers).ok()?;
+        let root = self.copy(number, index).ok()?;
         let stat = nix::sys::stat::fstat(&root).ok()?;
         let device = format!(
             "{}:{}",

@@ -109,6 +109,8 @@ pub enum Step {
     Gid(u32),
     /// Make every mount of its tree private, so that none spreads to another.
     Private,
+    /// Take off what is mounted last at a path, which ends in a zero, with all that is mounted on it.
+    Unmount(Vec<u8>),
     /// Write to a file that is opened now, whose path ends in a zero.
     Write(Vec<u8>, Vec<u8>),
     /// sethostname(2), setdomainname(2).
@@ -141,6 +143,8 @@ impl Maker {
                     }
                 }
                 libc::write(pipe.1.as_raw_fd(), told.as_ptr().cast(), 8);
+                // It holds nothing of what its parent has open: mounts that somebody wants to unmount, among others.
+                libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
                 if told[0] == 0 {
                     loop {
                         libc::syscall(libc::SYS_pause);
@@ -212,6 +216,7 @@ unsafe fn perform(step: &Step) -> bool {
                     0,
                 ) == 0
             }
+            Step::Unmount(path) => libc::syscall(libc::SYS_umount2, path.as_ptr(), libc::MNT_DETACH) == 0,
             Step::Write(path, bytes) => {
                 let fd = libc::syscall(libc::SYS_open, path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC, 0);
                 fd >= 0
@@ -268,22 +273,36 @@ pub fn within<T>(namespaces: &[BorrowedFd<'_>], work: impl FnOnce() -> T) -> Sys
 
 /// Opens a copy of the mount at `path` in the mount namespace `tree`, attached nowhere, with nothing that is mounted on
 /// it; `None` for our own namespace.
-///
-/// In a copy of that namespace, what lies over it is taken off first: from each of these places so many mounts.
-pub fn mount_copy(tree: Option<BorrowedFd<'_>>, path: &[u8], covers: &[(PathBuf, usize)]) -> Sys<OwnedFd> {
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+pub fn mount_copy(tree: Option<BorrowedFd<'_>>, path: &[u8]) -> Sys<OwnedFd> {
     let text = CString::new(path).map_err(|_| Errno::EINVAL)?;
-    in_tree(tree, || {
-        if !covers.is_empty() {
-            unshare(libc::CLONE_NEWNS)?;
-            let none = None::<&Path>;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        }
-        for (place, count) in covers {
-            (0..*count).try_for_each(|_| umount2(place, MntFlags::MNT_DETACH))?;
-        }
-        open_tree(libc::AT_FDCWD, &text)
-    })
+    in_tree(tree, || open_tree(libc::AT_FDCWD, &text))
+}
+
+/// The same of a mount that others are mounted over: in a copy of the namespace these are taken off, from each of the
+/// places so many. EINVAL if they cannot be, since the tree was made where more was allowed (mount_namespaces(7)).
+pub fn covered_mount_copy(tree: BorrowedFd<'_>, path: &[u8], covers: &[(PathBuf, usize)]) -> Sys<OwnedFd> {
+    let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    let (owner, own) = (
+        owner(tree)?,
+        std::fs::File::open("/proc/thread-self/ns/user").map_err(io)?,
+    );
+    let mut steps = Vec::new();
+    // A copy that is made in another user namespace is one in which nothing can be taken off.
+    if super::dev_ino(&owner)? != super::dev_ino(&own)? {
+        steps.push(Step::Enter(owner.as_raw_fd()));
+    }
+    steps.extend([
+        Step::Enter(tree.as_raw_fd()),
+        Step::Unshare(libc::CLONE_NEWNS),
+        Step::Private,
+    ]);
+    for (place, count) in covers {
+        let place = [place.as_os_str().as_bytes(), b"\0"].concat();
+        steps.extend(std::iter::repeat_n(Step::Unmount(place), *count));
+    }
+    let maker = Maker::new(&steps).map_err(|(_, e)| e)?;
+    let copy = maker.namespace("mnt").map_err(io)?;
+    mount_copy(Some(copy.as_fd()), path)
 }
 
 /// Opens a copy of what the mount `of`, which is in the mount namespace `tree`, shows at the path `below` its root.

@@ -181,14 +181,14 @@ impl Survey {
             .iter()
             .find(in_tree)
             .is_some_and(|p| view.namespace(p, "user") != 0);
-        if !locked || covers(lines, index).is_empty() {
+        if covers(lines, index).is_empty() {
             return Some(true);
         }
         // What a user namespace has got with its tree stays covered for whoever lives in it (mount_namespaces(7)).
-        self.own
-            .iter()
-            .any(|own| own.device == line.device)
-            .then_some(false)
+        if locked && self.own.iter().any(|own| own.device == line.device) {
+            return Some(false);
+        }
+        view.trees.copy(tree, index).is_ok().then_some(true)
     }
 
     /// The number of the pid namespace that a proc file system shows.
@@ -266,7 +266,6 @@ pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
 /// Records the mounts of a tree, with what is in those of its file systems that go with it.
 pub(super) fn collect(
     number: u32,
-    fd: &OwnedFd,
     view: &View,
     shared: &mut Shared,
     draft: &mut Draft,
@@ -284,8 +283,7 @@ pub(super) fn collect(
         if let Origin::New(inside, _) = &mut from
             && survey.contents(number, i, view) == Some(true)
         {
-            let covers = covers(view.trees.mounts(number), i);
-            let copy = ns::mount_copy(Some(fd.as_fd()), &line.at, &covers).on("open_tree", name)?;
+            let copy = view.trees.copy(number, i).on("open_tree", name)?;
             *inside = Some(contents::collect(&copy, shared, draft)?);
         }
         out.push(Mount {
@@ -386,7 +384,7 @@ pub(super) fn build<'a>(
         let at = if i == 0 { Path::new(ASIDE) } else { &m.at };
         let made = match &m.from {
             Origin::Own(path) => {
-                let copy = ns::mount_copy(None, path.as_os_str().as_bytes(), &[]).on("open_tree", name)?;
+                let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
             Origin::Other(tree, index, path) => {
