@@ -31,6 +31,8 @@ use std::os::unix::ffi::OsStringExt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FdView {
     pub pid: Pid,
+    /// The thread by which it was found: a first thread that has ended shows none.
+    by: Pid,
     pub fd: i32,
     /// What /proc/PID/fd/N points to: a path, `pipe:[…]`, `anon_inode:[…]`.
     pub link: Vec<u8>,
@@ -50,12 +52,7 @@ impl FdView {
 
     /// The link of /proc that leads to it.
     pub fn at(&self) -> String {
-        let at = format!("/proc/{}/fd/{}", self.pid, self.fd);
-        // A first thread that has ended shows none.
-        match std::fs::symlink_metadata(&at) {
-            Ok(_) => at,
-            Err(_) => format!("/proc/{}/fd/{}", speaker(self.pid), self.fd),
-        }
+        format!("/proc/{}/fd/{}", self.by, self.fd)
     }
 
     /// `O_ACCMODE`, status and creation flags, without the fd's own close-on-exec.
@@ -511,7 +508,7 @@ impl ProcessView {
             if depth == Depth::Smaps {
                 p.guards = pagemap::guards_of(p.speaker, p.vmas.iter().map(Vma::range)).ok();
             }
-            p.fds = read_fds(pid, &dir)?;
+            p.fds = read_fds(pid, p.speaker)?;
             Ok(())
         };
         match fill(&mut p) {
@@ -676,15 +673,15 @@ fn read_timers(dir: &str) -> Result<Vec<Timer>> {
     timers::parse(&text).ok_or_else(|| malformed(&path))
 }
 
-fn read_fds(pid: Pid, dir: &str) -> Result<Vec<FdView>> {
-    let path = format!("{dir}/fd");
+fn read_fds(pid: Pid, by: Pid) -> Result<Vec<FdView>> {
+    let path = format!("/proc/{by}/fd");
     let mut fds: Vec<i32> = std::fs::read_dir(&path)
         .on("readdir", || path.clone())?
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect();
     fds.sort_unstable();
-    let read = |fd: &i32| match read_fd_in(dir, pid, *fd) {
+    let read = |fd: &i32| match read_fd_by(by, pid, *fd) {
         Ok(view) => Ok(Some(view)),
         // Closed since the directory was read.
         Err(Error::Kernel {
@@ -705,17 +702,17 @@ pub fn socket_link(inode: u64) -> Vec<u8> {
 
 /// Reads one fd of a process.
 pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
-    read_fd_in(&format!("/proc/{pid}"), pid, fd)
+    read_fd_by(pid, pid, fd)
 }
 
-fn read_fd_in(dir: &str, pid: Pid, fd: i32) -> Result<FdView> {
-    let path = format!("{dir}/fd/{fd}");
+fn read_fd_by(by: Pid, pid: Pid, fd: i32) -> Result<FdView> {
+    let path = format!("/proc/{by}/fd/{fd}");
     let link = std::fs::read_link(&path)
         .on("readlink", || path.clone())?
         .into_os_string()
         .into_vec();
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
-    let info_path = format!("{dir}/fdinfo/{fd}");
+    let info_path = format!("/proc/{by}/fdinfo/{fd}");
     let text = read_small(&info_path)?;
     let info = FdInfo::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&info_path))?;
     // A kernel that does not tell leaves it empty, and no kind claims the socket.
@@ -727,6 +724,7 @@ fn read_fd_in(dir: &str, pid: Pid, fd: i32) -> Result<FdView> {
     };
     Ok(FdView {
         pid,
+        by,
         fd,
         link,
         stat,
