@@ -702,7 +702,7 @@ pub fn socket_link(inode: u64) -> Vec<u8> {
 
 /// Reads one fd of a process.
 pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
-    read_fd_by(pid, pid, fd)
+    read_fd_by(speaker(pid), pid, fd)
 }
 
 fn read_fd_by(by: Pid, pid: Pid, fd: i32) -> Result<FdView> {
