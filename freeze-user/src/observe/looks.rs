@@ -10,6 +10,7 @@
 //! at in the pause from then on.
 
 use crate::observe::filestat::FileStat;
+use crate::observe::procfile::read_all;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
@@ -144,7 +145,7 @@ fn real(place: &Place) -> Found {
     let (how, path, _) = place;
     let path = Path::new(OsStr::from_bytes(path));
     let found = match how {
-        How::Text => std::fs::read(path).map(Seen::Text),
+        How::Text => read_all(path).map(Seen::Text),
         How::Stat => std::fs::metadata(path).map(|m| Seen::Stat(FileStat::from(&m))),
         How::Identity => std::fs::symlink_metadata(path).map(|m| {
             Seen::Stat(FileStat {

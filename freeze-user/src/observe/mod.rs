@@ -15,7 +15,7 @@ pub mod mapview;
 pub mod observer;
 pub mod peek;
 pub mod peers;
-mod procfile;
+pub mod procfile;
 pub mod sharing;
 pub(crate) mod sockets;
 mod tasks;

@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Result};
 use crate::ids::Pid;
+use crate::observe::procfile::read_record;
 use crate::proc::stat::Stat;
 use std::fs::File;
 use std::io::Read;
@@ -102,7 +103,7 @@ fn children(task: &Path) -> std::io::Result<Vec<Pid>> {
 /// Every process with its parent.
 pub fn parents() -> Result<Vec<(Pid, Pid)>> {
     let pairs = all_pids()?.into_iter().filter_map(|pid| {
-        let stat = Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+        let stat = Stat::parse(&read_record(&format!("/proc/{pid}/stat")).ok()?)?;
         Some((pid, Pid(stat.ppid)))
     });
     Ok(pairs.collect())

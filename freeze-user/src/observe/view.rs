@@ -10,7 +10,7 @@ use crate::observe::looks;
 use crate::observe::peers::{
     InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, signed_tcp, unix_sockets,
 };
-use crate::observe::procfile::{read_long, read_small};
+use crate::observe::procfile::{read_all, read_record};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::observe::tree::{Tree, Trees};
@@ -534,7 +534,7 @@ impl ProcessView {
 /// The thread by which a process's memory and tables are reached: its first, or another if that one has ended.
 pub fn speaker(pid: Pid) -> Pid {
     let runs = |tid: &Pid| {
-        let stat = read_small(&format!("/proc/{tid}/stat")).ok();
+        let stat = read_record(&format!("/proc/{tid}/stat")).ok();
         stat.and_then(|t| Stat::parse(&t)).is_some_and(|s| !s.is_zombie())
     };
     if runs(&pid) {
@@ -556,7 +556,7 @@ pub fn read_vmas(pid: Pid, depth: Depth) -> Result<Vec<Vma>> {
         Depth::Smaps => "smaps",
     };
     let path = format!("/proc/{pid}/{file}");
-    let text = read_long(&path)?;
+    let text = read_all(&path).on("read", || path.clone())?;
     let parsed = match depth {
         Depth::Maps => maps::parse_maps(&text),
         Depth::Smaps => maps::parse_smaps(&text),
@@ -588,13 +588,13 @@ fn malformed(path: &str) -> Error {
 
 fn read_stat(dir: &str) -> Result<Stat> {
     let path = format!("{dir}/stat");
-    Stat::parse(&read_small(&path)?).ok_or_else(|| malformed(&path))
+    Stat::parse(&read_record(&path).on("read", || path.clone())?).ok_or_else(|| malformed(&path))
 }
 
 fn read_status(dir: &str) -> Result<Status> {
     let path = format!("{dir}/status");
     // The name of a process may hold any byte; the rest is ASCII.
-    let text = read_small(&path)?;
+    let text = read_record(&path).on("read", || path.clone())?;
     Status::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&path))
 }
 
@@ -713,7 +713,7 @@ fn read_fd_by(by: Pid, pid: Pid, fd: i32) -> Result<FdView> {
         .into_vec();
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
     let info_path = format!("/proc/{by}/fdinfo/{fd}");
-    let text = read_small(&info_path)?;
+    let text = read_record(&info_path).on("read", || info_path.clone())?;
     let info = FdInfo::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&info_path))?;
     // A kernel that does not tell leaves it empty, and no kind claims the socket.
     let socket = link.starts_with(b"socket:[");

@@ -6,6 +6,7 @@ use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{Pid, Range};
 use crate::kinds::threads::restart::shortened;
 use crate::kinds::threads::{is_64_bit, undisturbed};
+use crate::observe::procfile::read_record;
 use crate::observe::view::{Depth, Lasting, ProcessView, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
@@ -332,7 +333,7 @@ fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
 
 /// The same for a thread of which nothing is known but that it stands still; 32-bit code is left as it is.
 fn smooth_alone(thread: &mut Stopped, waits: &Waits) {
-    let text = std::fs::read(format!("/proc/{}/status", thread.tid())).unwrap_or_default();
+    let text = read_record(&format!("/proc/{}/status", thread.tid())).unwrap_or_default();
     let status = Status::parse(&String::from_utf8_lossy(&text));
     let _ = smooth_thread(thread, status.as_ref(), waits);
 }
