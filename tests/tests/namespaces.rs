@@ -45,6 +45,11 @@ int main(void) {
     OK(close(OK(open(at("m/target"), O_CREAT | O_WRONLY, 0600))));
     char *file = strdup(at("m/dir/file"));
     OK(mount(file, at("m/target"), 0, MS_BIND, 0));
+    int last = OK(open(at("m/sub/last"), O_CREAT | O_WRONLY, 0600));
+    SAME(write(last, "read", 4), 4);
+    OK(close(last));
+    last = OK(open(at("m/sub/last"), O_RDONLY));
+    OK(unlink(at("m/sub/last")));
     OK(mount("other", at("m/sub"), 0, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID, 0));
     OK(chdir(at("m/dir")));
     freeze_here();
@@ -54,6 +59,9 @@ int main(void) {
     CHECK(!memcmp(buf, "contents", 8));
     SAME(pread(gone, buf, 5, 0), 5);
     CHECK(!memcmp(buf, "still", 5));
+    SAME(pread(last, buf, 5, 0), 4);
+    CHECK(!memcmp(buf, "read", 4));
+    OK(close(last));
     struct stat a, b;
     OK(stat("file", &a));
     OK(stat(at("m/again"), &b));
@@ -72,6 +80,152 @@ int main(void) {
     CHECK(stat(at("m/sub/deep"), &b) == -1);
 }
 "#)
+);
+
+conformance!(
+    propagation,
+    c(r#"
+/* Mounts that spread: peers that show less, one that takes over, one that does both, and a second tree with peers. */
+#include <sys/mount.h>
+static char *at(const char *name) { return strdup(in_here(name)); }
+static int is_mount(const char *name) {
+    struct stat a, b;
+    OK(stat(in_here(name), &a));
+    OK(stat(in_here("m"), &b));
+    return a.st_dev != b.st_dev;
+}
+int main(void) {
+    const char *names[] = { "m/d/s", "peer/s", "after/d/s", "both/d/s", "third/d/s" };
+    int ask[2], answer[2], changed;
+    char byte;
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    const char *dirs[] = { "m", "peer", "after", "both", "third", "apart" };
+    for (unsigned i = 0; i < 6; i++) OK(mkdir(in_here(dirs[i]), 0755));
+    OK(mount("mine", at("m"), "tmpfs", 0, ""));
+    OK(mount(0, at("m"), 0, MS_SHARED, 0));
+    OK(mkdir(in_here("m/d"), 0755));
+    OK(mkdir(in_here("m/d/s"), 0755));
+    OK(mount(at("m/d"), at("peer"), 0, MS_BIND, 0));
+    OK(mount(at("m"), at("after"), 0, MS_BIND, 0));
+    OK(mount(0, at("after"), 0, MS_SLAVE, 0));
+    OK(mount(at("m"), at("both"), 0, MS_BIND, 0));
+    OK(mount(0, at("both"), 0, MS_SLAVE, 0));
+    OK(mount(0, at("both"), 0, MS_SHARED, 0));
+    OK(mount(at("both"), at("third"), 0, MS_BIND, 0));
+    OK(mount(at("m"), at("apart"), 0, MS_BIND, 0));
+    OK(mount(0, at("apart"), 0, MS_UNBINDABLE, 0));
+    OK(pipe(ask));
+    OK(pipe(answer));
+    int kid = OK(fork());
+    if (!kid) {
+        OK(unshare(CLONE_NEWNS));
+        SAME(write(answer[1], "r", 1), 1);
+        SAME(read(ask[0], &byte, 1), 1);
+        changed = is_mount("m/d/s") + 2 * is_mount("after/d/s");
+        /* And the other way: what takes over hands nothing back. */
+        OK(umount(in_here("m/d/s")));
+        _exit(changed);
+    }
+    SAME(read(answer[0], &byte, 1), 1);
+    freeze_here();
+    for (unsigned i = 0; i < 5; i++) CHECK(!is_mount(names[i]));
+    CHECK(mount(at("apart"), at("after/d"), 0, MS_BIND, 0) == -1 && errno == EINVAL);
+    OK(mount("more", at("peer/s"), "tmpfs", 0, ""));
+    for (unsigned i = 0; i < 5; i++) if (!is_mount(names[i])) DIE("not %s", names[i]);
+    CHECK(!is_mount("apart/d/s"));
+    SAME(write(ask[1], "g", 1), 1);
+    OK(waitpid(kid, &changed, 0));
+    SAME(WEXITSTATUS(changed), 3);
+    for (unsigned i = 0; i < 5; i++) if (is_mount(names[i])) DIE("still %s", names[i]);
+    OK(mount("more", at("both/d/s"), "tmpfs", 0, ""));
+    CHECK(is_mount("third/d/s") && is_mount("both/d/s"));
+    CHECK(!is_mount("m/d/s") && !is_mount("after/d/s") && !is_mount("peer/s"));
+}
+"#)
+);
+
+conformance!(
+    kernel_mounts,
+    c(r#"
+/* File systems of the kernel's own, in a tree of its own, with a file open in each. */
+#include <sys/mount.h>
+int main(void) {
+    struct { const char *kind, *file; int fd; } all[] = {
+        { "sysfs", "kernel/ostype", -1 }, { "debugfs", "", -1 }, { "tracefs", "trace_clock", -1 }, { "bpf", "", -1 },
+        { "hugetlbfs", "", -1 }, { "cgroup2", "cgroup.controllers", -1 }, { "binfmt_misc", "status", -1 },
+        { "devtmpfs", "null", -1 }, { "securityfs", "", -1 }, { "mqueue", "", -1 },
+    };
+    unsigned n = sizeof all / sizeof *all, made = 0;
+    char path[300], text[4096], *info = calloc(1, 1 << 20);
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    for (unsigned i = 0; i < n; i++) {
+        OK(mkdir(in_here(all[i].kind), 0755));
+        /* Not every kernel has every one of them. */
+        if (mount(all[i].kind, in_here(all[i].kind), all[i].kind, 0, "")) { all[i].kind = 0; continue; }
+        snprintf(path, sizeof path, "%s/%s", in_here(all[i].kind), all[i].file);
+        all[i].fd = open(path, O_RDONLY);
+        made++;
+    }
+    CHECK(made > 3);
+    freeze_here();
+    int mounts = OK(open("/proc/self/mountinfo", O_RDONLY));
+    for (int got, at = 0; (got = OK(read(mounts, info + at, (1 << 20) - 1 - at))) > 0; at += got) {}
+    for (unsigned i = 0; i < n; i++) {
+        if (!all[i].kind) continue;
+        snprintf(path, sizeof path, " %s ", in_here(all[i].kind));
+        if (!strstr(info, path)) DIE("no %s", all[i].kind);
+        if (all[i].fd >= 0 && all[i].file[0] && strcmp(all[i].file, "null")) OK(read(all[i].fd, text, sizeof text));
+        OK(umount2(in_here(all[i].kind), MNT_DETACH));
+    }
+}
+"#),
+    only: root
+);
+
+conformance!(
+    overlay,
+    c(r#"
+/* A union of directories: files of either part, changed, new ones, and one of the lower part whose name is gone. */
+#include <sys/mount.h>
+static int put(const char *name, const char *text) {
+    int fd = OK(open(in_here(name), O_CREAT | O_RDWR, 0644));
+    SAME(write(fd, text, strlen(text)), strlen(text));
+    return fd;
+}
+int main(void) {
+    char options[1000], text[16] = "";
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("lower"), 0755));
+    OK(mkdir(in_here("over"), 0755));
+    OK(mkdir(in_here("u"), 0755));
+    close(put("lower/changed", "low"));
+    close(put("lower/gone", "lost?"));
+    OK(mount("upper", in_here("u"), "tmpfs", 0, ""));
+    OK(mkdir(in_here("u/up"), 0755));
+    OK(mkdir(in_here("u/work"), 0755));
+    snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s,workdir=%s", strdup(in_here("lower")), strdup(in_here("u/up")), strdup(in_here("u/work")));
+    OK(mount("union", in_here("over"), "overlay", 0, options));
+    int changed = put("over/changed", "HI"), gone = OK(open(in_here("over/gone"), O_RDONLY)), fresh = put("over/fresh", "new");
+    OK(unlink(in_here("over/gone")));
+    freeze_here();
+    SAME(pread(gone, text, 16, 0), 5);
+    CHECK(!memcmp(text, "lost?", 5));
+    CHECK(access(in_here("over/gone"), F_OK) == -1 && errno == ENOENT);
+    SAME(write(changed, "!", 1), 1);
+    SAME(write(fresh, "er", 2), 2);
+    SAME(pread(OK(open(in_here("over/changed"), O_RDONLY)), text, 16, 0), 3);
+    CHECK(!memcmp(text, "HI!", 3));
+    SAME(pread(OK(open(in_here("over/fresh"), O_RDONLY)), text, 16, 0), 5);
+    CHECK(!memcmp(text, "newer", 5));
+    struct stat low;
+    OK(stat(in_here("lower/changed"), &low));
+    SAME(low.st_size, 3);
+}
+"#),
+    only: root
 );
 
 conformance!(

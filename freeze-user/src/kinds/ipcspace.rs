@@ -1,7 +1,7 @@
 //! The IPC namespace of a process: entered where it is not freeze's own, and what in it belongs to the set.
 
 use super::Shared;
-use crate::error::{Blocker, Context, Result};
+use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::nest::Nest;
 use crate::nest::family::free;
@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Where the objects of a process lie. They are not held by it: what belongs to a set is told by who used it.
 #[derive(Debug)]
@@ -123,7 +124,7 @@ impl Space {
 
     /// Asks for `id` as the next one to be given (`/proc/sys/kernel/*_next_id`). The wish is the whole namespace's, so
     /// as long as the returned file lives no other freeze utters one.
-    pub fn reserve(&self, next: &'static str, id: i32) -> Result<File> {
+    fn reserve(&self, next: &'static str, id: i32) -> Result<File> {
         let io = |e: std::io::Error| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
         let wish = || {
             let mut file = File::options().write(true).open(next).map_err(io)?;
@@ -132,6 +133,39 @@ impl Space {
             Ok(file)
         };
         self.enter(wish).on("write", || next)
+    }
+
+    /// Makes an object that has this id, in the name of `by` or in freeze's own.
+    ///
+    /// Somebody who asks for no id may be given the one that was asked for here: then once more.
+    pub fn make(
+        &self,
+        id: i32,
+        next: &'static str,
+        make: &Call,
+        by: Option<i32>,
+        remove: impl Fn(i32) -> Sys<()> + Sync,
+        nest: &mut Nest,
+    ) -> Result<()> {
+        const ATTEMPTS: u32 = 50;
+        for _ in 0..ATTEMPTS {
+            let wish = self.reserve(next, id)?;
+            let made = match by {
+                Some(pid) => self.call(make, pid, nest)?,
+                None => self.enter(|| make.make()).on(make.name, || format!("id {id}"))?,
+            };
+            drop(wish);
+            if made as i32 == id {
+                return Ok(());
+            }
+            let _ = self.enter(|| remove(made as i32));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(Error::kernel(
+            make.name,
+            format!("id {id}"),
+            nix::errno::Errno::EEXIST,
+        ))
     }
 
     /// The objects listed there, as `parse` reads them.
@@ -188,7 +222,7 @@ impl Space {
             return ran.result(at).on(call.name, name);
         }
         if pid > 0 && !self.is_apart() && free(Pid(pid)) {
-            return call.make_as(Pid(pid)).map(|()| 0).on(call.name, name);
+            return call.make_as(Pid(pid)).on(call.name, name);
         }
         self.enter(|| call.make()).on(call.name, || "freeze")
     }

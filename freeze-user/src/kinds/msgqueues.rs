@@ -172,14 +172,9 @@ impl Queue {
                 space.enter(empty).on("msgrcv", name)?;
             }
             None => {
-                let _wish = space.reserve(NEXT, id)?;
                 let mut make = Call::msg_make(key, mode);
                 make.user = Some((cuid, cgid));
-                let made = space.enter(|| make.make()).on("msgget", name)? as i32;
-                if made != id {
-                    let _ = space.enter(|| msg_remove(made));
-                    return Err(Error::kernel("msgget", name(), Errno::EEXIST));
-                }
+                space.make(id, NEXT, &make, None, msg_remove, nest)?;
                 Made::keep(id, None, space, nest);
             }
         }

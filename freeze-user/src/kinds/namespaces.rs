@@ -11,6 +11,7 @@ pub mod clocks;
 mod contents;
 mod ipc;
 mod mounts;
+mod propagation;
 
 use super::credentials::set_ids;
 use super::{ProcessKind, Source, Stage, netns, put};
@@ -609,6 +610,11 @@ fn map_text(own: &[[u32; 3]], outer: Option<&[[u32; 3]]>) -> String {
         .collect()
 }
 
+/// Closes the trees of files: called when everything in them is open.
+pub fn seal(nest: &mut Nest) -> Result<()> {
+    mounts::seal(nest)
+}
+
 /// Fills the trees of files, and tells freeze how to reach them; the processes that live in them are there, blank.
 pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
     let mut built = mounts::Built::default();
@@ -626,6 +632,7 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
         let (root, _) = ns::look_into(fd).on("setns", || "a mount namespace of the image")?;
         nest.options.trees.insert(number, Tree::new(number, root));
     }
+    propagation::restore(&built, nest)?;
     let mut networks = Vec::new();
     for namespace in all {
         if let What::Network(record) = &namespace.what

@@ -226,14 +226,9 @@ impl Set {
                 }
             }
             None => {
-                let _wish = space.reserve(NEXT, id)?;
                 let mut make = Call::sem_make(key, self.values.len() as u32, mode);
                 make.user = Some((cuid, cgid));
-                let made = space.enter(|| make.make()).on("semget", name)? as i32;
-                if made != id {
-                    let _ = space.enter(|| sem_remove(made));
-                    return Err(Error::kernel("semget", name(), Errno::EEXIST));
-                }
+                space.make(id, NEXT, &make, None, sem_remove, nest)?;
                 Made::keep(id, None, space, nest);
                 let empty = vec![0; self.values.len()];
                 self.fill(&empty, &vec![0; self.values.len()], space, nest)?;

@@ -3,7 +3,7 @@
 use super::ipcspace::Space;
 use super::regular::store_contents;
 use super::{ProcessKind, Source, Stage, object_space};
-use crate::error::{Blocker, Context, Error, Result};
+use crate::error::{Blocker, Context, Result};
 use crate::ids::{PAGE, Pid, SpaceId};
 use crate::nest::{Landed, Nest, Options, free_place};
 use crate::observe::view::{ProcessView, View};
@@ -271,15 +271,10 @@ impl Segment {
         if stat().is_ok_and(|now| self.is(&now) && now.attached == 0) {
             space.enter(|| shm_remove(id)).on("shmctl(IPC_RMID)", name)?;
         }
-        let wish = space.reserve("/proc/sys/kernel/shm_next_id", id)?;
         let mut make = Call::shm_make(self.key, self.size, self.mode, self.huge);
         make.user = Some((self.cuid, self.cgid));
-        space.call(&make, self.creator, nest)?;
-        drop(wish);
-        match stat() {
-            Ok(now) if (now.key, now.size) == (self.key, self.size) => {}
-            _ => return Err(Error::kernel("shmget", name(), Errno::EEXIST)),
-        }
+        let next = "/proc/sys/kernel/shm_next_id";
+        space.make(id, next, &make, Some(self.creator), shm_remove, nest)?;
         let kept = Kept {
             id,
             last: self.last,

@@ -312,6 +312,7 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
         }
     }
+    namespaces::seal(nest)?;
     memory::vdso::settle(nest)
 }
 

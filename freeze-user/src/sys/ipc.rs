@@ -4,6 +4,7 @@
 use super::{CloneArgs, Sys, plain, raw};
 use crate::ids::Pid;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 const GETPID: u64 = 11;
@@ -267,10 +268,11 @@ impl Call {
     /// Makes it in a child process that has the pid `pid`, which must be free.
     ///
     /// The kernel notes the pid of who operated on an object last, also where that process has ended long ago.
-    pub fn make_as(&self, pid: Pid) -> Sys<()> {
+    pub fn make_as(&self, pid: Pid) -> Sys<i64> {
         let mut data = self.data.clone().map(|(_, bytes)| bytes).unwrap_or_default();
         let args = self.args(|_| data.as_mut_ptr() as u64);
         let tid = pid.0;
+        let (told, tell) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let clone = CloneArgs {
             exit_signal: libc::SIGCHLD as u64,
             set_tid: &raw const tid as u64,
@@ -295,10 +297,22 @@ impl Call {
                     failed |= libc::syscall(libc::SYS_setresuid, KEEP, i64::from(uid), KEEP);
                 }
                 let [a, b, c, d, e, f] = args;
-                let status = match failed == -1 || libc::syscall(self.nr, a, b, c, d, e, f) == -1 {
-                    true => *libc::__errno_location(),
-                    false => 0,
+                let result = if failed == -1 {
+                    -1
+                } else {
+                    libc::syscall(self.nr, a, b, c, d, e, f)
                 };
+                let status = if result == -1 {
+                    *libc::__errno_location()
+                } else {
+                    0
+                };
+                libc::syscall(
+                    libc::SYS_write,
+                    tell.as_raw_fd(),
+                    &raw const result,
+                    size_of::<i64>(),
+                );
                 loop {
                     libc::syscall(libc::SYS_exit_group, i64::from(status & 0xff));
                 }
@@ -308,7 +322,11 @@ impl Call {
         use nix::sys::wait::{WaitStatus, waitpid};
         loop {
             match waitpid(pid.nix(), None) {
-                Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+                Ok(WaitStatus::Exited(_, 0)) => {
+                    let mut result = [0; size_of::<i64>()];
+                    nix::unistd::read(&told, &mut result)?;
+                    return Ok(i64::from_ne_bytes(result));
+                }
                 Ok(WaitStatus::Exited(_, status)) => return Err(Errno::from_raw(status)),
                 Err(Errno::EINTR) => {}
                 Ok(_) => return Err(Errno::ECHILD),

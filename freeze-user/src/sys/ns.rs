@@ -270,14 +270,19 @@ pub fn within<T>(namespaces: &[BorrowedFd<'_>], work: impl FnOnce() -> T) -> Sys
 /// it; `None` for our own namespace.
 pub fn mount_copy(tree: Option<BorrowedFd<'_>>, path: &[u8]) -> Sys<OwnedFd> {
     let text = CString::new(path).map_err(|_| Errno::EINVAL)?;
-    let copy = || -> Sys<OwnedFd> {
+    in_tree(tree, || open_tree(&text))
+}
+
+/// Does something by a thread that is in the mount namespace `tree`, or in our own.
+fn in_tree<T: Send>(tree: Option<BorrowedFd<'_>>, work: impl FnOnce() -> Sys<T> + Send) -> Sys<T> {
+    let there = || -> Sys<T> {
         if let Some(tree) = tree {
             unshare(libc::CLONE_FS)?;
             setns(tree, libc::CLONE_NEWNS)?;
         }
-        open_tree(&text)
+        work()
     };
-    std::thread::scope(|s| s.spawn(copy).join()).unwrap_or(Err(Errno::EIO))
+    std::thread::scope(|s| s.spawn(there).join()).unwrap_or(Err(Errno::EIO))
 }
 
 const OPEN_TREE_CLONE: u64 = 1;
@@ -322,6 +327,31 @@ pub fn set_mount(mount: BorrowedFd<'_>, attr: MountAttr) -> Sys<()> {
         )
     }
     .map(drop)
+}
+
+/// The same of one that is attached in the mount namespace `tree`.
+pub fn set_mount_in(tree: BorrowedFd<'_>, mount: BorrowedFd<'_>, attr: MountAttr) -> Sys<()> {
+    in_tree(Some(tree), || set_mount(mount, attr))
+}
+
+/// move_mount(2), MOVE_MOUNT_SET_GROUP: the mount `to`, which is private, becomes a peer of `from`, and takes over from
+/// the same master. Both are of one file system, and `from` shows all of it that `to` shows. Since Linux 5.15.
+pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Sys<()> {
+    const F_EMPTY_PATH: u64 = 4;
+    const T_EMPTY_PATH: u64 = 0x40;
+    const SET_GROUP: u64 = 0x100;
+    let empty = c"".as_ptr() as u64;
+    let flags = F_EMPTY_PATH | T_EMPTY_PATH | SET_GROUP;
+    let args = [
+        from.as_raw_fd() as u64,
+        empty,
+        to.as_raw_fd() as u64,
+        empty,
+        flags,
+        0,
+    ];
+    // SAFETY: two empty strings.
+    unsafe { raw(libc::SYS_move_mount, args) }.map(drop)
 }
 
 fn text(path: &Path) -> Sys<CString> {

@@ -86,7 +86,11 @@ impl ShmAttached {
     /// shmat(2) of the whole segment, whose size is `len`.
     pub fn new(id: i32, len: u64) -> Sys<ShmAttached> {
         let at = plain(libc::SYS_shmat, [id as u64, 0, 0, 0, 0, 0])? as usize;
-        Ok(ShmAttached { at, len })
+        let attached = ShmAttached { at, len };
+        // A child that another thread forks meanwhile would be the one that detached it last, whenever it ends.
+        let advice = [at as u64, len, libc::MADV_DONTFORK as u64, 0, 0, 0];
+        plain(libc::SYS_madvise, advice)?;
+        Ok(attached)
     }
 
     /// The memory as a file, by /proc/self/map_files.

@@ -5,6 +5,7 @@
 
 use super::contents::{self, Contents};
 use super::described;
+use super::propagation::{OwnGroup, Sharing};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::kinds::Shared;
@@ -15,6 +16,8 @@ use crate::observe::view::{ProcessView, View};
 use crate::store::Draft;
 use crate::sys::ns::{self, MountAttr};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -30,6 +33,12 @@ pub struct Mount {
     /// `ro`, `nosuid` … of the mount.
     pub options: String,
     pub propagation: Vec<String>,
+    /// Which directory of its file system it shows.
+    #[serde(default)]
+    pub root: PathBuf,
+    /// A mount of freeze's own tree by which it spreads, or from which it takes over.
+    #[serde(default)]
+    pub own_group: Option<OwnGroup>,
     /// The type of its file system, what it was mounted from, and its options.
     pub fs: String,
     pub source: String,
@@ -49,7 +58,7 @@ pub enum Origin {
 }
 
 /// Types of file systems that hold nothing of their own, or whose contents travel in the image.
-const MADE_ANEW: [&str; 10] = [
+const MADE_ANEW: [&str; 20] = [
     "tmpfs",
     "ramfs",
     "proc",
@@ -60,6 +69,18 @@ const MADE_ANEW: [&str; 10] = [
     "cgroup2",
     "overlay",
     "hugetlbfs",
+    // The kernel has one of each, however often it is mounted.
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "configfs",
+    "fusectl",
+    "pstore",
+    "efivarfs",
+    "devtmpfs",
+    // As long as nothing was put into them.
+    "bpf",
+    "binfmt_misc",
 ];
 
 /// Where each mount of all trees of a set comes from; in place of an origin, why it cannot be had.
@@ -122,7 +143,29 @@ impl Survey {
         if !MADE_ANEW.contains(&line.kind.as_str()) && !block {
             return Err(format!("a file system of type {} cannot be made anew", line.kind));
         }
+        if matches!(line.kind.as_str(), "bpf" | "binfmt_misc") && !is_bare(tree, line, view) {
+            return Err("what is pinned or registered in it is not carried".into());
+        }
         Ok(Origin::New(None, self.shown(tree, line, view)))
+    }
+
+    /// What of freeze's own tree is in a group that a mount spreads by or takes over from.
+    fn own_group(&self, line: &MountLine) -> Option<OwnGroup> {
+        let place = Sharing::of(&line.propagation);
+        let at = |own: &MountLine| PathBuf::from(OsStr::from_bytes(&own.at));
+        let find = |group: u32| {
+            let shown =
+                |own: &&MountLine| own.device == line.device && below(&own.root, &line.root).is_some();
+            let mut own = self.own.iter().filter(shown);
+            own.find(|own| {
+                Sharing::of(&own.propagation).group == Some(group) && ns::mount_id(&at(own)) == Ok(own.id)
+            })
+        };
+        let (own, peer) = match place.group.and_then(find) {
+            Some(own) => (own, true),
+            None => (place.master.and_then(find)?, false),
+        };
+        Some(OwnGroup { at: at(own), peer })
     }
 
     /// The number of the pid namespace that a proc file system shows.
@@ -142,6 +185,23 @@ impl Survey {
             None => view.namespace(p, "pid"),
         }
     }
+}
+
+/// Whether a mount holds only what the kernel puts into each.
+fn is_bare(tree: u32, line: &MountLine, view: &View) -> bool {
+    let member = view.processes.iter().find(|p| view.namespace(p, "mnt") == tree);
+    let there = member.and_then(|p| p.namespaces.get("mnt"));
+    let here = view
+        .trees
+        .of_namespace(there.copied().unwrap_or(0))
+        .path(&line.at);
+    let added = |e: std::fs::DirEntry| {
+        !matches!(
+            e.file_name().to_str(),
+            Some("register" | "status" | "maps.debug" | "progs.debug")
+        )
+    };
+    std::fs::read_dir(here).is_ok_and(|all| !all.flatten().any(added))
 }
 
 /// What of `path` comes after `base`, or nothing if it does not lie below.
@@ -206,6 +266,8 @@ pub(super) fn collect(
             at: OsStr::from_bytes(&line.at).into(),
             options: line.options.clone(),
             propagation: line.propagation.clone(),
+            root: OsStr::from_bytes(&line.root).into(),
+            own_group: survey.own_group(line),
             fs: line.kind.clone(),
             source: String::from_utf8_lossy(&line.source).into_owned(),
             super_options: line.super_options.clone(),
@@ -235,12 +297,41 @@ pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
 
 /// Which trees have been built.
 #[derive(Debug, Default)]
-pub(super) struct Built {
+pub(super) struct Built<'a> {
     trees: BTreeMap<u32, Vec<PathBuf>>,
+    /// Every mount, with its tree, and held by its root.
+    pub(super) mounts: Vec<(u32, &'a Mount, OwnedFd)>,
+}
+
+/// Mounts that are to be read-only, each with the number of its tree: once no more files are made in them again.
+#[derive(Debug, Default)]
+struct Sealed(Vec<(u32, OwnedFd)>);
+
+/// Makes mounts read-only where they were, now that everything in them is there, and what had no name has none again.
+pub(super) fn seal(nest: &mut Nest) -> Result<()> {
+    for (number, mount) in std::mem::take(&mut nest.state::<Sealed>().0) {
+        let name = || format!("a read-only mount of mount namespace {number} of the image");
+        let tree = nest.spaces.get(Kind::Mount, number).ok_or(Errno::ENOENT);
+        let attr = MountAttr {
+            set: READ_ONLY,
+            ..MountAttr::default()
+        };
+        ns::set_mount_in(tree.on("setns", name)?, mount.as_fd(), attr).on("mount_setattr", name)?;
+    }
+    Ok(())
+}
+
+fn is_read_only(options: &str) -> bool {
+    options.split(',').any(|o| o == "ro")
 }
 
 /// Builds a tree by tapes in the processes that live in it.
-pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut Built) -> Result<()> {
+pub(super) fn build<'a>(
+    number: u32,
+    mounts: &'a [Mount],
+    nest: &mut Nest,
+    built: &mut Built<'a>,
+) -> Result<()> {
     let members: Vec<Pid> = nest
         .pids()
         .into_iter()
@@ -260,7 +351,7 @@ pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut 
         let made = match &m.from {
             Origin::Own(path) => {
                 let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
-                attach(&copy, at, m, first, nest)
+                attach(copy, number, at, m, first, nest)
             }
             Origin::Other(tree, index, path) => {
                 let whole = built.trees.get(tree).and_then(|all| all.get(*index));
@@ -272,7 +363,7 @@ pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut 
                 );
                 let copy =
                     ns::mount_copy(nest.spaces.get(Kind::Mount, *tree), &path).on("open_tree", name)?;
-                attach(&copy, at, m, first, nest)
+                attach(copy, number, at, m, first, nest)
             }
             Origin::New(inside, shown) => {
                 let shows = |p: &Pid| m.fs != "proc" || nest.membership(*p).of(Kind::Pid) == *shown;
@@ -285,24 +376,25 @@ pub(super) fn build(number: u32, mounts: &[Mount], nest: &mut Nest, built: &mut 
                     let root = format!("/proc/{first}/root{}", m.at.display());
                     contents::fill(Path::new(&root), inside, nest)?;
                 }
-                done.and_then(|()| seal(m, first, nest))
+                done.and_then(|()| seal_new(m, number, first, nest))
             }
         };
-        made.map_err(|e| match e {
+        let mount = made.map_err(|e| match e {
             Error::Kernel { call, errno, .. } => Error::kernel(call, name(), errno),
             e => e,
         })?;
+        built.mounts.push((number, m, mount));
         if i == 0 && !matches!(m.from, Origin::New(..)) {
             become_root(ASIDE, first, nest)?;
         }
     }
-    propagate(mounts, first, nest)
+    Ok(())
 }
 
 /// Attaches a copy of a mount, with the options recorded.
-fn attach(copy: &OwnedFd, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
+fn attach(copy: OwnedFd, number: u32, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<OwnedFd> {
     let attr = MountAttr {
-        set: attributes(&m.options),
+        set: attributes(&m.options) & !READ_ONLY,
         clear: ALL_ATTRIBUTES,
         propagation: libc::MS_PRIVATE,
         userns: 0,
@@ -320,6 +412,18 @@ fn attach(copy: &OwnedFd, at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Res
         );
         t.call("close", libc::SYS_close, &[fd]);
     })?;
+    if is_read_only(&m.options) {
+        seal_later(number, &copy, nest)?;
+    }
+    Ok(copy)
+}
+
+fn seal_later(number: u32, mount: &OwnedFd, nest: &mut Nest) -> Result<()> {
+    let held = mount
+        .try_clone()
+        .map_err(|_| Errno::EMFILE)
+        .on("dup", || "a mount")?;
+    nest.state::<Sealed>().0.push((number, held));
     Ok(())
 }
 
@@ -342,22 +446,23 @@ fn make(at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
     Ok(())
 }
 
-/// Makes a mount read-only where it was, now that its contents are there.
-fn seal(m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
-    let read_only = |options: &str| options.split(',').any(|o| o == "ro");
-    nest.process(by)?.tape(|t| {
-        let none = t.bytes(b"none\0");
-        let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
-        if read_only(&m.options) {
-            let flags = flags(&m.options) | libc::MS_REMOUNT | libc::MS_BIND;
-            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
-        }
-        if read_only(&m.super_options) {
+/// Makes a new file system read-only where it was as a whole, now that its contents are there: it can hold no file then
+/// that has no name. One mount of it becomes so later.
+fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<OwnedFd> {
+    let path = PathBuf::from(format!("/proc/{by}/root{}", m.at.display()));
+    let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let mount = nix::fcntl::open(&path, opened, Mode::empty()).on("open", || path.display().to_string())?;
+    if is_read_only(&m.super_options) {
+        nest.process(by)?.tape(|t| {
+            let none = t.bytes(b"none\0");
+            let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
             let flags = flags(&m.options) | libc::MS_REMOUNT | libc::MS_RDONLY;
             t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
-        }
-    })?;
-    Ok(())
+        })?;
+    } else if is_read_only(&m.options) {
+        seal_later(number, &mount, nest)?;
+    }
+    Ok(mount)
 }
 
 /// Makes what is mounted at `aside` the root, and drops everything else that was there.
@@ -374,36 +479,13 @@ fn become_root(aside: &str, by: Pid, nest: &mut Nest) -> Result<()> {
     Ok(())
 }
 
-/// Sets how mounts spread, when nothing is mounted any more; what came from outside the tree does so no longer.
-fn propagate(mounts: &[Mount], by: Pid, nest: &mut Nest) -> Result<()> {
-    for m in mounts {
-        let has = |what: &str| m.propagation.iter().any(|p| p.starts_with(what));
-        if has("master:") {
-            nest.warnings.push(format!(
-                "mount {}: it no longer takes over what is mounted in the tree it was copied from",
-                m.at.display()
-            ));
-        }
-        let flag = match () {
-            () if has("shared:") => libc::MS_SHARED,
-            () if has("unbindable") => libc::MS_UNBINDABLE,
-            () => continue,
-        };
-        nest.process(by)?.tape(|t| {
-            let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
-            t.call("mount", libc::SYS_mount, &[0, at, 0, flag, 0]);
-        })?;
-    }
-    Ok(())
-}
-
 fn terminated(bytes: &[u8]) -> Vec<u8> {
     [bytes, b"\0"].concat()
 }
 
 /// Option, flag of mount(2), attribute of mount_setattr(2).
 const OPTIONS: [(&str, u64, u64); 8] = [
-    ("ro", libc::MS_RDONLY, 1),
+    ("ro", libc::MS_RDONLY, READ_ONLY),
     ("nosuid", libc::MS_NOSUID, 2),
     ("nodev", libc::MS_NODEV, 4),
     ("noexec", libc::MS_NOEXEC, 8),
@@ -413,6 +495,7 @@ const OPTIONS: [(&str, u64, u64); 8] = [
     ("nosymfollow", 256, 0x20_0000),
 ];
 const STRICTATIME: u64 = 0x20;
+const READ_ONLY: u64 = 1;
 const ALL_ATTRIBUTES: u64 = 0x0f | 0x70 | 0x80 | 0x20_0000;
 
 fn flags(options: &str) -> u64 {

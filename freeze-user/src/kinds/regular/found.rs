@@ -81,7 +81,9 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
         };
     }
     if let Some(path) = gone {
-        if stat.nlink == 0 || stat.kind() == libc::S_IFDIR {
+        // A union of directories hides a name that lies in its lower part, and does not count it off.
+        let only = stat.nlink == 0 || stat.nlink == 1 && is_overlay(at);
+        if only || stat.kind() == libc::S_IFDIR {
             return Ok(Way::Gone);
         }
         return elsewhere(&tree.path(path), stat, at, tree)
@@ -138,6 +140,42 @@ fn free(pid: Pid) -> bool {
 
 fn is_proc(at: &str) -> bool {
     nix::sys::statfs::statfs(at).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
+/// Whether a file is made up by the kernel, with times and sizes that say nothing.
+pub fn is_kernels(stat: &FileStat, at: &str) -> bool {
+    use nix::sys::statfs::*;
+    const BINFMTFS_MAGIC: FsType = FsType(0x4249_4e4d);
+    const CONFIGFS_MAGIC: FsType = FsType(0x6265_6570);
+    const PSTOREFS_MAGIC: FsType = FsType(0x6165_676c);
+    const EFIVARFS_MAGIC: FsType = FsType(0xde5e_81e4);
+    // File systems without a device have numbers of this one.
+    if nix::sys::stat::major(stat.dev) != 0 {
+        return false;
+    }
+    statfs(at).is_ok_and(|s| {
+        matches!(
+            s.filesystem_type(),
+            PROC_SUPER_MAGIC
+                | SYSFS_MAGIC
+                | CGROUP_SUPER_MAGIC
+                | CGROUP2_SUPER_MAGIC
+                | DEBUGFS_MAGIC
+                | TRACEFS_MAGIC
+                | SECURITYFS_MAGIC
+                | SELINUX_MAGIC
+                | SMACK_MAGIC
+                | RDTGROUP_SUPER_MAGIC
+                | BINFMTFS_MAGIC
+                | CONFIGFS_MAGIC
+                | PSTOREFS_MAGIC
+                | EFIVARFS_MAGIC
+        )
+    })
+}
+
+fn is_overlay(at: &str) -> bool {
+    nix::sys::statfs::statfs(at).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC)
 }
 
 /// Whether the path `link`, taken literally, leads to this very file (a name may end in " (deleted)").
