@@ -126,11 +126,33 @@ record! {
     Fault, 16 {
         /// The number its address space was followed under.
         space: u32,
-        /// The error code of the fault: bit 0 the page was present, bit 1 write, bit 2 from user mode.
-        error: u32,
-        address: u64,
+        /// The thread that met it, by its number in the initial namespace: it is done with it when it meets the next one.
+        thread: u32,
+        /// The address of the page; in its lowest bits the error code of the fault ([`PRESENT`], bit 1 write, …).
+        place: u64,
     }
 }
+
+/// Of a fault's error code: there was a page.
+pub const PRESENT: u64 = 1;
+/// Of a fault's error code: it was a write.
+pub const WRITE: u64 = 2;
+
+record! {
+    /// Something other than a fault that may have changed a followed address space.
+    Change, 24 {
+        /// The number its address space was followed under.
+        space: u32,
+        /// The system call that is doing it, or [`UNDECODED`].
+        call: u32,
+        /// What it is about; where it is not decoded, the number of the call, and 1 if the process made it itself.
+        start: u64,
+        length: u64,
+    }
+}
+
+/// Somebody else, or a call whose effect on memory is not told by its arguments.
+pub const UNDECODED: u32 = u32::MAX;
 
 record! {
     /// What the kernel programs keep about a watched process.

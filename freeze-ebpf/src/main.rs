@@ -3,6 +3,7 @@
 //! Every record about an fd is **reserved before the kernel's state is read**. Records of two threads
 //! racing on one fd may reach the ring in either order, but the one that is later in the ring was reserved
 //! after both changes, so it holds the final state: replaying the ring always ends at the truth.
+#![feature(asm_experimental_arch)]
 #![no_std]
 #![no_main]
 

@@ -5,12 +5,13 @@ use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
 use crate::kinds::kinship::SHARED_MEMORY;
 use crate::observe::ends::Ends;
+use crate::observe::looks;
 use crate::observe::view::{Depth, ProcessView, View, command_of};
 use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
-use crate::sys::{self, fault, interrupt};
+use crate::sys::{self, fault, interrupt, laps, limit};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::fmt;
@@ -41,10 +42,22 @@ pub struct Request {
     pub track: bool,
     /// What is done about ends outside; that they will be ended is added.
     pub ends: Ends,
+    pub bounds: Bounds,
+}
+
+/// How long a checkpoint may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// The whole operation: after that it is given up, and everything put back.
+    pub within: Option<Duration>,
+    /// The pause; it does not count where the processes are ended anyway.
+    pub pause: Option<Duration>,
+    /// A pause that gets longer goes on, and is told; else the checkpoint is given up and the program left alone.
+    pub go_on: bool,
 }
 
 /// What came of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     pub id: String,
     pub path: PathBuf,
@@ -61,8 +74,12 @@ pub struct Report {
     /// The whole operation, in microseconds.
     pub total_us: u64,
     pub killed: bool,
+    /// The pause took longer than it was allowed to.
+    pub too_long: bool,
     /// The parts of the pause and of the rest, in microseconds, in order.
     pub parts: Vec<(&'static str, u64)>,
+    /// The parts of the pause alone, in nanoseconds, in order of their first occurrence.
+    pub pause_parts: Vec<(&'static str, u64)>,
 }
 
 impl fmt::Display for Report {
@@ -79,6 +96,9 @@ impl fmt::Display for Report {
             self.pause_us as f64 / 1000.0,
             self.total_us as f64 / 1000.0
         )?;
+        if self.too_long {
+            f.write_str("; the pause was longer than allowed")?;
+        }
         if self.killed {
             f.write_str("; the processes were ended")
         } else {
@@ -105,13 +125,21 @@ pub fn verdict(roots: &[Pid], host: &Host, ends: &Ends) -> Result<Plan> {
 }
 
 fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {
-    let mut trust = !request.kill;
-    patiently(&request.roots, || {
-        let outcome = attempt(request, host, trackings, trust);
-        // Flags that change while we look are read where nothing can change, at the price of a pause.
-        trust &= !matches!(outcome, Ok(None));
-        outcome
-    })
+    let mut trust = Trust {
+        looks: !request.kill,
+        log: !request.kill,
+    };
+    let _whole = limit::whole(request.bounds.within);
+    patiently(&request.roots, || attempt(request, host, trackings, &mut trust))
+}
+
+/// What a checkpoint may rely on that is proven only after the resume. What has failed once is done in the pause.
+#[derive(Clone, Copy, Debug)]
+struct Trust {
+    /// What was read before the stop and hardly ever changes.
+    looks: bool,
+    /// The fault log.
+    log: bool,
 }
 
 /// Tries until the outcome is one of the program and not of the moment at which it was looked at.
@@ -158,8 +186,13 @@ fn has_ended(blocker: &Blocker, roots: &[Pid]) -> bool {
     blocker.pid.is_some_and(|pid| !roots.contains(&pid) && ended(pid))
 }
 
-/// One attempt; `None` if what was trusted turned out to have changed, and the checkpoint was thrown away.
-fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: bool) -> Result<Option<Report>> {
+/// One attempt; `None` if what was trusted turned out to be wrong, and the checkpoint was thrown away.
+fn attempt(
+    request: &Request,
+    host: &Host,
+    trackings: &mut Trackings,
+    trust: &mut Trust,
+) -> Result<Option<Report>> {
     let began = Instant::now();
     let mut clock = Clock {
         last: began,
@@ -172,6 +205,7 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
     };
     // Read for the first time here, it need not be while a program stands still.
     sys::boot_id();
+    let kept = trust.looks.then(|| looks::begin(&trackings.looks));
     let view = survey(&request.roots, host, &ends)?;
     let planned = plan(view, host)?;
     clock.note("plan");
@@ -181,7 +215,7 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
         Place::Directory(dir) => Store::begin_at(dir, request.parent.as_ref(), &request.options)?,
     };
     let compare = request.parent.clone().filter(|_| !request.track);
-    let mut copier = Copier::new(trackings, compare);
+    let mut copier = Copier::new(trackings, compare, trust.log);
     let shares = |p: &ProcessView| planned.view.sharing.get(&p.pid).map_or(0, |s| s.tables);
     // Memory that several processes share is copied once.
     let own = |p: &&ProcessView| !p.is_dead() && shares(p) & libc::CLONE_VM as u64 == 0;
@@ -193,7 +227,17 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
     }
     clock.note("pre-copy");
     fault::point("stop")?;
-    let mut frozen = stop(planned, host, trust).map_err(|e| e.fate(Fate::PutBack))?;
+    let bound = request.bounds.pause.filter(|_| !request.kill);
+    let strict = bound.filter(|_| !request.bounds.go_on);
+    if let Some(bound) = strict.filter(|bound| copier.expected() > *bound) {
+        return Err(copier.restless(bound, &request.roots));
+    }
+    if let Some(kept) = &kept {
+        kept.still();
+    }
+    let limited = limit::pause(strict);
+    let mut frozen = stop(planned, host, trust.looks).map_err(|e| e.fate(Fate::PutBack))?;
+    copier.cut(&frozen.view);
     clock.note("stop");
     collect(&mut frozen, &mut draft, &mut copier).map_err(|e| e.fate(Fate::PutBack))?;
     fault::point("collected").map_err(|e| e.fate(Fate::PutBack))?;
@@ -221,6 +265,7 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
         total_us: began.elapsed().as_micros() as u64,
         notes: Default::default(),
     };
+    laps::lap("other");
     let (committed, pause) = if request.kill {
         // Stored before killed.
         let committed = commit(
@@ -229,14 +274,26 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
             Fate::PutBack,
         )?;
         clock.note("commit");
+        laps::lap("commit");
         let pause = frozen.kill(&committed)?;
+        laps::lap("kill");
         clock.note("kill");
         (committed, pause)
     } else {
         let trusted = std::mem::take(&mut frozen.trusted);
         let pause = frozen.release()?;
+        drop(limited);
         clock.note("resume");
-        if !trust_was_right(&trusted) {
+        // The log first: the sooner, the less has been unmapped since.
+        let log = copier.proven();
+        let mut looks = trust_was_right(&trusted);
+        if let Some(kept) = kept {
+            let (same, habit) = kept.confirm();
+            copier.trackings.looks = habit;
+            looks &= same;
+        }
+        if !log || !looks {
+            (trust.log, trust.looks) = (trust.log && log, trust.looks && looks);
             return Ok(None);
         }
         clock.note("verify");
@@ -256,7 +313,9 @@ fn attempt(request: &Request, host: &Host, trackings: &mut Trackings, trust: boo
         pause_us: pause / 1000,
         total_us: began.elapsed().as_micros() as u64,
         killed: request.kill,
+        too_long: bound.is_some_and(|bound| pause > bound.as_nanos() as u64),
         parts: clock.parts,
+        pause_parts: laps::end(),
     }))
 }
 

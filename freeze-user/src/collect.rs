@@ -9,11 +9,11 @@ use crate::kinds::memory::Memory;
 use crate::kinds::namespaces::{self, clocks::Clocks};
 use crate::kinds::signals::Signals;
 use crate::kinds::unix::in_transit;
-use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Shared, Source, kind_of};
+use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Shared, Source, kind_of, questions};
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
-use crate::sys::{self, Kcmp, fault};
+use crate::sys::{self, Kcmp, fault, laps, limit};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
@@ -21,11 +21,18 @@ use std::os::fd::RawFd;
 /// Records everything of the set in `draft`; `pages` copies the memory.
 pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSource) -> Result<()> {
     let Frozen { processes, view, .. } = frozen;
+    let questions = questions();
+    for process in processes.iter_mut() {
+        // They answer while other things are looked at.
+        process.ask(&questions)?;
+    }
+    laps::lap("ask");
     let (lent, queues) = in_transit(view)?;
     if let Some(first) = processes.first_mut() {
         lent.into_iter().for_each(|own| first.lend(own));
     }
     let (files, firsts) = descriptions(view)?;
+    laps::lap("shared descriptors");
     let mut shared = Shared {
         files,
         queues,
@@ -36,6 +43,7 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
     collect_zombies(view, draft)?;
     namespaces::collect(view, &mut shared, draft)?;
     Clocks::collect(draft)?;
+    laps::lap("zombies, namespaces");
     for process in processes.iter_mut() {
         let pid = process.pid();
         let mut source = Source {
@@ -49,14 +57,20 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
         let here = |fd: &FdView| fd.pid == pid || fd.pid == own && Some(pid) == eldest;
         for (id, fd) in firsts.iter().filter(|(_, fd)| here(fd)) {
             fault::point("a file")?;
+            limit::check()?;
             let refused = || fd.blocker().why("no kind claims it").refuse();
             kind_of(fd).ok_or_else(refused)?.collect(*id, fd, &mut source)?;
+            laps::lap("descriptors");
         }
+        source.process.finish_asking()?;
+        laps::lap("answers");
         // Of a table that is shared there is one record, with whoever was there first.
         let tables = view.sharing.get(&pid).map_or(0, |s| s.tables);
         for kind in PROCESS_KINDS.iter().filter(|k| table_of(k.tag) & tables == 0) {
             fault::point(kind.tag)?;
+            limit::check()?;
             (kind.collect)(&mut source)?;
+            laps::lap(kind.tag);
         }
     }
     Ok(())

@@ -7,6 +7,7 @@
 
 pub mod ids;
 pub mod error;
+pub mod crew;
 pub mod sys;
 pub mod proc;
 pub mod store;

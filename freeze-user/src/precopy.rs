@@ -1,25 +1,31 @@
 //! Copying memory: most of it while the program runs, the rest at the cut, and nothing that the parent has.
 
+mod logged;
 mod twins;
 
-use crate::dirty::{AsyncWp, Tier, Tracker};
+pub use logged::SharedLog;
+
+use crate::dirty::{AsyncWp, Pages, Tier, Tracker, intersect};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
 use crate::kinds::PageSource;
 use crate::nest::{TASK_SIZE, is_vdso};
-use crate::observe::view::{Depth, ProcessView, read_vmas, speaker};
+use crate::observe::looks::Habit;
+use crate::observe::view::{Depth, FdView, ProcessView, View, read_vmas, speaker};
 use crate::proc::maps::Vma;
 use crate::stop::smooth_thread;
 use crate::stop::waits::Waits;
 use crate::store::{CheckpointId, Draft, Opened};
 use crate::sys::pagemap::{self, Contents};
-use crate::sys::{fault, uffd};
+use crate::sys::{fault, laps, limit, uffd};
 use crate::tracee::Seized;
 use crate::tracee::process::StoppedProcess;
+use logged::{Cut, Logged};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 use twins::Twins;
 
 /// What is remembered of a process between two checkpoints.
@@ -35,22 +41,83 @@ pub struct Tracking {
 }
 
 impl Tracking {
+    /// Takes everything over from the draft's parent, if what was written since it is known; tells whether.
+    fn inherit(&self, pid: Pid, draft: &mut Draft) -> Result<bool> {
+        let space = SpaceId::private(pid);
+        let parent = draft.parent();
+        let inherits = parent.is_some_and(|p| Some(p.id()) == self.basis && p.has_space(space));
+        if inherits {
+            draft.inherit(space, &[Range::new(0, TASK_SIZE)])?;
+        }
+        Ok(inherits)
+    }
+
     /// Whether what it tells is all that a draft needs: everything, or what changed since the draft's parent.
     fn leads_to(&self, draft: &Draft) -> bool {
         self.basis.is_none() || self.basis == draft.parent().map(Opened::id)
     }
 }
 
-/// The trackers of all processes that are watched, by pid.
-pub type Trackings = BTreeMap<Pid, Tracking>;
+/// What is remembered of a set of processes between two checkpoints.
+#[derive(Debug, Default)]
+pub struct Trackings {
+    by_pid: BTreeMap<Pid, Tracking>,
+    /// What of the processes hardly ever changes.
+    pub looks: Habit,
+    /// The fault log, where the kernel grants one.
+    pub log: Option<SharedLog>,
+    /// How often written pages were found at the cut by which means, and why not by better ones.
+    pub means: BTreeMap<&'static str, u64>,
+}
+
+impl Trackings {
+    /// Nothing is known, and nothing logged.
+    pub fn new() -> Trackings {
+        Trackings::default()
+    }
+
+    /// Gives up every tracking: nothing is known of what was written.
+    pub fn clear(&mut self) {
+        self.by_pid.clear();
+    }
+
+    /// How many processes are tracked.
+    pub fn len(&self) -> usize {
+        self.by_pid.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_pid.is_empty()
+    }
+
+    /// Gives up the trackings of all processes but these.
+    pub fn keep(&mut self, mut which: impl FnMut(Pid) -> bool) {
+        self.by_pid.retain(|pid, _| which(*pid));
+    }
+
+    fn count(&mut self, means: &'static str) {
+        *self.means.entry(means).or_default() += 1;
+    }
+}
 
 /// Below this many resident bytes a process is copied at the cut, without tracking: that takes about a millisecond.
 pub const SMALL: u64 = 4 << 20;
 
+/// From how many resident bytes on the log is worth its proof: below, looking at everything takes about as long.
+const LARGE: u64 = 32 << 20;
+
 /// Pre-copy ends when a round leaves less than this to copy …
-const ENOUGH: u64 = 512 * 1024;
+const ENOUGH: u64 = 64 * 1024;
 /// … or when it does not shrink any more, or after this many rounds.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 8;
+
+/// Written pages at the cut were found by the log, or by looking at everything.
+const BY_LOG: &str = "fault log";
+const BY_SCAN: &str = "scan";
+
+/// Bytes that are copied at the cut in a second, cautiously.
+const SPEED: u64 = 1 << 30;
 
 /// Bytes read from a process at a time.
 const PIECE: u64 = 1 << 20;
@@ -63,30 +130,51 @@ pub struct Copier<'a> {
     carry: BTreeMap<Pid, Vec<Range>>,
     /// Processes whose tracker was asked since this checkpoint began.
     begun: BTreeSet<Pid>,
+    /// Those of them that were copied while they ran.
+    copied: BTreeSet<Pid>,
+    /// Those of them of which the draft has what its parent has, but for what was written since.
+    inherited: BTreeSet<Pid>,
     /// Bytes copied while the processes ran, and at the cut.
     pub copied_before: u64,
     pub copied_at_cut: u64,
+    /// Bytes that were written during the last round, of all processes.
+    left: u64,
     /// Compare with the parent page by page where no tracker tells what changed.
     compare: Option<Opened>,
     /// The processes stored at the cut so far: later ones may share pages with them.
     twins: Twins,
     buffer: Vec<u8>,
+    /// The memory of those that were copied while they ran.
+    mems: BTreeMap<Pid, File>,
+    /// Use the log, and prove afterwards that it missed nothing.
+    trust: bool,
+    logged: BTreeMap<Pid, Logged>,
+    /// Whose pages were found by the log at the cut.
+    unproven: Vec<(Pid, Cut)>,
 }
 
 impl<'a> Copier<'a> {
-    /// A copier for one checkpoint; with `compare`, equal pages of that parent are taken over.
-    pub fn new(trackings: &'a mut Trackings, compare: Option<Opened>) -> Copier<'a> {
+    /// A copier for one checkpoint; with `compare`, equal pages of that parent are taken over. With `trust`, the caller
+    /// asks [`Copier::proven`] after the resume.
+    pub fn new(trackings: &'a mut Trackings, compare: Option<Opened>, trust: bool) -> Copier<'a> {
         // Faulted in here and not in the pause.
         let buffer = vec![1; PIECE as usize];
         Copier {
             trackings,
             carry: BTreeMap::new(),
             begun: BTreeSet::new(),
+            copied: BTreeSet::new(),
+            inherited: BTreeSet::new(),
             copied_before: 0,
             copied_at_cut: 0,
+            left: 0,
             compare,
             twins: Twins::default(),
             buffer,
+            mems: BTreeMap::new(),
+            trust,
+            logged: BTreeMap::new(),
+            unproven: Vec::new(),
         }
     }
 
@@ -95,13 +183,14 @@ impl<'a> Copier<'a> {
         let pid = p.pid;
         if self
             .trackings
+            .by_pid
             .get(&pid)
             .is_some_and(|t| t.start_time != p.stat.start_time || !t.leads_to(draft))
         {
-            self.trackings.remove(&pid);
+            self.trackings.by_pid.remove(&pid);
         }
         self.begun.insert(pid);
-        if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.entry(pid) {
+        if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.by_pid.entry(pid) {
             let Some(tracker) = start_tracking(p)? else {
                 return Ok(());
             };
@@ -113,10 +202,22 @@ impl<'a> Copier<'a> {
             };
             vacant.insert(fresh);
         }
-        let done = self.rounds(pid, draft);
+        if direct_io(p) {
+            // What a disk writes into a page while we re-protect and copy it leaves no mark. When all its threads stand
+            // still, nothing is under way.
+            if let Some(tracking) = self.trackings.by_pid.get_mut(&pid) {
+                tracking.tracker.track(&private_ranges(&p.vmas))?;
+                if tracking.inherit(pid, draft)? {
+                    self.inherited.insert(pid);
+                }
+            }
+            return Ok(());
+        }
+        let done = self.rounds(p, draft);
         if done.is_err() {
             // It is not known which pages were told: all count as written, at the cut.
-            self.trackings.remove(&pid);
+            self.trackings.by_pid.remove(&pid);
+            self.inherited.remove(&pid);
             draft.forget(SpaceId::private(pid), &[Range::new(0, TASK_SIZE)])?;
         }
         match done {
@@ -126,34 +227,52 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn rounds(&mut self, pid: Pid, draft: &mut Draft) -> Result<()> {
+    fn rounds(&mut self, p: &ProcessView, draft: &mut Draft) -> Result<()> {
+        let pid = p.pid;
+        let resident = (p.status.rss_kib + p.status.swap_kib) << 10;
         let space = SpaceId::private(pid);
-        let Some(tracking) = self.trackings.get_mut(&pid) else {
+        let Some(tracking) = self.trackings.by_pid.get_mut(&pid) else {
             return Ok(());
         };
-        let inherits = draft
-            .parent()
-            .is_some_and(|p| Some(p.id()) == tracking.basis && p.has_space(space));
+        let inherits = tracking.inherit(pid, draft)?;
+        self.copied.insert(pid);
         if inherits {
-            draft.inherit(space, &[Range::new(0, TASK_SIZE)])?;
+            self.inherited.insert(pid);
         }
         let mem = open_mem(pid)?;
         let mut last = u64::MAX;
+        let log = self
+            .trackings
+            .log
+            .clone()
+            .filter(|_| self.trust && resident >= LARGE && !p.vmas.iter().any(is_huge_private));
+        // Before the look at everything: what is written after that must be in the log.
+        let mut logged = log.and_then(|log| Logged::follow(&log, pid));
         for round in 0..ROUNDS {
             fault::point("pre-copy")?;
-            let Some(tracking) = self.trackings.get_mut(&pid) else {
+            let Some(tracking) = self.trackings.by_pid.get_mut(&pid) else {
                 break;
             };
             let ranges = private_ranges(&read_vmas(speaker(pid), Depth::Maps)?);
             tracking.tracker.track(&ranges)?;
-            let written = tracking.tracker.take_written(&ranges)?;
+            let (written, populated) = match &mut logged {
+                None => (tracking.tracker.take_written(&ranges)?, None),
+                Some(logged) => {
+                    // Of what is registered only now nobody knows who filled it.
+                    let fresh = tracking.tracker.fresh();
+                    let places = logged.places().filter(|_| round > 0);
+                    let places = places.map(|places| normalize([places, fresh].concat()));
+                    let (pages, _) = look(&mut *tracking.tracker, &ranges, places, draft, space)?;
+                    (pages.written, Some(pages.populated))
+                }
+            };
             let bytes: u64 = written.iter().map(|r| r.len()).sum();
             tracking.taken = normalize([std::mem::take(&mut tracking.taken), written.clone()].concat());
             // The first round makes up for checkpoints that failed after their pages were told.
-            let todo = if round == 0 {
-                tracking.taken.clone()
-            } else {
-                written
+            let todo = match populated {
+                _ if round > 0 => written,
+                Some(populated) => intersect(&tracking.taken, &populated),
+                None => tracking.taken.clone(),
             };
             let compare = self.compare.clone().filter(|_| !inherits && round == 0);
             let mut missed = Vec::new();
@@ -170,20 +289,75 @@ impl<'a> Copier<'a> {
                 },
             )?;
             self.copied_before += bytes;
+            // No longer shrinking.
+            let settled = bytes > last / 4 * 3;
             let carry = self.carry.entry(pid).or_default();
             *carry = normalize([std::mem::take(carry), missed].concat());
-            if bytes <= ENOUGH || bytes > last / 4 * 3 {
+            last = bytes;
+            if bytes <= ENOUGH || settled {
                 break;
             }
-            last = bytes;
         }
+        self.left += last;
+        self.mems.insert(pid, mem);
+        self.logged.extend(logged.map(|l| (pid, l)));
         Ok(())
+    }
+
+    /// Heeds what came between the last look and the cut: called when the set stands still.
+    pub fn cut(&mut self, view: &View) {
+        for p in &view.processes {
+            if direct_io(p) && self.copied.contains(&p.pid) {
+                // A disk may have written into pages after they were copied.
+                self.trackings.by_pid.remove(&p.pid);
+                self.logged.remove(&p.pid);
+            }
+            if p.vmas.iter().any(is_huge_private) {
+                self.logged.remove(&p.pid);
+            }
+        }
+    }
+
+    /// How long the copying at the cut will take, if the processes write on as they did during the last round.
+    pub fn expected(&self) -> Duration {
+        Duration::from_nanos(self.left.saturating_mul(1_000_000_000) / SPEED)
+    }
+
+    /// Why the pause would be longer than allowed.
+    pub fn restless(&self, bound: Duration, roots: &[Pid]) -> Error {
+        let root = roots.first().copied().unwrap_or(Pid(0));
+        Blocker::of(root, "memory", "")
+            .why(format!(
+                "it writes faster than it is copied: {} KiB were left after the last round, for a pause of about {:?} instead of {bound:?}",
+                self.left >> 10,
+                self.expected()
+            ))
+            .remedy("allow a longer pause (--max-pause), or let it go on when it gets longer (--when-longer go-on)")
+            .refuse()
+    }
+
+    /// Whether all that was written up to the cut is in the draft: called right after the resume.
+    pub fn proven(&mut self) -> bool {
+        let mut all = true;
+        for (pid, cut) in std::mem::take(&mut self.unproven) {
+            let tracker = self.trackings.by_pid.get(&pid).map(|t| &*t.tracker);
+            let proof = match tracker.zip(self.logged.get(&pid)) {
+                Some((tracker, logged)) => logged.prove(tracker, &cut),
+                None => Err("the log was gone before it was proven"),
+            };
+            if let Err(why) = proof {
+                self.trackings.count(why);
+                all = false;
+            }
+        }
+        self.logged.clear();
+        all
     }
 
     /// Notes that the draft became the checkpoint `id`: later ones may build on it.
     pub fn committed(self, id: CheckpointId, pids: &[Pid]) {
         for pid in pids {
-            if let Some(t) = self.trackings.get_mut(pid) {
+            if let Some(t) = self.trackings.by_pid.get_mut(pid) {
                 t.basis = Some(id);
                 t.taken.clear();
             }
@@ -193,50 +367,76 @@ impl<'a> Copier<'a> {
 
 impl PageSource for Copier<'_> {
     fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()> {
+        laps::lap("mappings");
         fault::point("memory")?;
         let space = SpaceId::private(pid);
         draft.space(space);
         let private = normalize(private.to_vec());
         if !self.begun.contains(&pid) {
             // What was told before this checkpoint is in none of its parents for sure.
-            self.trackings.remove(&pid);
+            self.trackings.by_pid.remove(&pid);
         }
-        let surveyed = match self.trackings.get_mut(&pid) {
+        let places = self.logged.get_mut(&pid).and_then(Logged::places);
+        let by_log = places.is_some();
+        let gap = self.logged.get(&pid).and_then(|l| l.gap);
+        laps::lap("read the log");
+        let surveyed = match self.trackings.by_pid.get_mut(&pid) {
             None => None,
-            Some(tracking) => match tracking.tracker.survey(&private) {
-                Ok(pages) => {
+            Some(tracking) => match look(&mut *tracking.tracker, &private, places, draft, space) {
+                Ok((pages, looked)) => {
+                    let mut written = pages.written;
                     tracking.taken =
-                        normalize([std::mem::take(&mut tracking.taken), pages.written.clone()].concat());
-                    Some(pages)
+                        normalize([std::mem::take(&mut tracking.taken), written.clone()].concat());
+                    if !self.copied.contains(&pid) {
+                        // Nothing made up yet for checkpoints that failed after their pages were told.
+                        written = intersect(&tracking.taken, &pages.populated);
+                    }
+                    if by_log {
+                        let open = subtract(&private, &looked);
+                        self.unproven.push((pid, Cut { open }));
+                    }
+                    Some(written)
                 }
                 // After exec(2) the tracker watches an address space that is gone.
                 Err(_) => None,
             },
         };
-        let (populated, mut todo) = match surveyed {
-            Some(pages) => (pages.populated, pages.written),
+        let carried = self.carry.remove(&pid).unwrap_or_default();
+        let mut todo = match surveyed {
+            Some(written) => {
+                self.trackings
+                    .count(gap.unwrap_or(if by_log { BY_LOG } else { BY_SCAN }));
+                written
+            }
             None => {
-                self.trackings.remove(&pid);
+                // It may have another address space by now.
+                self.mems.remove(&pid);
+                self.trackings.by_pid.remove(&pid);
+                self.inherited.remove(&pid);
                 draft.forget(space, &[Range::new(0, TASK_SIZE)])?;
-                let populated = pagemap::open(speaker(pid))?.populated_in(&private, Contents::Private)?;
-                (populated.clone(), populated)
+                pagemap::open(speaker(pid))?.populated_in(&private, Contents::Private)?
             }
         };
-        let carried = self.carry.remove(&pid).unwrap_or_default();
         if !carried.is_empty() {
-            let gone = subtract(&carried, &populated);
-            todo = normalize([todo, subtract(&carried, &gone)].concat());
+            let populated = pagemap::open(speaker(pid))?.populated_in(&carried, Contents::Private)?;
+            todo = normalize([todo, intersect(&populated, &private)].concat());
         }
-        // Pages that the parent or an earlier round had, and that are holes now.
-        draft.forget(space, &subtract(&[Range::new(0, TASK_SIZE)], &populated))?;
-        let shared = self.twins.share(pid, &populated, draft)?;
+        laps::lap("find pages");
+        // What is as in the parent is shared as it was there.
+        let known = self.inherited.contains(&pid);
+        let all = || pagemap::open(speaker(pid))?.populated_in(&private, Contents::Private);
+        let shared = self.twins.share(pid, known.then_some(&todo), all, draft)?;
         let todo = subtract(&todo, &shared);
+        laps::lap("shared pages");
         self.copied_at_cut += todo.iter().map(|r| r.len()).sum::<u64>();
         let compare = self
             .compare
             .clone()
-            .filter(|_| !self.trackings.contains_key(&pid));
-        let mem = open_mem(pid)?;
+            .filter(|_| !self.trackings.by_pid.contains_key(&pid));
+        let mem = match self.mems.remove(&pid) {
+            Some(mem) => mem,
+            None => open_mem(pid)?,
+        };
         copy(
             pid,
             &mem,
@@ -253,6 +453,42 @@ impl PageSource for Copier<'_> {
             },
         )
     }
+}
+
+/// Finds the written pages and re-protects them, and has the draft forget what is a hole; tells where it looked.
+///
+/// With `places`, only these and what is not tracked are looked at: all else is as it was at the last look.
+fn look(
+    tracker: &mut dyn Tracker,
+    private: &[Range],
+    places: Option<Vec<Range>>,
+    draft: &mut Draft,
+    space: SpaceId,
+) -> Result<(Pages, Vec<Range>)> {
+    let Some(places) = places else {
+        let pages = tracker.survey(private)?;
+        // Pages that the parent or an earlier round had, and that are holes now.
+        draft.forget(space, &subtract(&[Range::new(0, TASK_SIZE)], &pages.populated))?;
+        return Ok((pages, private.to_vec()));
+    };
+    let untracked = tracker.unregistered(private)?;
+    let within = intersect(&normalize([&places[..], &untracked[..]].concat()), private);
+    let pages = tracker.survey(&within)?;
+    draft.forget(space, &subtract(&[Range::new(0, TASK_SIZE)], private))?;
+    draft.forget(space, &subtract(&within, &pages.populated))?;
+    Ok((pages, within))
+}
+
+/// Whether a process may have files read into its memory without the kernel's writing there itself.
+fn direct_io(p: &ProcessView) -> bool {
+    // Of a pipe the flag says something else.
+    let file = |f: &FdView| f.stat.kind() == libc::S_IFREG || f.stat.kind() == libc::S_IFBLK;
+    p.fds.iter().any(|f| f.flags() & libc::O_DIRECT != 0 && file(f))
+}
+
+/// Whether it is private memory of huge pages by reservation, which faults as a whole: the log tells of one page.
+fn is_huge_private(v: &Vma) -> bool {
+    !v.shared && v.has(b"ht")
 }
 
 /// The private mappings, in order and joined.
@@ -338,6 +574,7 @@ fn copy(
     for r in todo {
         let mut at = r.start;
         while at < r.end {
+            limit::check()?;
             let part = Range::new(at, r.end.min(at + buffer.len() as u64));
             let piece = &mut buffer[..part.len() as usize];
             match (read(mem, part, piece), compare) {

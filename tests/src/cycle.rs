@@ -4,7 +4,7 @@ use crate::across;
 use crate::house::House;
 use crate::portrait::Portrait;
 use crate::subject::{PATIENCE, Running, Subject, exists, freeze, output};
-use freeze_user::checkpoint::{Place, Report, Request, checkpoint};
+use freeze_user::checkpoint::{Bounds, Place, Report, Request, checkpoint};
 use freeze_user::ids::Pid;
 use freeze_user::kinds::kinship::Kinship;
 use freeze_user::kinds::{ProcessKind, peek};
@@ -120,6 +120,7 @@ pub fn request(pid: Pid, image: PathBuf, kill: bool) -> Request {
         options: Options::default(),
         track: false,
         ends: Default::default(),
+        bounds: Bounds::default(),
     }
 }
 
@@ -175,6 +176,7 @@ fn incremental(running: &mut Running, before: &Portrait) {
         let request = Request {
             parent: parent.as_ref().map(open),
             track: true,
+            bounds: Bounds::default(),
             ..request(running.pid, image.clone(), n == 3)
         };
         let report =
@@ -222,6 +224,7 @@ fn fail_checkpoints(running: &mut Running, before: &Portrait) -> PathBuf {
         let image = running.dir().join("image");
         let request = Request {
             track: true,
+            bounds: Bounds::default(),
             ..request(running.pid, image.clone(), true)
         };
         let armed = fault::arm(n, Act::Fail);

@@ -7,6 +7,7 @@ use std::path::Path;
 const ORDER: &[&str] = &[
     "ids",
     "error",
+    "crew",
     "sys",
     "proc",
     "store",

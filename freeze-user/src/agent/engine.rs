@@ -14,6 +14,7 @@ use crate::observe::Observer;
 use crate::observe::ends::Ends;
 use crate::observe::view::command_of;
 use crate::plan::Host;
+use crate::precopy::SharedLog;
 use crate::store::{Options, Store};
 use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,6 +38,8 @@ pub(super) struct Engine {
     messages: mpsc::Receiver<Message>,
     pub(super) post: Post,
     pub(super) observer: Option<(Observer, Epoll)>,
+    /// The fault log of all groups.
+    log: SharedLog,
     pub(super) groups: BTreeMap<String, Watched>,
     /// The command that brings processes back.
     pub(super) freeze: PathBuf,
@@ -59,6 +62,7 @@ impl Engine {
             messages,
             post: post.clone(),
             observer: None,
+            log: SharedLog::default(),
             groups: BTreeMap::new(),
             freeze,
         };
@@ -186,10 +190,15 @@ impl Engine {
             },
             track: true,
             ends: Ends::watched(),
+            bounds: g.policy.bounds(),
         };
+        g.trackings.log = Some(self.log.clone());
         let (host, trackings) = (&self.host, &mut g.trackings);
         let outcome = match catch_unwind(AssertUnwindSafe(|| checkpoint(&order, host, trackings))) {
-            Ok(Ok(report)) => Ok(Checkpoint::from(&report)),
+            Ok(Ok(report)) => {
+                g.shown.pauses.add(&report, &g.trackings.means);
+                Ok(Checkpoint::from(&report))
+            }
             Ok(Err(e)) => Err(Failure::from(e)),
             Err(_) => {
                 g.trackings.clear();
@@ -238,7 +247,7 @@ impl Engine {
             return;
         };
         if g.trackings.len() > processes {
-            g.trackings.retain(|pid, _| read_stat(*pid).is_some());
+            g.trackings.keep(|pid| read_stat(pid).is_some());
         }
         match self.store.prune(g.policy.keep, Some(name)) {
             Ok(pruned) => debug!(group = name, "{} removed", pruned.removed.len()),

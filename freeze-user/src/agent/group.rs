@@ -1,7 +1,7 @@
 //! One watched group: what is known of its root, how it is looked after, and the file that remembers it.
 
 use crate::agent::policy::{Backoff, Ending, OnCrash, Policy, owner};
-use crate::agent::wire::{Group, State, now_ms};
+use crate::agent::wire::{Group, Pauses, State, now_ms};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::view;
@@ -116,6 +116,7 @@ impl Watched {
                 restores: 0,
                 problem: None,
                 last: None,
+                pauses: Pauses::default(),
             },
             policy,
             root: Some(root),

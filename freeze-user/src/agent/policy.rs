@@ -1,5 +1,6 @@
 //! What the agent decides, without doing any of it: when a checkpoint is due, what counts as a crash, when to give up, who may ask.
 
+use crate::checkpoint::Bounds;
 use crate::ids::Pid;
 use crate::proc::status::Status;
 use nix::sys::signal::Signal;
@@ -65,6 +66,14 @@ impl Policy {
     /// The time from one checkpoint to the next.
     pub fn every(&self) -> Duration {
         Duration::from_millis(self.every_ms)
+    }
+
+    /// How long a checkpoint may take: as many intervals as it takes a slow disk, but not for ever.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            within: Some((self.every() * 60).clamp(Duration::from_secs(120), Duration::from_secs(3600))),
+            ..Bounds::default()
+        }
     }
 
     /// How long the chain may be: about as long as what is kept, since longer ones keep older checkpoints alive.

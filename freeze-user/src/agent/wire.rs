@@ -7,6 +7,7 @@ use crate::checkpoint::Report;
 use crate::error::Error;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -226,6 +227,46 @@ impl From<&Report> for Checkpoint {
     }
 }
 
+/// How long the processes of a group stood still, over all checkpoints since the watch began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pauses {
+    /// How many took up to 64 µs, how many of the others up to 128 µs, and so on, doubling; the last count is of all
+    /// longer ones.
+    pub counts: Vec<u64>,
+    pub longest_us: u64,
+    /// Nanoseconds of all of them together, by part.
+    pub parts_ns: BTreeMap<String, u64>,
+    /// How often written pages were found by which means, a process counting once a checkpoint; and what was in the way
+    /// of better means.
+    pub means: BTreeMap<String, u64>,
+}
+
+impl Pauses {
+    /// The first limit, in microseconds, and how many there are.
+    const SHORTEST: u64 = 64;
+    const LIMITS: usize = 16;
+
+    /// Counts one more.
+    pub fn add(&mut self, report: &Report, means: &BTreeMap<&'static str, u64>) {
+        self.counts.resize(Pauses::LIMITS + 1, 0);
+        let at = (0..Pauses::LIMITS).find(|n| report.pause_us <= Pauses::SHORTEST << n);
+        self.counts[at.unwrap_or(Pauses::LIMITS)] += 1;
+        self.longest_us = self.longest_us.max(report.pause_us);
+        for (part, ns) in &report.pause_parts {
+            *self.parts_ns.entry((*part).into()).or_default() += ns;
+        }
+        self.means = means.iter().map(|(name, n)| ((*name).into(), *n)).collect();
+    }
+
+    /// Limits in microseconds (none for the last) with their counts, of those that occurred.
+    pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> + '_ {
+        let limit = |n: usize| (n < Pauses::LIMITS).then_some(Pauses::SHORTEST << n);
+        let all = self.counts.iter().enumerate();
+        all.filter(|(_, count)| **count > 0)
+            .map(move |(n, count)| (limit(n), *count))
+    }
+}
+
 /// What a group is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -262,6 +303,8 @@ pub struct Group {
     pub restores: u64,
     pub problem: Option<String>,
     pub last: Option<Checkpoint>,
+    #[serde(default)]
+    pub pauses: Pauses,
 }
 
 /// Kinds of [`Event`].
@@ -321,6 +364,25 @@ mod tests {
         assert_eq!(Failure::from(e).exit_code(), code);
     }
 
+    #[test]
+    fn pauses_are_counted_by_their_length() {
+        let mut pauses = Pauses::default();
+        for us in [1, 64, 65, 300, 1 << 40] {
+            let report = Report {
+                pause_us: us,
+                pause_parts: vec![("halt", 7)],
+                ..Report::default()
+            };
+            pauses.add(&report, &BTreeMap::from([("scan", 2)]));
+        }
+        let found: Vec<_> = pauses.buckets().collect();
+        assert_eq!(found, [(Some(64), 2), (Some(128), 1), (Some(512), 1), (None, 1)]);
+        assert_eq!(
+            (pauses.longest_us, pauses.parts_ns["halt"], pauses.means["scan"]),
+            (1 << 40, 35, 2)
+        );
+    }
+
     /// The description is written by hand: what the types say must be in it.
     #[test]
     fn the_description_names_every_field() {
@@ -329,19 +391,7 @@ mod tests {
             let end = DESCRIPTION[start..].find("\n)").unwrap();
             &DESCRIPTION[start..start + end]
         };
-        let checkpoint = Checkpoint::from(&Report {
-            id: String::new(),
-            path: Default::default(),
-            processes: 0,
-            threads: 0,
-            pages: 0,
-            own_pages: 0,
-            bytes: 0,
-            pause_us: 0,
-            total_us: 0,
-            killed: false,
-            parts: Vec::new(),
-        });
+        let checkpoint = Checkpoint::from(&Report::default());
         let group = Group {
             name: String::new(),
             root: 0,
@@ -357,6 +407,7 @@ mod tests {
             restores: 0,
             problem: None,
             last: None,
+            pauses: Pauses::default(),
         };
         let event = Event {
             event: What::Ended,
@@ -367,6 +418,7 @@ mod tests {
             checkpoint: None,
         };
         for (name, value) in [
+            ("Pauses", json!(group.pauses)),
             ("Checkpoint", json!(checkpoint)),
             ("Group", json!(group)),
             ("Event", json!(event)),

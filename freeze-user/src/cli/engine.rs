@@ -3,7 +3,8 @@
 use super::output::{Done, line, value, warn};
 use super::{Cli, open_image};
 use crate::agent::client::Agent;
-use crate::checkpoint::{Place, Request, checkpoint, verdict};
+use crate::agent::policy::Interval;
+use crate::checkpoint::{Bounds, Place, Request, checkpoint, verdict};
 use crate::error::Result;
 use crate::ids::Pid;
 use crate::kinds::credentials::must_be_root;
@@ -12,12 +13,12 @@ use crate::nest::attach::Attach;
 use crate::nest::{self, CgroupChoice};
 use crate::observe::ends::{Ends, Object};
 use crate::plan::Host;
+use crate::precopy::Trackings;
 use crate::restore::{Ended, restore, wait};
 use crate::store::{Form, Options, Store};
 use crate::sys::interrupt;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ Examples:
       into the store, the process runs on
   freeze checkpoint 4242 --to /backup/one && freeze checkpoint 4242 --to /backup/two --parent /backup/one
       the second holds only what has changed since the first
+  freeze checkpoint 4242 --max-pause 2ms --explain-pause
+      leaves it alone if it cannot be done in a pause of 2 ms; else tells where the pause went
   freeze checkpoint 4242 --kill --json
       ends it once it is stored; prints {\"id\": …, \"pages\": …, \"pause_us\": …}
   freeze checkpoint 4242 --kill --cut 1
@@ -64,6 +67,22 @@ pub(super) struct CheckpointArgs {
     /// List the parts of the pause and of the whole in microseconds
     #[arg(long)]
     explain_pause: bool,
+    /// How long the processes may stand still at most: 5ms, 1s …
+    #[arg(long, value_name = "TIME")]
+    max_pause: Option<Interval>,
+    /// What to do when the pause gets longer than that: give the checkpoint up and leave the processes alone (refused,
+    /// status 3), or go on and say so
+    #[arg(long, value_enum, default_value_t = WhenLonger::GiveUp, requires = "max_pause")]
+    when_longer: WhenLonger,
+    /// Give up, with everything put back, when the whole takes longer than this
+    #[arg(long, value_name = "TIME")]
+    within: Option<Interval>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WhenLonger {
+    GiveUp,
+    GoOn,
 }
 
 /// What to do about pipes, sockets and the like whose other end is held by somebody else.
@@ -201,12 +220,21 @@ pub(super) fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Done {
         },
         track: false,
         ends: args.ends.ends(args.pid, args.kill),
+        bounds: Bounds {
+            within: args.within.map(|i| i.0),
+            pause: args.max_pause.map(|i| i.0),
+            go_on: matches!(args.when_longer, WhenLonger::GoOn),
+        },
     };
-    let report = checkpoint(&request, &host(cli)?, &mut BTreeMap::new())?;
+    let report = checkpoint(&request, &host(cli)?, &mut Trackings::new())?;
     value(&report, cli.json);
     if args.explain_pause && !cli.json {
         for (part, us) in &report.parts {
             line(&format_args!("  {part:<10} {us:>9} µs"));
+        }
+        line(&"of the pause:");
+        for (part, ns) in &report.pause_parts {
+            line(&format_args!("  {part:<20} {:>9.1} µs", *ns as f64 / 1e3));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@ use super::output::{Done, bytes, either, line, value};
 use super::start::Started;
 use crate::agent::client::Agent;
 use crate::agent::policy::{Interval, OnCrash, Policy};
-use crate::agent::wire::{Event, Group, What, now_ms};
+use crate::agent::wire::{Event, Group, Pauses, What, now_ms};
 use crate::error::{Blocker, Error, Result};
 use crate::ids::Pid;
 use crate::observe::MapView;
@@ -390,9 +390,46 @@ fn table(groups: &[Group]) -> String {
             }
             None => out += "none yet\n",
         }
+        out += &histogram(&g.pauses, width);
         if let Some(problem) = &g.problem {
             out += &format!("{:width$}  {}\n", "", problem.replace('\n', "\n      "));
         }
+    }
+    out
+}
+
+/// How many pauses were how long, and what they were spent on.
+fn histogram(pauses: &Pauses, width: usize) -> String {
+    let count: u64 = pauses.counts.iter().sum();
+    if count == 0 {
+        return String::new();
+    }
+    let buckets: Vec<String> = pauses
+        .buckets()
+        .map(|(limit, n)| match limit {
+            Some(us) if us < 1000 => format!("{n} up to {us} µs"),
+            Some(us) => format!("{n} up to {:.1} ms", us as f64 / 1000.0),
+            None => format!("{n} longer"),
+        })
+        .collect();
+    let longest = pauses.longest_us as f64 / 1000.0;
+    let mut out = format!(
+        "{:width$}  pauses: {}; longest {longest:.2} ms\n",
+        "",
+        buckets.join(", ")
+    );
+    let mut parts: Vec<(&String, &u64)> = pauses.parts_ns.iter().collect();
+    parts.sort_by_key(|(_, ns)| std::cmp::Reverse(**ns));
+    let mean = |ns: u64| ns as f64 / 1000.0 / count as f64;
+    let parts: Vec<String> = parts
+        .iter()
+        .take(5)
+        .map(|(p, ns)| format!("{p} {:.0} µs", mean(**ns)))
+        .collect();
+    out += &format!("{:width$}  on average: {}\n", "", parts.join(", "));
+    let means: Vec<String> = pauses.means.iter().map(|(m, n)| format!("{m} {n}")).collect();
+    if !means.is_empty() {
+        out += &format!("{:width$}  written pages by: {}\n", "", means.join(", "));
     }
     out
 }

@@ -8,7 +8,9 @@
 use super::{Pages, Tier, Tracker, Untracked, intersect};
 use crate::error::{Error, Result};
 use crate::ids::{Pid, Range, normalize, subtract};
-use crate::sys::pagemap::{self, Ask, Contents, FILE, PRESENT, Pagemap, SWAPPED, WPALLOWED, WRITTEN, push};
+use crate::sys::pagemap::{
+    self, Ask, Contents, FILE, HUGE, PRESENT, Pagemap, SWAPPED, WPALLOWED, WRITTEN, push,
+};
 use crate::sys::uffd::{self, Uffd};
 use nix::errno::Errno;
 use std::os::fd::OwnedFd;
@@ -23,6 +25,8 @@ pub struct AsyncWp {
     files: Vec<Range>,
     /// What could not be registered.
     refused: Vec<Range>,
+    /// What was registered since somebody asked.
+    fresh: Vec<Range>,
 }
 
 impl AsyncWp {
@@ -44,6 +48,7 @@ impl AsyncWp {
             ours: Vec::new(),
             files: Vec::new(),
             refused: Vec::new(),
+            fresh: Vec::new(),
         })
     }
 
@@ -127,6 +132,7 @@ impl Tracker for AsyncWp {
         if fresh.is_empty() {
             return Ok(untracked);
         }
+        self.fresh.extend_from_slice(&fresh);
         self.ours = subtract(&self.ours, &fresh);
         self.files = subtract(&self.files, &fresh);
         self.refused = subtract(&self.refused, &fresh);
@@ -207,6 +213,25 @@ impl Tracker for AsyncWp {
                 at += 1;
             }
             out.extend(intersect(&self.map.unregistered(span)?, &known));
+        }
+        Ok(normalize(out))
+    }
+
+    fn fresh(&mut self) -> Vec<Range> {
+        normalize(std::mem::take(&mut self.fresh))
+    }
+
+    fn huge(&self, within: &[Range]) -> Result<Vec<Range>> {
+        let ask = Ask {
+            mask: HUGE,
+            ..Ask::default()
+        };
+        let mut out = Vec::new();
+        for &part in within {
+            self.map.scan(part, &ask, |region, _| {
+                push(&mut out, region);
+                Ok(())
+            })?;
         }
         Ok(normalize(out))
     }

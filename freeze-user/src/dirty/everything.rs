@@ -48,4 +48,12 @@ impl Tracker for Everything {
     fn unregistered(&self, _: &[Range]) -> Result<Vec<Range>> {
         Ok(Vec::new())
     }
+
+    fn fresh(&mut self) -> Vec<Range> {
+        Vec::new()
+    }
+
+    fn huge(&self, _within: &[Range]) -> Result<Vec<Range>> {
+        Ok(Vec::new())
+    }
 }

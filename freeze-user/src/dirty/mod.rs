@@ -152,6 +152,12 @@ pub trait Tracker: Send + fmt::Debug {
 
     /// The parts of `within` that are not tracked: mappings that are new, moved, replaced, or were refused.
     fn unregistered(&self, within: &[Range]) -> Result<Vec<Range>>;
+
+    /// The mappings that [`Tracker::track`] took in since this was asked last: their pages may have come before that.
+    fn fresh(&mut self) -> Vec<Range>;
+
+    /// The huge pages in `within`.
+    fn huge(&self, within: &[Range]) -> Result<Vec<Range>>;
 }
 
 /// The number of a take, counted from 1 over the life of a [`History`]; 0 is before the first.

@@ -120,6 +120,14 @@ impl Tracker for SoftDirty {
         // New and replaced mappings show the bit by themselves; only what was never given is unknown.
         Ok(subtract(within, &self.tracked))
     }
+
+    fn fresh(&mut self) -> Vec<Range> {
+        Vec::new()
+    }
+
+    fn huge(&self, _within: &[Range]) -> Result<Vec<Range>> {
+        Ok(Vec::new())
+    }
 }
 
 #[cfg(test)]

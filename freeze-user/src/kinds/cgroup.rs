@@ -4,10 +4,12 @@ use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::nest::{CgroupChoice, Landed, Nest, Options};
+use crate::observe::looks;
 use crate::observe::view::{ProcessView, View};
 use crate::proc::cgroup::{Membership, Mount, memberships, mounts};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -76,24 +78,30 @@ const FREEZERS: [&str; 2] = ["freezer.state", "cgroup.freeze"];
 /// The hierarchies as this process finds them.
 #[derive(Debug)]
 struct Hierarchies {
-    mounts: Vec<Mount>,
+    /// Read when they are needed: for most processes it is enough that they are where this process is.
+    mounts: OnceCell<Vec<Mount>>,
     /// Where this process itself is.
     own: Vec<Membership>,
 }
 
 impl Hierarchies {
     fn here() -> Result<Hierarchies> {
-        let path = "/proc/self/mountinfo";
-        let text = std::fs::read(path).on("read", || path)?;
         Ok(Hierarchies {
-            mounts: mounts(&String::from_utf8_lossy(&text)),
+            mounts: OnceCell::new(),
             own: of("self")?,
+        })
+    }
+
+    fn mounts(&self) -> &[Mount] {
+        self.mounts.get_or_init(|| {
+            let text = looks::text("/proc/self/mountinfo").unwrap_or_default();
+            mounts(&String::from_utf8_lossy(&text))
         })
     }
 
     /// The directory of a group; `None` where its hierarchy is not mounted or it lies outside of what is seen.
     fn dir(&self, place: &Place) -> Option<PathBuf> {
-        let mounts = self.mounts.iter().filter(|m| m.is(&place.hierarchy));
+        let mounts = self.mounts().iter().filter(|m| m.is(&place.hierarchy));
         mounts
             .filter_map(|m| m.place(&place.path))
             .next()
@@ -110,7 +118,7 @@ impl Hierarchies {
 /// Where a process or thread is.
 fn of(who: &str) -> Result<Vec<Membership>> {
     let path = format!("/proc/{who}/cgroup");
-    let text = match std::fs::read(&path) {
+    let text = match looks::text(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && Path::new("/proc/self").exists() => {
             // A kernel without control groups, or a process that has just gone.
             return Ok(Vec::new());
@@ -164,7 +172,7 @@ impl ProcessKind for Cgroups {
                 path: at.path.clone(),
             })
         });
-        let state = dir.and_then(|d| std::fs::read_to_string(d.join("freezer.state")).ok());
+        let state = dir.and_then(|d| looks::string(d.join("freezer.state")).ok());
         if state.is_some_and(|s| s.trim() != "THAWED") {
             out.push(
                 p.blocker("cgroup", at.path.clone())
@@ -254,9 +262,9 @@ impl ProcessKind for ThreadCgroups {
         let pid = from.process.pid();
         let mut record = ThreadRecord::default();
         let path = |tid: Pid| format!("/proc/{pid}/task/{tid}/cgroup");
-        let leader = std::fs::read(path(pid)).unwrap_or_default();
+        let leader = looks::text(path(pid)).unwrap_or_default();
         for thread in from.process.view.threads.iter().filter(|t| t.tid != pid) {
-            if std::fs::read(path(thread.tid)).unwrap_or_default() == leader {
+            if looks::text(path(thread.tid)).unwrap_or_default() == leader {
                 continue;
             }
             let whole = places(of(&pid.to_string())?);
@@ -367,11 +375,11 @@ fn collect_group(at: Place, dir: &Path, from: &mut Source<'_>, out: &mut Vec<Gro
             && !NO_SETTINGS.contains(&name.as_str())
             && !NO_ENDINGS.iter().any(|e| name.ends_with(e));
         // Some say that they cannot be asked in this group.
-        if setting && let Ok(text) = std::fs::read_to_string(entry.path()) {
+        if setting && let Ok(text) = looks::string(entry.path()) {
             group.settings.push((name, text));
         }
     }
-    if let Ok(text) = std::fs::read_to_string(dir.join("devices.list")) {
+    if let Ok(text) = looks::string(dir.join("devices.list")) {
         group.settings.push(("devices.list".into(), text));
     }
     group.settings.sort();

@@ -1,11 +1,12 @@
 //! Credentials: user and group ids, capabilities, securebits, no_new_privs, dumpable, parent-death signal.
 
-use super::{ProcessKind, Source, Stage};
+use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
 use crate::proc::status::Status;
+use crate::tracee::tape::Tape;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug)]
@@ -68,6 +69,23 @@ const KEY_SPEC_THREAD_KEYRING: u64 = -1i64 as u64;
 const KEY_SPEC_PROCESS_KEYRING: u64 = -2i64 as u64;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
+impl Asks for Credentials {
+    /// Where the signal of the parent's death is; the calls for securebits, dumpable and the keyrings.
+    type Places = (u64, usize, usize, [usize; 2]);
+    const EACH: bool = true;
+
+    fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> Self::Places {
+        let signal = t.space(4);
+        let mut prctl = |name, option: i32, a: u64| t.call(name, libc::SYS_prctl, &[option as u64, a]);
+        prctl("prctl(PR_GET_PDEATHSIG)", libc::PR_GET_PDEATHSIG, signal);
+        let bits = prctl("prctl(PR_GET_SECUREBITS)", libc::PR_GET_SECUREBITS, 0);
+        let dumpable = prctl("prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE, 0);
+        let keyrings = [KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING]
+            .map(|k| t.try_call("keyctl", libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID, k, 0]));
+        (signal, bits, dumpable, keyrings)
+    }
+}
+
 impl ProcessKind for Credentials {
     const TAG: &'static str = "credentials";
     const VERSION: u16 = 1;
@@ -83,17 +101,8 @@ impl ProcessKind for Credentials {
         let mut signals = Vec::new();
         let mut bits = Vec::new();
         let mut dumpable = 0;
-        let told = from.process.tape_each(|_, t| {
-            let signal = t.space(4);
-            let mut prctl = |name, option: i32, a: u64| t.call(name, libc::SYS_prctl, &[option as u64, a]);
-            prctl("prctl(PR_GET_PDEATHSIG)", libc::PR_GET_PDEATHSIG, signal);
-            let bits = prctl("prctl(PR_GET_SECUREBITS)", libc::PR_GET_SECUREBITS, 0);
-            let dumpable = prctl("prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE, 0);
-            let keyrings = [KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING]
-                .map(|k| t.try_call("keyctl", libc::SYS_keyctl, &[KEYCTL_GET_KEYRING_ID, k, 0]));
-            (signal, bits, dumpable, keyrings)
-        })?;
-        for (n, (ran, ask)) in told.iter().enumerate() {
+        for n in 0..from.process.threads().len() {
+            let (ran, ask) = from.answers_of::<Credentials>(n)?;
             if ask.3.iter().any(|at| ran.result(*at).is_ok()) {
                 let tid = from.process.threads()[n].tid();
                 return Err(Blocker::of(

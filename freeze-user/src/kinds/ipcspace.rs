@@ -1,20 +1,23 @@
 //! The IPC namespace of a process: entered where it is not freeze's own, and what in it belongs to the set.
 
+use super::Shared;
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::nest::Nest;
 use crate::nest::family::free;
+use crate::observe::looks;
 use crate::observe::view::{View, all_pids, speaker};
 use crate::proc::stat::Stat;
 use crate::proc::sysvipc::Object;
 use crate::sys;
-use crate::sys::ipc::{Call, within};
+use crate::sys::ipc::{self, Call, within};
 use nix::Result as Sys;
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Where the objects of a process lie. They are not held by it: what belongs to a set is told by who used it.
@@ -22,8 +25,8 @@ use std::time::Duration;
 pub struct Space {
     /// The namespace, if it is another one than freeze's.
     apart: Option<File>,
-    /// Whether nobody but the set lives in it; looked for only once there is something in it.
-    whole: OnceCell<bool>,
+    /// Whether nobody but the set lives in it; looked for only once there is something in it, by whoever asks first.
+    whole: Rc<OnceCell<bool>>,
     /// The number of the namespace, where it may be the set's as a whole.
     inode: Option<u64>,
     /// Whether the process is the first of the set in it: with that one goes what belongs to the set.
@@ -34,14 +37,16 @@ pub struct Space {
 
 impl Space {
     /// That of a process of a set that stands still.
-    pub fn of(view: &View, pid: Pid) -> Result<Space> {
+    pub fn of(view: &View, shared: &mut Shared, pid: Pid) -> Result<Space> {
         let living = || view.processes.iter().filter(|p| !p.stat.is_zombie());
         let inode = |p: Pid| view.get(p).and_then(|p| p.namespaces.get("ipc"));
         let first = living().find(|p| p.namespaces.get("ipc") == inode(pid));
+        let here = view.get(pid).is_some_and(|p| view.namespace(p, "ipc") == 0);
+        let inode_of = inode(pid).copied();
         Ok(Space {
-            apart: apart(pid)?,
-            whole: OnceCell::new(),
-            inode: inode(pid).copied(),
+            apart: if here { None } else { apart(pid)? },
+            whole: shared.ipc_alone.entry(inode_of).or_default().clone(),
+            inode: inode_of,
             first: first.is_some_and(|p| p.pid == pid),
             pids: view.processes.iter().map(|p| p.pid.0).collect(),
         })
@@ -59,7 +64,7 @@ impl Space {
     pub fn of_nest(nest: &Nest, pid: Pid) -> Result<Space> {
         Ok(Space {
             apart: apart(pid)?,
-            whole: OnceCell::from(false),
+            whole: Rc::new(OnceCell::from(false)),
             inode: None,
             first: true,
             pids: nest.pids().iter().map(|p| p.0).collect(),
@@ -70,7 +75,7 @@ impl Space {
     pub fn own() -> Space {
         Space {
             apart: None,
-            whole: OnceCell::from(false),
+            whole: Rc::new(OnceCell::from(false)),
             inode: None,
             first: true,
             pids: BTreeSet::new(),
@@ -165,6 +170,15 @@ impl Space {
 
     /// The objects listed there, as `parse` reads them.
     pub fn list<T>(&self, path: &'static str, parse: impl FnOnce(&str) -> Option<Vec<T>>) -> Result<Vec<T>> {
+        let count = match path {
+            "/proc/sysvipc/sem" => ipc::sem_count_all,
+            "/proc/sysvipc/msg" => ipc::msg_count_all,
+            _ => ipc::shm_count_all,
+        };
+        // Reading takes longer, and mostly there is nothing.
+        if self.enter(count) == Ok(0) {
+            return Ok(Vec::new());
+        }
         parse(&self.read(path)?).ok_or_else(|| {
             Blocker::at(path, "")
                 .why("it is not understood")
@@ -242,10 +256,8 @@ fn alone(set: &BTreeSet<i32>, inode: Option<u64>) -> Result<bool> {
         above = stat(above).map_or(Pid(0), |s| Pid(s.ppid));
     }
     let Some(inode) = inode else { return Ok(false) };
-    let there = format!("ipc:[{inode}]");
-    let elsewhere = |p: &Pid| {
-        std::fs::read_link(format!("/proc/{p}/ns/ipc")).is_ok_and(|link| link.as_os_str() != &there[..])
-    };
+    let there = format!("ipc:[{inode}]").into_bytes();
+    let elsewhere = |p: &Pid| looks::link(format!("/proc/{p}/ns/ipc")).is_ok_and(|link| link != there);
     Ok(all_pids()?.iter().all(|p| known.contains(p) || elsewhere(p)))
 }
 

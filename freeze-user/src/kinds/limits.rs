@@ -1,12 +1,14 @@
 //! Resource limits and what the kernel weighs a process by: rlimits, oom_score_adj, coredump_filter.
 
-use super::{ProcessKind, Source, Stage};
+use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
 use crate::nest::space::Kind;
 use crate::nest::{Nest, Options};
+use crate::observe::looks;
 use crate::observe::view::{ProcessView, View};
 use crate::sys;
+use crate::tracee::tape::Tape;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug)]
@@ -27,13 +29,26 @@ pub struct Record {
 /// The nice value of a session's autogroup, told of its leader.
 fn autogroup_nice(pid: Pid) -> Option<i32> {
     let sid = nix::unistd::getsid(Some(pid.nix())).ok()?;
-    let text = std::fs::read_to_string(format!("/proc/{pid}/autogroup")).ok()?;
+    let text = looks::string(format!("/proc/{pid}/autogroup")).ok()?;
     let nice = text.trim().rsplit_once(' ')?.1.parse().ok()?;
     (sid.as_raw() == pid.0).then_some(nice)
 }
 
 /// RLIMIT_CPU … RLIMIT_RTTIME.
 const RESOURCES: u64 = 16;
+
+impl Asks for Limits {
+    type Places = u64;
+    const EACH: bool = false;
+
+    fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> u64 {
+        let at = t.space(RESOURCES as usize * 16);
+        for n in 0..RESOURCES {
+            t.call("prlimit64", libc::SYS_prlimit64, &[0, n, 0, at + n * 16]);
+        }
+        at
+    }
+}
 
 impl ProcessKind for Limits {
     const TAG: &'static str = "limits";
@@ -47,19 +62,13 @@ impl ProcessKind for Limits {
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let (pid, by) = (from.process.pid(), from.process.view.speaker);
         // Asked from inside: from outside another uid's limits want CAP_SYS_RESOURCE.
-        let (ran, at) = from.process.tape(|t| {
-            let at = t.space(RESOURCES as usize * 16);
-            for n in 0..RESOURCES {
-                t.call("prlimit64", libc::SYS_prlimit64, &[0, n, 0, at + n * 16]);
-            }
-            at
-        })?;
+        let (ran, at) = from.answers::<Limits>()?;
         let rlimits = (0..RESOURCES)
             .map(|n| (ran.word(at + n * 16), ran.word(at + n * 16 + 8)))
             .collect();
         let number = |name: &str| {
             let path = format!("/proc/{by}/{name}");
-            std::fs::read_to_string(&path).on("read", || path)
+            looks::string(&path).on("read", || path)
         };
         Ok(Record {
             rlimits,

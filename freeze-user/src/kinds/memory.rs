@@ -14,12 +14,14 @@ use super::memfd::{MemFile, is_memfd};
 use super::pipe::Bytes;
 use super::regular::FileRef;
 use super::sysv::{self, Segment, segment_of};
-use super::{ProcessKind, Source, Stage};
+use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId};
 use crate::nest::{Nest, Options, is_vdso};
+use crate::observe::looks;
 use crate::observe::view::{FileStat, ProcessView, View};
 use crate::proc::maps::Vma;
+use crate::tracee::tape::Tape;
 use policy::Policy;
 use rings::Ring;
 use serde::{Deserialize, Serialize};
@@ -201,6 +203,15 @@ fn is_zero_device(stat: &FileStat) -> bool {
     stat.kind() == libc::S_IFCHR && stat.rdev == nix::sys::stat::makedev(1, 5)
 }
 
+impl Asks for Memory {
+    type Places = collect::Places;
+    const EACH: bool = false;
+
+    fn ask(t: &mut Tape<'_>, of: &ProcessView) -> collect::Places {
+        collect::ask(t, of)
+    }
+}
+
 impl ProcessKind for Memory {
     const TAG: &'static str = "memory";
     const VERSION: u16 = 1;
@@ -252,7 +263,7 @@ impl ProcessKind for Memory {
             }
             // The inode behind a mapping, not what lies at its path now.
             let stat = stats.entry(&v.name).or_insert_with(|| {
-                match FileStat::of(&map_file(p.speaker, v)) {
+                match stat_of(v, p.speaker) {
                     Ok(stat) => Mapped::File(stat),
                     // Unmapped since it was looked at; while the process stands still that cannot be.
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => Mapped::NoMore,
@@ -317,6 +328,15 @@ pub fn occupied(record: &Record) -> impl Iterator<Item = Range> + '_ {
 fn is_special(v: &Vma) -> bool {
     // What belongs to a socket is mapped by that.
     is_vdso(&v.name) || v.name == b"[vsyscall]" || v.name.starts_with(b"socket:[")
+}
+
+/// The file behind a mapping. What is mapped to be written by others as well changes all the time.
+fn stat_of(v: &Vma, pid: Pid) -> std::io::Result<FileStat> {
+    let path = map_file(pid, v);
+    match v.shared {
+        true => FileStat::of(&path),
+        false => looks::stat_of(path, v.inode),
+    }
 }
 
 fn map_file(pid: Pid, v: &Vma) -> String {

@@ -2,6 +2,7 @@
 //!
 //! Adding a kind is one file here, one line in a registry below, and its twin in `tests/`.
 
+mod asks;
 pub mod bpfmap;
 pub mod cgroup;
 pub mod credentials;
@@ -48,6 +49,8 @@ pub mod tun;
 pub mod udp;
 pub mod unix;
 
+pub use asks::{Asks, questions};
+
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid, Range, SpaceId};
 use crate::nest::space::Kind;
@@ -55,16 +58,18 @@ use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, ProcessView, View};
 use crate::store::Draft;
 use crate::sys;
-use crate::tracee::process::StoppedProcess;
+use crate::tracee::process::{Question, StoppedProcess};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use regular::locks::{Lease, Locks};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 /// A kind of open file description.
 ///
@@ -178,6 +183,8 @@ pub struct Shared {
     pub streams: BTreeMap<u64, sys::tcp::Stream>,
     /// What waits in the queues of unix sockets, by inode: read once, since a look leaves a mark on what is empty.
     pub queues: BTreeMap<u64, Vec<sys::socket::Message>>,
+    /// Whether nobody but the set lives in an IPC namespace, by its number.
+    pub ipc_alone: BTreeMap<Option<u64>, Rc<OnceCell<bool>>>,
 }
 
 impl Shared {
@@ -461,6 +468,18 @@ pub struct ProcessEntry {
     pub collect: fn(&mut Source<'_>) -> Result<()>,
     precheck: Precheck,
     restore: fn(&[u8], &mut Nest) -> Result<Decoded<()>>,
+    question: Option<Question>,
+}
+
+const fn asking<K: Asks>() -> ProcessEntry {
+    ProcessEntry {
+        question: Some(Question {
+            tag: K::TAG,
+            each: K::EACH,
+            put: |tape, of| drop(K::ask(tape, of)),
+        }),
+        ..process::<K>()
+    }
 }
 
 const fn process<K: ProcessKind>() -> ProcessEntry {
@@ -487,6 +506,7 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
             };
             K::restore(&frame.record, frame.pid, nest).map(Ok)
         },
+        question: None,
     }
 }
 
@@ -556,20 +576,20 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     process::<cgroup::Cgroups>(),
     process::<cgroup::ThreadCgroups>(),
     process::<namespaces::Namespaces>(),
-    process::<signals::Signals>(),
-    process::<timers::Timers>(),
-    process::<traits::Traits>(),
-    process::<limits::Limits>(),
+    asking::<signals::Signals>(),
+    asking::<timers::Timers>(),
+    asking::<traits::Traits>(),
+    asking::<limits::Limits>(),
     process::<seccomp::Seccomp>(),
-    process::<credentials::Credentials>(),
+    asking::<credentials::Credentials>(),
     process::<filesystem::Filesystem>(),
     process::<fdtable::FdTable>(),
     process::<semaphores::Semaphores>(),
     process::<msgqueues::MsgQueues>(),
     process::<sysv::Unattached>(),
-    process::<threads::Threads>(),
+    asking::<threads::Threads>(),
     process::<signals::PendingSignals>(),
-    process::<memory::Memory>(),
+    asking::<memory::Memory>(),
 ];
 
 impl FdEntry {

@@ -55,7 +55,7 @@ impl ProcessKind for MsgQueues {
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
-        let space = Space::of(from.view, from.process.pid())?;
+        let space = Space::of(from.view, from.shared, from.process.pid())?;
         let mut record = Record {
             apart: space.is_apart(),
             ..Record::default()

@@ -119,7 +119,7 @@ impl ProcessKind for Semaphores {
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let pid = from.process.pid();
-        let space = Space::of(from.view, pid)?;
+        let space = Space::of(from.view, from.shared, pid)?;
         let there = space.list(LIST, sysvipc::sets)?;
         let mut record = Record {
             apart: space.is_apart(),

@@ -1,11 +1,12 @@
 //! Signals: the dispositions of all 64, and what is queued for the process and for each thread.
 
 use super::pipe::Bytes;
-use super::{ProcessKind, Source, Stage};
+use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
+use crate::tracee::tape::Tape;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug)]
@@ -32,6 +33,21 @@ fn changeable() -> impl Iterator<Item = i32> {
     (1..=64).filter(|s| *s != libc::SIGKILL && *s != libc::SIGSTOP)
 }
 
+impl Asks for Signals {
+    type Places = u64;
+    const EACH: bool = false;
+
+    fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> u64 {
+        let at = t.space(64 * 32);
+        for signal in changeable() {
+            let slot = at + (signal as u64 - 1) * 32;
+            let args = [signal as u64, 0, slot, 8];
+            t.call("rt_sigaction", libc::SYS_rt_sigaction, &args);
+        }
+        at
+    }
+}
+
 impl ProcessKind for Signals {
     const TAG: &'static str = "signals";
     const VERSION: u16 = 1;
@@ -42,18 +58,7 @@ impl ProcessKind for Signals {
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
-        let (ran, at) = from.process.tape(|t| {
-            let at = t.space(64 * 32);
-            for signal in changeable() {
-                let slot = at + (signal as u64 - 1) * 32;
-                t.call(
-                    "rt_sigaction",
-                    libc::SYS_rt_sigaction,
-                    &[signal as u64, 0, slot, 8],
-                );
-            }
-            at
-        })?;
+        let (ran, at) = from.answers::<Signals>()?;
         let action = |signal: i32| {
             let slot = at + (signal as u64 - 1) * 32;
             Action {

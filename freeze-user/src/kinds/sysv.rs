@@ -72,7 +72,7 @@ impl ProcessKind for Unattached {
     fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
-        let space = Space::of(from.view, from.process.pid())?;
+        let space = Space::of(from.view, from.shared, from.process.pid())?;
         let mut record = Record::default();
         if !space.first {
             return Ok(record);

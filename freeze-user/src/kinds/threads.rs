@@ -5,7 +5,7 @@ pub(crate) mod restart;
 
 use self::habits::Habits;
 use super::pipe::Bytes;
-use super::{ProcessKind, Source, Stage};
+use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
@@ -14,6 +14,7 @@ use crate::observe::view::{ProcessView, ThreadView, View};
 use crate::sys::sched::{self, SchedAttr};
 use crate::sys::{self, Kcmp};
 use crate::tracee::regs::{Regs, USER64_CS};
+use crate::tracee::tape::Tape;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
@@ -90,6 +91,23 @@ const NEVER_RESTARTED: [i64; 18] = [
     libc::SYS_sendmsg,
 ];
 
+impl Asks for Threads {
+    /// Where the alternate stack and the tid address are, the call for the timer slack, and what is asked of its habits.
+    type Places = (u64, u64, usize, habits::Asked);
+    const EACH: bool = true;
+
+    fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> Self::Places {
+        let stack = t.space(24);
+        let address = t.space(8);
+        t.call("sigaltstack", libc::SYS_sigaltstack, &[0, stack]);
+        let args = [PR_GET_TID_ADDRESS, address];
+        t.call("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &args);
+        let args = [libc::PR_GET_TIMERSLACK as u64];
+        let slack = t.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &args);
+        (stack, address, slack, Habits::ask(t))
+    }
+}
+
 impl ProcessKind for Threads {
     const TAG: &'static str = "threads";
     const VERSION: u16 = 1;
@@ -151,27 +169,8 @@ impl ProcessKind for Threads {
         let mut threads = Vec::new();
         let views = from.process.view.threads.clone();
         let by_tid: HashMap<Pid, &ThreadView> = views.iter().map(|t| (t.tid, t)).collect();
-        let told = from.process.tape_each(|_, t| {
-            let stack = t.space(24);
-            let address = t.space(8);
-            t.call("sigaltstack", libc::SYS_sigaltstack, &[0, stack]);
-            t.call(
-                "prctl(PR_GET_TID_ADDRESS)",
-                libc::SYS_prctl,
-                &[PR_GET_TID_ADDRESS, address],
-            );
-            (
-                stack,
-                address,
-                t.call(
-                    "prctl(PR_GET_TIMERSLACK)",
-                    libc::SYS_prctl,
-                    &[libc::PR_GET_TIMERSLACK as u64],
-                ),
-                Habits::ask(t),
-            )
-        })?;
-        for (n, (ran, (stack, address, slack, asked))) in told.into_iter().enumerate() {
+        for n in 0..from.process.threads().len() {
+            let (ran, (stack, address, slack, asked)) = from.answers_of::<Threads>(n)?;
             let tid = from.process.threads()[n].tid();
             let name = || format!("thread {tid}");
             let stat = by_tid.get(&tid).map(|t| &t.stat);
@@ -181,7 +180,7 @@ impl ProcessKind for Threads {
             threads.push(Thread {
                 tid,
                 regs,
-                xstate: Bytes(thread.xstate()?),
+                xstate: Bytes(thread.xstate()?.to_vec()),
                 mask: thread.mask(),
                 // SS_ONSTACK is where the stack pointer is, not a setting.
                 altstack: [
@@ -201,7 +200,7 @@ impl ProcessKind for Threads {
                 affinity: Bytes(sched::affinity(tid).on("sched_getaffinity", name)?),
                 ioprio: sched::ioprio(tid).on("ioprio_get", name)?,
                 timer_slack: ran.value(slack) as u64,
-                habits: Habits::told(&ran, &asked, thread),
+                habits: Habits::told(ran, &asked, thread),
                 left: left.map(|time| time.as_nanos() as u64),
             });
         }

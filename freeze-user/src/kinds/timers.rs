@@ -2,11 +2,12 @@
 
 use super::pipe::Bytes;
 use super::signals::timer_of;
-use super::{ProcessKind, Source, Stage};
+use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
+use crate::tracee::tape::Tape;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,19 @@ pub struct Posix {
 
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 
+impl Asks for Timers {
+    type Places = u64;
+    const EACH: bool = false;
+
+    fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> u64 {
+        let at = t.space(3 * 32);
+        for which in 0..3 {
+            t.call("getitimer", libc::SYS_getitimer, &[which, at + which * 32]);
+        }
+        at
+    }
+}
+
 impl ProcessKind for Timers {
     const TAG: &'static str = "timers";
     const VERSION: u16 = 1;
@@ -67,15 +81,9 @@ impl ProcessKind for Timers {
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let timers = from.process.view.timers.clone();
-        let (ran, at) = from.process.tape(|t| {
-            let at = t.space(3 * 32);
-            for which in 0..3 {
-                t.call("getitimer", libc::SYS_getitimer, &[which, at + which * 32]);
-            }
-            at
-        })?;
+        let (ran, at) = from.answers::<Timers>()?;
         let four = |ran: &crate::tracee::tape::Ran, at: u64| [0, 8, 16, 24].map(|n| ran.word(at + n));
-        let interval = (0..3).map(|n| four(&ran, at + n * 32)).collect();
+        let interval = (0..3).map(|n| four(ran, at + n * 32)).collect();
         let mut posix = Vec::new();
         for some in timers.chunks(64) {
             let (ran, slots) = from.process.tape(|t| {

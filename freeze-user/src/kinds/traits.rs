@@ -1,10 +1,11 @@
 //! Small flags of a process: personality, subreaper, transparent huge pages, machine-check policy, membarrier.
 
-use super::{ProcessKind, Source, Stage};
+use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
+use crate::tracee::tape::Tape;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug)]
@@ -35,6 +36,33 @@ const PR_SET_MEMORY_MERGE: u64 = 67;
 const PR_GET_MEMORY_MERGE: u64 = 68;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 
+impl Asks for Traits {
+    /// Where the subreaper flag is, and the calls whose results matter.
+    type Places = (u64, [usize; 7]);
+    const EACH: bool = false;
+
+    fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> Self::Places {
+        let subreaper = t.space(4);
+        let args = [libc::PR_GET_CHILD_SUBREAPER as u64, subreaper];
+        t.call("prctl(PR_GET_CHILD_SUBREAPER)", libc::SYS_prctl, &args);
+        let get = |t: &mut Tape<'_>, option: u64| t.try_call("prctl", libc::SYS_prctl, &[option]);
+        let calls = [
+            t.call("personality", libc::SYS_personality, &[0xffff_ffff]),
+            get(t, PR_GET_THP_DISABLE),
+            get(t, PR_MCE_KILL_GET),
+            get(t, PR_GET_MDWE),
+            get(t, PR_GET_MEMORY_MERGE),
+            get(t, libc::PR_GET_KEEPCAPS as u64),
+            t.try_call(
+                "membarrier",
+                libc::SYS_membarrier,
+                &[MEMBARRIER_CMD_GET_REGISTRATIONS],
+            ),
+        ];
+        (subreaper, calls)
+    }
+}
+
 impl ProcessKind for Traits {
     const TAG: &'static str = "traits";
     const VERSION: u16 = 1;
@@ -53,43 +81,33 @@ impl ProcessKind for Traits {
     }
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
-        let (ran, ask) = from.process.tape(|t| {
-            let subreaper = t.space(4);
-            t.call(
-                "prctl(PR_GET_CHILD_SUBREAPER)",
-                libc::SYS_prctl,
-                &[libc::PR_GET_CHILD_SUBREAPER as u64, subreaper],
-            );
-            let get = |t: &mut crate::tracee::tape::Tape<'_>, option: u64| {
-                t.try_call("prctl", libc::SYS_prctl, &[option])
-            };
-            (
-                subreaper,
-                t.call("personality", libc::SYS_personality, &[0xffff_ffff]),
-                get(t, PR_GET_THP_DISABLE),
-                get(t, PR_MCE_KILL_GET),
-                get(t, PR_GET_MDWE),
-                get(t, PR_GET_MEMORY_MERGE),
-                get(t, libc::PR_GET_KEEPCAPS as u64),
-                t.try_call(
-                    "membarrier",
-                    libc::SYS_membarrier,
-                    &[MEMBARRIER_CMD_GET_REGISTRATIONS],
-                ),
-            )
-        })?;
+        let (ran, (subreaper, calls)) = from.answers::<Traits>()?;
+        let [
+            personality,
+            thp_disable,
+            mce_kill,
+            mdwe,
+            memory_merge,
+            keep_caps,
+            membarrier,
+        ] = calls;
         let or_none = |index| ran.result(index).unwrap_or(0) as u64;
-        Ok(Record {
-            personality: ran.value(ask.1) as u64,
-            subreaper: ran.bytes(ask.0, 1)[0] != 0,
-            thp_disable: or_none(ask.2),
-            mce_kill: ran.result(ask.3).unwrap_or(2) as u64,
-            mdwe: or_none(ask.4),
-            memory_merge: or_none(ask.5) != 0,
-            keep_caps: or_none(ask.6) != 0,
-            membarrier: match ran.result(ask.7) {
-                Ok(told) => told as u64,
-                Err(_) => tried_barriers(from)?,
+        let registered = ran.result(membarrier);
+        let record = Record {
+            personality: ran.value(personality) as u64,
+            subreaper: ran.bytes(subreaper, 1)[0] != 0,
+            thp_disable: or_none(thp_disable),
+            mce_kill: ran.result(mce_kill).unwrap_or(2) as u64,
+            mdwe: or_none(mdwe),
+            memory_merge: or_none(memory_merge) != 0,
+            keep_caps: or_none(keep_caps) != 0,
+            membarrier: or_none(membarrier),
+        };
+        Ok(match registered {
+            Ok(_) => record,
+            Err(_) => Record {
+                membarrier: tried_barriers(from)?,
+                ..record
             },
         })
     }

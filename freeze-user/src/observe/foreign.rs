@@ -1,7 +1,8 @@
 //! The namespaces of a set that are not freeze's own: their numbers, and what leads through them.
 
+use super::lasting::read_namespaces;
 use super::tree::Trees;
-use super::view::{FdView, ProcessView, View, read_namespaces};
+use super::view::{FdView, ProcessView, View};
 use crate::error::Result;
 use std::collections::BTreeMap;
 

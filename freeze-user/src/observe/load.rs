@@ -5,7 +5,7 @@ use crate::ids::Pid;
 use crate::observe::btf;
 use crate::observe::events::Record;
 use crate::sys;
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, FExit, Iter, Program, ProgramFd};
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -305,7 +305,7 @@ pub(crate) struct FaultPrograms {
     /// Owns the links: dropped, everything is detached.
     _ebpf: Ebpf,
     pub(crate) faults: RingBuf<MapData>,
-    pub(crate) spaces: HashMap<MapData, u64, u32>,
+    pub(crate) spaces: HashMap<MapData, u64, [u64; 2]>,
     lost: PerCpuArray<MapData, u64>,
     tasks: ProgramFd,
 }
@@ -316,7 +316,9 @@ impl FaultPrograms {
         let (mut ebpf, btf) = load_object(&[("FAULTS", ring)])?;
         attach_btf(&mut ebpf, &btf, "user_fault", "page_fault_user")?;
         attach_btf(&mut ebpf, &btf, "kernel_fault", "page_fault_kernel")?;
-        let programs = FaultPrograms {
+        attach_btf(&mut ebpf, &btf, "pages_counted", "rss_stat")?;
+        attach_btf(&mut ebpf, &btf, "space_locked", "mmap_lock_acquire_returned")?;
+        let mut programs = FaultPrograms {
             faults: take(&mut ebpf, "FAULTS")?,
             spaces: take(&mut ebpf, "SPACES")?,
             lost: take(&mut ebpf, "LOST")?,
@@ -325,6 +327,14 @@ impl FaultPrograms {
         };
         drop(btf);
         sys::bpf::trim();
+        let mut agent: Array<MapData, u32> = take(&mut programs._ebpf, "AGENT")?;
+        let own = iterate(&programs.tasks, Pid(std::process::id() as i32))?;
+        let number = own.iter().find_map(|r| match r {
+            Record::Task(t) => Some(t.head.tgid),
+            _ => None,
+        });
+        let done = agent.set(0, number.unwrap_or(0), 0);
+        done.map_err(|e| failed("set", "AGENT", &e))?;
         Ok(programs)
     }
 

@@ -2,7 +2,11 @@
 
 use crate::error::{Context, Result};
 use crate::ids::Pid;
+use crate::observe::procfile::read_record;
 use crate::proc::stat::Stat;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 /// All processes of this pid namespace, in order.
 pub fn all_pids() -> Result<Vec<Pid>> {
@@ -55,12 +59,8 @@ pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
                 continue;
             };
             out.push((pid, tid));
-            match std::fs::read_to_string(entry.path().join("children")) {
-                Ok(list) => queue.extend(
-                    list.split_ascii_whitespace()
-                        .filter_map(|w| w.parse().ok())
-                        .map(Pid),
-                ),
+            match children(&entry.path()) {
+                Ok(list) => queue.extend(list),
                 // The thread has ended, and its children went to another.
                 Err(e) if e.raw_os_error() != Some(libc::ENOENT) || !entry.path().exists() => {}
                 // Without CONFIG_PROC_CHILDREN: everybody's parent instead.
@@ -81,10 +81,29 @@ pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
     Ok(out)
 }
 
+/// The children of the thread with this directory.
+fn children(task: &Path) -> std::io::Result<Vec<Pid>> {
+    let mut file = File::open(task.join("children"))?;
+    let mut text = vec![0; 4096];
+    let mut len = 0;
+    // Most threads have none, which one call tells.
+    loop {
+        match file.read(&mut text[len..])? {
+            0 => break,
+            n => len += n,
+        }
+        text.resize(len + 4096, 0);
+    }
+    let words = text[..len].split(|b| *b == b' ');
+    Ok(words
+        .filter_map(|w| std::str::from_utf8(w).ok()?.parse().ok().map(Pid))
+        .collect())
+}
+
 /// Every process with its parent.
 pub fn parents() -> Result<Vec<(Pid, Pid)>> {
     let pairs = all_pids()?.into_iter().filter_map(|pid| {
-        let stat = Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+        let stat = Stat::parse(&read_record(&format!("/proc/{pid}/stat")).ok()?)?;
         Some((pid, Pid(stat.ppid)))
     });
     Ok(pairs.collect())

@@ -13,6 +13,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -200,8 +201,7 @@ pub struct Trees {
 impl Trees {
     /// Looks into the mount namespaces of the processes given, as far as they are not freeze's own.
     pub fn look(processes: impl Iterator<Item = (Pid, u64)>) -> Result<Trees> {
-        let own = std::fs::metadata("/proc/thread-self/ns/mnt")
-            .map_or(0, |m| std::os::unix::fs::MetadataExt::ino(&m));
+        let own = std::fs::metadata("/proc/thread-self/ns/mnt").map_or(0, |s| s.ino());
         let mut trees = Trees::default();
         for (pid, inode) in processes {
             if inode == own || trees.by_namespace.contains_key(&inode) {

@@ -1,12 +1,16 @@
 //! `View`: what /proc says of a set of processes, read without stopping or touching anything.
 
+use crate::crew;
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::observe::ends::Ends;
 pub use crate::observe::filestat::FileStat;
+pub use crate::observe::lasting::Lasting;
+use crate::observe::looks;
 use crate::observe::peers::{
     InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, signed_tcp, unix_sockets,
 };
+use crate::observe::procfile::{read_all, read_record};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::observe::tree::{Tree, Trees};
@@ -27,6 +31,8 @@ use std::os::unix::ffi::OsStringExt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FdView {
     pub pid: Pid,
+    /// The thread by which it was found: a first thread that has ended shows none.
+    by: Pid,
     pub fd: i32,
     /// What /proc/PID/fd/N points to: a path, `pipe:[…]`, `anon_inode:[…]`.
     pub link: Vec<u8>,
@@ -46,12 +52,7 @@ impl FdView {
 
     /// The link of /proc that leads to it.
     pub fn at(&self) -> String {
-        let at = format!("/proc/{}/fd/{}", self.pid, self.fd);
-        // A first thread that has ended shows none.
-        match std::fs::symlink_metadata(&at) {
-            Ok(_) => at,
-            Err(_) => format!("/proc/{}/fd/{}", speaker(self.pid), self.fd),
-        }
+        format!("/proc/{}/fd/{}", self.by, self.fd)
     }
 
     /// `O_ACCMODE`, status and creation flags, without the fd's own close-on-exec.
@@ -139,6 +140,17 @@ impl ProcessView {
         Blocker::of(self.pid, place, object)
     }
 
+    /// What of it a process hardly ever changes, and then for good: it may be read before a stop if it is found the same
+    /// after it.
+    pub fn lasting(&self) -> Lasting {
+        Lasting {
+            exe: self.exe.clone(),
+            exe_is_32_bit: self.exe_is_32_bit,
+            root: self.root.clone(),
+            namespaces: self.namespaces.clone(),
+        }
+    }
+
     /// Whether smaps was read, so that the vmas carry their flags.
     pub fn has_flags(&self) -> bool {
         self.vmas
@@ -198,17 +210,29 @@ pub enum Depth {
 impl View {
     /// Reads the trees below `roots`.
     pub fn read(roots: &[Pid], depth: Depth) -> Result<View> {
-        View::read_after(roots, depth, None)
+        View::read_after(roots, depth, None, false, tasks(roots)?)
     }
 
     /// The same, trusting an earlier look as to who outside the set holds what: searching all processes of the machine
     /// takes longer than everything else, and only for pipes and sockets that are new since is it done again.
-    pub fn read_after(roots: &[Pid], depth: Depth, before: Option<&View>) -> Result<View> {
+    ///
+    /// With `trust`, also what a process rarely changes is taken over: see [`ProcessView::lasting`]. `all`: the threads
+    /// that there are.
+    pub fn read_after(
+        roots: &[Pid],
+        depth: Depth,
+        before: Option<&View>,
+        trust: bool,
+        all: Vec<(Pid, Pid)>,
+    ) -> Result<View> {
+        let trusted = before.filter(|_| trust);
         let mut set: Vec<Pid> = Vec::new();
-        for (pid, _) in tasks(roots)? {
+        let mut threads: HashMap<Pid, Vec<Pid>> = HashMap::new();
+        for (pid, tid) in all {
             if !set.contains(&pid) {
                 set.push(pid);
             }
+            threads.entry(pid).or_default().push(tid);
         }
         // A root that is not there has no tasks; reading it says so.
         set.extend(
@@ -224,7 +248,8 @@ impl View {
             ..View::default()
         };
         for &pid in &set {
-            match ProcessView::read(pid, depth) {
+            let tids = threads.remove(&pid).unwrap_or_default();
+            match ProcessView::read_after(pid, depth, trusted.and_then(|v| v.get(pid)), tids) {
                 Ok(p) => view.processes.push(p),
                 // A descendant may end while we look; a root that is not there is what the user must hear.
                 Err(Error::Died { .. }) if !roots.contains(&pid) => {}
@@ -397,6 +422,17 @@ impl View {
 impl ProcessView {
     /// Reads one process; [`Error::Died`] if it is not there (any more), a zombie is read as far as it has state.
     pub fn read(pid: Pid, depth: Depth) -> Result<ProcessView> {
+        let own = tasks(&[pid])?.into_iter().filter(|(p, _)| *p == pid);
+        ProcessView::read_after(pid, depth, None, own.map(|(_, tid)| tid).collect())
+    }
+
+    /// The same, taking over from an earlier look what is [lasting](ProcessView::lasting).
+    fn read_after(
+        pid: Pid,
+        depth: Depth,
+        before: Option<&ProcessView>,
+        tids: Vec<Pid>,
+    ) -> Result<ProcessView> {
         let dir = format!("/proc/{pid}");
         let gone = |e: Error| match e {
             Error::Kernel {
@@ -433,7 +469,11 @@ impl ProcessView {
             cmdline: Vec::new(),
             exe_is_32_bit: false,
         };
-        p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+        let before = before.filter(|b| b.stat.start_time == p.stat.start_time && !b.namespaces.is_empty());
+        p.cmdline = match before {
+            Some(before) => before.cmdline.clone(),
+            None => std::fs::read(format!("{dir}/cmdline")).unwrap_or_default(),
+        };
         if p.is_dead() || p.stat.is_kernel_thread() {
             return Ok(p);
         }
@@ -445,24 +485,30 @@ impl ProcessView {
                 let ids = std::mem::take(&mut p.status.ns_pid);
                 p.status = read_status(&dir).map_err(gone)?;
                 p.status.ns_pid = ids;
-                p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+                if before.is_none() {
+                    p.cmdline = std::fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+                }
                 dir
             }
             false => dir,
         };
         let fill = |p: &mut ProcessView| -> Result<()> {
-            p.exe = read_link(&dir, "exe")?;
-            p.exe_is_32_bit = is_32_bit(&dir)?;
             p.cwd = read_link(&dir, "cwd")?;
-            p.root = read_link(&dir, "root")?;
-            p.namespaces = read_namespaces(&dir)?;
-            p.threads = read_threads(p, depth)?;
+            let lasting = match before {
+                Some(before) => before.lasting(),
+                None => Lasting::read(&dir)?,
+            };
+            p.exe = lasting.exe;
+            p.exe_is_32_bit = lasting.exe_is_32_bit;
+            p.root = lasting.root;
+            p.namespaces = lasting.namespaces;
+            p.threads = read_threads(p, depth, &tids)?;
             p.timers = read_timers(&dir)?;
             p.vmas = read_vmas(p.speaker, depth)?;
             if depth == Depth::Smaps {
                 p.guards = pagemap::guards_of(p.speaker, p.vmas.iter().map(Vma::range)).ok();
             }
-            p.fds = read_fds(pid, &dir)?;
+            p.fds = read_fds(pid, p.speaker)?;
             Ok(())
         };
         match fill(&mut p) {
@@ -488,7 +534,7 @@ impl ProcessView {
 /// The thread by which a process's memory and tables are reached: its first, or another if that one has ended.
 pub fn speaker(pid: Pid) -> Pid {
     let runs = |tid: &Pid| {
-        let stat = std::fs::read(format!("/proc/{tid}/stat")).ok();
+        let stat = read_record(&format!("/proc/{tid}/stat")).ok();
         stat.and_then(|t| Stat::parse(&t)).is_some_and(|s| !s.is_zombie())
     };
     if runs(&pid) {
@@ -510,7 +556,7 @@ pub fn read_vmas(pid: Pid, depth: Depth) -> Result<Vec<Vma>> {
         Depth::Smaps => "smaps",
     };
     let path = format!("/proc/{pid}/{file}");
-    let text = std::fs::read(&path).on("read", || path.clone())?;
+    let text = read_all(&path).on("read", || path.clone())?;
     let parsed = match depth {
         Depth::Maps => maps::parse_maps(&text),
         Depth::Smaps => maps::parse_smaps(&text),
@@ -542,30 +588,17 @@ fn malformed(path: &str) -> Error {
 
 fn read_stat(dir: &str) -> Result<Stat> {
     let path = format!("{dir}/stat");
-    Stat::parse(&read_small(&path)?).ok_or_else(|| malformed(&path))
+    Stat::parse(&read_record(&path).on("read", || path.clone())?).ok_or_else(|| malformed(&path))
 }
 
 fn read_status(dir: &str) -> Result<Status> {
     let path = format!("{dir}/status");
     // The name of a process may hold any byte; the rest is ASCII.
-    let text = read_small(&path)?;
+    let text = read_record(&path).on("read", || path.clone())?;
     Status::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&path))
 }
 
-/// Reads a file of /proc that mostly fits a page: in one call then, of which a process of many threads takes thousands.
-fn read_small(path: &str) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut file = std::fs::File::open(path).on("open", || path)?;
-    let mut text = vec![0; 4096];
-    let n = file.read(&mut text).on("read", || path)?;
-    text.truncate(n);
-    if n == 4096 {
-        file.read_to_end(&mut text).on("read", || path)?;
-    }
-    Ok(text)
-}
-
-fn read_link(dir: &str, name: &str) -> Result<LinkView> {
+pub(super) fn read_link(dir: &str, name: &str) -> Result<LinkView> {
     let path = format!("{dir}/{name}");
     let link = std::fs::read_link(&path).on("readlink", || path.clone())?;
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
@@ -576,86 +609,43 @@ fn read_link(dir: &str, name: &str) -> Result<LinkView> {
     })
 }
 
-/// Byte 4 of an ELF file is its class: 1 for 32 bits.
-fn is_32_bit(dir: &str) -> Result<bool> {
-    use std::io::Read;
-    let path = format!("{dir}/exe");
-    let mut head = [0; 5];
-    let mut file = std::fs::File::open(&path).on("open", || path.clone())?;
-    Ok(file.read_exact(&mut head).is_ok() && head == [0x7f, b'E', b'L', b'F', 1])
-}
-
-pub(super) fn read_namespaces(dir: &str) -> Result<BTreeMap<String, u64>> {
-    let mut out = BTreeMap::new();
-    for kind in [
-        "cgroup",
-        "ipc",
-        "mnt",
-        "net",
-        "pid",
-        "pid_for_children",
-        "time",
-        "time_for_children",
-        "user",
-        "uts",
-    ] {
-        let Ok(link) = std::fs::read_link(format!("{dir}/ns/{kind}")) else {
-            continue;
-        };
-        let text = link.to_string_lossy();
-        let inode = text
-            .split_once('[')
-            .and_then(|(_, n)| n.strip_suffix(']')?.parse().ok());
-        if let Some(inode) = inode {
-            out.insert(kind.to_owned(), inode);
-        }
-    }
-    Ok(out)
-}
-
-fn read_threads(p: &ProcessView, depth: Depth) -> Result<Vec<ThreadView>> {
+fn read_threads(p: &ProcessView, depth: Depth, tids: &[Pid]) -> Result<Vec<ThreadView>> {
     let path = format!("/proc/{}/task", p.pid);
-    let mut tids: Vec<i32> = std::fs::read_dir(&path)
-        .on("readdir", || path.clone())?
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut tids: Vec<i32> = tids.iter().map(|t| t.0).collect();
     tids.sort_unstable();
-    let mut out = Vec::with_capacity(tids.len());
-    for tid in tids {
-        if tid == p.pid.0 && p.stat.is_zombie() {
-            // It has ended before the others; what is left of it goes with the process.
-            continue;
-        }
-        if tid == p.pid.0 {
-            // The process's own stat sums over the threads; state and masks are the leader's either way.
-            out.push(ThreadView {
+    let read = |tid: &i32| -> Result<Option<ThreadView>> {
+        if *tid == p.pid.0 {
+            // The process's own stat sums over the threads; state and masks are the leader's either way. One that has
+            // ended before the others goes with the process.
+            return Ok((!p.stat.is_zombie()).then(|| ThreadView {
                 tid: p.pid,
                 stat: p.stat.clone(),
                 status: p.status.clone(),
                 own_namespaces: Vec::new(),
-            });
-            continue;
+            }));
         }
         let dir = format!("{path}/{tid}");
         match read_stat(&dir).and_then(|stat| Ok((stat, read_status(&dir)?))) {
-            Ok((stat, status)) => out.push(ThreadView {
-                tid: Pid(tid),
+            Ok((stat, status)) => Ok(Some(ThreadView {
+                tid: Pid(*tid),
                 stat,
                 status,
                 own_namespaces: match depth {
                     Depth::Maps => Vec::new(),
                     Depth::Smaps => own_namespaces(&dir, p),
                 },
-            }),
+            })),
             Err(Error::Kernel {
                 errno: Errno::ENOENT | Errno::ESRCH,
                 ..
-            }) => {}
-            Err(e) => return Err(e),
+            }) => Ok(None),
+            Err(e) => Err(e),
         }
-    }
-    Ok(out)
+    };
+    crew::each(&tids, read)
+        .into_iter()
+        .filter_map(Result::transpose)
+        .collect()
 }
 
 /// The kinds of namespace that a thread can leave alone.
@@ -679,30 +669,30 @@ fn own_namespaces(dir: &str, p: &ProcessView) -> Vec<&'static str> {
 fn read_timers(dir: &str) -> Result<Vec<Timer>> {
     let path = format!("{dir}/timers");
     // Without CONFIG_CHECKPOINT_RESTORE there is no such file; `plan` refuses then.
-    let text = std::fs::read_to_string(&path).on("read", || path.clone())?;
+    let text = looks::string(&path).on("read", || path.clone())?;
     timers::parse(&text).ok_or_else(|| malformed(&path))
 }
 
-fn read_fds(pid: Pid, dir: &str) -> Result<Vec<FdView>> {
-    let path = format!("{dir}/fd");
+fn read_fds(pid: Pid, by: Pid) -> Result<Vec<FdView>> {
+    let path = format!("/proc/{by}/fd");
     let mut fds: Vec<i32> = std::fs::read_dir(&path)
         .on("readdir", || path.clone())?
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect();
     fds.sort_unstable();
-    let mut out = Vec::with_capacity(fds.len());
-    for fd in fds {
-        match read_fd_in(dir, pid, fd) {
-            Ok(view) => out.push(view),
-            // Closed since the directory was read.
-            Err(Error::Kernel {
-                errno: Errno::ENOENT, ..
-            }) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(out)
+    let read = |fd: &i32| match read_fd_by(by, pid, *fd) {
+        Ok(view) => Ok(Some(view)),
+        // Closed since the directory was read.
+        Err(Error::Kernel {
+            errno: Errno::ENOENT, ..
+        }) => Ok(None),
+        Err(e) => Err(e),
+    };
+    crew::each(&fds, read)
+        .into_iter()
+        .filter_map(Result::transpose)
+        .collect()
 }
 
 /// The link of the socket with this inode.
@@ -712,19 +702,19 @@ pub fn socket_link(inode: u64) -> Vec<u8> {
 
 /// Reads one fd of a process.
 pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
-    read_fd_in(&format!("/proc/{pid}"), pid, fd)
+    read_fd_by(speaker(pid), pid, fd)
 }
 
-fn read_fd_in(dir: &str, pid: Pid, fd: i32) -> Result<FdView> {
-    let path = format!("{dir}/fd/{fd}");
+fn read_fd_by(by: Pid, pid: Pid, fd: i32) -> Result<FdView> {
+    let path = format!("/proc/{by}/fd/{fd}");
     let link = std::fs::read_link(&path)
         .on("readlink", || path.clone())?
         .into_os_string()
         .into_vec();
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
-    let info_path = format!("{dir}/fdinfo/{fd}");
-    let text = std::fs::read_to_string(&info_path).on("read", || info_path.clone())?;
-    let info = FdInfo::parse(&text).ok_or_else(|| malformed(&info_path))?;
+    let info_path = format!("/proc/{by}/fdinfo/{fd}");
+    let text = read_record(&info_path).on("read", || info_path.clone())?;
+    let info = FdInfo::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&info_path))?;
     // A kernel that does not tell leaves it empty, and no kind claims the socket.
     let socket = link.starts_with(b"socket:[");
     let protocol = if socket {
@@ -734,6 +724,7 @@ fn read_fd_in(dir: &str, pid: Pid, fd: i32) -> Result<FdView> {
     };
     Ok(FdView {
         pid,
+        by,
         fd,
         link,
         stat,

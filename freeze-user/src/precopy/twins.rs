@@ -1,6 +1,5 @@
 //! Pages that processes of a set still share since one was forked off the other: stored once for all of them.
 
-use crate::dirty::intersect;
 use crate::error::Result;
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
 use crate::observe::view::speaker;
@@ -15,31 +14,48 @@ const WINDOW: u64 = 64 << 20;
 /// Pages compared by their contents in one go.
 const PIECE: u64 = 1 << 20;
 
-/// The processes that have been stored so far, with what each has populated; all of them stand still.
+/// The processes that have been stored so far, all of which stand still.
 #[derive(Debug, Default)]
-pub(crate) struct Twins(Vec<(Pid, Vec<Range>)>);
+pub(crate) struct Twins {
+    stored: Vec<Pid>,
+    /// The parent of the draft does not tell which pages one of them shares.
+    fresh: bool,
+}
 
 impl Twins {
     /// Makes the draft take those pages of `pid` that are pages of a process stored before from that one, and returns
     /// them: they need not be copied. Relatives share at equal addresses only.
-    pub(crate) fn share(&mut self, pid: Pid, populated: &[Range], draft: &mut Draft) -> Result<Vec<Range>> {
-        let mut open = populated.to_vec();
-        let mut own: Option<Pagemap> = None;
-        for (other, theirs) in &self.0 {
-            let common = intersect(&open, theirs);
-            if common.is_empty() {
-                continue;
-            }
-            let mine = match &own {
-                Some(map) => map,
-                None => own.insert(pagemap::open(speaker(pid))?),
+    ///
+    /// `changed`: the pages that may be shared otherwise than in the draft's parent, if that tells of the others.
+    /// `all`: those that there are.
+    pub(crate) fn share(
+        &mut self,
+        pid: Pid,
+        changed: Option<&Vec<Range>>,
+        all: impl FnOnce() -> Result<Vec<Range>>,
+        draft: &mut Draft,
+    ) -> Result<Vec<Range>> {
+        self.fresh |= changed.is_none();
+        let mut taken = Vec::new();
+        if !self.stored.is_empty() {
+            let candidates = match changed.filter(|_| !self.fresh) {
+                Some(changed) => changed.clone(),
+                None => all()?,
             };
-            let same = same_pages(mine, &pagemap::open(speaker(*other))?, &common)?;
-            let shared = draft.share(SpaceId::private(pid), SpaceId::private(*other), &same);
-            open = subtract(&open, &shared);
+            let mut open = candidates.clone();
+            let mine = pagemap::open(speaker(pid))?;
+            for other in &self.stored {
+                if open.is_empty() {
+                    break;
+                }
+                let same = same_pages(&mine, &pagemap::open(speaker(*other))?, &open)?;
+                let shared = draft.share(SpaceId::private(pid), SpaceId::private(*other), &same);
+                open = subtract(&open, &shared);
+            }
+            taken = subtract(&candidates, &open);
         }
-        self.0.push((pid, populated.to_vec()));
-        Ok(subtract(populated, &open))
+        self.stored.push(pid);
+        Ok(taken)
     }
 }
 

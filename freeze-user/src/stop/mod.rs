@@ -6,14 +6,15 @@ use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{Pid, Range};
 use crate::kinds::threads::restart::shortened;
 use crate::kinds::threads::{is_64_bit, undisturbed};
-use crate::observe::view::{Depth, ProcessView, View, read_vmas, tasks};
+use crate::observe::procfile::read_record;
+use crate::observe::view::{Depth, Lasting, ProcessView, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
 use crate::proc::status::Status;
 use crate::store::Committed;
 use crate::sys::deadline::Deadline;
 use crate::sys::sched::Realtime;
-use crate::sys::{self, fault, pagemap};
+use crate::sys::{self, fault, laps, limit, pagemap};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
 use std::collections::BTreeMap;
@@ -28,13 +29,21 @@ pub struct Frozen {
     pub view: View,
     /// When the first thread was asked to halt.
     pub since: Instant,
-    /// Which processes' VmFlags were read before the stop, and must be found the same after it.
+    /// What was read before the stop, and must be found the same after it.
     pub trusted: Vec<Trusted>,
     _ahead: Realtime,
 }
 
-/// From how many resident bytes on a process's VmFlags are not read in the pause: smaps walks its page tables.
-const LARGE: u64 = 32 << 20;
+/// What was read of a process before the stop and holds for it.
+#[derive(Debug)]
+pub struct Trusted {
+    /// The thread by which it is looked at.
+    by: Pid,
+    lasting: Lasting,
+    /// With their VmFlags, which smaps tells, walking the page tables; empty if they were read in the pause.
+    vmas: Vec<Vma>,
+    guards: Option<Vec<Range>>,
+}
 
 /// How often the whole stop is tried when threads end in the midst of it.
 const ATTEMPTS: usize = 50;
@@ -50,8 +59,8 @@ const LOOKS: usize = 100;
 
 /// Stops everything that the plan holds, and what has been forked since; refuses what came and can't be carried.
 ///
-/// With `trust`, the VmFlags of large processes are taken from the plan where a mapping is the same; the caller then
-/// has to compare [`Frozen::trusted`] after the resume.
+/// With `trust`, what hardly ever changes is taken from the plan; the caller then has to compare [`Frozen::trusted`] after
+/// the resume.
 pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
     for _ in 1..ATTEMPTS {
         if let Some(frozen) = attempt(&planned, host, trust)? {
@@ -73,9 +82,9 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
 fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     let waits = Waits::look(&planned.view.roots);
     let ahead = Realtime::enter();
-    let since = Instant::now();
+    let mut since = None;
     let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
-    let gathered = gather(planned, host, trust, &waits, &mut stopped);
+    let gathered = gather(planned, host, trust, &waits, &mut stopped, &mut since);
     // Whoever is let go at once must not see that it was stopped either.
     for thread in stopped.values_mut().flatten() {
         smooth_alone(thread, &waits);
@@ -83,14 +92,11 @@ fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     Ok(gathered?.map(|(processes, view, trusted)| Frozen {
         processes,
         view,
-        since,
+        since: since.unwrap_or_else(Instant::now),
         trusted,
         _ahead: ahead,
     }))
 }
-
-/// A process with its mappings and guard pages as they were read before the stop.
-pub type Trusted = (Pid, Vec<Vma>, Option<Vec<Range>>);
 
 type Gathered = (Vec<StoppedProcess>, View, Vec<Trusted>);
 
@@ -101,12 +107,15 @@ fn gather(
     trust: bool,
     waits: &Waits,
     stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
+    since: &mut Option<Instant>,
 ) -> Result<Option<Gathered>> {
     let roots = planned.view.roots.clone();
-    if !halt_all(&roots, waits, stopped)? {
+    let Some(standing) = halt_all(&roots, waits, stopped, since)? else {
         return Ok(None);
-    }
-    let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
+    };
+    laps::lap("halt");
+    let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view), trust, standing)?;
+    laps::lap("look at /proc");
     for p in &mut view.processes {
         p.threads.retain(|t| !t.stat.is_zombie());
     }
@@ -128,9 +137,12 @@ fn gather(
         return Ok(None);
     }
     let trusted = fill_flags(&mut view, &planned.view, trust)?;
+    laps::lap("mapping flags");
+    limit::check()?;
     fault::point("view")?;
     // The same verdict once more, on what is there now: a change for the worse lets everything go again.
     let Plan { view } = plan(view, host)?;
+    laps::lap("verdict");
     let mut processes = Vec::with_capacity(view.processes.len());
     for p in view.processes.iter().filter(|p| !p.is_dead()) {
         let mut threads = stopped.remove(&p.pid).unwrap_or_default();
@@ -142,22 +154,28 @@ fn gather(
         processes.push(StoppedProcess::new(p.clone(), threads)?);
         fault::point("smooth")?;
     }
+    laps::lap("smooth");
     Ok(Some((processes, view, trusted)))
 }
 
-/// Gives the vmas of a stopped set their VmFlags: read anew, or for large processes those of `before`.
+/// Gives the vmas of a stopped set their VmFlags: those of `before` if they are trusted, or read anew.
 fn fill_flags(view: &mut View, before: &View, trust: bool) -> Result<Vec<Trusted>> {
     let mut trusted = Vec::new();
     for p in view.processes.iter_mut().filter(|p| !p.is_dead()) {
-        let known = before
-            .get(p.pid)
-            .filter(|b| trust && b.status.rss_kib << 10 >= LARGE && b.stat.start_time == p.stat.start_time);
-        match known.is_some_and(|b| take_flags(&mut p.vmas, &b.vmas)) {
-            true => {
-                p.guards = known.and_then(|b| b.guards.clone());
-                trusted.push((p.speaker, p.vmas.clone(), p.guards.clone()));
-            }
+        let known = before.get(p.pid);
+        let known = known.filter(|b| trust && b.stat.start_time == p.stat.start_time);
+        let same = known.is_some_and(|b| take_flags(&mut p.vmas, &b.vmas));
+        match same {
+            true => p.guards = known.and_then(|b| b.guards.clone()),
             false => p.vmas = read_vmas(p.speaker, Depth::Smaps)?,
+        }
+        if known.is_some() {
+            trusted.push(Trusted {
+                by: p.speaker,
+                lasting: p.lasting(),
+                vmas: if same { p.vmas.clone() } else { Vec::new() },
+                guards: p.guards.clone(),
+            });
         }
     }
     Ok(trusted)
@@ -176,43 +194,64 @@ fn take_flags(vmas: &mut [Vma], before: &[Vma]) -> bool {
     })
 }
 
-/// Whether every mapping that was trusted has the flags it was trusted to have.
+/// Whether everything is as it was trusted to be.
 ///
 /// The same before the stop and after the resume is the same in between, short of being changed twice within the
 /// milliseconds of a checkpoint.
 pub fn trust_was_right(trusted: &[Trusted]) -> bool {
-    trusted.iter().all(|(pid, vmas, guards)| {
-        let guards_now = pagemap::guards_of(*pid, vmas.iter().map(Vma::range)).ok();
-        if guards_now.is_some() && guards_now != *guards {
-            return false;
+    trusted.iter().all(|t| {
+        let lasting = Lasting::of(t.by);
+        let flags = (!t.vmas.is_empty()).then(|| read_vmas(t.by, Depth::Smaps));
+        if t.guards.is_some() {
+            let now = pagemap::guards_of(t.by, t.vmas.iter().map(Vma::range)).ok();
+            if now.is_some() && now != t.guards {
+                tracing::debug!(pid = %t.by, "guard pages changed while they were trusted not to");
+                return false;
+            }
         }
-        let Ok(now) = read_vmas(*pid, Depth::Smaps) else {
-            return true;
-        };
-        vmas.iter().all(|v| {
-            now.iter()
-                .find(|n| n.range() == v.range())
-                .is_none_or(|n| lasting(n) == lasting(v))
-        })
+        // A process that has ended since tells nothing.
+        let lasts = lasting.ok().is_none_or(|now| now.agrees(&t.lasting));
+        let flagged = flags.and_then(Result::ok);
+        let flagged = flagged.is_none_or(|now| same_flags(&t.vmas, &now));
+        if !lasts || !flagged {
+            tracing::debug!(pid = %t.by, lasts, flagged, "changed while it was trusted not to");
+        }
+        lasts && flagged
+    })
+}
+
+/// Whether mappings that are still there have the same flags; both in order of address.
+fn same_flags(then: &[Vma], now: &[Vma]) -> bool {
+    then.iter().all(|v| {
+        let found = now.binary_search_by_key(&v.start, |n| n.start);
+        let same_place = found.map(|i| &now[i]).ok().filter(|n| n.end == v.end);
+        same_place.is_none_or(|n| n.key == v.key && kept(n).eq(kept(v)))
     })
 }
 
 /// The flags that are the program's own doing: `uw` is the tracking of written pages, `sd` a page's soft-dirty bit.
-fn lasting(v: &Vma) -> (u8, Vec<&[u8; 2]>) {
-    let flags = v.flags.iter().filter(|f| *f != b"uw" && *f != b"sd");
-    (v.key, flags.collect())
+fn kept(v: &Vma) -> impl Iterator<Item = &[u8; 2]> {
+    v.flags.iter().filter(|f| *f != b"uw" && *f != b"sd")
 }
 
 /// Halts rounds of threads until a look at /proc finds none that is not halted.
 ///
-/// False if some thread did not halt while the others stood still, and did once they ran again: the parent of a vfork
-/// waits uninterruptibly for the very child that we have stopped.
-fn halt_all(roots: &[Pid], waits: &Waits, stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<bool> {
+/// Returns all threads, each with its process. None if some thread did not halt while the others stood still, and did once
+/// they ran again: the parent of a vfork waits uninterruptibly for the very child that we have stopped.
+///
+/// `since` becomes the moment at which the first was asked to halt.
+fn halt_all(
+    roots: &[Pid],
+    waits: &Waits,
+    stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
+    since: &mut Option<Instant>,
+) -> Result<Option<Vec<(Pid, Pid)>>> {
     let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
         let mut failed = Ok(());
-        for (pid, tid) in tasks(roots)? {
+        let all = tasks(roots)?;
+        for &(pid, tid) in &all {
             let known = stopped
                 .get(&pid)
                 .is_some_and(|list| list.iter().any(|t| t.tid() == tid));
@@ -220,10 +259,8 @@ fn halt_all(roots: &[Pid], waits: &Waits, stopped: &mut BTreeMap<Pid, Vec<Stoppe
                 continue;
             }
             match Seized::seize(tid, 0) {
-                Ok(Some(seized)) => {
-                    seized.interrupt();
-                    fresh.push((pid, seized));
-                }
+                // It runs on until all are seized, which takes longer than to halt them.
+                Ok(Some(seized)) => fresh.push((pid, seized)),
                 Ok(None) => {}
                 Err(e) => {
                     failed = Err(already_traced(pid, tid, e));
@@ -231,13 +268,18 @@ fn halt_all(roots: &[Pid], waits: &Waits, stopped: &mut BTreeMap<Pid, Vec<Stoppe
                 }
             }
         }
+        if since.is_none() {
+            *since = Some(Instant::now());
+            laps::begin();
+        }
+        fresh.iter().for_each(|(_, seized)| seized.interrupt());
         if fresh.is_empty() && failed.is_ok() {
             return match roots.iter().find(|r| !stopped.contains_key(r)) {
                 Some(gone) => Err(Error::Died {
                     pid: *gone,
                     how: "ended while it was being stopped".into(),
                 }),
-                None => Ok(true),
+                None => Ok(Some(all)),
             };
         }
         failed = failed.and_then(|()| fault::point("seized"));
@@ -266,7 +308,7 @@ fn halt_all(roots: &[Pid], waits: &Waits, stopped: &mut BTreeMap<Pid, Vec<Stoppe
                     smooth_alone(&mut thread, waits);
                 }
             }
-            return failed.map(|()| false);
+            return failed.map(|()| None);
         }
         failed?;
     }
@@ -291,7 +333,7 @@ fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
 
 /// The same for a thread of which nothing is known but that it stands still; 32-bit code is left as it is.
 fn smooth_alone(thread: &mut Stopped, waits: &Waits) {
-    let text = std::fs::read(format!("/proc/{}/status", thread.tid())).unwrap_or_default();
+    let text = read_record(&format!("/proc/{}/status", thread.tid())).unwrap_or_default();
     let status = Status::parse(&String::from_utf8_lossy(&text));
     let _ = smooth_thread(thread, status.as_ref(), waits);
 }
@@ -348,7 +390,9 @@ impl Frozen {
         for process in processes {
             first = first.and(process.release().map_err(|e| e.fate(Fate::PutBack)));
         }
-        first.map(|()| since.elapsed().as_nanos() as u64)
+        let pause = since.elapsed().as_nanos() as u64;
+        laps::lap("resume");
+        first.map(|()| pause)
     }
 
     /// Ends the whole set; the proof is that it is stored.

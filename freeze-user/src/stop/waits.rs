@@ -7,6 +7,7 @@
 
 use crate::ids::Pid;
 use crate::observe::peek::Peek;
+use crate::observe::procfile::read_record;
 use crate::observe::view::tasks;
 use crate::sys::sched::{affinity, set_affinity};
 use std::collections::BTreeMap;
@@ -78,7 +79,8 @@ impl Waits {
 
 /// Whether a thread sleeps in a call that ends after some time, of those in which freeze can say how much is left.
 fn waits_for_a_time(tid: Pid) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let text = read_record(&format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let mut words = text.split_ascii_whitespace();
     let Some(Ok(call)) = words.next().map(str::parse::<i64>) else {
         return false;
@@ -103,14 +105,14 @@ fn waits_for_a_time(tid: Pid) -> bool {
 
 /// The CPU a thread ran on last: field 39 of stat.
 fn cpu_of(tid: Pid) -> Option<usize> {
-    let text = std::fs::read(format!("/proc/{tid}/stat")).ok()?;
+    let text = read_record(&format!("/proc/{tid}/stat")).ok()?;
     let after = text.iter().rposition(|b| *b == b')')? + 1;
     let rest = std::str::from_utf8(&text[after..]).ok()?;
     rest.split_ascii_whitespace().nth(36)?.parse().ok()
 }
 
 fn schedule(path: &str) -> Option<Schedule> {
-    parse(&std::fs::read_to_string(path).ok()?)
+    parse(&String::from_utf8_lossy(&read_record(path).ok()?))
 }
 
 fn parse(text: &str) -> Option<Schedule> {

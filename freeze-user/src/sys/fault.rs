@@ -12,7 +12,11 @@ thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(0) };
     static ACT: Cell<Act> = const { Cell::new(Act::Fail) };
     static FIRED: Cell<Option<&'static str>> = const { Cell::new(None) };
+    static MEDDLE: Cell<Option<Meddling>> = const { Cell::new(None) };
 }
+
+/// The name of a point, and what is to be done whenever it is passed.
+type Meddling = (&'static str, fn());
 
 /// What happens at the chosen point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,13 @@ pub fn arm(n: usize, act: Act) -> Armed {
     Armed(())
 }
 
+/// Has something done whenever this thread passes the point of this name from now on.
+pub fn meddle(name: &'static str, what: fn()) -> Armed {
+    LEFT.set(usize::MAX);
+    MEDDLE.set(Some((name, what)));
+    Armed(())
+}
+
 impl Armed {
     /// The point at which it happened, if it did.
     pub fn fired(&self) -> Option<&'static str> {
@@ -48,6 +59,7 @@ impl Drop for Armed {
     fn drop(&mut self) {
         LEFT.set(0);
         FIRED.set(None);
+        MEDDLE.set(None);
     }
 }
 
@@ -75,8 +87,9 @@ pub fn arm_from_env() {
 
 /// Does work in a thread of its own, which passes the points that this one was armed for.
 pub fn in_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> std::thread::Result<T> {
-    let (left, act) = (LEFT.get(), ACT.get());
+    let (left, act, meddle) = (LEFT.get(), ACT.get(), MEDDLE.get());
     let armed = || {
+        MEDDLE.set(meddle);
         LEFT.set(left);
         ACT.set(act);
         let done = work();
@@ -97,6 +110,12 @@ pub fn point(name: &'static str) -> Result<()> {
 }
 
 fn reached(name: &'static str, left: usize) -> Result<()> {
+    if let Some((at, what)) = MEDDLE.get() {
+        if at == name {
+            what();
+        }
+        return Ok(());
+    }
     LEFT.set(left);
     if left > 0 {
         return Ok(());

@@ -48,6 +48,36 @@ pub fn sem_values(id: i32) -> Sys<Vec<u16>> {
     Ok(out)
 }
 
+/// How many semaphore sets there are in the namespace of this thread (SEM_INFO).
+pub fn sem_count_all() -> Sys<i32> {
+    const SEM_INFO: u64 = 19;
+    // struct seminfo: ten numbers, of which the eighth (semusz) is the count.
+    let mut info = [0i32; 10];
+    // SAFETY: the call fills a struct seminfo.
+    unsafe { raw(libc::SYS_semctl, [0, 0, SEM_INFO, info.as_mut_ptr() as u64, 0, 0])? };
+    Ok(info[7])
+}
+
+/// How many message queues there are (MSG_INFO).
+pub fn msg_count_all() -> Sys<i32> {
+    const MSG_INFO: u64 = 12;
+    // struct msginfo: seven numbers, of which the first (msgpool) is the count, and a short.
+    let mut info = [0i32; 8];
+    // SAFETY: the call fills a struct msginfo.
+    unsafe { raw(libc::SYS_msgctl, [0, MSG_INFO, info.as_mut_ptr() as u64, 0, 0, 0])? };
+    Ok(info[0])
+}
+
+/// How many segments of shared memory there are (SHM_INFO).
+pub fn shm_count_all() -> Sys<i32> {
+    const SHM_INFO: u64 = 14;
+    // struct shm_info: a number, the count, and five longs.
+    let mut info = [0u64; 6];
+    // SAFETY: the call fills a struct shm_info.
+    unsafe { raw(libc::SYS_shmctl, [0, SHM_INFO, info.as_mut_ptr() as u64, 0, 0, 0])? };
+    Ok(info[0] as i32)
+}
+
 /// semctl(GETPID): who operated on it last.
 pub fn sem_pid(id: i32, number: u16) -> Sys<i32> {
     plain(libc::SYS_semctl, [id as u64, u64::from(number), GETPID, 0, 0, 0]).map(|p| p as i32)

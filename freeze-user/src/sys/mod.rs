@@ -14,6 +14,8 @@ pub mod ended;
 pub mod fanotify;
 pub mod interrupt;
 pub mod ipc;
+pub mod laps;
+pub mod limit;
 pub mod mqueue;
 pub mod multicast;
 pub mod ns;

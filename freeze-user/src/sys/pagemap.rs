@@ -13,6 +13,7 @@
 use crate::error::{Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, normalize};
 use nix::errno::Errno;
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -28,6 +29,8 @@ pub const PRESENT: u64 = 1 << 3;
 pub const SWAPPED: u64 = 1 << 4;
 /// The shared page of zeros.
 pub const PFNZERO: u64 = 1 << 5;
+/// Mapped as one huge page.
+pub const HUGE: u64 = 1 << 6;
 /// `MADV_GUARD_INSTALL`, known to Linux 6.15 and later.
 pub const GUARD: u64 = 1 << 8;
 
@@ -196,6 +199,27 @@ pub struct Pagemap {
     guard: u64,
     /// The frame of the page of zeros, where frames are shown.
     zero: Option<u64>,
+    /// Room for answers, kept from one scan to the next.
+    regions: Regions,
+}
+
+#[derive(Default)]
+struct Regions(Cell<Vec<PageRegion>>);
+
+impl Regions {
+    fn take(&self) -> Vec<PageRegion> {
+        self.0.take()
+    }
+
+    fn set(&self, regions: Vec<PageRegion>) {
+        self.0.set(regions);
+    }
+}
+
+impl std::fmt::Debug for Regions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Regions")
+    }
 }
 
 /// Opens /proc/PID/pagemap and finds out what this kernel can answer.
@@ -216,6 +240,7 @@ pub fn open(pid: Pid) -> Result<Pagemap> {
         scans: true,
         guard: GUARD,
         zero: None,
+        regions: Regions::default(),
     };
     // An empty range: the arguments are looked at, the memory is not.
     let nothing = Range::new(0, 0);
@@ -391,7 +416,8 @@ impl Pagemap {
         let Some(mut rest) = range.intersect(Range::new(0, USER_END)) else {
             return Ok(());
         };
-        let mut regions = Vec::with_capacity(REGIONS);
+        let mut regions = self.regions.take();
+        regions.reserve(REGIONS);
         while !rest.is_empty() {
             let walked = self
                 .call(rest, ask, &mut regions)
@@ -405,6 +431,7 @@ impl Pagemap {
             }
             rest.start = walked;
         }
+        self.regions.set(regions);
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use raw::{get_dispatch, get_mask, get_regs, set_dispatch, set_mask, set_regs};
 use regs::Regs;
 pub use replay::Replay;
+use std::cell::OnceCell;
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -257,6 +258,8 @@ pub struct Stopped {
     replay: Option<Replay>,
     /// How long it had been asleep in the call it was found in, as far as that is known.
     asleep: Duration,
+    /// Its extended state, once it was asked for.
+    extended: OnceCell<Vec<u8>>,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -275,6 +278,7 @@ impl Stopped {
                 undispatched: false,
                 replay: None,
                 asleep: Duration::ZERO,
+                extended: OnceCell::new(),
                 _one_thread: PhantomData,
             })),
             Err(Errno::ESRCH) => Ok(None),
@@ -321,7 +325,14 @@ impl Stopped {
     }
 
     /// Its extended state (NT_X86_XSTATE), as many bytes as this CPU has.
-    pub fn xstate(&self) -> Result<Vec<u8>> {
+    pub fn xstate(&self) -> Result<&[u8]> {
+        if self.extended.get().is_none() {
+            let _ = self.extended.set(self.read_xstate()?);
+        }
+        Ok(self.extended.get().map_or(&[], Vec::as_slice))
+    }
+
+    fn read_xstate(&self) -> Result<Vec<u8>> {
         let mut buf = vec![0u8; 16384];
         loop {
             let mut iov = libc::iovec {
@@ -344,10 +355,11 @@ impl Stopped {
     }
 
     /// Sets its extended state; one from a kernel or CPU with fewer features is taken for what this one has at the start.
-    pub fn set_xstate(&self, state: &[u8]) -> Result<()> {
+    pub fn set_xstate(&mut self, state: &[u8]) -> Result<()> {
         // The kernel takes its own size only.
         let mut state = state.to_vec();
         state.resize(self.xstate()?.len().max(state.len()), 0);
+        self.extended = OnceCell::new();
         let iov = libc::iovec {
             iov_base: state.as_ptr().cast_mut().cast(),
             iov_len: state.len(),
@@ -577,6 +589,17 @@ impl Stopped {
         Ok(())
     }
 
+    /// Puts registers and mask back where it stands, at the end of a tape: if we die it takes the tape's last signal,
+    /// which is ignored, and goes on as found.
+    fn settle(&mut self) -> Result<()> {
+        if self.changed {
+            set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
+            set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+            self.changed = false;
+        }
+        self.dispatch_again()
+    }
+
     /// Puts registers and mask back and brings it into an event stop, from which it goes on by itself if we die.
     pub fn park(&mut self) -> Result<()> {
         self.begin_park()?;
@@ -728,12 +751,7 @@ impl Stopped {
     }
 
     fn let_go(&mut self) -> Result<()> {
-        if self.changed {
-            set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
-            set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
-            self.changed = false;
-        }
-        self.dispatch_again()?;
+        self.settle()?;
         ptrace(libc::PTRACE_DETACH, self.tid, 0, self.withheld as u64)
             .map_err(|e| self.lost("ptrace(DETACH)", e))
             .map(drop)

@@ -1,7 +1,7 @@
 //! A whole process at a halt: all its threads, its scratch mapping, and the way to run tapes in it.
 
-use super::tape::{Ran, Scratch, Tape};
-use super::{SUSPEND_SECCOMP, Stopped, park_all, play_all};
+use super::tape::{Mark, Ran, Scratch, Started, Tape};
+use super::{SUSPEND_SECCOMP, Stopped, play_all};
 use crate::error::{Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::observe::view::ProcessView;
@@ -13,8 +13,24 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 const SCRATCH_PAGES: u64 = 16;
 
 /// How many of them one of many threads has, when all play at the same time; and how many threads do.
-const LANE_PAGES: u64 = 8;
+const LANE_PAGES: u64 = 16;
 const LANES: u64 = 64;
+
+/// What a kind asks a process, or each of its threads: the calls it puts on a tape.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    pub tag: &'static str,
+    /// Each thread, or the first alone.
+    pub each: bool,
+    pub put: fn(&mut Tape<'_>, &ProcessView),
+}
+
+/// What one thread answered, and where on its tape each question begins.
+#[derive(Debug, Default)]
+struct Answered {
+    ran: Ran,
+    marks: Vec<(&'static str, Mark)>,
+}
 
 /// A process whose threads all stand still. Dropping it removes the scratch mapping and lets every thread go on as found.
 #[derive(Debug)]
@@ -25,6 +41,12 @@ pub struct StoppedProcess {
     scratch: Option<Scratch>,
     /// Which thread stands at the end of the last tape.
     played: usize,
+    /// The parts of the scratch mapping in which threads can play at the same time.
+    lanes: Vec<Scratch>,
+    /// By thread, once they were asked.
+    answered: Vec<Answered>,
+    /// Tapes with questions, under way.
+    asking: Vec<(Started, Answered)>,
     pidfd: OwnedFd,
     /// Of the thread that has the descriptors, if the first has ended.
     speaker: Option<OwnedFd>,
@@ -50,6 +72,9 @@ impl StoppedProcess {
             threads,
             scratch: None,
             played: 0,
+            lanes: Vec::new(),
+            answered: Vec::new(),
+            asking: Vec::new(),
             pidfd,
             speaker,
             silent: Vec::new(),
@@ -125,23 +150,88 @@ impl StoppedProcess {
             return Ok(vec![self.tape(|t| fill(0, t))?]);
         }
         self.map_scratch()?;
+        self.finish_asking()?;
         for n in 0..self.threads.len() {
             self.suspend_seccomp(n)?;
         }
-        self.threads[self.played].park()?;
-        let lanes = self
-            .scratch
-            .as_ref()
-            .map(|s| s.lanes(LANE_PAGES))
-            .unwrap_or_default();
+        self.threads[self.played].settle()?;
         let mut out = Vec::with_capacity(self.threads.len());
-        for some in self.threads.chunks_mut(lanes.len()) {
+        for some in self.threads.chunks_mut(self.lanes.len()) {
             let before = out.len();
-            out.extend(play_all(some, &lanes, &mut |n, t| fill(before + n, t))?);
+            out.extend(play_all(some, &self.lanes, &mut |n, t| fill(before + n, t))?);
             // The frames by which they would return without us lie where the next ones will have theirs.
-            park_all(some)?;
+            some.iter_mut().try_for_each(Stopped::settle)?;
         }
         Ok(out)
+    }
+
+    /// Sets its threads going on tapes with all the questions: one tape for each, since each costs some 40 µs.
+    pub fn ask(&mut self, questions: &[Question]) -> Result<()> {
+        self.map_scratch()?;
+        self.answered.clear();
+        for n in 0..self.threads.len() {
+            // Those that find no free lane have to wait.
+            if n > 0 && n % self.lanes.len() == 0 {
+                self.finish_asking()?;
+            }
+            self.suspend_seccomp(n)?;
+            let mut tape = self.lanes[n % self.lanes.len()].tape();
+            let mut marks = Vec::with_capacity(questions.len());
+            for question in questions.iter().filter(|q| q.each || n == 0) {
+                marks.push((question.tag, tape.mark()));
+                (question.put)(&mut tape, &self.view);
+            }
+            let thread = &mut self.threads[n];
+            let started = tape.start(thread)?;
+            started.go(thread)?;
+            let ran = Ran::default();
+            self.asking.push((started, Answered { ran, marks }));
+        }
+        Ok(())
+    }
+
+    /// Waits for the tapes with questions. All of them, whatever becomes of one: nothing else may be done to their threads.
+    pub fn finish_asking(&mut self) -> Result<()> {
+        let mut first = Ok(());
+        for (started, mut answered) in std::mem::take(&mut self.asking) {
+            let thread = &mut self.threads[self.answered.len()];
+            // Its lane may be needed for another.
+            let ran = started
+                .finish(thread)
+                .and_then(|ran| thread.settle().map(|()| ran));
+            match ran {
+                Ok(ran) => answered.ran = ran,
+                Err(e) => {
+                    answered.marks.clear();
+                    first = first.and(Err(e));
+                }
+            }
+            self.answered.push(answered);
+        }
+        first
+    }
+
+    /// What thread number `n` answered to the question `tag`, and what `put` makes of the places it put it in; once
+    /// [`StoppedProcess::finish_asking`] has been called.
+    pub fn answers<R>(
+        &self,
+        n: usize,
+        tag: &'static str,
+        put: impl FnOnce(&mut Tape<'_>, &ProcessView) -> R,
+    ) -> Result<(&Ran, R)> {
+        let found = self.answered.get(n).and_then(|answered| {
+            let (_, mark) = answered.marks.iter().find(|(known, _)| *known == tag)?;
+            let lane = self.lanes.get(n % self.lanes.len().max(1))?;
+            Some((&answered.ran, lane.tape().again(*mark)))
+        });
+        let Some((ran, mut tape)) = found else {
+            return Err(Error::kernel(
+                "ask",
+                format!("thread {n} of {}: {tag}", self.view.pid),
+                nix::errno::Errno::ENODATA,
+            ));
+        };
+        Ok((ran, put(&mut tape, &self.view)))
     }
 
     fn map_scratch(&mut self) -> Result<()> {
@@ -157,6 +247,7 @@ impl StoppedProcess {
             };
             let pages = SCRATCH_PAGES.max(LANES.min(many) * LANE_PAGES);
             let scratch = Scratch::map(first, pid, &self.view.vmas, &self.view.status, pages)?;
+            self.lanes = scratch.lanes(LANE_PAGES);
             self.scratch = Some(scratch);
         }
         Ok(())
@@ -165,9 +256,10 @@ impl StoppedProcess {
     /// Runs a tape on its thread number `index`.
     pub fn tape_on<R>(&mut self, index: usize, fill: impl FnOnce(&mut Tape<'_>) -> R) -> Result<(Ran, R)> {
         self.map_scratch()?;
+        self.finish_asking()?;
         // The frame by which a thread would return without us lies in the mapping that all share.
         if self.played != index {
-            self.threads[self.played].park()?;
+            self.threads[self.played].settle()?;
             self.played = index;
         }
         self.suspend_seccomp(index)?;
@@ -191,21 +283,22 @@ impl StoppedProcess {
         }
     }
 
-    /// Removes the scratch mapping and brings every thread into a stop from which it would go on by itself.
-    pub fn park(&mut self) -> Result<()> {
+    /// Removes the scratch mapping and puts every thread's registers back.
+    fn clear(&mut self) -> Result<()> {
+        self.finish_asking()?;
         // Nobody may stand on the mapping when it goes.
-        if let Some((_, others)) = self.threads.split_first_mut() {
-            park_all(others)?;
-        }
+        self.threads.iter_mut().skip(1).try_for_each(Stopped::settle)?;
         if let (Some(scratch), Some(first)) = (self.scratch.take(), self.threads.first_mut()) {
             scratch.unmap(first)?;
+            // It stands at the end of a single step, of which it would die without us: not for long.
+            first.settle()?;
         }
-        park_all(&mut self.threads)
+        Ok(())
     }
 
     /// Lets every thread go on.
     pub fn release(mut self) -> Result<()> {
-        self.park()?;
+        self.clear()?;
         let mut first = Ok(());
         for thread in std::mem::take(&mut self.threads) {
             first = first.and(thread.release());
@@ -231,6 +324,6 @@ impl StoppedProcess {
 impl Drop for StoppedProcess {
     fn drop(&mut self) {
         // The threads' own destructors let them go; what fails here failed because the process has ended.
-        let _ = self.park();
+        let _ = self.clear();
     }
 }

@@ -75,8 +75,14 @@ impl Scratch {
         let insn = find_syscall(by, vmas)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let len = (pages + 1) * PAGE;
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let at = thread.step_syscall(insn, libc::SYS_mmap, [0, len, prot as u64, flags as u64, !0, 0])?;
+        let writable = libc::PROT_READ | libc::PROT_WRITE;
+        let mut map = |prot: i32| {
+            let args = [0, len, prot as u64, flags as u64, !0, 0];
+            thread.step_syscall(insn, libc::SYS_mmap, args)
+        };
+        // Each step is some 15 µs of the pause: all rights at once, unless the program has forsworn that (PR_SET_MDWE).
+        let all = map(writable | libc::PROT_EXEC)?;
+        let at = if all < 0 { map(writable)? } else { all };
         let base = check(pid, "mmap", at)? as u64;
         let busy = status.sig_cgt | status.sig_pnd | status.shd_pnd;
         let free = |s: &&i32| busy & 1 << (**s - 1) == 0;
@@ -94,15 +100,15 @@ impl Scratch {
             nested: status.ns_pid.len() > 1,
             escape: true,
         };
-        let code = thread
-            .step_syscall(
-                insn,
-                libc::SYS_mprotect,
-                [base, PAGE, (libc::PROT_READ | libc::PROT_EXEC) as u64, 0, 0, 0],
-            )
-            .and_then(|n| check(pid, "mprotect", n))
-            .and_then(|_| poke(by, base, &CODE));
-        match code {
+        let executable = match all < 0 {
+            true => {
+                let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+                let done = thread.step_syscall(insn, libc::SYS_mprotect, [base, PAGE, prot, 0, 0, 0]);
+                done.and_then(|n| check(pid, "mprotect", n)).map(drop)
+            }
+            false => Ok(()),
+        };
+        match executable.and_then(|()| poke(by, base, &CODE)) {
             Ok(()) => Ok(scratch),
             Err(e) => {
                 let _ = thread.step_syscall(insn, libc::SYS_munmap, [base, len, 0, 0, 0, 0]);
@@ -244,6 +250,11 @@ impl Tape<'_> {
         self.bytes(&vec![0; len])
     }
 
+    /// A page of the mapping that it is played from, which the process has only for that.
+    pub fn page(&self) -> Range {
+        Range::new(self.scratch.lane.start, self.scratch.lane.start + PAGE)
+    }
+
     fn data_base(&self) -> u64 {
         self.scratch.lane.start
     }
@@ -262,6 +273,28 @@ impl Tape<'_> {
     /// Whether it holds no call.
     pub fn is_empty(&self) -> bool {
         self.calls.is_empty()
+    }
+
+    /// How much it holds, for [`Tape::again`].
+    pub fn mark(&self) -> Mark {
+        Mark {
+            data: self.data.len(),
+            calls: self.calls.len(),
+        }
+    }
+
+    /// An empty tape in the same place that is filled from `mark` on: whoever filled this one from there finds
+    /// the same addresses and numbers once more.
+    pub fn again(mut self, mark: Mark) -> Self {
+        self.data.resize(mark.data, 0);
+        let nothing = Call {
+            name: "",
+            nr: 0,
+            args: [0; 6],
+            may_fail: true,
+        };
+        self.calls.resize(mark.calls, nothing);
+        self
     }
 
     /// Plays it on one thread.
@@ -290,7 +323,7 @@ impl Tape<'_> {
         if self.scratch.escape {
             // Always at the same place with the same contents: a thread that stands at the end of its last tape
             // has its frame intact whatever is written before it.
-            let frame = return_frame(&thread.found, thread.mask, &thread.xstate()?, frame_at);
+            let frame = return_frame(&thread.found, thread.mask, thread.xstate()?, frame_at);
             if frame.len() as u64 > FRAME {
                 return Err(Error::kernel(
                     "tape",
@@ -349,6 +382,13 @@ fn inner_tid(tid: Pid, tgid_inner: i32) -> u64 {
         .and_then(|t| Status::parse(&t))
         .and_then(|s| s.ns_pid.last().copied());
     inner.unwrap_or(tgid_inner) as u64
+}
+
+/// How far a tape was filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    data: usize,
+    calls: usize,
 }
 
 /// A tape under way.
@@ -417,7 +457,7 @@ impl Started {
 }
 
 /// What a tape brought back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ran {
     results: Vec<i64>,
     data: Vec<u8>,

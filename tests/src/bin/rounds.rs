@@ -1,13 +1,14 @@
 //! Checkpoints a process again and again by the library, as the agent does, and tells of each in a line of JSON.
 //!
 //! `rounds PID STORE EVERY_MS COUNT`. Beside the library's own report a line holds `at_ms`, the end in
-//! milliseconds since 1970, and `cpu_us`, the processor time of this process since its start.
+//! milliseconds since 1970, `cpu_us`, the processor time of this process since its start, and `means`, how often written
+//! pages were found by which means.
 
 use anyhow::{Context, Result};
-use freeze_user::checkpoint::{Place, Request, checkpoint};
+use freeze_user::checkpoint::{Bounds, Place, Request, checkpoint};
 use freeze_user::ids::Pid;
 use freeze_user::plan::Host;
-use freeze_user::precopy::Trackings;
+use freeze_user::precopy::{SharedLog, Trackings};
 use freeze_user::store::{Opened, Options, Store};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -25,6 +26,7 @@ fn main() -> Result<()> {
     freeze_user::sys::interrupt::install();
     let store = Store::open(Path::new(store))?;
     let (host, mut trackings) = (Host::here()?, Trackings::new());
+    trackings.log = Some(SharedLog::default());
     let mut parent: Option<Opened> = None;
     let mut next = Instant::now();
     for _ in 0..count {
@@ -39,6 +41,7 @@ fn main() -> Result<()> {
             options: Options::default(),
             track: true,
             ends: Default::default(),
+            bounds: Bounds::default(),
         };
         let report = checkpoint(&request, &host, &mut trackings)?;
         parent = Some(Opened::open(&report.path)?);
@@ -52,6 +55,7 @@ fn main() -> Result<()> {
             .unwrap_or(u64::MAX)
             .into();
         line["cpu_us"] = cpu.into();
+        line["means"] = serde_json::to_value(&trackings.means)?;
         println!("{line}");
     }
     Ok(())

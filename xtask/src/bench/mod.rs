@@ -26,15 +26,20 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Sizes and rounds of a quick run and of a full one.
-const QUICK: (&[u64], usize) = (&[1, 64, 1024], 20);
+/// Sizes and rounds of a quick run (two minutes), of an ordinary one (ten) and of a full one (forty).
+const QUICK: (&[u64], usize) = (&[1, 64], 10);
+const ORDINARY: (&[u64], usize) = (&[1, 64, 1024], 20);
 const FULL: (&[u64], usize) = (&[1, 64, 512, 2048, 8192], 100);
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct BenchArgs {
-    /// All sizes of memory up to 8 GiB and 100 checkpoints of each, which takes half an hour
+    /// All sizes of memory up to 8 GiB and 100 checkpoints of each, which takes forty minutes; with --write, the figures
+    /// of docs/bench.md
     #[arg(long)]
     full: bool,
+    /// 1 and 64 MiB, ten checkpoints of each, fewer restores, no peer: two minutes
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
     /// Sizes of memory in MiB, instead of 1,64,1024
     #[arg(long, value_delimiter = ',', value_name = "MIB")]
     sizes: Vec<u64>,
@@ -129,7 +134,7 @@ pub(crate) fn run(brood: &mut Brood, args: &BenchArgs) -> Result<()> {
         asked.library = true;
         eprintln!("this build of freeze has no `watch`: checkpoints are made by the library");
     }
-    let peer = if args.no_peer {
+    let peer = if args.no_peer || args.quick {
         Err(vec!["The peer was left out.".into()])
     } else {
         eprintln!("looking for a criu that runs here");
@@ -148,7 +153,13 @@ pub(crate) fn run(brood: &mut Brood, args: &BenchArgs) -> Result<()> {
 }
 
 fn decide(args: &BenchArgs) -> Result<Asked> {
-    let (sizes, rounds) = if args.full { FULL } else { QUICK };
+    let (sizes, rounds) = match (args.full, args.quick) {
+        (true, _) => FULL,
+        (_, true) => QUICK,
+        _ => ORDINARY,
+    };
+    // A quick run repeats everything less often.
+    let fewer = |n: usize| if args.quick { n.min(10) } else { n };
     let mut sizes = if args.sizes.is_empty() {
         sizes.to_vec()
     } else {
@@ -175,8 +186,8 @@ fn decide(args: &BenchArgs) -> Result<Asked> {
         percent: args.percent,
         threads: args.threads,
         thp: args.thp,
-        runs: args.runs,
-        cycles: args.cycles,
+        runs: fewer(args.runs),
+        cycles: fewer(args.cycles),
         library: args.library,
     })
 }

@@ -5,23 +5,56 @@ use super::super::pipe::Bytes;
 use super::super::regular::{FileRef, store_contents};
 use super::super::sysv::{self, Segment, segment_of};
 use super::super::{Source, object_space};
-use super::{ADVICE, Backing, Mapping, OTHER_FLAGS, Object, Record, keys, policy, rings};
-use super::{huge_page, is_private_anon, is_shared_anon, is_special, map_file};
+use super::{ADVICE, Backing, Mapping, Memory, OTHER_FLAGS, Object, Record, keys, policy, rings};
+use super::{huge_page, is_private_anon, is_shared_anon, is_special, map_file, stat_of};
 use crate::error::{Context, Result};
 use crate::ids::{Pid, Range};
 use crate::nest::is_vdso;
+use crate::observe::looks;
 use crate::observe::view::{FileStat, ProcessView};
 use crate::proc::maps::Vma;
 use crate::sys;
 use crate::sys::pagemap::{self, Contents};
+use crate::tracee::tape::Tape;
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
+
+/// Where the answers are that only the process itself can give.
+#[derive(Debug)]
+pub struct Places {
+    /// The end of the heap.
+    brk: usize,
+    /// Whether the scratch mapping is locked into memory.
+    locked: usize,
+    keys: usize,
+    policies: Option<policy::Asked>,
+}
+
+/// Asks for them.
+pub fn ask(t: &mut Tape<'_>, of: &ProcessView) -> Places {
+    let page = t.page();
+    // It invalidates nothing of anonymous memory, but is refused for what is locked.
+    let args = [page.start, page.len(), libc::MS_INVALIDATE as u64];
+    let few = of.vmas.len() <= policy::FEW;
+    Places {
+        brk: t.call("brk", libc::SYS_brk, &[0]),
+        locked: t.try_call("msync", libc::SYS_msync, &args),
+        keys: keys::ask(t),
+        policies: few.then(|| policy::ask(t, of.vmas.iter().map(|v| v.start))),
+    }
+}
 
 /// Records the address space of a process, with its contents.
 pub fn collect(from: &mut Source<'_>) -> Result<Record> {
     let (pid, by) = (from.process.pid(), from.process.view.speaker);
-    let (ran, brk) = from.process.tape(|t| t.call("brk", libc::SYS_brk, &[0]))?;
-    let brk = ran.value(brk) as u64;
+    let (ran, places) = from.answers::<Memory>()?;
+    let brk = ran.value(places.brk) as u64;
+    let locked = ran.result(places.locked) == Err(Errno::EBUSY);
+    let pkeys = keys::allocated(ran, places.keys);
+    let policies = places
+        .policies
+        .map(|asked| policy::answers(ran, asked, from.process.view.vmas.len()));
     let view = from.process.view.clone();
     let mut record = Record {
         vmas: Vec::new(),
@@ -32,16 +65,16 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
         ipc_namespace: from.view.namespace(&view, "ipc"),
         exe: from_exe(&view, from)?,
         layout: layout(&view, brk),
-        auxv: Bytes(std::fs::read(format!("/proc/{by}/auxv")).on("read", || format!("/proc/{by}/auxv"))?),
+        auxv: Bytes(looks::text(format!("/proc/{by}/auxv")).on("read", || format!("/proc/{by}/auxv"))?),
         vdso: Vec::new(),
         vdso_code: Bytes::default(),
         guards: guards(&view)?,
-        pkeys: keys::allocated(from.process)?,
-        lock_future: lock_future(from)?,
+        pkeys,
+        lock_future: if locked { lock_future(from)? } else { 0 },
         rings: rings::collect(&view)?,
     };
     let asked: Vec<u64> = view.vmas.iter().map(|v| v.start).collect();
-    let mut policies = policy::ask(from.process, &asked)?;
+    let mut policies = policy::collect(from.process, &asked, policies.unwrap_or_default())?;
     let mut seen_files: BTreeMap<(u64, u64), usize> = BTreeMap::new();
     let mut seen_objects: BTreeMap<u64, usize> = BTreeMap::new();
     let mut seen_memfds: BTreeMap<(u64, u64), usize> = BTreeMap::new();
@@ -101,36 +134,13 @@ fn guards(view: &ProcessView) -> Result<Vec<Range>> {
     )
 }
 
-/// What mlockall(2) has set for later mappings: the scratch mapping is one, and counts as locked or not.
+/// What mlockall(2) has set for later mappings, of which the scratch mapping is one that is locked.
 fn lock_future(from: &mut Source<'_>) -> Result<i32> {
     const MCL_ONFAULT: i32 = 4;
     let pid = from.process.view.speaker;
     let Some(scratch) = from.process.scratch() else {
         return Ok(0);
     };
-    let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).on("read", || path)?;
-    let locked = text
-        .lines()
-        .find_map(|l| {
-            l.strip_prefix("VmLck:")?
-                .split_ascii_whitespace()
-                .next()?
-                .parse::<u64>()
-                .ok()
-        })
-        .unwrap_or(0);
-    let listed: u64 = from
-        .process
-        .view
-        .vmas
-        .iter()
-        .filter(|v| v.has(b"lo"))
-        .map(|v| v.range().len())
-        .sum();
-    if locked << 10 < listed + scratch.len() {
-        return Ok(0);
-    }
     let there: u64 = pagemap::open(pid)?
         .populated(scratch, Contents::Any)?
         .iter()
@@ -201,7 +211,7 @@ fn file(
     from: &mut Source<'_>,
 ) -> Result<usize> {
     let path = map_file(pid, v);
-    let stat = FileStat::of(&path).on("stat", || path.clone())?;
+    let stat = stat_of(v, pid).on("stat", || path.clone())?;
     let written = v.shared && v.has(b"mw");
     if let Some(&i) = seen.get(&(stat.dev, stat.ino)) {
         files[i].written |= written;

@@ -4,7 +4,7 @@ use super::{Mapping, Record};
 use crate::error::{Blocker, Error, Result};
 use crate::ids::{PAGE, Pid, normalize};
 use crate::nest::{Nest, free_place};
-use crate::tracee::process::StoppedProcess;
+use crate::tracee::tape::{Ran, Tape};
 use nix::errno::Errno;
 
 const KEYS: u32 = 16;
@@ -15,16 +15,18 @@ const SYS_PKEY_FREE: i64 = 331;
 /// An address no process maps anything at: there a key that is allocated is told from one that is not.
 const NOWHERE: u64 = 0xffff_8000_0000_0000;
 
-/// The keys that the program has allocated, a bit each. Nothing is changed: the kernel looks at the key before it looks
-/// for the mapping.
-pub fn allocated(process: &mut StoppedProcess) -> Result<u32> {
-    let (ran, first) = process.tape(|t| {
-        let ask = |k: u32| [NOWHERE, PAGE, libc::PROT_READ as u64, u64::from(k)];
-        let at = (0..KEYS).map(|k| t.try_call("pkey_mprotect", SYS_PKEY_MPROTECT, &ask(k)));
-        at.min().unwrap_or(0)
-    })?;
+/// Asks for the keys that the program has allocated; returns the first call. Nothing is changed: the kernel looks at
+/// the key before it looks for the mapping.
+pub fn ask(t: &mut Tape<'_>) -> usize {
+    let ask = |k: u32| [NOWHERE, PAGE, libc::PROT_READ as u64, u64::from(k)];
+    let at = (0..KEYS).map(|k| t.try_call("pkey_mprotect", SYS_PKEY_MPROTECT, &ask(k)));
+    at.min().unwrap_or(0)
+}
+
+/// What was answered, a bit for each key.
+pub fn allocated(ran: &Ran, first: usize) -> u32 {
     let is = |k: &u32| ran.result(first + *k as usize) == Err(Errno::ENOMEM);
-    Ok((0..KEYS).filter(is).fold(0, |keys, k| keys | 1 << k))
+    (0..KEYS).filter(is).fold(0, |keys, k| keys | 1 << k)
 }
 
 /// Whether the mapping has a key that pkey_mprotect(2) gave it, and not the one the kernel keeps for execute-only memory.

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::ids::Pid;
 use crate::nest::Nest;
 use crate::tracee::process::StoppedProcess;
+use crate::tracee::tape::{Ran, Tape};
 use serde::{Deserialize, Serialize};
 
 /// Mode and nodes as get_mempolicy(2) tells them; never the default.
@@ -23,32 +24,51 @@ const MPOL_F_ADDR: u64 = 2;
 /// Questions in one tape.
 const BATCH: usize = 256;
 
-/// The policy of the mapping at each of these addresses.
-pub fn ask(process: &mut StoppedProcess, at: &[u64]) -> Result<Vec<Option<Policy>>> {
-    let mut answers: Vec<Option<Policy>> = Vec::with_capacity(at.len());
-    for some in at.chunks(BATCH) {
-        let (ran, (modes, first)) = process.tape(|t| {
-            let modes = t.space(4 * some.len());
-            let mut first = None;
-            for (i, addr) in some.iter().enumerate() {
-                let args = [modes + 4 * i as u64, 0, 0, *addr, MPOL_F_ADDR];
-                let index = t.try_call("get_mempolicy", libc::SYS_get_mempolicy, &args);
-                first.get_or_insert(index);
-            }
-            (modes, first.unwrap_or(0))
-        })?;
-        for i in 0..some.len() {
-            // A kernel without NUMA, or a mapping that cannot have any, has no policy.
-            let told = ran.result(first + i).is_ok();
-            let mode = ran.bytes(modes + 4 * i as u64, 4);
-            let mode = i32::from_ne_bytes(mode.try_into().expect("four bytes"));
-            answers.push((told && mode != 0).then(|| Policy {
-                mode,
-                nodes: Bytes::default(),
-            }));
-        }
+/// Where on a tape the modes are, and the first of the calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked(u64, usize);
+
+/// How many addresses are asked for along with everything else.
+pub const FEW: usize = 64;
+
+/// Asks for the modes at these addresses.
+pub fn ask(t: &mut Tape<'_>, at: impl ExactSizeIterator<Item = u64>) -> Asked {
+    let modes = t.space(4 * at.len());
+    let first = t.len();
+    for (i, addr) in at.enumerate() {
+        let args = [modes + 4 * i as u64, 0, 0, addr, MPOL_F_ADDR];
+        t.try_call("get_mempolicy", libc::SYS_get_mempolicy, &args);
     }
-    for (answer, addr) in answers.iter_mut().zip(at) {
+    Asked(modes, first)
+}
+
+/// What was answered, without the nodes.
+pub fn answers(ran: &Ran, asked: Asked, count: usize) -> Vec<Option<Policy>> {
+    let Asked(modes, first) = asked;
+    let answer = |i| {
+        // A kernel without NUMA, or a mapping that cannot have any, has no policy.
+        let told = ran.result(first + i).is_ok();
+        let mode = ran.bytes(modes + 4 * i as u64, 4);
+        let mode = i32::from_ne_bytes(mode.try_into().expect("four bytes"));
+        (told && mode != 0).then(|| Policy {
+            mode,
+            nodes: Bytes::default(),
+        })
+    };
+    (0..count).map(answer).collect()
+}
+
+/// The policy of the mapping at each of these addresses; `known`: those of the first of them, without the nodes.
+pub fn collect(
+    process: &mut StoppedProcess,
+    at: &[u64],
+    mut known: Vec<Option<Policy>>,
+) -> Result<Vec<Option<Policy>>> {
+    for some in at[known.len()..].chunks(BATCH) {
+        let (ran, asked) = process.tape(|t| ask(t, some.iter().copied()))?;
+        known.extend(answers(&ran, asked, some.len()));
+    }
+    for (answer, addr) in known.iter_mut().zip(at) {
         let Some(policy) = answer else { continue };
         let (ran, nodes) = process.tape(|t| {
             let (mode, nodes) = (t.space(4), t.space(NODES as usize / 8));
@@ -61,7 +81,7 @@ pub fn ask(process: &mut StoppedProcess, at: &[u64]) -> Result<Vec<Option<Policy
         })?;
         policy.nodes = Bytes(ran.bytes(nodes, NODES as usize / 8).to_vec());
     }
-    Ok(answers)
+    Ok(known)
 }
 
 /// Sets them again; what this machine's nodes do not allow is told and left to the default.

@@ -3,6 +3,7 @@
 use crate::error::Blocker;
 use crate::ids::Pid;
 use crate::kinds::pipe::Bytes;
+use crate::observe::looks;
 use crate::observe::tree::Tree;
 use crate::observe::view::FileStat;
 use crate::sys::ended::StandIn;
@@ -104,8 +105,8 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
             "run freeze where the program sees its files (nsenter, chroot)",
         ));
     }
-    let why = match std::fs::symlink_metadata(tree.path(link)).map(|m| FileStat::from(&m)) {
-        Ok(now) if (now.dev, now.ino) == (stat.dev, stat.ino) => return Ok(Way::Path),
+    let why = match lies_at(link, tree) {
+        Ok(now) if now == (stat.dev, stat.ino) => return Ok(Way::Path),
         Ok(_) => (
             "another file or mount lies at its path now".into(),
             "unmount what covers it, or move the file back",
@@ -179,7 +180,17 @@ fn is_overlay(at: &str) -> bool {
 
 /// Whether the path `link`, taken literally, leads to this very file (a name may end in " (deleted)").
 pub fn leads_to(link: &[u8], stat: &FileStat, tree: &Tree) -> bool {
-    std::fs::symlink_metadata(tree.path(link)).is_ok_and(|m| (m.dev(), m.ino()) == (stat.dev, stat.ino))
+    lies_at(link, tree).is_ok_and(|now| now == (stat.dev, stat.ino))
+}
+
+/// Device and inode of what lies at a path now.
+fn lies_at(link: &[u8], tree: &Tree) -> std::io::Result<(u64, u64)> {
+    let path = tree.path(link);
+    match tree.number {
+        0 => looks::identity(path),
+        // Other trees are reached by descriptors of ours, whose numbers mean something else the next time.
+        _ => std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino())),
+    }
 }
 
 impl Handle {

@@ -42,7 +42,8 @@ const ARCH_GET_CPUID: u64 = 0x1011;
 const ARCH_SET_CPUID: u64 = 0x1012;
 
 /// Where the answers of a tape will be.
-pub(super) struct Asked {
+#[derive(Debug)]
+pub struct Asked {
     personality: usize,
     mce_kill: usize,
     tsc: (usize, u64),
