@@ -109,7 +109,7 @@ impl ProcessKind for Namespaces {
     const TAG: &'static str = "namespaces";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "pid, mount, network, IPC, UTS, user, cgroup and time namespaces of its own, nested ones too, with \
-        their mounts, host name, id maps, offsets and settings; network devices (veth within the checkpoint, bridge, vlan, macvlan, ipvlan, tun, dummy), \
+        their mounts (stacked ones, and who spreads to whom), host name, id maps, offsets and settings; network devices (veth within the checkpoint, bridge, vlan, macvlan, ipvlan, tun, dummy), \
         addresses, routes, rules, neighbours (packet filter rules are refused); one whose other members are not part of the checkpoint is joined while one of them lives";
     // Before threads, which cannot enter a user namespace, and after everything that needs the rights of freeze.
     const STAGE: Stage = Stage::Threads;
