@@ -226,6 +226,43 @@ int main(void) {
 );
 
 conformance!(
+    removed_roots,
+    c(r#"
+/* Directories that are mounted elsewhere, and were removed where they lay: on a disk, and in memory. */
+#include <sys/mount.h>
+int main(void) {
+    struct stat before[2], after;
+    const char *at[] = { "shown", "m/shown" }, *from[] = { "dir", "m/dir" };
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("memory", in_here("m"), "tmpfs", 0, ""));
+    for (int i = 0; i < 2; i++) {
+        char *source = strdup(in_here(from[i]));
+        OK(mkdir(source, 0751));
+        OK(mkdir(in_here(at[i]), 0755));
+        OK(mount(source, in_here(at[i]), 0, MS_BIND, 0));
+        OK(rmdir(source));
+        OK(stat(in_here(at[i]), &before[i]));
+        SAME(before[i].st_mode & 07777, 0751);
+    }
+    freeze_here();
+    for (int i = 0; i < 2; i++) {
+        OK(stat(in_here(at[i]), &after));
+        CHECK(after.st_mode == before[i].st_mode && after.st_uid == before[i].st_uid);
+        CHECK(access(in_here(from[i]), F_OK) == -1 && errno == ENOENT);
+        char inside[200];
+        snprintf(inside, sizeof inside, "%s/x", in_here(at[i]));
+        CHECK(mkdir(inside, 0700) == -1 && errno == ENOENT);
+        OK(umount2(in_here(at[i]), MNT_DETACH));
+        OK(stat(in_here(at[i]), &after));
+        SAME(after.st_mode & 07777, 0755);
+    }
+}
+"#)
+);
+
+conformance!(
     kernel_mounts,
     c(r#"
 /* File systems of the kernel's own, in a tree of its own, with a file open in each. */

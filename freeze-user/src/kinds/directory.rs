@@ -75,8 +75,18 @@ impl Removed {
         })
     }
 
+    /// Of the one to which `at` leads, if nothing that it was in was removed too.
+    pub fn alone(at: &str) -> Result<Removed> {
+        let stat = FileStat::of(at).on("stat", || at.to_owned())?;
+        Ok(Removed {
+            node: (stat.dev, stat.ino),
+            attributes: Attributes::of(at, &stat)?,
+            within: None,
+        })
+    }
+
     /// Makes it again at `path`, or nearby; tells where it lies.
-    fn make(&self, path: &Path, nest: &mut Nest) -> Result<PathBuf> {
+    pub fn make(&self, path: &Path, nest: &mut Nest) -> Result<PathBuf> {
         let inside = match (&self.within, path.parent(), path.file_name()) {
             (Some(within), Some(parent), Some(name)) => within.make(parent, nest)?.join(name),
             _ => path.to_owned(),

@@ -9,6 +9,8 @@ use super::propagation::{OwnGroup, Sharing};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::kinds::Shared;
+use crate::kinds::directory::Removed;
+
 use crate::nest::Nest;
 use crate::nest::space::Kind;
 use crate::observe::tree::{MountLine, below, covers, parse_mounts};
@@ -36,6 +38,9 @@ pub struct Mount {
     /// Which directory of its file system it shows.
     #[serde(default)]
     pub root: PathBuf,
+    /// The directory it shows, if that was removed.
+    #[serde(default)]
+    pub removed: Option<Removed>,
     /// A mount of freeze's own tree by which it spreads, or from which it takes over.
     #[serde(default)]
     pub own_group: Option<OwnGroup>,
@@ -116,22 +121,28 @@ impl Survey {
         view: &View,
     ) -> std::result::Result<Origin, String> {
         let path = |bytes: &[u8]| -> PathBuf { OsStr::from_bytes(bytes).into() };
-        if line.root.ends_with(b"//deleted") {
-            return Err("what is mounted there was removed".into());
+        let removed = removed_root(line);
+        if removed.is_some() && !shows_directory(tree, line, view) {
+            return Err("the file that is mounted there was removed".into());
         }
+        let root = removed.unwrap_or(&line.root);
         for own in self.own.iter().filter(|own| own.device == line.device) {
-            let Some(rest) = below(&own.root, &line.root) else {
+            let Some(rest) = below(&own.root, root) else {
                 continue;
             };
-            let here = join(&own.at, rest);
+            let here = path(&join(&own.at, rest));
+            let there = match removed {
+                Some(_) => here.parent().unwrap_or(Path::new("/")),
+                None => &here,
+            };
             // Not where something else is mounted on top.
-            if ns::mount_id(&path(&here)) == Ok(own.id) {
-                return Ok(Origin::Own(path(&here)));
+            if ns::mount_id(there) == Ok(own.id) {
+                return Ok(Origin::Own(here));
             }
         }
         match self.whole.get(&line.device) {
             Some(&(t, i)) if (t, i) == (tree, index) => {}
-            Some(&(t, i)) => return Ok(Origin::Other(t, i, path(&line.root))),
+            Some(&(t, i)) => return Ok(Origin::Other(t, i, path(root))),
             None => {
                 return Err(format!(
                     "it shows only {} of a file system that is mounted nowhere as a whole",
@@ -215,14 +226,26 @@ fn holds_files(line: &MountLine) -> bool {
     matches!(line.kind.as_str(), "tmpfs" | "ramfs")
 }
 
-/// Whether a mount holds only what the kernel puts into each.
-fn is_bare(tree: u32, line: &MountLine, view: &View) -> bool {
+/// Which directory or file of its file system a mount shows, if that was removed.
+fn removed_root(line: &MountLine) -> Option<&[u8]> {
+    line.root.strip_suffix(b"//deleted")
+}
+
+/// How freeze reaches what lies at a path of a tree.
+fn reached(tree: u32, path: &[u8], view: &View) -> PathBuf {
     let member = view.processes.iter().find(|p| view.namespace(p, "mnt") == tree);
     let there = member.and_then(|p| p.namespaces.get("mnt"));
-    let here = view
-        .trees
-        .of_namespace(there.copied().unwrap_or(0))
-        .path(&line.at);
+    view.trees.of_namespace(there.copied().unwrap_or(0)).path(path)
+}
+
+fn shows_directory(tree: u32, line: &MountLine, view: &View) -> bool {
+    let at = reached(tree, &line.at, view);
+    std::fs::metadata(&at).is_ok_and(|m| m.is_dir()) && ns::mount_id(&at) == Ok(line.id)
+}
+
+/// Whether a mount holds only what the kernel puts into each.
+fn is_bare(tree: u32, line: &MountLine, view: &View) -> bool {
+    let here = reached(tree, &line.at, view);
     let added = |e: std::fs::DirEntry| {
         !matches!(
             e.file_name().to_str(),
@@ -291,6 +314,12 @@ pub(super) fn collect(
             options: line.options.clone(),
             propagation: line.propagation.clone(),
             root: OsStr::from_bytes(&line.root).into(),
+            removed: match removed_root(line) {
+                Some(_) => Some(Removed::alone(
+                    &reached(number, &line.at, view).to_string_lossy(),
+                )?),
+                None => None,
+            },
             own_group: survey.own_group(line),
             fs: line.kind.clone(),
             source: String::from_utf8_lossy(&line.source).into_owned(),
@@ -305,6 +334,7 @@ pub(super) fn collect(
 pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
     for m in mounts {
         if let Origin::Own(path) = &m.from
+            && m.removed.is_none()
             && let Err(e) = std::fs::symlink_metadata(path)
         {
             out.push(
@@ -337,6 +367,18 @@ impl Built<'_> {
             Ok((*tree, *index - 1, mount.at.clone(), root.on("dup", || "a mount")?))
         });
         held.collect()
+    }
+}
+
+/// Mounts by which directories were made that are to be removed again.
+#[derive(Debug, Default)]
+struct Ways(Vec<OwnedFd>);
+
+impl Ways {
+    fn keep(&mut self, mount: OwnedFd) -> i32 {
+        let number = mount.as_raw_fd();
+        self.0.push(mount);
+        number
     }
 }
 
@@ -384,6 +426,10 @@ pub(super) fn build<'a>(
         let at = if i == 0 { Path::new(ASIDE) } else { &m.at };
         let made = match &m.from {
             Origin::Own(path) => {
+                let path = match &m.removed {
+                    Some(removed) => removed.make(path, nest)?,
+                    None => path.clone(),
+                };
                 let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
@@ -391,8 +437,20 @@ pub(super) fn build<'a>(
                 let mut whole = built.mounts.iter().filter(|(t, ..)| t == tree);
                 let whole = whole.nth(*index).zip(nest.spaces.get(Kind::Mount, *tree));
                 let ((.., whole), tree) = whole.ok_or(Errno::ENOENT).on("open_tree", name)?;
-                let below = path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes();
-                let copy = ns::mount_copy_of(tree, whole.as_fd(), below).on("open_tree", name)?;
+                let tree = tree
+                    .try_clone_to_owned()
+                    .map_err(|_| Errno::EMFILE)
+                    .on("dup", name)?;
+                let mut below = path.strip_prefix("/").unwrap_or(path).to_owned();
+                if let Some(removed) = &m.removed {
+                    let root = whole.try_clone().map_err(|_| Errno::EMFILE).on("dup", name)?;
+                    let held = nest.state::<Ways>();
+                    let root = PathBuf::from(format!("/proc/self/fd/{}", held.keep(root)));
+                    let made = removed.make(&root.join(&below), nest)?;
+                    below = made.strip_prefix(&root).unwrap_or(&below).to_owned();
+                }
+                let copy = ns::mount_copy_of(tree.as_fd(), whole.as_fd(), below.as_os_str().as_bytes())
+                    .on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
             Origin::New(inside, shown) => {
