@@ -92,6 +92,48 @@ static inline void nap(long ms) {
     while (nanosleep(&t, &t) && errno == EINTR) {}
 }
 
+/* Whether a process, by its directory in /proc, or one that descends from it has a thread that wants to run. */
+static inline int awake(const char *process, int depth) {
+    char path[100], text[4096];
+    snprintf(path, sizeof path, "/proc/%s/task", process);
+    int is_awake = 0, dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0) return 0;
+    for (long got; !is_awake && (got = syscall(SYS_getdents64, dir, text, sizeof text)) > 0;) {
+        for (long at = 0; !is_awake && at < got;) {
+            struct { uint64_t ino; int64_t off; uint16_t len; uint8_t kind; char name[]; } *entry = (void *)(text + at);
+            at += entry->len;
+            if (entry->name[0] == '.') continue;
+            char found[2048], *end;
+            snprintf(path, sizeof path, "%.20s/stat", entry->name);
+            int file = openat(dir, path, O_RDONLY | O_CLOEXEC);
+            ssize_t n = file < 0 ? 0 : read(file, found, sizeof found - 1);
+            close(file);
+            found[n > 0 ? n : 0] = 0;
+            /* The one that asks runs. */
+            if (atoi(entry->name) != gettid() && (end = strrchr(found, ')')) && end[1] && end[2] == 'R') is_awake = 1;
+            snprintf(path, sizeof path, "%.20s/children", entry->name);
+            file = openat(dir, path, O_RDONLY | O_CLOEXEC);
+            n = file < 0 ? 0 : read(file, found, sizeof found - 1);
+            close(file);
+            found[n > 0 ? n : 0] = 0;
+            for (char *kid = strtok_r(found, " \n", &end); kid && !is_awake && depth < 20; kid = strtok_r(0, " \n", &end))
+                is_awake = awake(kid, depth + 1);
+        }
+    }
+    close(dir);
+    return is_awake;
+}
+
+/* Sleeps at least so long, and until all that were started have gone as far as they do by themselves: on a busy machine
+ * the first steps of a thread can take a while. What never rests is waited for half a second. */
+static inline void rest(long ms) {
+    nap(ms);
+    for (int calm = 0, looks = 0; calm < 3 && looks < 300; looks++) {
+        calm = awake("self", 0) ? 0 : calm + 1;
+        nap(1);
+    }
+}
+
 /* Whether it lives in namespaces that the tests have made for it (house.rs): its parent is their init. */
 static inline int housed(void) { return syscall(SYS_getppid) == 1; }
 

@@ -35,7 +35,7 @@ int main(void) {
     pthread_t a, b;
     CHECK(!pthread_create(&a, 0, reader, 0));
     CHECK(!pthread_create(&b, 0, counter, 0));
-    nap(20);
+    rest(20);
     freeze_here();
     OK(kill(getpid(), SIGUSR1));
     SAME(write(data[1], "x", 1), 1);

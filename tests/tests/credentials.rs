@@ -97,7 +97,7 @@ int main(void) {
         while (!gone_ahead()) nap(2);
         _exit(0);
     }
-    nap(30);
+    rest(30);
     freeze_here();
     OK(waitpid(pid, 0, 0));
     for (int i = 0; i < 2000; i++) {
@@ -118,6 +118,7 @@ conformance!(
 #include <grp.h>
 /* Threads that are other users than their process, with other groups and capabilities; hundreds of groups. */
 static int want[3][2] = { { 0, 0 }, { 1000, 1001 }, { 2000, 2001 } };
+static volatile int begun;
 static void *thread(void *arg) {
     int n = (int)(intptr_t)arg;
     gid_t groups[300], now[400];
@@ -125,6 +126,7 @@ static void *thread(void *arg) {
     OK(syscall(SYS_setgroups, 300, groups));
     OK(syscall(SYS_setresgid, want[n][1], want[n][1], want[n][1]));
     OK(syscall(SYS_setresuid, want[n][0], want[n][0], want[n][0]));
+    __sync_fetch_and_add(&begun, 1);
     while (!gone_ahead()) nap(2);
     SAME(syscall(SYS_getuid), want[n][0]);
     SAME(syscall(SYS_getgid), want[n][1]);
@@ -136,7 +138,7 @@ static void *thread(void *arg) {
 int main(void) {
     pthread_t t[2];
     for (intptr_t n = 0; n < 2; n++) CHECK(!pthread_create(&t[n], 0, thread, (void *)(n + 1)));
-    nap(30);
+    while (begun < 2) nap(1);
     OK(prctl(PR_SET_DUMPABLE, 1));
     freeze_here();
     SAME(getuid(), 0);

@@ -23,7 +23,7 @@ int main(void) {
         OK(access("/../er", F_OK));
         _exit(0);
     }
-    nap(20);
+    rest(20);
     freeze_here();
     char where[PATH_MAX];
     CHECK(getcwd(where, sizeof where) && !strcmp(where + strlen(where) - 8, "/deep/er"));
@@ -50,7 +50,7 @@ int main(void){
   if(!pid){ OK(chroot(j)); OK(chdir("/in")); OK(fchdir(keep)); OK(rmdir("jail/in")); OK(rmdir("jail")); 
     while(faccessat(keep,"go",F_OK,0)) nap(2);
     CHECK(open("/x",O_CREAT|O_WRONLY,0600)==-1); struct stat st; OK(stat("/",&st)); OK(fstatat(keep,".",&st,0)); _exit(0);}
-  nap(30);
+  rest(30);
   freeze_here(); int st; OK(waitpid(pid,&st,0)); SAME(st,0); return 0; }
 "#)
 );

@@ -52,7 +52,7 @@ int main(void) {
     }
     CHECK(getauxval(AT_SYSINFO_EHDR) == header);
     if (looping) {
-        nap(20);
+        rest(20);
         CHECK(rounds > before);
         stop = 1;
         pthread_join(thread, NULL);

@@ -34,7 +34,7 @@ int main(void) {
         SAME(WEXITSTATUS(status), 21);
         _exit(13);
     }
-    nap(60);
+    rest(60);
     freeze_here();
     for (int i = 0; i < 4; i++) {
         OK(waitpid(pids[i], &status, 0));
@@ -65,7 +65,7 @@ int main(void) {
         _exit(0);
     }
     OK(waitpid(leader, 0, 0));
-    nap(20);
+    rest(20);
     freeze_here();
     int sum = 0, status;
     for (int pid; (pid = waitpid(-1, &status, 0)) > 0;) { sum += WEXITSTATUS(status); }
@@ -83,7 +83,7 @@ int main(void) {
     if (!exited) _exit(42);
     int killed = OK(fork());
     if (!killed) { signal(SIGTERM, SIG_DFL); for (;;) pause(); }
-    nap(10);
+    rest(10);
     OK(kill(killed, SIGTERM));
     siginfo_t info;
     OK(waitid(P_PID, killed, &info, WEXITED | WNOWAIT));
@@ -110,7 +110,7 @@ int main(void) {
     OK(waitpid(pid, &status, WUNTRACED));
     CHECK(WIFSTOPPED(status));
     freeze_here();
-    nap(30);
+    rest(30);
     SAME(waitpid(pid, &status, WNOHANG), 0);
     OK(kill(pid, SIGCONT));
     OK(waitpid(pid, &status, 0));
@@ -138,7 +138,7 @@ int main(void) {
         if (!OK(make(CLONE_PARENT))) stay(3);
         stay(4);
     }
-    nap(30);
+    rest(30);
     freeze_here();
     int status, sum = 0;
     SAME(waitpid(loud, &status, __WCLONE), loud);
@@ -196,7 +196,7 @@ int main(void) {
         while (fcntl(201, F_GETFD) < 0) nap(2);
         _exit(3);
     }
-    nap(30);
+    rest(30);
     freeze_here();
     int status, sum = 0;
     SAME(waitpid(files, &status, 0), files);
@@ -251,7 +251,7 @@ int main(void) {
         CHECK(!pthread_create(&a, 0, last, 0));
         syscall(SYS_exit, 4);
     }
-    nap(50);
+    rest(50);
     freeze_here();
     int status;
     SAME(waitpid(grouped, &status, 0), grouped);
@@ -282,7 +282,7 @@ int main(void) {
     siginfo_t info;
     OK(waitid(P_PID, session, &info, WEXITED | WNOWAIT));
     OK(waitid(P_PID, group, &info, WEXITED | WNOWAIT));
-    nap(20);
+    rest(20);
     freeze_here();
     int status, sum = 0;
     OK(waitid(P_PID, session, &info, WEXITED | WNOWAIT));

@@ -65,7 +65,7 @@ int main(void) {
         if (may) { SAME(sched_getscheduler(0), SCHED_RR | SCHED_RESET_ON_FORK); SAME(now.sched_priority, 3); }
         _exit(0);
     }
-    nap(20);
+    rest(20);
     freeze_here();
     SAME(getpriority(PRIO_PROCESS, 0), 7);
     SAME(syscall(SYS_ioprio_get, 1, 0), 2 << 13 | 5);

@@ -112,7 +112,7 @@ int main(void) {
     /* The second mapping of the same object, at another offset. */
     volatile int *again = mremap((void *)m, 0, 4 * P, MREMAP_MAYMOVE);
     CHECK(again != MAP_FAILED);
-    nap(20);
+    rest(20);
     freeze_here();
     m[0] = 10;
     SAME(again[0], 10);
@@ -268,7 +268,7 @@ int main(void) {
         _exit(0);
     }
     for (int i = 700; i < 720; i++) m[i * P] = 'q';
-    nap(50);
+    rest(50);
     long before = pss(getpid()), after;
     for (int k = 1; k < 4; k++) before += pss(pids[k]);
     freeze_here();
@@ -501,7 +501,7 @@ int main(void) {
         SAME(syscall(SYS_io_submit, one, 1, list), 1);
         if (i >= 3) { SAME(syscall(SYS_io_getevents, one, 1, 1, got, NULL), 1); SAME(got[0].data, i - 3); }
     }
-    nap(20);
+    rest(20);
     freeze_here();
     SAME(syscall(SYS_io_getevents, one, 3, 4, got, &(struct timespec){ 0 }), 3);
     for (int i = 0; i < 3; i++) { SAME(got[i].data, 297 + i); SAME(got[i].res, 5); SAME(got[i].obj, (long)&io); }

@@ -108,7 +108,7 @@ int main(void) {
     OK(msgsnd(full, &large, 8192, 0));
     int sender = OK(fork());
     if (!sender) { OK(msgsnd(full, &large, 100, 0)); _exit(0); }
-    nap(30);
+    rest(30);
     freeze_here();
     put(q, 1, "hello");
     OK(waitpid(child, &status, 0));

@@ -478,7 +478,7 @@ int main(void) {
         long after = now(CLOCK_MONOTONIC);
         _exit(before - plain >= 86400 && after >= before && after - before < 3600 ? 3 : 4);
     }
-    nap(20);
+    rest(20);
     freeze_here();
     OK(waitpid(pid, &status, 0));
     SAME(WEXITSTATUS(status), 3);

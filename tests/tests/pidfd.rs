@@ -11,7 +11,7 @@ int main(void) {
     if (!child) {
         OK(syscall(SYS_pidfd_send_signal, own, 0, 0, 0));
         while (!gone_ahead()) nap(2);
-        nap(20);
+        rest(20);
         OK(syscall(SYS_pidfd_send_signal, own, SIGUSR1, 0, 0));
         _exit(7);
     }

@@ -238,7 +238,7 @@ int main(void){
   int b=OK(fork()); if(!b){ int h=OK(open(in_here("g"),O_RDWR)); OK(flock(h,LOCK_SH)); SAME(gone_ahead(),1); _exit(0);}
   int d=OK(fork()); if(!d){ struct flock x={.l_type=F_RDLCK,.l_start=20,.l_len=10}; OK(fcntl(f,F_SETLK,&x)); while(!gone_ahead())nap(2); nap(50); _exit(0);}
   int e=OK(fork()); if(!e){ int h=OK(open(in_here("o"),O_RDWR)); struct flock x={.l_type=F_RDLCK}; OK(fcntl(h,F_OFD_SETLKW,&x)); SAME(gone_ahead(),1); _exit(0);}
-  nap(50);
+  rest(50);
   freeze_here();
   struct flock q={.l_type=F_WRLCK,.l_start=20,.l_len=1}; OK(fcntl(f,F_GETLK,&q)); SAME(q.l_type,F_RDLCK); SAME(q.l_pid,d);
   l.l_type=F_UNLCK; OK(fcntl(f,F_SETLK,&l)); OK(flock(g,LOCK_UN)); ol.l_type=F_UNLCK; OK(fcntl(o,F_OFD_SETLK,&ol));

@@ -109,7 +109,7 @@ int main(void) {
     enum { N = sizeof calls / sizeof *calls };
     pthread_t t[N];
     for (int i = 0; i < N; i++) CHECK(!pthread_create(&t[i], 0, calls[i], (void *)(intptr_t)child));
-    nap(30);
+    rest(30);
     freeze_here();
     SAME(write(data[1], "r", 1), 1);
     SAME(write(quiet[1], "q", 1), 1);
@@ -153,9 +153,9 @@ int main(void) {
     pthread_t a, b;
     CHECK(!pthread_create(&a, 0, pauser, 0));
     CHECK(!pthread_create(&b, 0, suspender, 0));
-    nap(20);
+    rest(20);
     freeze_here();
-    nap(20);
+    rest(20);
     SAME(word2, 0);
     CHECK(!pthread_kill(a, SIGUSR1));
     CHECK(!pthread_kill(b, SIGUSR2));
@@ -183,7 +183,7 @@ static void *sleeper(void *flags) {
 int main(void) {
     pthread_t t[2];
     for (intptr_t i = 0; i < 2; i++) CHECK(!pthread_create(&t[i], 0, sleeper, (void *)i));
-    nap(100);
+    rest(100);
     freeze_here();
     for (int i = 0; i < 2; i++) CHECK(!pthread_join(t[i], 0));
 }

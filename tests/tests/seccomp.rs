@@ -40,7 +40,7 @@ int main(void) {
         CHECK(fails(SYS_getpgid, 41) && fails(SYS_getsid, 43));
         _exit(0);
     }
-    nap(20);
+    rest(20);
     freeze_here();
     CHECK(fails(SYS_getpgid, 41) && fails(SYS_getsid, 42));
     SAME(prctl(PR_GET_SECCOMP), 2);
@@ -72,10 +72,10 @@ static void *own(void *unused) {
 int main(void) {
     pthread_t a, b;
     CHECK(!pthread_create(&a, 0, plain, 0));
-    nap(10);
+    rest(10);
     OK(refuse(SYS_getpgid, 41, SECCOMP_FILTER_FLAG_TSYNC));
     CHECK(!pthread_create(&b, 0, own, 0));
-    nap(20);
+    rest(20);
     freeze_here();
     CHECK(fails(SYS_getpgid, 41));
     CHECK(!pthread_join(a, 0) && !pthread_join(b, 0));

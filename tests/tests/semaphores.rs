@@ -82,7 +82,7 @@ int main(void) {
         OK(op(a, 2, 32767, 0));
         OK(op(a, 3, 1, 0));
         while (!gone_ahead()) nap(2);
-        nap(50);
+        rest(50);
         _exit(0);
     }
     while (semctl(a, 3, GETVAL) != 1) nap(1);

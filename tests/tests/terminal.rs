@@ -85,9 +85,9 @@ int main(void) {
         CHECK(open("/dev/tty", O_RDWR) == -1);
         _exit(0);
     }
-    nap(50);
+    rest(50);
     close(master);
-    nap(20);
+    rest(20);
     freeze_here();
     char x;
     SAME(read(a, &x, 1), 0);

@@ -44,7 +44,7 @@ int main(void) {
     pthread_t a, b;
     CHECK(!pthread_create(&a, 0, spin, avx ? (void *)&flag : 0));
     CHECK(!pthread_create(&b, 0, spin_general, 0));
-    nap(20);
+    rest(20);
     freeze_here();
     flag = 1;
     CHECK(!pthread_join(a, 0) && !pthread_join(b, 0));
@@ -102,7 +102,7 @@ static void *thread(void *arg) {
 int main(void) {
     pthread_t t[N];
     for (intptr_t n = 0; n < N; n++) CHECK(!pthread_create(&t[n], 0, thread, (void *)n));
-    nap(30);
+    rest(30);
     freeze_here();
     for (intptr_t n = 0; n < N; n++) {
         void *got;
@@ -136,7 +136,7 @@ int main(void) {
     CHECK(!pthread_mutex_init(&mutex, &attr));
     pthread_t t;
     CHECK(!pthread_create(&t, 0, holder, 0));
-    nap(20);
+    rest(20);
     freeze_here();
     SAME(pthread_mutex_lock(&mutex), EOWNERDEAD);
 }
@@ -170,7 +170,7 @@ int main(void) {
     CHECK(!pthread_create(&a, 0, sleeper, 0));
     CHECK(!pthread_create(&b, 0, locker, 0));
     CHECK(!pthread_create(&c, 0, joiner, &a));
-    nap(20);
+    rest(20);
     freeze_here();
     pthread_mutex_lock(&mutex);
     ready = 1;

@@ -25,12 +25,12 @@ int main(void) {
     int wall = make(CLOCK_REALTIME, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, point, 0, 0);
     int left = make(CLOCK_MONOTONIC, 0, 1000, 0, 0);
     int unset = OK(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK));
-    nap(60);
+    rest(60);
     SAME(expired(read_already), 1);
     int twin = OK(dup(once));
     freeze_here();
     CHECK(expired(ticking) >= 5);
-    nap(30);
+    rest(30);
     CHECK(expired(ticking) >= 2);
     SAME(expired(twin), 1);
     SAME(expired(once), 0);

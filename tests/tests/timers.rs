@@ -61,7 +61,7 @@ int main(void) {
     OK(timer_settime(a, 0, &fast, 0));
     OK(timer_settime(none, 0, &slow, 0));
     OK(timer_settime(cpu, 0, &slow, 0));
-    nap(30);
+    rest(30);
     freeze_here();
     OK(timer_gettime(none, &now));
     SAME(now.it_interval.tv_sec, 5); SAME(now.it_interval.tv_nsec, 6);
@@ -100,7 +100,7 @@ int main(void) {
     struct itimerspec fast = { { 0, 50000000 }, { 0, 50000000 } }, single = { { 0, 0 }, { 0, 1000000 } };
     OK(timer_settime(often, 0, &fast, 0));
     OK(timer_settime(once, 0, &single, 0));
-    nap(70);
+    rest(70);
     freeze_here();
     siginfo_t info;
     struct timespec none = { 0, 0 }, long_enough = { 10, 0 };

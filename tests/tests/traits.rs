@@ -64,7 +64,7 @@ int main(void) {
     before = personality(0xffffffff);
     pthread_t t;
     CHECK(!pthread_create(&t, 0, thread, 0));
-    nap(20);
+    rest(20);
     freeze_here();
     CHECK(!pthread_join(t, 0));
     SAME(personality(0xffffffff), before);
@@ -100,7 +100,7 @@ static void *marked(void *unused) {
 int main(void) {
     pthread_t t;
     CHECK(!pthread_create(&t, 0, marked, 0));
-    nap(20);
+    rest(20);
     freeze_here();
     CHECK(!pthread_join(t, 0));
 }
@@ -129,7 +129,7 @@ int main(void) {
     if (syscall(SYS_get_mempolicy, &mode, nodes, 1024, 0, 0)) { freeze_here(); return 0; }
     pthread_t t;
     CHECK(!pthread_create(&t, 0, thread, 0));
-    nap(20);
+    rest(20);
     freeze_here();
     CHECK(!pthread_join(t, 0));
     policy(&mode, nodes);

@@ -46,7 +46,7 @@ int main(void) {
     grow(3, 1);
     while (count->settled < count->born) nap(5);
     signal(SIGHUP, SIG_DFL);
-    nap(60);
+    rest(60);
     freeze_here();
 }
 "#;
