@@ -676,7 +676,9 @@ pub fn markdown() -> String {
           SO_SNDTIMEO that was waiting, and that of any call that was resumed before by something else than freeze: it may \
           wait longer after a checkpoint or restore, never less (poll, select, epoll_wait, futex and sleeps end when they \
           would have, where the kernel has /proc/PID/sched);\n\
-        - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase.\n";
+        - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase;\n\
+        - of packet filters the allowance of a limit, which is full, and the place in a sequence (numgen inc, statistic --mode \
+          nth); tables of nf_tables, and chains without a name, have new numbers.\n";
     out += "\n## Whole programs\n\nUnmodified, in use while they are checkpointed, killed, restored, and used on.\n\n\
         | program | what shows that it did not notice |\n|---|---|\n";
     for (program, shows) in PROGRAMS {

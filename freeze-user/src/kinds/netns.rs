@@ -1,11 +1,13 @@
-//! What a network namespace holds: devices, addresses, routes, rules, neighbours and settings.
+//! What a network namespace holds: devices, addresses, routes, rules, neighbours, settings and packet filters.
 //!
 //! Devices keep their numbers, so that whatever names one by its number stays right. Everything else is told and asked
 //! for in the kernel's own messages (rtnetlink(7)), which are a stable interface: the image has them as they came, less
 //! what only counts or is derived.
 
+pub mod filter;
 mod link;
 mod settings;
+pub mod xtables;
 
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Result};
@@ -15,10 +17,11 @@ use crate::sys::tun;
 use nix::Result as Sys;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use settings::{SETTINGS, apply_settings, disciplines, filters, settings};
+use settings::{SETTINGS, apply_settings, disciplines, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// What a network namespace holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,11 @@ pub struct Record {
     pub neighbours: Vec<Bytes>,
     /// Files under /proc/sys/net and what is in them.
     pub settings: Vec<(String, String)>,
+    /// Of nf_tables.
+    #[serde(default)]
+    pub filters: Vec<filter::Table>,
+    #[serde(default)]
+    pub xtables: Vec<xtables::Table>,
 }
 
 /// A network device.
@@ -173,6 +181,24 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
+/// Adds what of the packet filter would not come back as it is; `label` says where it was.
+pub fn try_out(record: &Record, label: &str, out: &mut Vec<Blocker>) {
+    filter::try_out(&record.filters, &record.xtables, label, out);
+}
+
+/// Gives the namespaces of these numbers their packet filters, when nothing is to be sent there any more but by programs.
+pub fn guard(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<()> {
+    for (number, record, netns) in all {
+        let work = || {
+            xtables::restore(&record.xtables)?;
+            filter::restore(&record.filters)
+        };
+        within(*netns, libc::CLONE_NEWNET, work)
+            .on("setns", || format!("network namespace {number} of the image"))??;
+    }
+    Ok(())
+}
+
 /// Reads one device of freeze's own namespace, with its addresses and routes.
 pub fn device(name: &str) -> Result<Record> {
     let read = || -> Sys<Record> {
@@ -307,7 +333,11 @@ fn read(others: &[(u32, i32)], label: &str) -> Sys<(Record, Vec<Blocker>)> {
     record.neighbours = neighbours(&mut netlink)?;
     record.settings = settings();
     disciplines(&mut netlink, &record, label, &mut out)?;
-    filters(label, &mut out);
+    record.filters = filter::read(label, &mut out)?;
+    record.xtables = xtables::read(label, &mut out)?;
+    if record.links.iter().any(|l| l.kind == "bridge") {
+        xtables::bridges(label, &mut out);
+    }
     Ok((record, out))
 }
 
@@ -425,7 +455,22 @@ impl Record {
         }
         self.set_routes(&mut netlink, &mut warnings)?;
         apply_settings(&self.settings);
+        self.await_addresses(&mut netlink)?;
         Ok(warnings)
+    }
+
+    /// Waits until addresses that were in use can be used, which the kernel makes them a moment after the device is up.
+    fn await_addresses(&self, netlink: &mut Netlink) -> Sys<()> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let tentative = |a: &[u8]| a.get(2).is_some_and(|flags| flags & 0x40 != 0);
+        let used = self.addresses.iter().filter(|a| !tentative(&a.0));
+        let used: Vec<_> = used.map(|a| address_key(&a.0)).collect();
+        let began = Instant::now();
+        let waits = |a: &Vec<u8>| tentative(a) && used.contains(&address_key(a));
+        while netlink.dump(GETADDR, &[0; 8])?.iter().any(waits) && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     fn set_addresses(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {

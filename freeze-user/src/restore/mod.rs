@@ -312,6 +312,8 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
         }
     }
+    fault::point("filters")?;
+    namespaces::guard(nest, &records.namespaces)?;
     memory::vdso::settle(nest)
 }
 

@@ -1,4 +1,4 @@
-//! Settings of a network namespace under /proc/sys/net, and what of traffic control and the packet filter is refused.
+//! Settings of a network namespace under /proc/sys/net, and what of traffic control is refused.
 
 use super::{GETQDISC, Record, text, word};
 use crate::error::Blocker;
@@ -78,31 +78,4 @@ pub(super) fn disciplines(
         );
     }
     Ok(())
-}
-
-/// Refuses rules of the packet filter.
-pub(super) fn filters(label: &str, out: &mut Vec<Blocker>) {
-    for (file, command) in [
-        ("ip_tables_names", "iptables"),
-        ("ip6_tables_names", "ip6tables"),
-        ("arp_tables_names", "arptables"),
-    ] {
-        let names = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-        if !names.trim().is_empty() {
-            out.push(
-                Blocker::at(format!("tables of {command}"), label)
-                    .why("rules of the packet filter are not carried")
-                    .remedy(format!("flush them ({command} -F) and unload the tables")),
-            );
-        }
-    }
-    const NFT_GETTABLE: u16 = 10 << 8 | 1;
-    let tables = Netlink::netfilter().and_then(|mut n| n.dump(NFT_GETTABLE, &[0; 4]));
-    if tables.is_ok_and(|t| !t.is_empty()) {
-        out.push(
-            Blocker::at("tables of nftables", label)
-                .why("rules of the packet filter are not carried")
-                .remedy("delete them (nft flush ruleset), and load them again after the restore"),
-        );
-    }
 }
