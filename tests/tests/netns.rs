@@ -290,7 +290,8 @@ fn moved(from: &File, to: &File) -> Record {
     assert!(out.is_empty(), "{out:?}");
     let said = restore(&[(1, &record, to.as_fd())]).unwrap();
     assert!(said.is_empty(), "{said:?}");
-    guard(&[(1, &record, to.as_fd())]).unwrap();
+    let said = guard(&[(1, &record, to.as_fd())]).unwrap();
+    assert!(said.is_empty(), "{said:?}");
     record
 }
 
@@ -383,4 +384,50 @@ fn tables_of_the_old_form_come_back() {
     let record = moved(&a, &b);
     assert_eq!(record.xtables.len(), 6);
     assert_eq!(shell(&a, listing), shell(&b, listing));
+}
+
+/// Connections as conntrack(8) tells of them, without what goes on by itself.
+fn tracked(netns: &File) -> Vec<String> {
+    let text = shell(netns, "conntrack -L 2> /dev/null");
+    let mut all: Vec<String> = text
+        .lines()
+        .map(|line| {
+            let mut words: Vec<&str> = line.split_whitespace().collect();
+            // The timeout.
+            words.remove(2);
+            words.join(" ")
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn tracked_connections_come_back() {
+    let (Some(a), Some(b)) = (fresh(), fresh()) else {
+        skip!("no network namespace can be made here");
+    };
+    if !is_there("conntrack") || !is_there("nft") {
+        skip!("there is no conntrack(8) or nft(8)");
+    }
+    shell(
+        &a,
+        r#"ip link set lo up
+nft -f - <<'END'
+table inet t { ct helper ftp { type "ftp" protocol tcp; }; chain in { type filter hook input priority 0; ct state new; }; }
+END
+conntrack -I -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1000 --dport 21 --state ESTABLISHED -u ASSURED,SEEN_REPLY -t 600 --mark 7
+conntrack -I -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1001 --dport 80 --state SYN_SENT -t 60 --dst-nat 10.0.0.9:8080
+conntrack -I -p udp -s 10.0.0.3 -d 10.0.0.4 --sport 5 --dport 6 -t 60 --src-nat 10.0.0.8:55 -u SEEN_REPLY
+conntrack -I -p udp -s fd00::1 -d fd00::2 --sport 5 --dport 6 -t 60 --zone 3
+conntrack -I -p icmp -s 10.0.0.1 -d 10.0.0.2 --icmp-type 8 --icmp-code 0 --icmp-id 99 -t 30
+conntrack -I -p icmpv6 -s fd00::1 -d fd00::2 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 98 -t 30
+conntrack -I -p sctp -s 10.0.0.1 -d 10.0.0.2 --sport 1 --dport 2 --state ESTABLISHED --orig-vtag 5 --reply-vtag 6 -t 60
+conntrack -I -p gre -s 10.0.0.1 -d 10.0.0.2 --srckey 1 --dstkey 2 -t 60
+conntrack -I -p 99 -s 10.0.0.1 -d 10.0.0.2 -t 60
+"#,
+    );
+    moved(&a, &b);
+    assert_eq!(tracked(&a), tracked(&b));
+    assert!(tracked(&a).len() >= 9);
 }

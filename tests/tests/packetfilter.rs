@@ -177,3 +177,82 @@ assert count(listing()) == count(before) + 2
 "##
     )
 );
+
+conformance!(
+    tracked,
+    walled(
+        r##"
+sh("""
+nft -f - <<'END'
+table inet wall {
+    ct helper ftp { type "ftp" protocol tcp; }
+    chain in {
+        type filter hook input priority filter; policy drop;
+        tcp dport 21 accept
+        ct state established accept
+        tcp dport 7000 tcp flags syn ct mark set 9 accept
+        udp dport 5001 accept
+    }
+    chain out { type filter hook output priority filter; tcp dport 21 ct helper set "ftp"; }
+}
+table ip moved {
+    chain out { type nat hook output priority -100; udp dport 6001 redirect to :5001; }
+}
+END
+# Of a connection whose beginning it has not seen it wants to know nothing.
+echo 0 > /proc/sys/net/netfilter/nf_conntrack_tcp_loose
+""")
+listener = socket.create_server(("127.0.0.1", 7000))
+client = socket.create_connection(("127.0.0.1", 7000))
+server, _ = listener.accept()
+client.sendall(b"before")
+assert server.recv(100) == b"before"
+rx = receiver(5001)
+tx = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+tx.connect(("127.0.0.1", 6001))
+tx.send(b"one")
+data, back = rx.recvfrom(100)
+rx.sendto(b"two", back)
+assert data == b"one" and tx.recv(100) == b"two"
+# A transfer that is announced is expected.
+control = socket.create_server(("127.0.0.1", 21))
+transfer = socket.create_server(("127.0.0.1", 8000))
+ftp = socket.create_connection(("127.0.0.1", 21))
+ftp_server, _ = control.accept()
+for command in b"USER me\r\n", b"PORT 127,0,0,1,31,64\r\n":
+    ftp.sendall(command)
+    assert ftp_server.recv(100) == command
+# What is translated stays so, and what is established too, although nothing new is let in.
+sh("nft flush chain ip moved out; nft flush chain inet wall in; nft add rule inet wall in ct state established,related accept")
+def listing():
+    lines = sh("conntrack -L 2> /dev/null; conntrack -L expect 2> /dev/null").splitlines()
+    assert any("helper=ftp" in l and "mask-src" in l for l in lines), lines
+    return sorted(" ".join(w for w in l.split()[1:] if not w.isdigit()) for l in lines)
+before = listing()
+freeze_here()
+assert listing() == before, "\n".join(listing()) + "\n\n" + "\n".join(before)
+assert any("mark=9" in l and "ESTABLISHED" in l for l in before)
+for one, other in (client, server), (server, client):
+    one.sendall(b"after")
+    other.settimeout(5)
+    assert other.recv(100) == b"after"
+tx.send(b"three")
+rx.settimeout(5)
+data, back = rx.recvfrom(100)
+rx.sendto(b"four", back)
+tx.settimeout(5)
+assert data == b"three" and tx.recv(100) == b"four"
+assert not hears(rx, b"five")
+with socket.create_connection(("127.0.0.1", 8000), 5) as related:
+    related.sendall(b"file")
+    assert transfer.accept()[0].recv(100) == b"file"
+with socket.socket() as unrelated:
+    unrelated.settimeout(0.3)
+    try:
+        unrelated.connect(("127.0.0.1", 8000))
+        assert False, "nobody announced this one"
+    except TimeoutError:
+        pass
+"##
+    )
+);

@@ -678,7 +678,8 @@ pub fn markdown() -> String {
           would have, where the kernel has /proc/PID/sched);\n\
         - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase;\n\
         - of packet filters the allowance of a limit, which is full, and the place in a sequence (numgen inc, statistic --mode \
-          nth); tables of nf_tables, and chains without a name, have new numbers.\n";
+          nth); tables of nf_tables, chains without a name, and tracked connections have new \
+          numbers, and these count from 0 (nf_conntrack_acct).\n";
     out += "\n## Whole programs\n\nUnmodified, in use while they are checkpointed, killed, restored, and used on.\n\n\
         | program | what shows that it did not notice |\n|---|---|\n";
     for (program, shows) in PROGRAMS {

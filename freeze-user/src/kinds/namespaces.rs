@@ -111,7 +111,8 @@ impl ProcessKind for Namespaces {
         their mounts, host name, id maps, offsets and settings; network devices (veth within the checkpoint, bridge, vlan, macvlan, ipvlan, tun, dummy), \
         addresses, routes, rules, neighbours; packet filters with what they have counted: tables of nf_tables, everything in them under its \
         number, and of iptables, ip6tables and arptables (xtables), tried out in advance, refused where the kernel does not tell all of it \
-        (ct count, jhash without a seed, socket cgroupv2, tables of a socket, ebtables-legacy, matches like recent); one whose other members are not part of the checkpoint is joined while one of them lives";
+        (ct count, jhash without a seed, socket cgroupv2, tables of a socket, ebtables-legacy, matches like recent); connections \
+        they keep track of or expect, with translations, state, timeout, mark, labels, zone and helper; one whose other members are not part of the checkpoint is joined while one of them lives";
     // Before threads, which cannot enter a user namespace, and after everything that needs the rights of freeze.
     const STAGE: Stage = Stage::Threads;
     type Record = Record;
@@ -651,7 +652,9 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
 pub fn guard(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
     let networks = fresh_networks(nest, all)?;
     let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
-    netns::guard(&networks)
+    let said = netns::guard(&networks)?;
+    nest.warnings.extend(said);
+    Ok(())
 }
 
 /// The network namespaces that are made anew: number, what was in them, and a descriptor.

@@ -4,6 +4,7 @@
 //! for in the kernel's own messages (rtnetlink(7)), which are a stable interface: the image has them as they came, less
 //! what only counts or is derived.
 
+pub mod conntrack;
 pub mod filter;
 mod link;
 mod settings;
@@ -38,6 +39,8 @@ pub struct Record {
     pub filters: Vec<filter::Table>,
     #[serde(default)]
     pub xtables: Vec<xtables::Table>,
+    #[serde(default)]
+    pub tracked: conntrack::Tracked,
 }
 
 /// A network device.
@@ -186,17 +189,21 @@ pub fn try_out(record: &Record, label: &str, out: &mut Vec<Blocker>) {
     filter::try_out(&record.filters, &record.xtables, label, out);
 }
 
-/// Gives the namespaces of these numbers their packet filters, when nothing is to be sent there any more but by programs.
-pub fn guard(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<()> {
+/// Gives the namespaces of these numbers their packet filters and what these keep track of, when nothing is to be sent
+/// there any more but by programs; tells what is not as it was.
+pub fn guard(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
     for (number, record, netns) in all {
+        let name = || format!("network namespace {number} of the image");
         let work = || {
             xtables::restore(&record.xtables)?;
-            filter::restore(&record.filters)
+            filter::restore(&record.filters)?;
+            record.tracked.restore().on("ctnetlink", name)
         };
-        within(*netns, libc::CLONE_NEWNET, work)
-            .on("setns", || format!("network namespace {number} of the image"))??;
+        let said = within(*netns, libc::CLONE_NEWNET, work).on("setns", name)??;
+        warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// Reads one device of freeze's own namespace, with its addresses and routes.
@@ -335,6 +342,7 @@ fn read(others: &[(u32, i32)], label: &str) -> Sys<(Record, Vec<Blocker>)> {
     disciplines(&mut netlink, &record, label, &mut out)?;
     record.filters = filter::read(label, &mut out)?;
     record.xtables = xtables::read(label, &mut out)?;
+    record.tracked = conntrack::read()?;
     if record.links.iter().any(|l| l.kind == "bridge") {
         xtables::bridges(label, &mut out);
     }
