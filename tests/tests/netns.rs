@@ -431,3 +431,101 @@ conntrack -I -p 99 -s 10.0.0.1 -d 10.0.0.2 -t 60
     assert_eq!(tracked(&a), tracked(&b));
     assert!(tracked(&a).len() >= 9);
 }
+
+#[test]
+fn queueing_disciplines_come_back() {
+    let (Some(a), Some(b)) = (fresh(), fresh()) else {
+        skip!("no network namespace can be made here");
+    };
+    if Command::new("tc").arg("-V").output().is_err() {
+        skip!("there is no tc(8)");
+    }
+    shell(
+        &a,
+        "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d0 up
+         tc qdisc add dev d0 root handle 7: tbf rate 1mbit burst 32kbit latency 400ms
+         tc qdisc add dev d0 clsact
+         tc qdisc add dev d1 root handle 9: pfifo limit 77
+         tc qdisc add dev lo root bfifo limit 9000
+         tc qdisc add dev d1 ingress",
+    );
+    moved(&a, &b);
+    let listing = "tc qdisc show | sed 's/ refcnt [0-9]*//' | sort";
+    assert_eq!(shell(&a, listing), shell(&b, listing));
+}
+
+#[test]
+fn what_is_elsewhere_in_the_network_is_refused() {
+    if fresh().is_none() || Command::new("tc").arg("-V").output().is_err() {
+        skip!("no network namespace can be made here, or there is no tc(8)");
+    }
+    let cases = [
+        (
+            "tc qdisc add dev lo root handle 1: htb; tc class add dev lo parent 1: classid 1:1 htb rate 1mbit",
+            "network device lo, queueing discipline htb",
+            "this kernel does not take it back: Invalid argument",
+        ),
+        (
+            "tc qdisc add dev lo ingress; tc filter add dev lo parent ffff: u32 match u32 0 0 classid 1:1",
+            "network device lo, queueing discipline ingress",
+            "it has filters, which are not carried",
+        ),
+        (
+            "tc qdisc add dev lo clsact; tc filter add dev lo egress u32 match u32 0 0 classid 1:1",
+            "network device lo, queueing discipline clsact",
+            "it has filters, which are not carried",
+        ),
+        (
+            "tc qdisc add dev lo root handle 1: htb; tc filter add dev lo parent 1: u32 match u32 0 0 classid 1:1",
+            "network device lo, queueing discipline htb",
+            "it has filters, which are not carried",
+        ),
+        (
+            "ip xfrm state allocspi src 10.0.0.1 dst 10.0.0.2 proto esp min 256 max 300",
+            "IPsec states",
+            "they are not carried",
+        ),
+        (
+            "ip xfrm policy add src 10.0.0.0/8 dst 10.0.0.0/8 dir out action block",
+            "IPsec policies",
+            "they are not carried",
+        ),
+        (
+            "ip xfrm policy setdefault in block",
+            "default policy of IPsec",
+            "it bars what no policy allows, which is not carried",
+        ),
+        (
+            "ip link set lo up; ip nexthop add id 5 dev lo",
+            "nexthop objects",
+            "they are not carried",
+        ),
+        (
+            "ip link add br0 type bridge; ip link add d0 type veth peer name d1; ip link set d0 master br0
+             bridge fdb add 02:00:00:00:00:09 dev d0 master static",
+            "network device d0",
+            "addresses that were entered for it by hand are not carried",
+        ),
+        (
+            "ip link add br0 type bridge; ip link add d0 type veth peer name d1; ip link set d0 master br0; ip link set br0 up
+             bridge mdb add dev br0 port d0 grp 239.1.1.1 permanent",
+            "network device br0",
+            "groups that were entered for it by hand are not carried",
+        ),
+    ];
+    for (text, place, why) in cases {
+        let netns = fresh().unwrap();
+        shell(&netns, text);
+        let mut out = Vec::new();
+        let record = collect(netns.as_fd(), &[(1, netns.as_fd())], "a", &mut out).unwrap();
+        if out.is_empty() {
+            try_out(&record, "a", &mut out);
+        }
+        let first = out.first().unwrap_or_else(|| panic!("{text}"));
+        assert_eq!(
+            (first.place.as_str(), first.why.as_str()),
+            (place, why),
+            "{out:?}"
+        );
+    }
+}

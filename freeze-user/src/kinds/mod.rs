@@ -664,7 +664,7 @@ pub fn markdown() -> String {
         Known, and without a refusal, because the kernel does not show it or because it changes nothing but what others see:\n\n\
         - system call user dispatch, where the kernel does not tell of it (before Linux 6.4);\n\
         - errors of datagram sockets that were not told yet, packets that a tun device or a packet socket had not \
-          delivered, bridge VLANs and learned addresses;\n\
+          delivered, addresses that a bridge has learned;\n\
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\

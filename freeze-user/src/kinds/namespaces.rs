@@ -88,7 +88,7 @@ pub enum What {
     Mount(Vec<Mount>),
     /// As it is when it is fresh.
     Net,
-    Network(netns::Record),
+    Network(Box<netns::Record>),
     Ipc {
         /// Files under /proc/sys and what is in them.
         settings: Vec<(String, String)>,
@@ -112,7 +112,8 @@ impl ProcessKind for Namespaces {
         addresses, routes, rules, neighbours; packet filters with what they have counted: tables of nf_tables, everything in them under its \
         number, and of iptables, ip6tables and arptables (xtables), tried out in advance, refused where the kernel does not tell all of it \
         (ct count, jhash without a seed, socket cgroupv2, tables of a socket, ebtables-legacy, matches like recent); connections \
-        they keep track of or expect, with translations, state, timeout, mark, labels, zone and helper; one whose other members are not part of the checkpoint is joined while one of them lives";
+        they keep track of or expect, with translations, state, timeout, mark, labels, zone and helper; queueing disciplines \
+        without classes and filters, which are refused, as are IPsec, nexthop objects, ipset, VLANs and fixed addresses of bridges, multicast routing; one whose other members are not part of the checkpoint is joined while one of them lives";
     // Before threads, which cannot enter a user namespace, and after everything that needs the rights of freeze.
     const STAGE: Stage = Stage::Threads;
     type Record = Record;
@@ -401,7 +402,7 @@ fn what(
             let (others, mut out) = (networks(view), Vec::new());
             let others: Vec<_> = others.iter().map(|(n, fd)| (*n, fd.as_fd())).collect();
             let label = format!("net namespace of {pid}");
-            What::Network(netns::collect(fd.as_fd(), &others, &label, &mut out)?)
+            What::Network(Box::new(netns::collect(fd.as_fd(), &others, &label, &mut out)?))
         }
         Kind::Ipc => What::Ipc {
             settings: ipc::settings(fd)?,
@@ -667,7 +668,7 @@ fn fresh_networks<'a>(nest: &Nest, all: &'a [Namespace]) -> Result<Vec<(u32, &'a
             let fd = nest.spaces.get(Kind::Net, namespace.number).ok_or(Errno::ENOENT);
             let fd = fd.and_then(|fd| fd.try_clone_to_owned().map_err(|_| Errno::EMFILE));
             let fd = fd.on("open", || "a network namespace of the image")?;
-            networks.push((namespace.number, record, fd));
+            networks.push((namespace.number, &**record, fd));
         }
     }
     Ok(networks)

@@ -6,19 +6,22 @@
 
 pub mod conntrack;
 pub mod filter;
+mod elsewhere;
 mod link;
 mod settings;
+pub mod traffic;
 pub mod xtables;
 
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Result};
 use crate::sys::ipc::within;
+use crate::sys::ns;
 use crate::sys::rtnl::{APPEND, CREATE, EXCL, Netlink, attributes, nest, put};
 use crate::sys::tun;
 use nix::Result as Sys;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use settings::{SETTINGS, apply_settings, disciplines, settings};
+use settings::{SETTINGS, apply_settings, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
@@ -41,6 +44,8 @@ pub struct Record {
     pub xtables: Vec<xtables::Table>,
     #[serde(default)]
     pub tracked: conntrack::Tracked,
+    #[serde(default)]
+    pub disciplines: Vec<traffic::Discipline>,
 }
 
 /// A network device.
@@ -85,7 +90,6 @@ const GETNEIGH: u16 = 30;
 const NEWRULE: u16 = 32;
 const DELRULE: u16 = 33;
 const GETRULE: u16 = 34;
-const GETQDISC: u16 = 38;
 const GETNSID: u16 = 90;
 const NEWLINKPROP: u16 = 108;
 
@@ -184,9 +188,33 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// Adds what of the packet filter would not come back as it is; `label` says where it was.
+/// Adds what of packet filters and traffic control would not come back as it is; `label` says where it was.
+///
+/// It is made anew in a namespace that nobody sees, by this kernel.
 pub fn try_out(record: &Record, label: &str, out: &mut Vec<Blocker>) {
-    filter::try_out(&record.filters, &record.xtables, label, out);
+    if record.filters.is_empty() && record.xtables.is_empty() && record.disciplines.is_empty() {
+        return;
+    }
+    let tried = || -> Sys<Vec<Blocker>> {
+        ns::unshare(libc::CLONE_NEWNET)?;
+        let mut out = traffic::trial(&record.disciplines, &record.links, label);
+        out.extend(xtables::trial(&record.xtables, label));
+        out.extend(filter::trial(&record.filters, label));
+        Ok(out)
+    };
+    match std::thread::scope(|s| s.spawn(tried).join()).unwrap_or(Err(Errno::EIO)) {
+        Ok(found) => out.extend(found),
+        // Who may not make a namespace may not restore one either, which is told elsewhere.
+        Err(Errno::EPERM) => {}
+        Err(e) => out.push(
+            Blocker::at("packet filters", label)
+                .why(format!(
+                    "there can be no network namespace to try them in: {}",
+                    e.desc()
+                ))
+                .remedy("raise the limit (sysctl user.max_net_namespaces), or delete them"),
+        ),
+    }
 }
 
 /// Gives the namespaces of these numbers their packet filters and what these keep track of, when nothing is to be sent
@@ -339,7 +367,8 @@ fn read(others: &[(u32, i32)], label: &str) -> Sys<(Record, Vec<Blocker>)> {
     record.rules = rules(&mut netlink)?;
     record.neighbours = neighbours(&mut netlink)?;
     record.settings = settings();
-    disciplines(&mut netlink, &record, label, &mut out)?;
+    record.disciplines = traffic::read(&mut netlink, &record.links, label, &mut out)?;
+    elsewhere::judge(&record.links, label, &mut out)?;
     record.filters = filter::read(label, &mut out)?;
     record.xtables = xtables::read(label, &mut out)?;
     record.tracked = conntrack::read()?;
@@ -462,6 +491,7 @@ impl Record {
             netlink.request(NEWRULE, CREATE | EXCL, &wanted.0)?;
         }
         self.set_routes(&mut netlink, &mut warnings)?;
+        traffic::restore(&mut netlink, &self.disciplines)?;
         apply_settings(&self.settings);
         self.await_addresses(&mut netlink)?;
         Ok(warnings)

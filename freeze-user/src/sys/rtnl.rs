@@ -47,6 +47,13 @@ impl Netlink {
         Netlink::new(SockProtocol::NetlinkNetFilter)
     }
 
+    /// Opens one to IPsec.
+    pub fn xfrm() -> Sys<Netlink> {
+        const NETLINK_XFRM: i32 = 6;
+        let socket = super::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_XFRM)?;
+        Ok(Netlink { socket, sequence: 0 })
+    }
+
     fn new(protocol: SockProtocol) -> Sys<Netlink> {
         let socket = socket(
             AddressFamily::Netlink,

@@ -7,10 +7,8 @@
 mod again;
 mod expression;
 
-use super::xtables;
 use crate::error::{Blocker, Error, Result};
 use crate::kinds::pipe::Bytes;
-use crate::sys::ns;
 use crate::sys::rtnl::{CREATE, EXCL, Netlink, attributes, nest, put};
 use expression::{Found, examine};
 use nix::Result as Sys;
@@ -390,34 +388,11 @@ fn make(tables: &[Table]) -> Result<(), (String, Errno)> {
     Ok(())
 }
 
-/// Adds what comes back otherwise, or not at all, when these tables are made anew by this kernel.
-pub(super) fn try_out(tables: &[Table], xtables: &[xtables::Table], label: &str, out: &mut Vec<Blocker>) {
-    if tables.is_empty() && xtables.is_empty() {
-        return;
-    }
-    let tried = || -> Sys<Vec<Blocker>> {
-        ns::unshare(libc::CLONE_NEWNET)?;
-        Ok(trial(tables, xtables, label))
-    };
-    match std::thread::scope(|s| s.spawn(tried).join()).unwrap_or(Err(Errno::EIO)) {
-        Ok(found) => out.extend(found),
-        // Who may not make a namespace may not restore one either, which is told elsewhere.
-        Err(Errno::EPERM) => {}
-        Err(e) => out.push(
-            Blocker::at("packet filters", label)
-                .why(format!(
-                    "there can be no network namespace to try them in: {}",
-                    e.desc()
-                ))
-                .remedy("raise the limit (sysctl user.max_net_namespaces), or delete them"),
-        ),
-    }
-}
-
-fn trial(tables: &[Table], xtables: &[xtables::Table], label: &str) -> Vec<Blocker> {
+/// What of these tables does not come back in the namespace of the calling thread, in which there is nothing.
+pub(super) fn trial(tables: &[Table], label: &str) -> Vec<Blocker> {
     let at = |what: String| Blocker::at(what, label);
     let remedy = "delete it, and load it again after the restore";
-    let mut out = xtables::trial(xtables, label);
+    let mut out = Vec::new();
     let devices = tables.iter().flat_map(Table::devices).collect();
     if let Err(e) = stand_ins(&devices) {
         out.push(

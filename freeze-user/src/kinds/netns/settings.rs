@@ -1,9 +1,5 @@
-//! Settings of a network namespace under /proc/sys/net, and what of traffic control is refused.
+//! Settings of a network namespace under /proc/sys/net.
 
-use super::{GETQDISC, Record, text, word};
-use crate::error::Blocker;
-use crate::sys::rtnl::{Netlink, attributes};
-use nix::Result as Sys;
 use std::path::Path;
 
 pub(super) const SETTINGS: &str = "/proc/sys/net";
@@ -46,36 +42,4 @@ pub(super) fn apply_settings(settings: &[(String, String)]) {
             }
         }
     }
-}
-
-/// Refuses queueing disciplines other than the ones devices come with.
-pub(super) fn disciplines(
-    netlink: &mut Netlink,
-    record: &Record,
-    label: &str,
-    out: &mut Vec<Blocker>,
-) -> Sys<()> {
-    const TCA_KIND: u16 = 1;
-    let usual = std::fs::read_to_string(format!("{SETTINGS}/core/default_qdisc")).unwrap_or_default();
-    for message in netlink.dump(GETQDISC, &[0; 20])? {
-        let index = message.get(4..).map_or(0, word) as i32;
-        let Some((_, kind)) = attributes(&message, 20).into_iter().find(|(k, _)| *k == TCA_KIND) else {
-            continue;
-        };
-        let kind = text(kind);
-        if ["noqueue", "noop", "mq", "pfifo_fast", usual.trim()].contains(&kind.as_str()) {
-            continue;
-        }
-        let name = record
-            .links
-            .iter()
-            .find(|l| l.index == index)
-            .map_or("", |l| &l.name);
-        out.push(
-            Blocker::at(format!("network device {name}"), label)
-                .why(format!("its queueing discipline {kind} is not carried"))
-                .remedy("delete it (tc qdisc del)"),
-        );
-    }
-    Ok(())
 }
