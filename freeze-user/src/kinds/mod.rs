@@ -17,6 +17,7 @@ pub mod inotify;
 pub mod ipcspace;
 pub mod kinship;
 pub mod limits;
+pub mod login;
 pub mod marks;
 pub mod memfd;
 pub mod memory;
@@ -560,6 +561,7 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     process::<timers::Timers>(),
     process::<traits::Traits>(),
     process::<limits::Limits>(),
+    process::<login::Login>(),
     process::<seccomp::Seccomp>(),
     process::<credentials::Credentials>(),
     process::<filesystem::Filesystem>(),
@@ -668,7 +670,6 @@ pub fn markdown() -> String {
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\
-        - the login uid (/proc/PID/loginuid), which is the restorer's;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
