@@ -102,6 +102,27 @@ const PACKAGES: &[(&str, For, &str)] = &[
         For::Testing,
         "setsid, unshare, prlimit: sessions and namespaces for tests",
     ),
+    ("iproute2", For::Testing, "ip and tc: networks for tests"),
+    (
+        "nftables",
+        For::Testing,
+        "nft: packet filters of a network to freeze",
+    ),
+    (
+        "iptables",
+        For::Testing,
+        "iptables, of both sorts: packet filters of a network to freeze",
+    ),
+    (
+        "arptables",
+        For::Testing,
+        "arptables-legacy: packet filters of a network to freeze",
+    ),
+    (
+        "conntrack",
+        For::Testing,
+        "tells which connections a network keeps track of",
+    ),
     (
         "procps",
         For::Testing,

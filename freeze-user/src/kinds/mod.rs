@@ -18,6 +18,7 @@ pub mod inotify;
 pub mod ipcspace;
 pub mod kinship;
 pub mod limits;
+pub mod login;
 pub mod marks;
 pub mod memfd;
 pub mod memory;
@@ -580,6 +581,7 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     asking::<timers::Timers>(),
     asking::<traits::Traits>(),
     asking::<limits::Limits>(),
+    process::<login::Login>(),
     process::<seccomp::Seccomp>(),
     asking::<credentials::Credentials>(),
     process::<filesystem::Filesystem>(),
@@ -684,11 +686,10 @@ pub fn markdown() -> String {
         Known, and without a refusal, because the kernel does not show it or because it changes nothing but what others see:\n\n\
         - system call user dispatch, where the kernel does not tell of it (before Linux 6.4);\n\
         - errors of datagram sockets that were not told yet, packets that a tun device or a packet socket had not \
-          delivered, bridge VLANs and learned addresses;\n\
+          delivered, addresses that a bridge has learned;\n\
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\
-        - the login uid (/proc/PID/loginuid), which is the restorer's;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
@@ -696,7 +697,10 @@ pub fn markdown() -> String {
           SO_SNDTIMEO that was waiting, and that of any call that was resumed before by something else than freeze: it may \
           wait longer after a checkpoint or restore, never less (poll, select, epoll_wait, futex and sleeps end when they \
           would have, where the kernel has /proc/PID/sched);\n\
-        - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase.\n";
+        - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase;\n\
+        - of packet filters the allowance of a limit, which is full, and the place in a sequence (numgen inc, statistic --mode \
+          nth); tables of nf_tables, chains without a name, and tracked connections have new \
+          numbers, and these count from 0 (nf_conntrack_acct).\n";
     out += "\n## Whole programs\n\nUnmodified, in use while they are checkpointed, killed, restored, and used on.\n\n\
         | program | what shows that it did not notice |\n|---|---|\n";
     for (program, shows) in PROGRAMS {

@@ -89,7 +89,7 @@ pub enum What {
     Mount(Vec<Mount>),
     /// As it is when it is fresh.
     Net,
-    Network(netns::Record),
+    Network(Box<netns::Record>),
     Ipc {
         /// Files under /proc/sys and what is in them.
         settings: Vec<(String, String)>,
@@ -110,7 +110,11 @@ impl ProcessKind for Namespaces {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "pid, mount, network, IPC, UTS, user, cgroup and time namespaces of its own, nested ones too, with \
         their mounts (stacked ones, and who spreads to whom), host name, id maps, offsets and settings; network devices (veth within the checkpoint, bridge, vlan, macvlan, ipvlan, tun, dummy), \
-        addresses, routes, rules, neighbours (packet filter rules are refused); one whose other members are not part of the checkpoint is joined while one of them lives";
+        addresses, routes, rules, neighbours; packet filters with what they have counted: tables of nf_tables, everything in them under its \
+        number, and of iptables, ip6tables and arptables (xtables), tried out in advance, refused where the kernel does not tell all of it \
+        (ct count, jhash without a seed, socket cgroupv2, tables of a socket, ebtables-legacy, matches like recent); connections \
+        they keep track of or expect, with translations, state, timeout, mark, labels, zone and helper; queueing disciplines \
+        without classes and filters, which are refused, as are IPsec, nexthop objects, ipset, VLANs and fixed addresses of bridges, multicast routing; one whose other members are not part of the checkpoint is joined while one of them lives";
     // Before threads, which cannot enter a user namespace, and after everything that needs the rights of freeze.
     const STAGE: Stage = Stage::Threads;
     type Record = Record;
@@ -399,7 +403,7 @@ fn what(
             let (others, mut out) = (networks(view), Vec::new());
             let others: Vec<_> = others.iter().map(|(n, fd)| (*n, fd.as_fd())).collect();
             let label = format!("net namespace of {pid}");
-            What::Network(netns::collect(fd.as_fd(), &others, &label, &mut out)?)
+            What::Network(Box::new(netns::collect(fd.as_fd(), &others, &label, &mut out)?))
         }
         Kind::Ipc => What::Ipc {
             settings: ipc::settings(fd)?,
@@ -460,7 +464,10 @@ fn made_anew(fd: &OwnedFd, label: &str, view: &View, out: &mut Vec<Blocker>) {
     let (others, mut found) = (networks(view), Vec::new());
     let others: Vec<_> = others.iter().map(|(n, fd)| (*n, fd.as_fd())).collect();
     // What cannot be read is told when it is recorded.
-    if netns::collect(fd.as_fd(), &others, label, &mut found).is_ok() {
+    if let Ok(record) = netns::collect(fd.as_fd(), &others, label, &mut found) {
+        if found.is_empty() {
+            netns::try_out(&record, label, &mut found);
+        }
         out.extend(found);
     }
 }
@@ -481,6 +488,15 @@ pub fn precheck(all: &[Namespace], out: &mut Vec<Blocker>) {
             && living(namespace).is_none()
         {
             mounts::precheck(namespace.number, mounts, out);
+        }
+        if let What::Network(record) = &namespace.what
+            && living(namespace).is_none()
+        {
+            netns::try_out(
+                record,
+                &format!("net namespace {} of the image", namespace.number),
+                out,
+            );
         }
     }
 }
@@ -641,6 +657,24 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
             nest.options.trees.insert(tree.number, tree);
         }
     }
+    let networks = fresh_networks(nest, all)?;
+    let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
+    let said = netns::restore(&networks)?;
+    nest.warnings.extend(said);
+    Ok(())
+}
+
+/// Puts packet filters into their places, now that all sockets are there: what a restore itself sends is not for them.
+pub fn guard(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
+    let networks = fresh_networks(nest, all)?;
+    let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
+    let said = netns::guard(&networks)?;
+    nest.warnings.extend(said);
+    Ok(())
+}
+
+/// The network namespaces that are made anew: number, what was in them, and a descriptor.
+fn fresh_networks<'a>(nest: &Nest, all: &'a [Namespace]) -> Result<Vec<(u32, &'a netns::Record, OwnedFd)>> {
     let mut networks = Vec::new();
     for namespace in all {
         if let What::Network(record) = &namespace.what
@@ -648,17 +682,11 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
         {
             let fd = nest.spaces.get(Kind::Net, namespace.number).ok_or(Errno::ENOENT);
             let fd = fd.and_then(|fd| fd.try_clone_to_owned().map_err(|_| Errno::EMFILE));
-            networks.push((
-                namespace.number,
-                record,
-                fd.on("open", || "a network namespace of the image")?,
-            ));
+            let fd = fd.on("open", || "a network namespace of the image")?;
+            networks.push((namespace.number, &**record, fd));
         }
     }
-    let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
-    let said = netns::restore(&networks)?;
-    nest.warnings.extend(said);
-    Ok(())
+    Ok(networks)
 }
 
 /// A process of the nest for the user's eyes.

@@ -1,24 +1,31 @@
-//! What a network namespace holds: devices, addresses, routes, rules, neighbours and settings.
+//! What a network namespace holds: devices, addresses, routes, rules, neighbours, settings and packet filters.
 //!
 //! Devices keep their numbers, so that whatever names one by its number stays right. Everything else is told and asked
 //! for in the kernel's own messages (rtnetlink(7)), which are a stable interface: the image has them as they came, less
 //! what only counts or is derived.
 
+pub mod conntrack;
+pub mod filter;
+mod elsewhere;
 mod link;
 mod settings;
+pub mod traffic;
+pub mod xtables;
 
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Result};
 use crate::sys::ipc::within;
+use crate::sys::ns;
 use crate::sys::rtnl::{APPEND, CREATE, EXCL, Netlink, attributes, nest, put};
 use crate::sys::tun;
 use nix::Result as Sys;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use settings::{SETTINGS, apply_settings, disciplines, filters, settings};
+use settings::{SETTINGS, apply_settings, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// What a network namespace holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +37,15 @@ pub struct Record {
     pub neighbours: Vec<Bytes>,
     /// Files under /proc/sys/net and what is in them.
     pub settings: Vec<(String, String)>,
+    /// Of nf_tables.
+    #[serde(default)]
+    pub filters: Vec<filter::Table>,
+    #[serde(default)]
+    pub xtables: Vec<xtables::Table>,
+    #[serde(default)]
+    pub tracked: conntrack::Tracked,
+    #[serde(default)]
+    pub disciplines: Vec<traffic::Discipline>,
 }
 
 /// A network device.
@@ -74,7 +90,6 @@ const GETNEIGH: u16 = 30;
 const NEWRULE: u16 = 32;
 const DELRULE: u16 = 33;
 const GETRULE: u16 = 34;
-const GETQDISC: u16 = 38;
 const GETNSID: u16 = 90;
 const NEWLINKPROP: u16 = 108;
 
@@ -168,6 +183,52 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
         let said = within(*netns, libc::CLONE_NEWNET, || record.settle())
             .and_then(|r| r)
             .on("netlink", name)?;
+        warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
+    }
+    Ok(warnings)
+}
+
+/// Adds what of packet filters and traffic control would not come back as it is; `label` says where it was.
+///
+/// It is made anew in a namespace that nobody sees, by this kernel.
+pub fn try_out(record: &Record, label: &str, out: &mut Vec<Blocker>) {
+    if record.filters.is_empty() && record.xtables.is_empty() && record.disciplines.is_empty() {
+        return;
+    }
+    let tried = || -> Sys<Vec<Blocker>> {
+        ns::unshare(libc::CLONE_NEWNET)?;
+        let mut out = traffic::trial(&record.disciplines, &record.links, label);
+        out.extend(xtables::trial(&record.xtables, label));
+        out.extend(filter::trial(&record.filters, label));
+        Ok(out)
+    };
+    match std::thread::scope(|s| s.spawn(tried).join()).unwrap_or(Err(Errno::EIO)) {
+        Ok(found) => out.extend(found),
+        // Who may not make a namespace may not restore one either, which is told elsewhere.
+        Err(Errno::EPERM) => {}
+        Err(e) => out.push(
+            Blocker::at("packet filters", label)
+                .why(format!(
+                    "there can be no network namespace to try them in: {}",
+                    e.desc()
+                ))
+                .remedy("raise the limit (sysctl user.max_net_namespaces), or delete them"),
+        ),
+    }
+}
+
+/// Gives the namespaces of these numbers their packet filters and what these keep track of, when nothing is to be sent
+/// there any more but by programs; tells what is not as it was.
+pub fn guard(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for (number, record, netns) in all {
+        let name = || format!("network namespace {number} of the image");
+        let work = || {
+            xtables::restore(&record.xtables)?;
+            filter::restore(&record.filters)?;
+            record.tracked.restore().on("ctnetlink", name)
+        };
+        let said = within(*netns, libc::CLONE_NEWNET, work).on("setns", name)??;
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
     Ok(warnings)
@@ -306,8 +367,14 @@ fn read(others: &[(u32, i32)], label: &str) -> Sys<(Record, Vec<Blocker>)> {
     record.rules = rules(&mut netlink)?;
     record.neighbours = neighbours(&mut netlink)?;
     record.settings = settings();
-    disciplines(&mut netlink, &record, label, &mut out)?;
-    filters(label, &mut out);
+    record.disciplines = traffic::read(&mut netlink, &record.links, label, &mut out)?;
+    elsewhere::judge(&record.links, label, &mut out)?;
+    record.filters = filter::read(label, &mut out)?;
+    record.xtables = xtables::read(label, &mut out)?;
+    record.tracked = conntrack::read()?;
+    if record.links.iter().any(|l| l.kind == "bridge") {
+        xtables::bridges(label, &mut out);
+    }
     Ok((record, out))
 }
 
@@ -424,8 +491,24 @@ impl Record {
             netlink.request(NEWRULE, CREATE | EXCL, &wanted.0)?;
         }
         self.set_routes(&mut netlink, &mut warnings)?;
+        traffic::restore(&mut netlink, &self.disciplines)?;
         apply_settings(&self.settings);
+        self.await_addresses(&mut netlink)?;
         Ok(warnings)
+    }
+
+    /// Waits until addresses that were in use can be used, which the kernel makes them a moment after the device is up.
+    fn await_addresses(&self, netlink: &mut Netlink) -> Sys<()> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let tentative = |a: &[u8]| a.get(2).is_some_and(|flags| flags & 0x40 != 0);
+        let used = self.addresses.iter().filter(|a| !tentative(&a.0));
+        let used: Vec<_> = used.map(|a| address_key(&a.0)).collect();
+        let began = Instant::now();
+        let waits = |a: &Vec<u8>| tentative(a) && used.contains(&address_key(a));
+        while netlink.dump(GETADDR, &[0; 8])?.iter().any(waits) && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     fn set_addresses(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {

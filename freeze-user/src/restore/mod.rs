@@ -313,6 +313,8 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
         }
     }
     namespaces::seal(nest)?;
+    fault::point("filters")?;
+    namespaces::guard(nest, &records.namespaces)?;
     memory::vdso::settle(nest)
 }
 

@@ -31,6 +31,7 @@ pub mod tun;
 pub mod uffd;
 pub mod unixname;
 pub mod wire;
+pub mod xtables;
 
 use crate::ids::{Pid, Range};
 use nix::errno::Errno;

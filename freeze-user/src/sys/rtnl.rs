@@ -1,9 +1,9 @@
 //! Netlink requests: messages with attributes, sent to the kernel and answered.
 
-use super::Sys;
+use super::{Sys, setsockopt};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
@@ -14,8 +14,20 @@ pub const EXCL: u16 = 0x200;
 pub const APPEND: u16 = 0x800;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+/// NLM_F_DUMP_INTR: what is told has changed meanwhile.
+const CHANGED: u16 = 0x10;
 /// The type of an attribute without its flags (nested, in network order).
 const TYPE: u16 = 0x3fff;
+
+/// A message of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Without the number of the subsystem.
+    pub kind: u16,
+    pub flags: u16,
+    /// From `struct nfgenmsg` on.
+    pub body: Vec<u8>,
+}
 
 /// A connection to rtnetlink in the network namespace of the thread that made it.
 #[derive(Debug)]
@@ -35,6 +47,13 @@ impl Netlink {
         Netlink::new(SockProtocol::NetlinkNetFilter)
     }
 
+    /// Opens one to IPsec.
+    pub fn xfrm() -> Sys<Netlink> {
+        const NETLINK_XFRM: i32 = 6;
+        let socket = super::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_XFRM)?;
+        Ok(Netlink { socket, sequence: 0 })
+    }
+
     fn new(protocol: SockProtocol) -> Sys<Netlink> {
         let socket = socket(
             AddressFamily::Netlink,
@@ -45,10 +64,17 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0 })
     }
 
-    /// Asks for everything of a kind: the bodies of the answers.
+    /// Asks for everything of a kind: the bodies of the answers, as they were at one moment.
     pub fn dump(&mut self, kind: u16, body: &[u8]) -> Sys<Vec<Vec<u8>>> {
-        self.send(kind, DUMP, body)?;
-        self.answers()
+        const TIMES: usize = 100;
+        for _ in 0..TIMES {
+            self.send(kind, DUMP, body)?;
+            match self.answers() {
+                Err(Errno::EINTR) => {}
+                done => return done,
+            }
+        }
+        Err(Errno::EBUSY)
     }
 
     /// Asks one question: the bodies of the answers.
@@ -63,19 +89,75 @@ impl Netlink {
         self.answers().map(drop)
     }
 
-    fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> Sys<()> {
+    /// Has messages of a subsystem of the packet filter carried out together, or none of them: then the error says which
+    /// one (its place among them, or their number if it is all together) the kernel did not take.
+    pub fn batch(&mut self, subsystem: u8, messages: &[Message]) -> Result<(), (usize, Errno)> {
+        const BEGIN: u16 = 16;
+        const END: u16 = 17;
+        const GET_GENERATION: u16 = 16;
+        let of = |sequence: u32| move |e| (sequence as usize, e);
+        let first = self.sequence + 1;
+        let mut all = Vec::new();
+        let border = [0, 0, 0, subsystem];
+        self.write(&mut all, BEGIN, 0, &border);
+        for message in messages {
+            let kind = u16::from(subsystem) << 8 | message.kind;
+            self.write(&mut all, kind, message.flags, &message.body);
+        }
+        self.write(&mut all, END, 0, &border);
+        // A batch is one datagram, however long.
+        const SO_SNDBUFFORCE: i32 = 32;
+        let room = i32::try_from(all.len().saturating_add(1 << 16)).unwrap_or(i32::MAX / 2);
+        setsockopt(
+            self.socket.as_fd(),
+            libc::SOL_SOCKET,
+            SO_SNDBUFFORCE,
+            &room.to_ne_bytes(),
+        )
+        .map_err(of(messages.len() as u32))?;
+        send(self.socket.as_raw_fd(), &all, MsgFlags::empty()).map_err(of(messages.len() as u32))?;
+        // Only errors are told. Whoever asks something after the batch gets them before the answer.
+        let last = self.sequence;
+        self.send(u16::from(subsystem) << 8 | GET_GENERATION, ACK, &[0; 4])
+            .map_err(of(messages.len() as u32))?;
+        let mut failed = None;
+        self.listen(|sequence, error| {
+            if (first..=last).contains(&sequence) && failed.is_none() {
+                let place = (sequence - first)
+                    .checked_sub(1)
+                    .map_or(messages.len(), |n| n as usize);
+                failed = Some((place.min(messages.len()), error));
+            }
+        })
+        .map_err(of(messages.len() as u32))?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn write(&mut self, to: &mut Vec<u8>, kind: u16, flags: u16, body: &[u8]) {
         self.sequence += 1;
-        let mut message = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
-        message.extend(kind.to_ne_bytes());
-        message.extend((REQUEST | flags).to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend([0; 4]);
-        message.extend(body);
+        to.extend(((16 + body.len()) as u32).to_ne_bytes());
+        to.extend(kind.to_ne_bytes());
+        to.extend((REQUEST | flags).to_ne_bytes());
+        to.extend(self.sequence.to_ne_bytes());
+        to.extend([0; 4]);
+        to.extend(body);
+        to.resize(to.len().next_multiple_of(4), 0);
+    }
+
+    fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> Sys<()> {
+        let mut message = Vec::new();
+        self.write(&mut message, kind, flags, body);
         send(self.socket.as_raw_fd(), &message, MsgFlags::empty()).map(drop)
     }
 
     fn answers(&mut self) -> Sys<Vec<Vec<u8>>> {
+        self.listen(|_, _| {})
+    }
+
+    /// The answers to what was asked last; `other` hears of errors of what was asked before.
+    fn listen(&mut self, mut other: impl FnMut(u32, Errno)) -> Sys<Vec<Vec<u8>>> {
         let mut out = Vec::new();
+        let mut changed = false;
         let mut buffer = vec![0u8; 1 << 17];
         loop {
             let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -87,18 +169,27 @@ impl Netlink {
                 let Some(body) = bytes.get(16..length) else {
                     return Err(Errno::EPROTO);
                 };
+                let code = || {
+                    let code = body.get(..4).and_then(|b| b.try_into().ok());
+                    code.map_or(-libc::EPROTO, i32::from_ne_bytes)
+                };
                 if sequence == self.sequence {
+                    changed |= (word(4) >> 16) as u16 & CHANGED != 0;
                     match kind {
+                        // What could not be told to the end.
+                        NLMSG_DONE if body.len() >= 4 && code() < 0 => return Err(Errno::from_raw(-code())),
+                        NLMSG_DONE if changed => return Err(Errno::EINTR),
                         NLMSG_DONE => return Ok(out),
                         NLMSG_ERROR => {
-                            let code = body.get(..4).and_then(|b| b.try_into().ok());
-                            return match code.map_or(-libc::EPROTO, i32::from_ne_bytes) {
+                            return match code() {
                                 0 => Ok(out),
                                 e => Err(Errno::from_raw(-e)),
                             };
                         }
                         _ => out.push(body.to_vec()),
                     }
+                } else if kind == NLMSG_ERROR && code() != 0 {
+                    other(sequence, Errno::from_raw(-code()));
                 }
                 bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
             }

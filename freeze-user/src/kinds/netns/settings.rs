@@ -1,9 +1,5 @@
-//! Settings of a network namespace under /proc/sys/net, and what of traffic control and the packet filter is refused.
+//! Settings of a network namespace under /proc/sys/net.
 
-use super::{GETQDISC, Record, text, word};
-use crate::error::Blocker;
-use crate::sys::rtnl::{Netlink, attributes};
-use nix::Result as Sys;
 use std::path::Path;
 
 pub(super) const SETTINGS: &str = "/proc/sys/net";
@@ -45,64 +41,5 @@ pub(super) fn apply_settings(settings: &[(String, String)]) {
                 let _ = std::fs::write(&path, value);
             }
         }
-    }
-}
-
-/// Refuses queueing disciplines other than the ones devices come with.
-pub(super) fn disciplines(
-    netlink: &mut Netlink,
-    record: &Record,
-    label: &str,
-    out: &mut Vec<Blocker>,
-) -> Sys<()> {
-    const TCA_KIND: u16 = 1;
-    let usual = std::fs::read_to_string(format!("{SETTINGS}/core/default_qdisc")).unwrap_or_default();
-    for message in netlink.dump(GETQDISC, &[0; 20])? {
-        let index = message.get(4..).map_or(0, word) as i32;
-        let Some((_, kind)) = attributes(&message, 20).into_iter().find(|(k, _)| *k == TCA_KIND) else {
-            continue;
-        };
-        let kind = text(kind);
-        if ["noqueue", "noop", "mq", "pfifo_fast", usual.trim()].contains(&kind.as_str()) {
-            continue;
-        }
-        let name = record
-            .links
-            .iter()
-            .find(|l| l.index == index)
-            .map_or("", |l| &l.name);
-        out.push(
-            Blocker::at(format!("network device {name}"), label)
-                .why(format!("its queueing discipline {kind} is not carried"))
-                .remedy("delete it (tc qdisc del)"),
-        );
-    }
-    Ok(())
-}
-
-/// Refuses rules of the packet filter.
-pub(super) fn filters(label: &str, out: &mut Vec<Blocker>) {
-    for (file, command) in [
-        ("ip_tables_names", "iptables"),
-        ("ip6_tables_names", "ip6tables"),
-        ("arp_tables_names", "arptables"),
-    ] {
-        let names = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-        if !names.trim().is_empty() {
-            out.push(
-                Blocker::at(format!("tables of {command}"), label)
-                    .why("rules of the packet filter are not carried")
-                    .remedy(format!("flush them ({command} -F) and unload the tables")),
-            );
-        }
-    }
-    const NFT_GETTABLE: u16 = 10 << 8 | 1;
-    let tables = Netlink::netfilter().and_then(|mut n| n.dump(NFT_GETTABLE, &[0; 4]));
-    if tables.is_ok_and(|t| !t.is_empty()) {
-        out.push(
-            Blocker::at("tables of nftables", label)
-                .why("rules of the packet filter are not carried")
-                .remedy("delete them (nft flush ruleset), and load them again after the restore"),
-        );
     }
 }
