@@ -639,6 +639,7 @@ fn read_threads(p: &ProcessView, depth: Depth) -> Result<Vec<ThreadView>> {
         }
         let dir = format!("{path}/{tid}");
         match read_stat(&dir).and_then(|stat| Ok((stat, read_status(&dir)?))) {
+            Ok((stat, _)) if stat.is_io_worker() => {}
             Ok((stat, status)) => out.push(ThreadView {
                 tid: Pid(tid),
                 stat,

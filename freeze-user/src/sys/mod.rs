@@ -28,6 +28,7 @@ pub mod trial;
 pub mod tun;
 pub mod uffd;
 pub mod unixname;
+pub mod uring;
 pub mod wire;
 
 use crate::ids::{Pid, Range};
