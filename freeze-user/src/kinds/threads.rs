@@ -4,6 +4,7 @@ mod habits;
 pub(crate) mod restart;
 
 use self::habits::Habits;
+use super::io_uring::users;
 use super::pipe::Bytes;
 use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
@@ -151,6 +152,7 @@ impl ProcessKind for Threads {
         let mut threads = Vec::new();
         let views = from.process.view.threads.clone();
         let by_tid: HashMap<Pid, &ThreadView> = views.iter().map(|t| (t.tid, t)).collect();
+        let places = users::hidden_places(&from.process.view);
         let told = from.process.tape_each(|_, t| {
             let stack = t.space(24);
             let address = t.space(8);
@@ -169,10 +171,12 @@ impl ProcessKind for Threads {
                     &[libc::PR_GET_TIMERSLACK as u64],
                 ),
                 Habits::ask(t),
+                users::ask(places, t),
             )
         })?;
-        for (n, (ran, (stack, address, slack, asked))) in told.into_iter().enumerate() {
+        for (n, (ran, (stack, address, slack, asked, rings))) in told.into_iter().enumerate() {
             let tid = from.process.threads()[n].tid();
+            users::told(from.process.pid(), tid, &ran, &rings)?;
             let name = || format!("thread {tid}");
             let stat = by_tid.get(&tid).map(|t| &t.stat);
             let thread = &from.process.threads()[n];

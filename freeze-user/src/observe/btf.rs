@@ -109,6 +109,30 @@ impl Btf {
         (bits % 8 == 0).then_some(bits / 8)
     }
 
+    /// The offsets of many members (or of variables of a section), of those that there are, in one look at all types.
+    pub fn offsets<'a>(&self, wanted: &[(&'a str, &'a str)]) -> HashMap<(&'a str, &'a str), u32> {
+        let names: HashMap<&[u8], &str> = wanted.iter().map(|(s, _)| (s.as_bytes(), *s)).collect();
+        let mut out = HashMap::new();
+        for (_, t) in self.all().filter(|(_, t)| t.kind() == kind::STRUCT) {
+            let Some(structure) = self.name(t.name).and_then(|n| names.get(n)) else {
+                continue;
+            };
+            for asked in wanted.iter().filter(|(s, _)| s == structure) {
+                let bits = self.find_member(t, asked.1.as_bytes(), 8);
+                if let Some(bits) = bits.filter(|bits| bits % 8 == 0) {
+                    out.entry(*asked).or_insert(bits / 8);
+                }
+            }
+        }
+        for (section, variable) in wanted.iter().filter(|(s, _)| s.starts_with('.')) {
+            out.extend(
+                self.variable(section, variable)
+                    .map(|at| ((*section, *variable), at)),
+            );
+        }
+        out
+    }
+
     /// The offset in bytes of a variable in a section (`.data..percpu`).
     pub fn variable(&self, section: &str, variable: &str) -> Option<u32> {
         let named = |t: &Type, name: &str| self.name(t.name) == Some(name.as_bytes());
@@ -239,6 +263,8 @@ mod tests {
         );
         assert_eq!(btf.offset("nothing", "a"), None);
         assert_eq!(btf.ids(false, &["t", "u"]), HashMap::from([("t", 6)]));
+        let many = btf.offsets(&[("s", "d"), ("s", "e"), ("s", "a")]);
+        assert_eq!(many, HashMap::from([(("s", "d"), 8), (("s", "a"), 0)]));
         assert_eq!((btf.variable("a", "d"), btf.variable("a", "t")), (Some(48), None));
     }
 

@@ -95,11 +95,8 @@ impl Peek {
     fn at_members(members: &[(&'static str, &'static str)]) -> Option<Peek> {
         let reader = KernelReader::new().ok()?;
         let btf = Btf::running().ok()?;
-        let offset = |m: (&'static str, &'static str)| {
-            let place = btf.offset(m.0, m.1).or_else(|| btf.variable(m.0, m.1))?;
-            Some((m, u64::from(place)))
-        };
-        let offsets = members.iter().copied().filter_map(offset).collect();
+        let offsets = btf.offsets(members).into_iter();
+        let offsets = offsets.map(|(member, at)| (member, u64::from(at))).collect();
         drop(btf);
         sys::bpf::trim();
         Some(Peek { reader, offsets })

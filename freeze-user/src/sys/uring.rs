@@ -51,6 +51,8 @@ pub const RINGS_AT: u64 = 0;
 pub const COMPLETIONS_AT: u64 = 0x800_0000;
 pub const ENTRIES_AT: u64 = 0x1000_0000;
 
+/// `IORING_ENTER_REGISTERED_RING`.
+pub const ENTER_REGISTERED_RING: u64 = 1 << 4;
 /// `IORING_CQ_EVENTFD_DISABLED` of the word of flags of completions.
 pub const CQ_EVENTFD_DISABLED: u32 = 1;
 /// `IOSQE_CQE_SKIP_SUCCESS`.

@@ -1,13 +1,15 @@
 //! Threads and io_uring: which instances each has registered for itself, and the beginning of those that it may use.
 
-use super::{Known, Record as Instance, count};
+use super::{IoUring, Known, Record as Instance, count, is_part};
 use crate::error::{Blocker, Result};
 use crate::ids::{FileId, Pid};
-use crate::kinds::{Placed, ProcessKind, Source, Stage};
+use crate::kinds::{FdKind, Placed, ProcessKind, Source, Stage};
 use crate::nest::{Nest, Options};
-use crate::observe::peek::uring::Rings;
+use crate::observe::peek::uring::{REGISTERED, Rings};
 use crate::observe::view::{ProcessView, View};
-use crate::sys::uring::register;
+use crate::sys::uring::{ENTER_REGISTERED_RING, register};
+use crate::tracee::tape::{Ran, Tape};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug)]
@@ -25,9 +27,49 @@ pub struct Beginnings {
     pub rings: Vec<(Placed, Instance)>,
 }
 
+/// Whether a process has an instance open or mapped: most have not, and need not be looked into.
+fn shows_one(p: &ProcessView) -> bool {
+    p.fds.iter().any(IoUring::claims) || p.vmas.iter().any(|v| is_part(&v.name))
+}
+
+/// In how many places the threads of a process must be asked for instances that nothing tells of.
+pub fn hidden_places(p: &ProcessView) -> u64 {
+    if shows_one(p) { 0 } else { REGISTERED as u64 }
+}
+
+/// Asks a thread whether it has registered an instance: a submission of nothing says so.
+pub fn ask(places: u64, t: &mut Tape<'_>) -> Vec<usize> {
+    let enter = |n| {
+        let args = [n, 0, 0, ENTER_REGISTERED_RING, 0, 0];
+        t.try_call("io_uring_enter", libc::SYS_io_uring_enter, &args)
+    };
+    (0..places).map(enter).collect()
+}
+
+/// Refuses a thread that has one which is open in no other way, as an instance can be from the beginning.
+pub fn told(pid: Pid, tid: Pid, ran: &Ran, asked: &[usize]) -> Result<()> {
+    let none = |call: &usize| {
+        matches!(
+            ran.result(*call),
+            Err(Errno::EBADF | Errno::EINVAL | Errno::ENOSYS)
+        )
+    };
+    match asked.iter().position(|call| !none(call)) {
+        None => Ok(()),
+        Some(place) => Err(only_registered(pid, tid, place).refuse()),
+    }
+}
+
+fn only_registered(pid: Pid, tid: Pid, place: usize) -> Blocker {
+    let object = format!("io_uring registered as number {place}");
+    Blocker::of(pid, format!("thread {tid}"), object)
+        .why("the process has it open in no other way (IORING_REGISTER_RING_FDS)")
+        .remedy("let the program keep the descriptor of its io_uring open")
+}
+
 /// What the threads of a process have registered, with the descriptors by which it has the same open.
 fn registered(p: &ProcessView) -> Vec<(Pid, usize, Option<i32>)> {
-    let Some(rings) = Rings::get() else {
+    let Some(rings) = shows_one(p).then(Rings::get).flatten() else {
         return Vec::new();
     };
     let found = rings.registered(p.pid).unwrap_or_default();
@@ -51,14 +93,7 @@ impl ProcessKind for Users {
     fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
         for (tid, place, fd) in registered(p) {
             if fd.is_none() {
-                out.push(
-                    p.blocker(
-                        format!("thread {tid}"),
-                        format!("io_uring registered as number {place}"),
-                    )
-                    .why("the process has it open in no other way (IORING_REGISTER_RING_FDS)")
-                    .remedy("let the program keep the descriptor of its io_uring open"),
-                );
+                out.push(only_registered(p.pid, tid, place));
             }
         }
     }

@@ -173,7 +173,7 @@ const PECULIAR: [Peculiar; 13] = [
 const MANY: u32 = 1 << 20;
 
 /// How many instances a thread may register for itself (`IO_RINGFD_REG_MAX`).
-const REGISTERED: usize = 16;
+pub const REGISTERED: usize = 16;
 
 impl Rings {
     /// The one way of this process; `None` where the kernel does not let us, or is not as is known here.
