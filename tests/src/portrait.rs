@@ -417,7 +417,11 @@ impl Portrait {
                         .filter(|w| !["ino:", "sdev:", "f_handle:"].iter().any(|k| w.starts_with(k)))
                         .collect::<Vec<_>>()
                         .join(" "),
-                    _ => value.trim().to_owned(),
+                    // A file registered with io_uring, by what it is: the inode is another.
+                    _ => match value.trim().split_once(":[") {
+                        Some((what @ ("pipe" | "socket"), _)) => what.to_owned(),
+                        _ => value.trim().to_owned(),
+                    },
                 };
                 many.entry(key.to_owned()).or_default().push(value);
             }

@@ -153,7 +153,6 @@ impl ProcessKind for FdTable {
 /// The refusal of a descriptor that no kind claims, with the best word for what it is.
 fn unknown(fd: &crate::observe::view::FdView) -> Blocker {
     let what = match (fd.stat.kind(), fd.anon_inode()) {
-        (_, Some("[io_uring]" | "io_uring")) => "an io_uring instance",
         (_, Some("[fanotify]" | "fanotify")) => "a fanotify group",
         (_, Some("[userfaultfd]" | "userfaultfd")) => "a userfaultfd",
         (_, Some("[perf_event]" | "perf_event")) => "a perf event",

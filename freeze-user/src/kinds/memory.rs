@@ -64,6 +64,9 @@ pub struct Record {
     /// MCL_FUTURE and MCL_ONFAULT, where mlockall(2) has set them for what is mapped later.
     #[serde(default)]
     pub lock_future: i32,
+    /// What the descriptors of the process map again.
+    #[serde(default)]
+    pub parts: Vec<Range>,
     /// AIO contexts, which are mappings with a queue in the kernel.
     #[serde(default)]
     pub rings: Vec<Ring>,
@@ -164,7 +167,7 @@ pub const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 5] = [
 pub const REFUSED_NAMES: [(&[u8], &str, &str); 3] = [
     (
         b"anon_inode:",
-        "a mapped kernel object (io_uring, perf, eBPF) is not carried",
+        "a mapped kernel object (perf, eBPF) is not carried",
         "let the program unmap it",
     ),
     (
@@ -240,6 +243,7 @@ impl ProcessKind for Memory {
         }
         sysv::verdict(p, view, out);
         super::socket::mapped(p, view, out);
+        super::io_uring::mapped(p, view, out);
         let mut stats: BTreeMap<&[u8], Mapped> = BTreeMap::new();
         for v in p.vmas.iter().filter(|v| !is_special(v)) {
             let at = || p.blocker(v.range().to_string(), v.label());
@@ -321,13 +325,18 @@ pub fn occupied(record: &Record) -> impl Iterator<Item = Range> + '_ {
         .iter()
         .map(|m| m.range)
         .chain(record.vdso.iter().map(|(_, r)| *r))
+        .chain(record.parts.iter().copied())
         .chain(record.rings.iter().map(|r| r.range))
         .chain(place::attachments(record).map(|a| a.whole))
 }
 
 fn is_special(v: &Vma) -> bool {
-    // What belongs to a socket is mapped by that.
-    is_vdso(&v.name) || v.name == b"[vsyscall]" || v.name.starts_with(b"socket:[")
+    is_vdso(&v.name) || v.name == b"[vsyscall]" || is_part(v)
+}
+
+/// Whether it belongs to a descriptor, which maps it again.
+fn is_part(v: &Vma) -> bool {
+    v.name.starts_with(b"socket:[") || super::io_uring::is_part(&v.name)
 }
 
 /// The file behind a mapping. What is mapped to be written by others as well changes all the time.

@@ -15,6 +15,7 @@ pub mod fdtable;
 pub mod fifo;
 pub mod filesystem;
 pub mod inotify;
+pub mod io_uring;
 pub mod ipcspace;
 pub mod kinship;
 pub mod limits;
@@ -569,6 +570,7 @@ pub static FD_KINDS: &[FdEntry] = &[
     fd::<udp::Udp>(),
     fd::<netlink::Netlink>(),
     fd::<packet::Packet>(),
+    fd::<io_uring::IoUring>(),
 ];
 
 /// Every kind of process attribute, in the order in which they are collected.
@@ -591,6 +593,7 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     process::<sysv::Unattached>(),
     asking::<threads::Threads>(),
     process::<signals::PendingSignals>(),
+    process::<io_uring::users::Users>(),
     asking::<memory::Memory>(),
 ];
 
@@ -675,7 +678,7 @@ pub fn markdown() -> String {
         out += &format!("| `{}…` | {why} | {remedy} |\n", String::from_utf8_lossy(name));
     }
     out += "\n## Refused otherwise\n\n\
-        - descriptors that no kind above claims: io_uring, userfaultfd, perf events, eBPF programs and links, \
+        - descriptors that no kind above claims: userfaultfd, perf events, eBPF programs and links, \
           devices with state of their own, sockets of other families;\n\
         - the other end of a pipe, fifo, socket or terminal pair held by a process outside the tree: every holder is named;\n\
         - mounts of file systems that cannot be made anew and are not mounted where freeze runs, 32-bit programs, kernel \

@@ -4,6 +4,7 @@ mod habits;
 pub(crate) mod restart;
 
 use self::habits::Habits;
+use super::io_uring::users;
 use super::pipe::Bytes;
 use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
@@ -92,11 +93,12 @@ const NEVER_RESTARTED: [i64; 18] = [
 ];
 
 impl Asks for Threads {
-    /// Where the alternate stack and the tid address are, the call for the timer slack, and what is asked of its habits.
-    type Places = (u64, u64, usize, habits::Asked);
+    /// Where the alternate stack and the tid address are, the call for the timer slack, what is asked of its habits, and of
+    /// its registered io_urings.
+    type Places = (u64, u64, usize, habits::Asked, Vec<usize>);
     const EACH: bool = true;
 
-    fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> Self::Places {
+    fn ask(t: &mut Tape<'_>, of: &ProcessView) -> Self::Places {
         let stack = t.space(24);
         let address = t.space(8);
         t.call("sigaltstack", libc::SYS_sigaltstack, &[0, stack]);
@@ -104,7 +106,8 @@ impl Asks for Threads {
         t.call("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &args);
         let args = [libc::PR_GET_TIMERSLACK as u64];
         let slack = t.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &args);
-        (stack, address, slack, Habits::ask(t))
+        let rings = users::ask(users::hidden_places(of), t);
+        (stack, address, slack, Habits::ask(t), rings)
     }
 }
 
@@ -170,8 +173,9 @@ impl ProcessKind for Threads {
         let views = from.process.view.threads.clone();
         let by_tid: HashMap<Pid, &ThreadView> = views.iter().map(|t| (t.tid, t)).collect();
         for n in 0..from.process.threads().len() {
-            let (ran, (stack, address, slack, asked)) = from.answers_of::<Threads>(n)?;
+            let (ran, (stack, address, slack, asked, rings)) = from.answers_of::<Threads>(n)?;
             let tid = from.process.threads()[n].tid();
+            users::told(from.process.pid(), tid, ran, &rings)?;
             let name = || format!("thread {tid}");
             let stat = by_tid.get(&tid).map(|t| &t.stat);
             let thread = &from.process.threads()[n];

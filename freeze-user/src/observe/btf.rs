@@ -109,6 +109,44 @@ impl Btf {
         (bits % 8 == 0).then_some(bits / 8)
     }
 
+    /// The offsets of many members (or of variables of a section), of those that there are, in one look at all types.
+    pub fn offsets<'a>(&self, wanted: &[(&'a str, &'a str)]) -> HashMap<(&'a str, &'a str), u32> {
+        let names: HashMap<&[u8], &str> = wanted.iter().map(|(s, _)| (s.as_bytes(), *s)).collect();
+        let mut out = HashMap::new();
+        for (_, t) in self.all().filter(|(_, t)| t.kind() == kind::STRUCT) {
+            let Some(structure) = self.name(t.name).and_then(|n| names.get(n)) else {
+                continue;
+            };
+            for asked in wanted.iter().filter(|(s, _)| s == structure) {
+                let bits = self.find_member(t, asked.1.as_bytes(), 8);
+                if let Some(bits) = bits.filter(|bits| bits % 8 == 0) {
+                    out.entry(*asked).or_insert(bits / 8);
+                }
+            }
+        }
+        for (section, variable) in wanted.iter().filter(|(s, _)| s.starts_with('.')) {
+            out.extend(
+                self.variable(section, variable)
+                    .map(|at| ((*section, *variable), at)),
+            );
+        }
+        out
+    }
+
+    /// The offset in bytes of a variable in a section (`.data..percpu`).
+    pub fn variable(&self, section: &str, variable: &str) -> Option<u32> {
+        let named = |t: &Type, name: &str| self.name(t.name) == Some(name.as_bytes());
+        let (id, _) = self
+            .all()
+            .find(|(_, t)| t.kind() == kind::VAR && named(t, variable))?;
+        let (_, t) = self
+            .all()
+            .find(|(_, t)| t.kind() == kind::DATASEC && named(t, section))?;
+        let mut entries = (0..t.members()).map(|n| t.at + 12 + n * 12);
+        let at = entries.find(|at| u32_at(&self.data, *at) == Some(id))?;
+        u32_at(&self.data, at + 4)
+    }
+
     /// The numbers of functions (`true`) and typedefs (`false`) by name, of those that are asked for.
     pub fn ids<'a>(&self, functions: bool, names: &[&'a str]) -> HashMap<&'a str, u32> {
         let want = if functions { kind::FUNC } else { kind::TYPEDEF };
@@ -204,6 +242,8 @@ mod tests {
         types.extend([0, composite(kind::UNION, 2), 8, 9, 1, 0, 0, 3, 0]); // 4
         types.extend([5, composite(kind::STRUCT, 2), 12, 7, 1, 0, 0, 4, 32]); // 5
         types.extend([15, kind::TYPEDEF << 24, 5]); // 6
+        types.extend([13, kind::VAR << 24, 1, 1]); // 7
+        types.extend([7, composite(kind::DATASEC, 1), 64, 7, 48, 4]); // 8
         let mut out = vec![0x9f, 0xeb, 1, 0];
         let length = types.len() as u32 * 4;
         for word in [24, 0, length, length, strings.len() as u32].iter().chain(&types) {
@@ -223,6 +263,9 @@ mod tests {
         );
         assert_eq!(btf.offset("nothing", "a"), None);
         assert_eq!(btf.ids(false, &["t", "u"]), HashMap::from([("t", 6)]));
+        let many = btf.offsets(&[("s", "d"), ("s", "e"), ("s", "a")]);
+        assert_eq!(many, HashMap::from([(("s", "d"), 8), (("s", "a"), 0)]));
+        assert_eq!((btf.variable("a", "d"), btf.variable("a", "t")), (Some(48), None));
     }
 
     #[test]

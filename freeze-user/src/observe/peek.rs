@@ -3,6 +3,7 @@
 //! Only of what stands still: an address is followed step by step, and nothing keeps it from going stale meanwhile.
 
 pub mod queue;
+pub mod uring;
 
 use crate::ids::Pid;
 use crate::observe::btf::Btf;
@@ -87,14 +88,15 @@ impl Peek {
     /// The one way of this process; `None` where the kernel does not let us.
     pub fn get() -> Option<&'static Peek> {
         static ONE: OnceLock<Option<Peek>> = OnceLock::new();
-        ONE.get_or_init(Peek::new).as_ref()
+        ONE.get_or_init(|| Peek::at_members(&MEMBERS)).as_ref()
     }
 
-    fn new() -> Option<Peek> {
+    /// A way that knows where these members (or the variables of a section) lie.
+    fn at_members(members: &[(&'static str, &'static str)]) -> Option<Peek> {
         let reader = KernelReader::new().ok()?;
         let btf = Btf::running().ok()?;
-        let offset = |m: (&'static str, &'static str)| Some((m, u64::from(btf.offset(m.0, m.1)?)));
-        let offsets = MEMBERS.into_iter().filter_map(offset).collect();
+        let offsets = btf.offsets(members).into_iter();
+        let offsets = offsets.map(|(member, at)| (member, u64::from(at))).collect();
         drop(btf);
         sys::bpf::trim();
         Some(Peek { reader, offsets })
@@ -105,6 +107,11 @@ impl Peek {
         const NOWHERE: u64 = 1;
         let offset = self.offsets.get(&(structure, member));
         offset.map_or(NOWHERE, |offset| base.wrapping_add(*offset))
+    }
+
+    /// Whether this kernel has a member of that name.
+    fn has(&self, structure: &'static str, member: &'static str) -> bool {
+        self.offsets.contains_key(&(structure, member))
     }
 
     fn word(&self, at: u64) -> Option<u64> {
@@ -129,6 +136,16 @@ impl Peek {
 
     /// The `task_struct` of a thread of `process`.
     fn task(&self, process: Pid, tid: Pid) -> Option<u64> {
+        let mut found = None;
+        self.threads(process, |this, task| {
+            found = (this == tid).then_some(task);
+            found.is_none()
+        })?;
+        found
+    }
+
+    /// Goes through the threads of a process, id and `task_struct`, as long as `each` wants more.
+    fn threads(&self, process: Pid, mut each: impl FnMut(Pid, u64) -> bool) -> Option<()> {
         let pidfd = sys::pidfd_open(process).ok()?;
         let file = self.file(pidfd.as_fd())?;
         let inode = self.word(self.at(file, "file", "f_inode"))?;
@@ -146,11 +163,12 @@ impl Peek {
         let mut node = self.word(head)?;
         for _ in 0..MANY {
             if node == head {
-                return None;
+                return Some(());
             }
             let task = node.checked_sub(self.at(0, "task_struct", "thread_node"))?;
-            if self.number(self.at(task, "task_struct", "pid"))? == tid.0 as u32 {
-                return Some(task);
+            let tid = Pid(self.number(self.at(task, "task_struct", "pid"))? as i32);
+            if !each(tid, task) {
+                return Some(());
             }
             node = self.word(node)?;
         }

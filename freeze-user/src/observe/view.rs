@@ -626,6 +626,7 @@ fn read_threads(p: &ProcessView, depth: Depth, tids: &[Pid]) -> Result<Vec<Threa
         }
         let dir = format!("{path}/{tid}");
         match read_stat(&dir).and_then(|stat| Ok((stat, read_status(&dir)?))) {
+            Ok((stat, _)) if stat.is_io_worker() => Ok(None),
             Ok((stat, status)) => Ok(Some(ThreadView {
                 tid: Pid(*tid),
                 stat,

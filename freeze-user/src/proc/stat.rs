@@ -33,6 +33,8 @@ pub struct Stat {
 
 /// `PF_KTHREAD` of the flags field: a kernel thread.
 const PF_KTHREAD: u64 = 0x0020_0000;
+/// `PF_IO_WORKER` of it: a thread that the kernel has made in a process, to work for its io_uring instances.
+const PF_IO_WORKER: u64 = 0x10;
 /// `PF_EXITING` of it.
 const PF_EXITING: u64 = 0x4;
 
@@ -82,6 +84,11 @@ impl Stat {
     /// Whether this is a kernel thread.
     pub fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
+    }
+
+    /// Whether this thread is the kernel's, and works for io_uring: it comes and goes, and cannot be traced.
+    pub fn is_io_worker(&self) -> bool {
+        self.flags & PF_IO_WORKER != 0
     }
 
     /// Whether it is on its way out: part of what it had is gone already.

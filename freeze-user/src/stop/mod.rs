@@ -10,6 +10,7 @@ use crate::observe::procfile::read_record;
 use crate::observe::view::{Depth, Lasting, ProcessView, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
+use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::store::Committed;
 use crate::sys::deadline::Deadline;
@@ -262,6 +263,7 @@ fn halt_all(
                 // It runs on until all are seized, which takes longer than to halt them.
                 Ok(Some(seized)) => fresh.push((pid, seized)),
                 Ok(None) => {}
+                Err(_) if is_io_worker(pid, tid) => {}
                 Err(e) => {
                     failed = Err(already_traced(pid, tid, e));
                     break;
@@ -316,6 +318,12 @@ fn halt_all(
         .why("it makes threads or processes faster than they can be stopped")
         .remedy("try again")
         .refuse())
+}
+
+/// Whether a thread is one that the kernel has made to work for io_uring.
+fn is_io_worker(pid: Pid, tid: Pid) -> bool {
+    let text = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    Stat::parse(&text).is_some_and(|stat| stat.is_io_worker())
 }
 
 fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {

@@ -30,6 +30,7 @@ pub mod trial;
 pub mod tun;
 pub mod uffd;
 pub mod unixname;
+pub mod uring;
 pub mod wire;
 pub mod xtables;
 

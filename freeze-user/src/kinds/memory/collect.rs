@@ -6,7 +6,7 @@ use super::super::regular::{FileRef, store_contents};
 use super::super::sysv::{self, Segment, segment_of};
 use super::super::{Source, object_space};
 use super::{ADVICE, Backing, Mapping, Memory, OTHER_FLAGS, Object, Record, keys, policy, rings};
-use super::{huge_page, is_private_anon, is_shared_anon, is_special, map_file, stat_of};
+use super::{huge_page, is_part, is_private_anon, is_shared_anon, is_special, map_file, stat_of};
 use crate::error::{Context, Result};
 use crate::ids::{Pid, Range};
 use crate::nest::is_vdso;
@@ -71,6 +71,7 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
         guards: guards(&view)?,
         pkeys,
         lock_future: if locked { lock_future(from)? } else { 0 },
+        parts: view.vmas.iter().filter(|v| is_part(v)).map(Vma::range).collect(),
         rings: rings::collect(&view)?,
     };
     let asked: Vec<u64> = view.vmas.iter().map(|v| v.start).collect();
