@@ -1,0 +1,145 @@
+//! docs/kinds.md, as the registries have it.
+
+use super::{FD_KINDS, PROCESS_KINDS, memory};
+
+/// docs/kinds.md: what is carried and what is refused, as the registries have it.
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "# What freeze carries, and what it refuses\n\n\
+         Generated from the registries in `freeze-user/src/kinds/`; `FREEZE_BLESS=1 cargo test -p freeze-user docs` \
+         writes it anew.\nWhat is refused is refused before anything is stopped, all of it at once, each object with \
+         its remedy (`freeze check PID` shows the verdict alone).\n\n## Of every process\n\n| kind | carried |\n|---|---|\n",
+    );
+    let tidy = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for k in PROCESS_KINDS {
+        out += &format!("| {} | {} |\n", k.tag, tidy(k.about));
+    }
+    out += "\n## Open file descriptions\n\nFor each: access mode, status flags, owner and signal of SIGIO, and who shares it.\n\n| kind | carried |\n|---|---|\n";
+    for k in FD_KINDS {
+        out += &format!("| {} | {} |\n", k.tag, tidy(k.about));
+    }
+    out += "\n## Refused mappings\n\n| mapping | why | what to do |\n|---|---|---|\n";
+    for (flag, why, remedy) in memory::REFUSED_FLAGS {
+        out += &format!(
+            "| VmFlags `{}` | {why} | {remedy} |\n",
+            String::from_utf8_lossy(flag)
+        );
+    }
+    for (name, why, remedy) in memory::REFUSED_NAMES {
+        out += &format!("| `{}…` | {why} | {remedy} |\n", String::from_utf8_lossy(name));
+    }
+    out += "\n## Refused otherwise\n\n\
+        - descriptors that no kind above claims: userfaultfd, perf events, eBPF programs and links, \
+          devices with state of their own, sockets of other families;\n\
+        - the other end of a pipe, fifo, socket or terminal pair held by a process outside the tree: every holder is named;\n\
+        - mounts of file systems that cannot be made anew and are not mounted where freeze runs, 32-bit programs, kernel \
+          threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
+        - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
+        - files that neither path nor handle leads to.\n\
+        \n## What is lost\n\n\
+        Known, and without a refusal, because the kernel does not show it or because it changes nothing but what others see:\n\n\
+        - system call user dispatch, where the kernel does not tell of it (before Linux 6.4);\n\
+        - errors of datagram sockets that were not told yet, packets that a tun device or a packet socket had not \
+          delivered, addresses that a bridge has learned;\n\
+        - of a network: eBPF programs that are attached to it or to one of its devices, tunnels of l2tp and fou, segment \
+          routing, labels of IPv6 addresses, security marks of tracked connections, actions of traffic control by themselves;\n\
+        - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
+        - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
+          and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\
+        - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
+        \n## What begins anew\n\n\
+        - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
+        - the timeout of a sigtimedwait, a semtimedop, an io_getevents, or of a call on a socket with SO_RCVTIMEO or \
+          SO_SNDTIMEO that was waiting, and that of any call that was resumed before by something else than freeze: it may \
+          wait longer after a checkpoint or restore, never less (poll, select, epoll_wait, futex and sleeps end when they \
+          would have, where the kernel has /proc/PID/sched);\n\
+        - how often a timer had expired while its signal was blocked: it has expired once, and counts on in phase;\n\
+        - of packet filters the allowance of a limit, which is full, and the place in a sequence (numgen inc, statistic --mode \
+          nth); tables of nf_tables, chains without a name, and tracked connections have new \
+          numbers, and these count from 0 (nf_conntrack_acct).\n";
+    out += "\n## Whole programs\n\nUnmodified, in use while they are checkpointed, killed, restored, and used on.\n\n\
+        | program | what shows that it did not notice |\n|---|---|\n";
+    for (program, shows) in PROGRAMS {
+        out += &format!("| {program} | {shows} |\n");
+    }
+    out
+}
+
+/// Programs of Debian that `tests/tests/programs.rs` takes through a checkpoint that leaves them running, one that ends
+/// them, and a restore, while they are in use; and what shows that they did not notice.
+const PROGRAMS: &[(&str, &str)] = &[
+    (
+        "postgresql",
+        "a transaction that is open across the cut commits; the rows are all there; a clean shutdown follows",
+    ),
+    (
+        "nginx",
+        "two clients on kept connections load pages from its workers all the while; reload and quit work afterwards",
+    ),
+    (
+        "redis",
+        "a MULTI begun before is executed after, an answer nobody has read yet arrives; the append-only file is sound",
+    ),
+    (
+        "memcached",
+        "half a command comes before the cut and half after it; every value is there",
+    ),
+    (
+        "sqlite3",
+        "a write transaction commits after the cut, a second writer waits for it; the integrity check passes",
+    ),
+    (
+        "python3",
+        "multiprocessing workers with queues, locks and shared memory, and asyncio connections, lose nothing",
+    ),
+    (
+        "nodejs",
+        "timers, an HTTP server with a kept connection, a worker thread and a child process go on",
+    ),
+    (
+        "openjdk",
+        "a pool of threads, hand-overs between threads and garbage collection go on; every sum is right",
+    ),
+    (
+        "bash in tmux",
+        "a job in the background, one stopped by ^Z, and a half-typed line are still there",
+    ),
+    (
+        "cat blah | less",
+        "pages on from where it was, on a terminal inside the checkpoint",
+    ),
+    (
+        "cat big | gzip",
+        "what comes out is byte for byte that of an undisturbed run",
+    ),
+    (
+        "make -j2",
+        "the library that is being built is byte for byte that of an undisturbed build",
+    ),
+    (
+        "ffmpeg",
+        "the film that is being encoded is byte for byte that of an undisturbed run",
+    ),
+    (
+        "stress-ng",
+        "memory, pipes, timers, futexes, semaphores and signals verify themselves",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn docs_kinds_md_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kinds.md");
+        if std::env::var_os("FREEZE_BLESS").is_some() {
+            std::fs::write(path, markdown()).unwrap();
+        }
+        let there = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            there == markdown(),
+            "docs/kinds.md is out of date: FREEZE_BLESS=1 cargo test -p freeze-user docs"
+        );
+    }
+}
