@@ -224,7 +224,11 @@ int main(void) {
     sqe->addr = (uintptr_t)"/dev/null";
     sqe->file_index = IORING_FILE_INDEX_ALLOC;
     SAME(done(&r, 5), 1);
-    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_UNREGISTER_FILES, 0, 0));
+    for (int n = 0; n < 3; n += 2) {
+        int none = -1;
+        struct io_uring_files_update update = { .offset = n, .fds = (uintptr_t)&none };
+        SAME(syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_FILES_UPDATE, &update, 1), 1);
+    }
     for (int n = 0; n < 1000 && unread(&r) < 2; n++) { enter(&r, 0, 0); nap(1); }
     SAME(unread(&r), 2);
     uint64_t sum = 0;
@@ -418,6 +422,58 @@ int main(void) {
     )
 }
 
+/// Workers are as many as they were, and run where they did.
+fn workers() -> Subject {
+    subject(
+        r#"
+static void where(char *to) {
+    /* A worker is there as long as its request is: a read of an empty pipe. */
+    struct ring r = ring(4, 0);
+    int p[2];
+    char got, path[64] = "", line[256];
+    OK(pipe(p));
+    struct io_uring_sqe *sqe = put(&r, IORING_OP_READ, p[0], 1);
+    sqe->flags = IOSQE_ASYNC;
+    sqe->addr = (uintptr_t)&got;
+    sqe->len = 1;
+    SAME(enter(&r, 1, 0), 1);
+    *to = 0;
+    for (int tid = getpid() + 1; !*to && tid < getpid() + 4000; tid++) {
+        snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
+        FILE *f = fopen(path, "r");
+        if (!f) continue;
+        while (fgets(line, sizeof line, f)) if (!strncmp(line, "Cpus_allowed_list", 17)) strcpy(to, line);
+        fclose(f);
+    }
+    OK(write(p[1], "x", 1));
+    SAME(enter(&r, 0, 1), 0);
+    SAME(take(&r, 1), 1);
+    OK(munmap(r.rings, r.size));
+    OK(munmap(r.sqes, r.wide));
+    close(r.fd);
+}
+int main(void) {
+    struct ring r = ring(8, 0);
+    unsigned most[2] = { 3, 5 };
+    unsigned long first = 1;
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_IOWQ_MAX_WORKERS, most, 2));
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_IOWQ_AFF, &first, sizeof first));
+    char before[256], after[256];
+    where(before);
+    freeze_here();
+    memset(most, 0, sizeof most);
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_IOWQ_MAX_WORKERS, most, 2));
+    SAME(most[0], 3);
+    SAME(most[1], 5);
+    where(after);
+    if (strstr(before, "list")) { if (strcmp(before, after)) DIE("%s and not %s", after, before); }
+    return 0;
+}
+"#,
+    )
+}
+
+conformance!(workers_conform, workers());
 conformance!(idle_conforms, idle());
 conformance!(wrapped_conforms, wrapped());
 conformance!(files_conform, files());

@@ -17,7 +17,7 @@ use crate::sys::sched::Realtime;
 use crate::sys::{self, fault, pagemap};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use waits::Waits;
 
@@ -104,7 +104,9 @@ fn gather(
     stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
 ) -> Result<Option<Gathered>> {
     let roots = planned.view.roots.clone();
-    if !halt_all(&roots, waits, stopped)? {
+    let seen = planned.view.processes.iter().flat_map(|p| &p.threads);
+    let own: BTreeSet<Pid> = seen.map(|t| t.tid).collect();
+    if !halt_all(&roots, waits, &own, stopped)? {
         return Ok(None);
     }
     let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view))?;
@@ -208,7 +210,14 @@ fn lasting(v: &Vma) -> (u8, Vec<&[u8; 2]>) {
 ///
 /// False if some thread did not halt while the others stood still, and did once they ran again: the parent of a vfork
 /// waits uninterruptibly for the very child that we have stopped.
-fn halt_all(roots: &[Pid], waits: &Waits, stopped: &mut BTreeMap<Pid, Vec<Stopped>>) -> Result<bool> {
+///
+/// Threads of `own` are known to be the program's; others may be the kernel's, which do not halt for us.
+fn halt_all(
+    roots: &[Pid],
+    waits: &Waits,
+    own: &BTreeSet<Pid>,
+    stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
+) -> Result<bool> {
     let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
@@ -217,7 +226,7 @@ fn halt_all(roots: &[Pid], waits: &Waits, stopped: &mut BTreeMap<Pid, Vec<Stoppe
             let known = stopped
                 .get(&pid)
                 .is_some_and(|list| list.iter().any(|t| t.tid() == tid));
-            if known {
+            if known || !own.contains(&tid) && is_io_worker(pid, tid) {
                 continue;
             }
             match Seized::seize(tid, 0) {
@@ -226,7 +235,6 @@ fn halt_all(roots: &[Pid], waits: &Waits, stopped: &mut BTreeMap<Pid, Vec<Stoppe
                     fresh.push((pid, seized));
                 }
                 Ok(None) => {}
-                Err(_) if is_io_worker(pid, tid) => {}
                 Err(e) => {
                     failed = Err(already_traced(pid, tid, e));
                     break;
