@@ -6,6 +6,7 @@ use crate::dirty::{AsyncWp, Tier, Tracker};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
 use crate::kinds::PageSource;
+use crate::kinds::io_uring::users;
 use crate::nest::{TASK_SIZE, is_vdso};
 use crate::observe::view::{Depth, ProcessView, read_vmas, speaker};
 use crate::proc::maps::Vma;
@@ -101,6 +102,11 @@ impl<'a> Copier<'a> {
             self.trackings.remove(&pid);
         }
         self.begun.insert(pid);
+        if users::shows_one(p) {
+            // What the kernel writes into pinned pages for it no tracker sees: all is copied at the cut.
+            self.trackings.remove(&pid);
+            return Ok(());
+        }
         if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.entry(pid) {
             let Some(tracker) = start_tracking(p)? else {
                 return Ok(());
@@ -192,6 +198,10 @@ impl<'a> Copier<'a> {
 }
 
 impl PageSource for Copier<'_> {
+    fn distrust(&mut self, pid: Pid) {
+        self.trackings.remove(&pid);
+    }
+
     fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()> {
         fault::point("memory")?;
         let space = SpaceId::private(pid);

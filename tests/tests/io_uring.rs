@@ -473,6 +473,37 @@ int main(void) {
     )
 }
 
+/// Memory that is large enough to be copied ahead, and that was read into by way of registered buffers.
+fn large() -> Subject {
+    subject(
+        r#"
+#define SIZE (16 << 20)
+/* As much as may be pinned without rights. */
+#define PART (2 << 20)
+int main(void) {
+    struct ring r = ring(8, 0);
+    char *all = OK((char *)mmap(0, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    int f = OK(open(in_here("file"), O_RDWR | O_CREAT, 0600));
+    for (int n = 0; n < SIZE; n += 4096) *(int *)(all + n) = n;
+    SAME(write(f, all, SIZE), SIZE);
+    memset(all, 7, PART);
+    struct iovec whole = { all, PART };
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_BUFFERS, &whole, 1));
+    struct io_uring_sqe *sqe = put(&r, IORING_OP_READ_FIXED, f, 3);
+    sqe->addr = (uintptr_t)all;
+    sqe->len = PART;
+    SAME(done(&r, 3), PART);
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_UNREGISTER_BUFFERS, 0, 0));
+    freeze_here();
+    for (int n = 0; n < SIZE; n += 4096) SAME(*(int *)(all + n), n);
+    nops(&r, 3, 1);
+    return 0;
+}
+"#,
+    )
+}
+
+conformance!(large_conforms, large());
 conformance!(workers_conform, workers());
 conformance!(idle_conforms, idle());
 conformance!(wrapped_conforms, wrapped());
@@ -642,6 +673,19 @@ refused!(
     r#"struct io_uring_buf_reg ring = { .ring_entries = 8, .bgid = 3,
         .ring_addr = (uintptr_t)OK(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) };
     OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_PBUF_RING, &ring, 1));"#
+);
+
+refused!(
+    registered_buffers,
+    "buffers are registered with it",
+    r#"static char some[4096]; struct iovec one = { some, sizeof some };
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_BUFFERS, &one, 1));"#
+);
+
+refused!(
+    a_ring_that_is_polled,
+    "a thread of the kernel submits for it (IORING_SETUP_SQPOLL)",
+    "struct ring s = ring(8, IORING_SETUP_SQPOLL); (void)s;"
 );
 
 refused!(

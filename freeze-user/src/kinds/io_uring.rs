@@ -136,6 +136,10 @@ impl FdKind for IoUring {
         if !out.is_empty() {
             return Err(Error::Refused(out));
         }
+        // Whoever can use it may have had buffers registered while written pages were looked for.
+        for p in from.view.processes.iter().filter(|p| users::shows_one(p)) {
+            from.pages.distrust(p.pid);
+        }
         let held = from.process.fd(fd.fd)?;
         let layout = trial(&ring).on("io_uring_setup", name)?;
         let size = layout.rings(ring.flags, ring.entries, ring.completions);

@@ -30,7 +30,7 @@ pub struct Beginnings {
 }
 
 /// Whether a process has an instance open or mapped: most have not, and need not be looked into.
-fn shows_one(p: &ProcessView) -> bool {
+pub fn shows_one(p: &ProcessView) -> bool {
     p.fds.iter().any(IoUring::claims) || p.vmas.iter().any(|v| is_part(&v.name))
 }
 
