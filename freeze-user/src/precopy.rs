@@ -9,6 +9,7 @@ use crate::dirty::{AsyncWp, Pages, Tier, Tracker, intersect};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
 use crate::kinds::PageSource;
+use crate::kinds::io_uring::users;
 use crate::nest::{TASK_SIZE, is_vdso};
 use crate::observe::looks::Habit;
 use crate::observe::view::{Depth, FdView, ProcessView, View, read_vmas, speaker};
@@ -190,6 +191,11 @@ impl<'a> Copier<'a> {
             self.trackings.by_pid.remove(&pid);
         }
         self.begun.insert(pid);
+        if users::shows_one(p) {
+            // What the kernel writes into pinned pages for it no tracker sees: all is copied at the cut.
+            self.trackings.by_pid.remove(&pid);
+            return Ok(());
+        }
         if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.by_pid.entry(pid) {
             let Some(tracker) = start_tracking(p)? else {
                 return Ok(());
@@ -366,6 +372,11 @@ impl<'a> Copier<'a> {
 }
 
 impl PageSource for Copier<'_> {
+    fn distrust(&mut self, pid: Pid) {
+        self.trackings.by_pid.remove(&pid);
+        self.logged.remove(&pid);
+    }
+
     fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()> {
         laps::lap("mappings");
         fault::point("memory")?;

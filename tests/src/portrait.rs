@@ -24,6 +24,10 @@ const STATUS_CHANGES: &[(&str, &str)] = &[
     ("VmSwap", "where a page lies is the kernel's affair"),
     ("FDSize", "room in the kernel's table, not descriptors"),
     ("SigQ", "counts all signals queued by the user, of every process"),
+    (
+        "Threads",
+        "they are compared one by one, without those the kernel has made for io_uring",
+    ),
     ("voluntary_ctxt_switches", "a counter"),
     ("nonvoluntary_ctxt_switches", "a counter"),
 ];
@@ -36,7 +40,6 @@ const STAT_KEPT: &[(usize, &str)] = &[
     (5, "tpgid"),
     (15, "priority"),
     (16, "nice"),
-    (17, "num_threads"),
     (20, "vsize"),
     (22, "rsslim"),
     (23, "startcode"),
@@ -267,6 +270,7 @@ impl Portrait {
             .flatten()
             .flatten()
             .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .filter(|tid| !is_io_worker(&format!("{dir}/task/{tid}/stat")))
             .collect();
         // In a user namespace of its own a process has no say in the numbers that its threads have out here.
         let inside = foreign_users(dir);
@@ -547,6 +551,13 @@ fn old_name(path: &str) -> String {
 /// Whether a process is in another user namespace.
 fn foreign_users(dir: &str) -> bool {
     read_link(&format!("{dir}/ns/user")) != read_link("/proc/self/ns/user")
+}
+
+/// Whether a thread is one that the kernel has made to work for io_uring, and that comes and goes.
+fn is_io_worker(stat: &str) -> bool {
+    const PF_IO_WORKER: u64 = 0x10;
+    let flags = stat_fields(stat).and_then(|fields| fields.get(6)?.parse().ok());
+    flags.is_some_and(|flags: u64| flags & PF_IO_WORKER != 0)
 }
 
 /// The id by which a thread goes where it lives.

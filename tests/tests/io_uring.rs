@@ -224,7 +224,11 @@ int main(void) {
     sqe->addr = (uintptr_t)"/dev/null";
     sqe->file_index = IORING_FILE_INDEX_ALLOC;
     SAME(done(&r, 5), 1);
-    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_UNREGISTER_FILES, 0, 0));
+    for (int n = 0; n < 3; n += 2) {
+        int none = -1;
+        struct io_uring_files_update update = { .offset = n, .fds = (uintptr_t)&none };
+        SAME(syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_FILES_UPDATE, &update, 1), 1);
+    }
     for (int n = 0; n < 1000 && unread(&r) < 2; n++) { enter(&r, 0, 0); nap(1); }
     SAME(unread(&r), 2);
     uint64_t sum = 0;
@@ -418,6 +422,89 @@ int main(void) {
     )
 }
 
+/// Workers are as many as they were, and run where they did.
+fn workers() -> Subject {
+    subject(
+        r#"
+static void where(char *to) {
+    /* A worker is there as long as its request is: a read of an empty pipe. */
+    struct ring r = ring(4, 0);
+    int p[2];
+    char got, path[64] = "", line[256];
+    OK(pipe(p));
+    struct io_uring_sqe *sqe = put(&r, IORING_OP_READ, p[0], 1);
+    sqe->flags = IOSQE_ASYNC;
+    sqe->addr = (uintptr_t)&got;
+    sqe->len = 1;
+    SAME(enter(&r, 1, 0), 1);
+    *to = 0;
+    for (int tid = getpid() + 1; !*to && tid < getpid() + 4000; tid++) {
+        snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
+        FILE *f = fopen(path, "r");
+        if (!f) continue;
+        while (fgets(line, sizeof line, f)) if (!strncmp(line, "Cpus_allowed_list", 17)) strcpy(to, line);
+        fclose(f);
+    }
+    OK(write(p[1], "x", 1));
+    SAME(enter(&r, 0, 1), 0);
+    SAME(take(&r, 1), 1);
+    OK(munmap(r.rings, r.size));
+    OK(munmap(r.sqes, r.wide));
+    close(r.fd);
+}
+int main(void) {
+    struct ring r = ring(8, 0);
+    unsigned most[2] = { 3, 5 };
+    unsigned long first = 1;
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_IOWQ_MAX_WORKERS, most, 2));
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_IOWQ_AFF, &first, sizeof first));
+    char before[256], after[256];
+    where(before);
+    freeze_here();
+    memset(most, 0, sizeof most);
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_IOWQ_MAX_WORKERS, most, 2));
+    SAME(most[0], 3);
+    SAME(most[1], 5);
+    where(after);
+    if (strstr(before, "list")) { if (strcmp(before, after)) DIE("%s and not %s", after, before); }
+    return 0;
+}
+"#,
+    )
+}
+
+/// Memory that is large enough to be copied ahead, and that was read into by way of registered buffers.
+fn large() -> Subject {
+    subject(
+        r#"
+#define SIZE (16 << 20)
+/* As much as may be pinned without rights. */
+#define PART (2 << 20)
+int main(void) {
+    struct ring r = ring(8, 0);
+    char *all = OK((char *)mmap(0, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    int f = OK(open(in_here("file"), O_RDWR | O_CREAT, 0600));
+    for (int n = 0; n < SIZE; n += 4096) *(int *)(all + n) = n;
+    SAME(write(f, all, SIZE), SIZE);
+    memset(all, 7, PART);
+    struct iovec whole = { all, PART };
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_BUFFERS, &whole, 1));
+    struct io_uring_sqe *sqe = put(&r, IORING_OP_READ_FIXED, f, 3);
+    sqe->addr = (uintptr_t)all;
+    sqe->len = PART;
+    SAME(done(&r, 3), PART);
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_UNREGISTER_BUFFERS, 0, 0));
+    freeze_here();
+    for (int n = 0; n < SIZE; n += 4096) SAME(*(int *)(all + n), n);
+    nops(&r, 3, 1);
+    return 0;
+}
+"#,
+    )
+}
+
+conformance!(large_conforms, large());
+conformance!(workers_conform, workers());
 conformance!(idle_conforms, idle());
 conformance!(wrapped_conforms, wrapped());
 conformance!(files_conform, files());
@@ -586,6 +673,19 @@ refused!(
     r#"struct io_uring_buf_reg ring = { .ring_entries = 8, .bgid = 3,
         .ring_addr = (uintptr_t)OK(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) };
     OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_PBUF_RING, &ring, 1));"#
+);
+
+refused!(
+    registered_buffers,
+    "buffers are registered with it",
+    r#"static char some[4096]; struct iovec one = { some, sizeof some };
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_BUFFERS, &one, 1));"#
+);
+
+refused!(
+    a_ring_that_is_polled,
+    "a thread of the kernel submits for it (IORING_SETUP_SQPOLL)",
+    "struct ring s = ring(8, IORING_SETUP_SQPOLL); (void)s;"
 );
 
 refused!(

@@ -569,3 +569,25 @@ fn another_program_or_none_is_not_an_empty_one() {
     drop(target);
     assert!(matches!(tracker.survey(&[a]), Err(Error::Died { .. })));
 }
+
+/// A buffer that is registered with io_uring counts as written, whatever comes into it while nobody looks.
+#[test]
+fn registering_a_buffer_is_a_write() {
+    let mut target = Target::new();
+    let mut tracker = target.async_wp();
+    let a = target.range("A = r = mapped(16); [store(A, n) for n in range(16)]; r = A", 16);
+    let page = |n: u64| Range::new(a.start + n * PAGE as u64, a.start + (n + 1) * PAGE as u64);
+    target.run("RING = libc.syscall(425, 4, ctypes.create_string_buffer(120))");
+    if target.run("r = RING") == "-1" {
+        return;
+    }
+    tracker.track(&[a]).unwrap();
+    tracker.take_written(&[a]).unwrap();
+    assert_eq!(tracker.take_written(&[a]).unwrap(), []);
+    target.run(
+        "V = (ctypes.c_uint64 * 2)(A + 3 * P, 2 * P); check(libc.syscall(427, RING, 0, V, 1)); \
+         check(libc.syscall(427, RING, 1, None, 0))",
+    );
+    let both = Range::new(page(3).start, page(4).end);
+    assert_eq!(tracker.take_written(&[a]).unwrap(), [both]);
+}

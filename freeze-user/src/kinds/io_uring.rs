@@ -47,6 +47,8 @@ pub struct Record {
     pub choice: Option<(u32, u32)>,
     /// Most bounded and unbounded workers; 0 where nothing was asked for.
     pub workers: [u32; 2],
+    /// Threads whose workers are bound to CPUs, and to which (a bit each).
+    pub bound: Vec<(Pid, Bytes)>,
     /// The only thread that may submit.
     pub submitter: Option<Pid>,
     pub mappings: Vec<Mapping>,
@@ -100,13 +102,16 @@ pub fn is_part(name: &[u8]) -> bool {
     name == NAME
 }
 
+/// Linux 6.6 has moved what is in the rings, which a program is told of when it makes them.
+const OTHER_LAYOUT: &str = "this kernel lays its rings out differently";
+
 const CLOSE: &str = "let the program close it before the checkpoint";
 
 impl FdKind for IoUring {
     const TAG: &'static str = "io-uring";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "io_uring instances with nothing in flight: sizes, setup flags, mappings, entries not submitted and \
-        completions not read, counters, registered files and eventfd, limits of workers, who alone may submit; refused with \
+        completions not read, counters, registered files and eventfd, limits and CPUs of workers, who alone may submit; refused with \
         requests in flight, completions that overflowed, SQPOLL, rings in memory of the program's own, registered or provided \
         buffers, personalities, restrictions, busy polling, and without eBPF to see all that; a new instance counts up to \
         where the old one was, in 0.1 µs for each request it ever took";
@@ -130,6 +135,10 @@ impl FdKind for IoUring {
         obstacles(fd, &ring, from.view, &mut out);
         if !out.is_empty() {
             return Err(Error::Refused(out));
+        }
+        // Whoever can use it may have had buffers registered while written pages were looked for.
+        for p in from.view.processes.iter().filter(|p| users::shows_one(p)) {
+            from.pages.distrust(p.pid);
         }
         let held = from.process.fd(fd.fd)?;
         let layout = trial(&ring).on("io_uring_setup", name)?;
@@ -162,16 +171,24 @@ impl FdKind for IoUring {
                 .collect(),
             choice: ((first, end) != (0, ring.files.len() as u32)).then_some((first, end - first)),
             workers: ring.workers,
+            bound: ring
+                .bound
+                .into_iter()
+                .map(|(tid, mask)| (tid, Bytes(mask)))
+                .collect(),
             submitter: ring.submitter,
             mappings: mappings(fd, from.view),
         })
     }
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
-        let why = match uring::make(&mut record.params()) {
+        let mut params = record.params();
+        let made = uring::make(&mut params).map(|_| params.layout());
+        let why = match made {
             Err(e) => format!("none of its kind can be made here: {}", e.desc()),
-            Ok(_) if !record.fits() => {
-                "this kernel lays its rings out differently, or lacks features it told the program of".into()
+            Ok(here) if (here.sq, here.cq) != (record.layout.sq, record.layout.cq) => OTHER_LAYOUT.into(),
+            Ok(here) if record.layout.features & !here.features != 0 => {
+                "this kernel lacks features that it told the program of".into()
             }
             Ok(_) => return,
         };
@@ -213,6 +230,10 @@ impl FdKind for IoUring {
         // It begins when its thread is there: see `users`.
         let begins = nest.state::<users::Beginnings>();
         begins.rings.push((placed, record.clone()));
+        let bound = record.bound.iter();
+        begins
+            .bound
+            .extend(bound.map(|(tid, mask)| (*tid, placed.id, mask.0.clone())));
         Ok(())
     }
 }
@@ -431,15 +452,6 @@ fn params(flags: u32, entries: u32, completions: u32) -> Params {
 impl Record {
     fn params(&self) -> Params {
         params(self.flags, self.entries, self.completions)
-    }
-
-    /// Whether this kernel lays its rings out in the same way and has all features that the program was told of.
-    fn fits(&self) -> bool {
-        let mut params = self.params();
-        let made = uring::make(&mut params);
-        let Layout { features, sq, cq } = params.layout();
-        let same = (sq, cq) == (self.layout.sq, self.layout.cq);
-        made.is_ok() && same && self.layout.features & !features == 0
     }
 }
 

@@ -46,10 +46,11 @@ pub fn markdown() -> String {
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\
+        - the most workers of a thread, where they were given through an io_uring instance that is closed since;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
-        - the timeout of a sigtimedwait, a semtimedop, an io_getevents, or of a call on a socket with SO_RCVTIMEO or \
+        - the timeout of a sigtimedwait, a semtimedop, an io_getevents, an io_uring_enter, or of a call on a socket with SO_RCVTIMEO or \
           SO_SNDTIMEO that was waiting, and that of any call that was resumed before by something else than freeze: it may \
           wait longer after a checkpoint or restore, never less (poll, select, epoll_wait, futex and sleeps end when they \
           would have, where the kernel has /proc/PID/sched);\n\

@@ -171,6 +171,8 @@ pub struct Source<'a> {
 pub trait PageSource: Debug {
     /// Makes the image hold exactly what is populated in `private` now; the process stands still.
     fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()>;
+    /// Takes nothing for known that was told of what the process has written.
+    fn distrust(&mut self, pid: Pid);
 }
 
 /// What is shared between descriptions and processes of one checkpoint.

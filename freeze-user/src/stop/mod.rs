@@ -18,7 +18,7 @@ use crate::sys::sched::Realtime;
 use crate::sys::{self, fault, laps, limit, pagemap};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use waits::Waits;
 
@@ -111,7 +111,9 @@ fn gather(
     since: &mut Option<Instant>,
 ) -> Result<Option<Gathered>> {
     let roots = planned.view.roots.clone();
-    let Some(standing) = halt_all(&roots, waits, stopped, since)? else {
+    let seen = planned.view.processes.iter().flat_map(|p| &p.threads);
+    let own: BTreeSet<Pid> = seen.map(|t| t.tid).collect();
+    let Some(standing) = halt_all(&roots, waits, &own, stopped, since)? else {
         return Ok(None);
     };
     laps::lap("halt");
@@ -240,10 +242,12 @@ fn kept(v: &Vma) -> impl Iterator<Item = &[u8; 2]> {
 /// Returns all threads, each with its process. None if some thread did not halt while the others stood still, and did once
 /// they ran again: the parent of a vfork waits uninterruptibly for the very child that we have stopped.
 ///
-/// `since` becomes the moment at which the first was asked to halt.
+/// `since` becomes the moment at which the first was asked to halt. Threads of `own` are known to be the program's; others
+/// may be the kernel's, which do not halt for us.
 fn halt_all(
     roots: &[Pid],
     waits: &Waits,
+    own: &BTreeSet<Pid>,
     stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
     since: &mut Option<Instant>,
 ) -> Result<Option<Vec<(Pid, Pid)>>> {
@@ -256,14 +260,13 @@ fn halt_all(
             let known = stopped
                 .get(&pid)
                 .is_some_and(|list| list.iter().any(|t| t.tid() == tid));
-            if known {
+            if known || !own.contains(&tid) && is_io_worker(pid, tid) {
                 continue;
             }
             match Seized::seize(tid, 0) {
                 // It runs on until all are seized, which takes longer than to halt them.
                 Ok(Some(seized)) => fresh.push((pid, seized)),
                 Ok(None) => {}
-                Err(_) if is_io_worker(pid, tid) => {}
                 Err(e) => {
                     failed = Err(already_traced(pid, tid, e));
                     break;

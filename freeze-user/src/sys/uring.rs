@@ -40,6 +40,7 @@ pub mod register {
     pub const EVENTFD_ASYNC: u32 = 7;
     pub const ENABLE_RINGS: u32 = 12;
     pub const FILES2: u32 = 13;
+    pub const IOWQ_AFF: u32 = 17;
     pub const IOWQ_MAX_WORKERS: u32 = 19;
     pub const RING_FDS: u32 = 20;
     pub const FILE_ALLOC_RANGE: u32 = 25;
@@ -195,6 +196,11 @@ pub fn register_alloc_range(ring: BorrowedFd<'_>, start: u32, length: u32) -> Sy
 /// The most bounded and unbounded workers; 0 leaves it as it is.
 pub fn register_workers(ring: BorrowedFd<'_>, mut most: [u32; 2]) -> Sys<()> {
     registers(ring, register::IOWQ_MAX_WORKERS, most.as_mut_ptr() as u64, 2).map(drop)
+}
+
+/// Binds the workers of the calling thread to CPUs, a bit each.
+pub fn bind_workers(ring: BorrowedFd<'_>, mask: &[u8]) -> Sys<()> {
+    registers(ring, register::IOWQ_AFF, mask.as_ptr() as u64, mask.len() as u64).map(drop)
 }
 
 /// A part of an instance, mapped into freeze; the kernel and the program may have it too.

@@ -25,10 +25,12 @@ pub struct Record {
 #[derive(Debug, Default)]
 pub struct Beginnings {
     pub rings: Vec<(Placed, Instance)>,
+    /// Thread, instance, and the CPUs that the thread's workers are bound to.
+    pub bound: Vec<(Pid, FileId, Vec<u8>)>,
 }
 
 /// Whether a process has an instance open or mapped: most have not, and need not be looked into.
-fn shows_one(p: &ProcessView) -> bool {
+pub fn shows_one(p: &ProcessView) -> bool {
     p.fds.iter().any(IoUring::claims) || p.vmas.iter().any(|v| is_part(&v.name))
 }
 
@@ -124,6 +126,24 @@ impl ProcessKind for Users {
                 }
                 _ => nest.state::<Beginnings>().rings.push((placed, instance)),
             }
+        }
+        for (tid, id, mask) in std::mem::take(&mut nest.state::<Beginnings>().bound) {
+            let Some(thread) = nest.process(pid)?.thread(tid) else {
+                nest.state::<Beginnings>().bound.push((tid, id, mask));
+                continue;
+            };
+            let holder = nest.holders(id).iter().find(|(p, _)| *p == pid).copied();
+            let Some((_, fd)) = holder else { continue };
+            nest.process(pid)?.tape_on(thread, |t| {
+                let args = [
+                    fd as u64,
+                    u64::from(register::IOWQ_AFF),
+                    t.bytes(&mask),
+                    mask.len() as u64,
+                ];
+                // None of its CPUs may be here: then they may run on all that are.
+                t.try_call("io_uring_register(IOWQ_AFF)", libc::SYS_io_uring_register, &args)
+            })?;
         }
         for (tid, place, id) in &record.registered {
             let holder = nest.holders(*id).iter().find(|(p, _)| *p == pid).copied();

@@ -17,6 +17,8 @@ pub struct Rings {
     peek: Peek,
     /// Where each CPU has its part of per-CPU memory.
     cpus: Vec<u64>,
+    /// Where workers may run that nobody has bound.
+    anywhere: Vec<u8>,
     /// What [`PECULIAR`] reads as in an instance that nothing was done to.
     fresh: Vec<Option<Vec<u8>>>,
 }
@@ -45,6 +47,8 @@ pub struct Ring {
     pub buffers: u32,
     /// Most workers of either kind that were asked for; 0 where nothing was.
     pub workers: [u32; 2],
+    /// The threads that have used it whose workers may not run wherever those of freeze do, and where these may.
+    pub bound: Vec<(Pid, Vec<u8>)>,
     /// The only thread that may submit.
     pub submitter: Option<Pid>,
     /// What cannot be made again.
@@ -55,7 +59,11 @@ const CTX: &str = "io_ring_ctx";
 const PER_CPU: &str = ".data..percpu";
 
 /// The members that are looked at, beside those of [`super::MEMBERS`].
-const MEMBERS: [(&str, &str); 60] = [
+const MEMBERS: [(&str, &str); 64] = [
+    ("io_uring_task", "io_wq"),
+    ("io_wq", "cpu_mask"),
+    ("io_wq", "wqes"),
+    ("io_wqe", "cpu_mask"),
     (PER_CPU, "runqueues"),
     (PER_CPU, "this_cpu_off"),
     ("task_struct", "sched_task_group"),
@@ -189,6 +197,12 @@ impl Rings {
         let number = |member| p.number(p.at(ctx, CTX, member));
         let list = p.at(ctx, CTX, "cq_overflow_list");
         let limits = p.at(ctx, CTX, "iowq_limits");
+        let users = self.users(ctx)?;
+        let bound = |task: &u64| {
+            let mask = self.cpus_of_workers(*task)?;
+            Some((Pid(p.number(p.at(*task, "task_struct", "pid"))? as i32), mask))
+        };
+        let bound = users.iter().map(bound).collect::<Option<Vec<_>>>()?;
         let peculiar = |n: &usize| self.peculiar(ctx, *n) != self.fresh[*n];
         Some(Ring {
             flags: number("flags")?,
@@ -196,7 +210,11 @@ impl Rings {
             completions: number("cq_entries")?,
             taken: number("cached_sq_head")?,
             given: number("cached_cq_tail")?,
-            in_flight: self.in_flight(ctx)?,
+            in_flight: self.in_flight(ctx, &users)?,
+            bound: bound
+                .into_iter()
+                .filter(|(_, mask)| *mask != self.anywhere)
+                .collect(),
             overflow: p.word(list)? != list || p.word(p.at(ctx, CTX, "check_cq"))? != 0,
             eventfd: self.eventfd(ctx)?,
             files: self.files(ctx)?,
@@ -287,32 +305,49 @@ impl Rings {
         Some(bytes)
     }
 
-    /// Requests not completed of the threads that have used the instance, and of the one that polls it.
-    fn in_flight(&self, ctx: u64) -> Option<i64> {
+    /// The threads that have used the instance (`task_struct`).
+    fn users(&self, ctx: u64) -> Option<Vec<u64>> {
         let p = &self.peek;
         let head = p.at(ctx, CTX, "tctx_list");
-        let mut sum = 0;
+        let mut out = Vec::new();
         let mut node = p.word(head)?;
-        for _ in 0..MANY {
-            if node == head {
-                let polled = p.word(p.at(ctx, CTX, "sq_data"))?;
-                let thread = match polled {
-                    0 => 0,
-                    data => p.word(p.at(data, "io_sq_data", "thread"))?,
-                };
-                return Some(
-                    sum + if thread == 0 {
-                        0
-                    } else {
-                        self.in_flight_of(thread)?
-                    },
-                );
-            }
+        while node != head {
+            (out.len() < MANY as usize).then_some(())?;
             let user = node.checked_sub(p.at(0, "io_tctx_node", "ctx_node"))?;
-            sum += self.in_flight_of(p.word(p.at(user, "io_tctx_node", "task"))?)?;
+            out.push(p.word(p.at(user, "io_tctx_node", "task"))?);
             node = p.word(node)?;
         }
-        None
+        Some(out)
+    }
+
+    /// Requests not completed of these threads, and of the one that polls the instance.
+    fn in_flight(&self, ctx: u64, users: &[u64]) -> Option<i64> {
+        let p = &self.peek;
+        let polling = match p.word(p.at(ctx, CTX, "sq_data"))? {
+            0 => 0,
+            data => p.word(p.at(data, "io_sq_data", "thread"))?,
+        };
+        let all = users.iter().copied().chain((polling != 0).then_some(polling));
+        all.map(|task| self.in_flight_of(task)).sum()
+    }
+
+    /// On which CPUs the workers of a thread may run, a bit each.
+    fn cpus_of_workers(&self, task: u64) -> Option<Vec<u8>> {
+        let p = &self.peek;
+        let own = p.word(p.at(task, "task_struct", "io_uring"))?;
+        let workers = p.word(p.at(own, "io_uring_task", "io_wq"))?;
+        let at = match p.has("io_wq", "cpu_mask") {
+            true => p.at(workers, "io_wq", "cpu_mask"),
+            // Before Linux 6.4 there were some for each NUMA node, all with what was asked for.
+            false => p.at(p.word(p.at(workers, "io_wq", "wqes"))?, "io_wqe", "cpu_mask"),
+        };
+        let mut mask = vec![0; self.cpus.len().div_ceil(64) * 8];
+        // The mask itself, or where it is.
+        let elsewhere = p.word(at).map(|there| p.reader.read(there, &mut mask));
+        if !matches!(elsewhere, Some(Ok(()))) {
+            p.reader.read(at, &mut mask).ok()?;
+        }
+        Some(mask)
     }
 
     /// Those of one thread: it draws on its count in advance, and the count is spread over the CPUs.
@@ -389,6 +424,7 @@ impl Rings {
         let mut rings = Rings {
             cpus: cpus(&peek)?,
             peek,
+            anywhere: Vec::new(),
             fresh: vec![None; PECULIAR.len()],
         };
         let ring = uring::make(&mut Params::new(8, 0, 0)).ok()?;
@@ -396,6 +432,7 @@ impl Rings {
         let ctx = rings
             .peek
             .word(rings.peek.at(rings.file(ring)?, "file", "private_data"))?;
+        rings.anywhere = rings.cpus_of_workers(rings.peek.reader.current().ok()?)?;
         rings.fresh = (0..PECULIAR.len()).map(|n| rings.peculiar(ctx, n)).collect();
         rings.shows(ring).then_some(rings)
     }
@@ -414,6 +451,7 @@ impl Rings {
             files: Vec::new(),
             buffers: 0,
             workers: [0; 2],
+            bound: Vec::new(),
             submitter: None,
             peculiar: Vec::new(),
             ..own.clone()
@@ -499,6 +537,17 @@ mod tests {
         assert_eq!(
             (seen.entries, seen.completions, seen.flags),
             (4, 8, uring::setup::SINGLE_ISSUER)
+        );
+        assert!(seen.bound.is_empty());
+        uring::bind_workers(ring.as_fd(), &[1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+        let bound = rings.look(ring.as_fd()).unwrap().bound;
+        assert_eq!(
+            bound.first().map(|(tid, mask)| (*tid, mask[0])),
+            rings
+                .anywhere
+                .iter()
+                .any(|b| *b > 1)
+                .then_some((Pid(nix::unistd::gettid().as_raw()), 1))
         );
         assert_eq!(seen.submitter, Some(Pid(nix::unistd::gettid().as_raw())));
         let own = Pid(std::process::id() as i32);
