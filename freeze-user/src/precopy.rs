@@ -64,6 +64,8 @@ pub struct Copier<'a> {
     carry: BTreeMap<Pid, Vec<Range>>,
     /// Processes whose tracker was asked since this checkpoint began.
     begun: BTreeSet<Pid>,
+    /// Processes of which no tracker can tell what they have written.
+    distrusted: BTreeSet<Pid>,
     /// Bytes copied while the processes ran, and at the cut.
     pub copied_before: u64,
     pub copied_at_cut: u64,
@@ -83,6 +85,7 @@ impl<'a> Copier<'a> {
             trackings,
             carry: BTreeMap::new(),
             begun: BTreeSet::new(),
+            distrusted: BTreeSet::new(),
             copied_before: 0,
             copied_at_cut: 0,
             compare,
@@ -103,8 +106,8 @@ impl<'a> Copier<'a> {
         }
         self.begun.insert(pid);
         if users::shows_one(p) {
-            // What the kernel writes into pinned pages for it no tracker sees: all is copied at the cut.
-            self.trackings.remove(&pid);
+            // What the kernel writes into pinned pages for it no tracker sees: all is compared at the cut.
+            self.distrust(pid);
             return Ok(());
         }
         if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.entry(pid) {
@@ -200,6 +203,7 @@ impl<'a> Copier<'a> {
 impl PageSource for Copier<'_> {
     fn distrust(&mut self, pid: Pid) {
         self.trackings.remove(&pid);
+        self.distrusted.insert(pid);
     }
 
     fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()> {
@@ -242,10 +246,13 @@ impl PageSource for Copier<'_> {
         let shared = self.twins.share(pid, &populated, draft)?;
         let todo = subtract(&todo, &shared);
         self.copied_at_cut += todo.iter().map(|r| r.len()).sum::<u64>();
-        let compare = self
-            .compare
-            .clone()
-            .filter(|_| !self.trackings.contains_key(&pid));
+        let compare = match self.distrusted.contains(&pid) {
+            true => draft.parent().cloned(),
+            false => self
+                .compare
+                .clone()
+                .filter(|_| !self.trackings.contains_key(&pid)),
+        };
         let mem = open_mem(pid)?;
         copy(
             pid,
