@@ -135,6 +135,8 @@ pub struct Copier<'a> {
     copied: BTreeSet<Pid>,
     /// Those of them of which the draft has what its parent has, but for what was written since.
     inherited: BTreeSet<Pid>,
+    /// Processes of which no tracker can tell what they have written.
+    distrusted: BTreeSet<Pid>,
     /// Bytes copied while the processes ran, and at the cut.
     pub copied_before: u64,
     pub copied_at_cut: u64,
@@ -166,6 +168,7 @@ impl<'a> Copier<'a> {
             begun: BTreeSet::new(),
             copied: BTreeSet::new(),
             inherited: BTreeSet::new(),
+            distrusted: BTreeSet::new(),
             copied_before: 0,
             copied_at_cut: 0,
             left: 0,
@@ -192,8 +195,8 @@ impl<'a> Copier<'a> {
         }
         self.begun.insert(pid);
         if users::shows_one(p) {
-            // What the kernel writes into pinned pages for it no tracker sees: all is copied at the cut.
-            self.trackings.by_pid.remove(&pid);
+            // What the kernel writes into pinned pages for it no tracker sees: all is compared at the cut.
+            self.distrust(pid);
             return Ok(());
         }
         if let std::collections::btree_map::Entry::Vacant(vacant) = self.trackings.by_pid.entry(pid) {
@@ -375,6 +378,7 @@ impl PageSource for Copier<'_> {
     fn distrust(&mut self, pid: Pid) {
         self.trackings.by_pid.remove(&pid);
         self.logged.remove(&pid);
+        self.distrusted.insert(pid);
     }
 
     fn store_private(&mut self, pid: Pid, private: &[Range], draft: &mut Draft) -> Result<()> {
@@ -440,10 +444,13 @@ impl PageSource for Copier<'_> {
         let todo = subtract(&todo, &shared);
         laps::lap("shared pages");
         self.copied_at_cut += todo.iter().map(|r| r.len()).sum::<u64>();
-        let compare = self
-            .compare
-            .clone()
-            .filter(|_| !self.trackings.by_pid.contains_key(&pid));
+        let compare = match self.distrusted.contains(&pid) {
+            true => draft.parent().cloned(),
+            false => self
+                .compare
+                .clone()
+                .filter(|_| !self.trackings.by_pid.contains_key(&pid)),
+        };
         let mem = match self.mems.remove(&pid) {
             Some(mem) => mem,
             None => open_mem(pid)?,

@@ -14,7 +14,7 @@
 //!   are not tracked but returned as [`Untracked::Shared`]: copy or compare them whole, with all their writers stopped.
 //! - **Buffers registered with io_uring** (`READ_FIXED`): the kernel writes into pinned pages behind every page
 //!   table. To register them counts as a write; what is written later does not. The caller tracks no process that has
-//!   an io_uring instance.
+//!   an io_uring instance, and compares its memory at the cut.
 //!
 //! A page that *vanishes* (`MADV_DONTNEED`, a hole where memory was) was not written and is not reported as such:
 //! it is missing from [`Pages::populated`].

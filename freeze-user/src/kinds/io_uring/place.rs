@@ -1,11 +1,12 @@
 //! Mapping a part of an io_uring instance at a given address.
 //!
-//! The kernel refuses to be told where (io_uring_get_unmapped_area), also to move one there. But it has to take the only
-//! room there is: for the moment everything else that would be great enough is taken up by mappings that nobody can touch.
+//! Since Linux 6.4 the kernel refuses to be told where (io_uring_get_unmapped_area), also to move one there. But it has to
+//! take the only room there is: for the moment everything else that would be great enough is taken up by mappings that
+//! nobody can touch.
 
 use super::Mapping;
 use crate::error::{Error, Result};
-use crate::ids::{Pid, Range};
+use crate::ids::{PAGE, Pid, Range};
 use crate::nest::Nest;
 use crate::observe::view::{Depth, read_vmas};
 use crate::proc::maps::Vma;
@@ -16,30 +17,53 @@ const END: u64 = 0x7fff_ffff_f000;
 /// Below it nothing is mapped (`vm.mmap_min_addr` by default); the kernel looks from above.
 const BEGIN: u64 = 0x1_0000;
 
+/// Passes over the room at the very bottom, which cannot be taken up (x86, Linux 6.6).
+const MAP_ABOVE4G: u64 = 0x80;
+
 /// Maps a part through descriptor `fd` of its process, which is closed.
 pub(super) fn map(m: &Mapping, fd: u64, nest: &mut Nest) -> Result<()> {
     let (at, len) = (m.range.start, m.range.len());
     let building = nest.process(m.pid)?;
+    let (protection, offset) = (m.protection as u64, m.offset);
+    let there = (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64;
+    let args = [at, len, protection, there, fd, offset];
+    let (ran, told) = building.tape(|t| t.try_call("mmap", libc::SYS_mmap, &args))?;
+    match ran.result(told) {
+        Ok(_) => return advise(m, fd, nest),
+        Err(Errno::EINVAL) => {}
+        Err(e) => return Err(failed(m.pid, m.range, e)),
+    }
     let by = building.threads[0].tid();
     let taken: Vec<Range> = read_vmas(by, Depth::Maps)?.iter().map(Vma::range).collect();
     let filling = filling(&taken, m.range).ok_or_else(|| failed(m.pid, m.range, Errno::EEXIST))?;
     let nothing =
         (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE) as u64;
     let fill = |r: &Range| ("mmap", libc::SYS_mmap, [r.start, r.len(), 0, nothing, !0, 0]);
-    let own = [0, len, m.protection as u64, libc::MAP_SHARED as u64, fd, m.offset];
+    let above = if at >> 32 == 0 { 0 } else { MAP_ABOVE4G };
+    let own = [0, len, protection, libc::MAP_SHARED as u64 | above, fd, offset];
     let empty = |r: &Range| ("munmap", libc::SYS_munmap, [r.start, r.len(), 0, 0, 0, 0]);
     let mut calls: Vec<_> = filling.iter().map(fill).collect();
     let mapped = calls.len();
     calls.push(("mmap", libc::SYS_mmap, own));
     calls.extend(filling.iter().map(empty));
-    for advice in &m.advice {
-        calls.push(("madvise", libc::SYS_madvise, [at, len, *advice as u64, 0, 0, 0]));
-    }
-    calls.push(("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0]));
+    // The room at the very bottom may be taken by some only, and older kernels know no other way to pass it over.
+    let bottom = Range::new(PAGE, BEGIN);
+    let (name, nr, args) = fill(&bottom);
+    let (ran, taken) = building.tape(|t| t.try_call(name, nr, &args))?;
+    calls.extend(ran.result(taken).is_ok().then(|| empty(&bottom)));
     match building.play(&calls)?[mapped] as u64 == at {
-        true => Ok(()),
+        true => advise(m, fd, nest),
         false => Err(failed(m.pid, m.range, Errno::EADDRNOTAVAIL)),
     }
+}
+
+/// Gives the advice that was given for it, and closes the descriptor.
+fn advise(m: &Mapping, fd: u64, nest: &mut Nest) -> Result<()> {
+    let (at, len) = (m.range.start, m.range.len());
+    let one = |advice: &i32| ("madvise", libc::SYS_madvise, [at, len, *advice as u64, 0, 0, 0]);
+    let mut calls: Vec<_> = m.advice.iter().map(one).collect();
+    calls.push(("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0]));
+    nest.process(m.pid)?.play(&calls).map(drop)
 }
 
 fn failed(pid: Pid, range: Range, errno: Errno) -> Error {
