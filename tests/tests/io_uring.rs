@@ -604,7 +604,7 @@ macro_rules! refused {
 
 refused!(
     a_read_that_waits,
-    "[io_uring]: 1 requests of its threads are in flight",
+    "[io_uring]: a request of its threads is in flight",
     r#"int p[2]; static char got[4]; OK(pipe(p));
     struct io_uring_sqe *sqe = put(&r, IORING_OP_READ, p[0], 1);
     sqe->addr = (uintptr_t)got; sqe->len = 4;
@@ -613,7 +613,7 @@ refused!(
 
 refused!(
     a_read_that_a_worker_waits_in,
-    "are in flight",
+    "in flight",
     r#"int p[2]; static char got[4]; OK(pipe(p));
     struct io_uring_sqe *sqe = put(&r, IORING_OP_READ, p[0], 1);
     sqe->addr = (uintptr_t)got; sqe->len = 4; sqe->flags = IOSQE_ASYNC;
@@ -622,7 +622,7 @@ refused!(
 
 refused!(
     a_poll,
-    "[io_uring]: 1 requests of its threads are in flight",
+    "[io_uring]: a request of its threads is in flight",
     r#"int p[2]; OK(pipe(p)); nops(&r, 100, 1);
     put(&r, IORING_OP_POLL_ADD, p[0], 1)->poll32_events = POLLIN;
     SAME(enter(&r, 1, 0), 1);"#
@@ -630,7 +630,7 @@ refused!(
 
 refused!(
     a_timeout,
-    "[io_uring]: 1 requests of its threads are in flight",
+    "[io_uring]: a request of its threads is in flight",
     r#"static struct { int64_t sec, nsec; } far = { 1000, 0 };
     struct io_uring_sqe *sqe = put(&r, IORING_OP_TIMEOUT, -1, 1);
     sqe->addr = (uintptr_t)&far; sqe->len = 1;

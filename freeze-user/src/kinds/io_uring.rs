@@ -258,10 +258,13 @@ fn look(fd: &FdView) -> std::result::Result<Ring, Blocker> {
 fn obstacles(fd: &FdView, ring: &Ring, view: &View, out: &mut Vec<Blocker>) {
     let mut add = |why: String, remedy: &str| out.push(fd.blocker().why(why).remedy(remedy));
     if ring.in_flight != 0 {
-        let why = format!("{} requests of its threads are in flight", ring.in_flight);
+        let why = match ring.in_flight {
+            1 => "a request of its threads is in flight".to_owned(),
+            n => format!("{n} requests of its threads are in flight"),
+        };
         add(
             why,
-            "let them complete, or let the program cancel them before the checkpoint",
+            "let all complete, or let the program cancel them before the checkpoint",
         );
     }
     if ring.overflow {

@@ -41,6 +41,8 @@ pub fn markdown() -> String {
         - system call user dispatch, where the kernel does not tell of it (before Linux 6.4);\n\
         - errors of datagram sockets that were not told yet, packets that a tun device or a packet socket had not \
           delivered, addresses that a bridge has learned;\n\
+        - the signal that a first process wants at its parent's death, after a restore with --detach or by the agent: the \
+          restorer, which is its parent, leaves at once or may (it is warned of);\n\
         - of a network: eBPF programs that are attached to it or to one of its devices, tunnels of l2tp and fou, segment \
           routing, labels of IPv6 addresses, security marks of tracked connections, actions of traffic control by themselves;\n\
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\

@@ -4,6 +4,7 @@ use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
+use crate::observe::looks;
 use crate::observe::view::{ProcessView, View};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -20,7 +21,7 @@ pub struct Record {
 
 /// That of a process, or of one of its threads, by its directory in /proc.
 fn uid_of(path: &str) -> Option<u32> {
-    let text = std::fs::read_to_string(format!("{path}/loginuid")).ok()?;
+    let text = looks::string(format!("{path}/loginuid")).ok()?;
     text.trim().parse().ok()
 }
 

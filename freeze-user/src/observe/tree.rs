@@ -73,7 +73,7 @@ impl Tree {
             return OsStr::from_bytes(path).into();
         };
         let mut here = format!("/proc/self/fd/{}", root.as_raw_fd()).into_bytes();
-        let path = path.strip_prefix(&self.base[..]).unwrap_or(path);
+        let path = below(&self.base, path).unwrap_or(path);
         // The root itself by its own name: the link of /proc would be taken for what it is.
         here.extend_from_slice(if matches!(path, b"" | b"/") { b"/." } else { path });
         OsStr::from_bytes(&here).into()

@@ -10,7 +10,6 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::kinds::Shared;
 use crate::kinds::directory::Removed;
-
 use crate::nest::Nest;
 use crate::nest::space::Kind;
 use crate::observe::tree::{MountLine, below, covers, parse_mounts};
@@ -186,15 +185,12 @@ impl Survey {
         if !holds_files(line) {
             return Some(false);
         }
-        let in_tree = |p: &&ProcessView| view.namespace(p, "mnt") == tree;
-        let locked = view
-            .processes
-            .iter()
-            .find(in_tree)
-            .is_some_and(|p| view.namespace(p, "user") != 0);
         if covers(lines, index).is_empty() {
             return Some(true);
         }
+        let in_tree = |p: &&ProcessView| view.namespace(p, "mnt") == tree;
+        let member = view.processes.iter().find(in_tree);
+        let locked = member.is_some_and(|p| view.namespace(p, "user") != 0);
         // What a user namespace has got with its tree stays covered for whoever lives in it (mount_namespaces(7)).
         if locked && self.own.iter().any(|own| own.device == line.device) {
             return Some(false);

@@ -12,6 +12,8 @@ struct Question {
     what: &'static str,
     open: fn() -> Sys<Netlink>,
     kind: u16,
+    /// How long the header of the question is. Where there is none, what stands in its place is no attribute, which the
+    /// kernel puts into its log each time.
     head: usize,
     remedy: &'static str,
 }
@@ -28,14 +30,14 @@ const QUESTIONS: [Question; 7] = [
         what: "IPsec states",
         open: Netlink::xfrm,
         kind: 0x12,
-        head: 24,
+        head: 0,
         remedy: "delete them (ip xfrm state flush), and make them again after the restore",
     },
     Question {
         what: "IPsec policies",
         open: Netlink::xfrm,
         kind: 0x15,
-        head: 64,
+        head: 0,
         remedy: "delete them (ip xfrm policy flush), and make them again after the restore",
     },
     Question {

@@ -149,6 +149,9 @@ pub fn is_kernels(stat: &FileStat, at: &str) -> bool {
     const CONFIGFS_MAGIC: FsType = FsType(0x6265_6570);
     const PSTOREFS_MAGIC: FsType = FsType(0x6165_676c);
     const EFIVARFS_MAGIC: FsType = FsType(0xde5e_81e4);
+    const FUSE_CTL_MAGIC: FsType = FsType(0x6573_5543);
+    const NFSD_MAGIC: FsType = FsType(0x6e66_7364);
+    const RPC_PIPEFS_MAGIC: FsType = FsType(0x6759_6969);
     // File systems without a device have numbers of this one.
     if nix::sys::stat::major(stat.dev) != 0 {
         return false;
@@ -170,6 +173,9 @@ pub fn is_kernels(stat: &FileStat, at: &str) -> bool {
                 | CONFIGFS_MAGIC
                 | PSTOREFS_MAGIC
                 | EFIVARFS_MAGIC
+                | FUSE_CTL_MAGIC
+                | NFSD_MAGIC
+                | RPC_PIPEFS_MAGIC
         )
     })
 }
