@@ -102,10 +102,10 @@ impl Trackings {
     }
 }
 
-/// Below this many resident bytes a process is copied at the cut, without tracking: that takes about a millisecond.
+/// Below this many bytes of anonymous memory a process is copied at the cut, without tracking: that takes about a millisecond.
 pub const SMALL: u64 = 4 << 20;
 
-/// From how many resident bytes on the log is worth its proof: below, looking at everything takes about as long.
+/// From how many bytes of anonymous memory on the log is worth its proof: below, looking at everything takes about as long.
 const LARGE: u64 = 32 << 20;
 
 /// Pre-copy ends when a round leaves less than this to copy …
@@ -238,7 +238,7 @@ impl<'a> Copier<'a> {
 
     fn rounds(&mut self, p: &ProcessView, draft: &mut Draft) -> Result<()> {
         let pid = p.pid;
-        let resident = (p.status.rss_kib + p.status.swap_kib) << 10;
+        let resident = (p.status.anon_kib + p.status.swap_kib) << 10;
         let space = SpaceId::private(pid);
         let Some(tracking) = self.trackings.by_pid.get_mut(&pid) else {
             return Ok(());

@@ -263,14 +263,17 @@ impl ProcessKind for ThreadCgroups {
         let mut record = ThreadRecord::default();
         let path = |tid: Pid| format!("/proc/{pid}/task/{tid}/cgroup");
         let leader = looks::text(path(pid)).unwrap_or_default();
-        for thread in from.process.view.threads.iter().filter(|t| t.tid != pid) {
-            if looks::text(path(thread.tid)).unwrap_or_default() == leader {
+        let threads = from.process.view.threads.iter().map(|t| t.tid);
+        let others: Vec<Pid> = threads.filter(|tid| *tid != pid).collect();
+        let paths: Vec<String> = others.iter().map(|tid| path(*tid)).collect();
+        for (tid, text) in others.iter().zip(looks::texts(&paths)) {
+            if text.unwrap_or_default() == leader {
                 continue;
             }
             let whole = places(of(&pid.to_string())?);
-            let own = places(of(&format!("{pid}/task/{}", thread.tid))?);
+            let own = places(of(&format!("{pid}/task/{tid}"))?);
             let elsewhere = own.into_iter().filter(|p| !whole.contains(p));
-            record.threads.extend(elsewhere.map(|p| (thread.tid, p)));
+            record.threads.extend(elsewhere.map(|p| (*tid, p)));
         }
         Ok(record)
     }

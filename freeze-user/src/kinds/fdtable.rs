@@ -4,10 +4,14 @@ use super::{ProcessKind, Source, Stage, kind_of};
 use crate::error::{Blocker, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
+use crate::observe::looks;
 use crate::observe::view::{ProcessView, View};
 use crate::sys;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 #[derive(Debug)]
 pub struct FdTable;
@@ -45,6 +49,8 @@ impl ProcessKind for FdTable {
     type Record = Record;
 
     fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+        let here = p.fds.iter().filter(|f| f.tree.number == 0 && f.link.starts_with(b"/"));
+        looks::foresee_identities(here.map(|f| Path::new(OsStr::from_bytes(&f.link))));
         for fd in &p.fds {
             match kind_of(fd) {
                 Some(kind) => (kind.verdict)(fd, view, out),

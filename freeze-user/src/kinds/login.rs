@@ -19,10 +19,13 @@ pub struct Record {
     pub uid: Option<u32>,
 }
 
-/// That of a process, or of one of its threads, by its directory in /proc.
-fn uid_of(path: &str) -> Option<u32> {
-    let text = looks::string(format!("{path}/loginuid")).ok()?;
-    text.trim().parse().ok()
+/// That of a process.
+fn uid_of(pid: Pid) -> Option<u32> {
+    number(&looks::text(format!("/proc/{pid}/loginuid")).ok()?)
+}
+
+fn number(text: &[u8]) -> Option<u32> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
 impl ProcessKind for Login {
@@ -35,12 +38,17 @@ impl ProcessKind for Login {
     type Record = Record;
 
     fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
-        let own = uid_of(&format!("/proc/{}", p.pid));
-        for thread in &p.threads {
-            let uid = uid_of(&format!("/proc/{}/task/{}", p.pid, thread.tid));
+        let own = uid_of(p.pid);
+        let others: Vec<Pid> = p.threads.iter().map(|t| t.tid).filter(|t| *t != p.pid).collect();
+        let paths: Vec<String> = others
+            .iter()
+            .map(|tid| format!("/proc/{}/task/{tid}/loginuid", p.pid))
+            .collect();
+        for (tid, text) in others.iter().zip(looks::texts(&paths)) {
+            let uid = text.ok().and_then(|t| number(&t));
             if uid.is_some() && own.is_some() && uid != own {
                 out.push(
-                    p.blocker(format!("thread {}", thread.tid), "its own login uid")
+                    p.blocker(format!("thread {tid}"), "its own login uid")
                         .why("threads of one process with different login uids are not carried")
                         .remedy("let the program set it before it starts threads"),
                 );
@@ -51,7 +59,7 @@ impl ProcessKind for Login {
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let by = from.process.view.speaker;
         Ok(Record {
-            uid: uid_of(&format!("/proc/{by}")),
+            uid: uid_of(by),
         })
     }
 
@@ -61,7 +69,7 @@ impl ProcessKind for Login {
         let Some(uid) = record.uid else {
             return Ok(());
         };
-        match uid_of(&format!("/proc/{pid}")) {
+        match uid_of(pid) {
             Some(now) if now != uid => {}
             Some(_) => return Ok(()),
             None => {

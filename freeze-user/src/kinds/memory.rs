@@ -13,6 +13,7 @@ pub mod vdso;
 use super::memfd::{MemFile, is_memfd};
 use super::pipe::Bytes;
 use super::regular::FileRef;
+use super::regular::found::Obstacle;
 use super::sysv::{self, Segment, segment_of};
 use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
@@ -187,9 +188,31 @@ const ANON_HUGE: &[u8] = b"/anon_hugepage (deleted)";
 
 /// What can be told of the file behind a mapping.
 enum Mapped {
-    File(FileStat),
+    /// A regular file, and what keeps it from being found again.
+    File(Option<Obstacle>),
+    /// A device; only one that is all zeros can be mapped privately.
+    Device {
+        zero: bool,
+    },
     NoMore,
     Hidden,
+}
+
+impl Mapped {
+    fn of(v: &Vma, p: &ProcessView, view: &View) -> Mapped {
+        match stat_of(v, p.speaker) {
+            Ok(stat) if stat.kind() == libc::S_IFREG => {
+                let at = map_file(p.speaker, v);
+                Mapped::File(FileRef::obstacle(&v.name, &stat, &at, &view.trees.at(&at)))
+            }
+            Ok(stat) => Mapped::Device {
+                zero: is_zero_device(&stat),
+            },
+            // Unmapped since it was looked at; while the process stands still that cannot be.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Mapped::NoMore,
+            Err(_) => Mapped::Hidden,
+        }
+    }
 }
 
 fn is_shared_anon(v: &Vma) -> bool {
@@ -244,7 +267,7 @@ impl ProcessKind for Memory {
         sysv::verdict(p, view, out);
         super::socket::mapped(p, view, out);
         super::io_uring::mapped(p, view, out);
-        let mut stats: BTreeMap<&[u8], Mapped> = BTreeMap::new();
+        let mut files = BTreeMap::new();
         for v in p.vmas.iter().filter(|v| !is_special(v)) {
             let at = || p.blocker(v.range().to_string(), v.label());
             if let Some((_, why, remedy)) = REFUSED_FLAGS.iter().find(|(flag, ..)| v.has(flag)) {
@@ -265,26 +288,13 @@ impl ProcessKind for Memory {
                 out.push(at().why(*why).remedy(*remedy));
                 continue;
             }
-            // The inode behind a mapping, not what lies at its path now.
-            let stat = stats.entry(&v.name).or_insert_with(|| {
-                match stat_of(v, p.speaker) {
-                    Ok(stat) => Mapped::File(stat),
-                    // Unmapped since it was looked at; while the process stands still that cannot be.
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => Mapped::NoMore,
-                    Err(_) => Mapped::Hidden,
-                }
-            });
-            match stat {
-                Mapped::NoMore => {}
-                Mapped::File(stat) if stat.kind() == libc::S_IFREG => {
-                    let tree = view.trees.at(map_file(p.pid, v));
-                    out.extend(
-                        FileRef::obstacle(&v.name, stat, &map_file(p.speaker, v), &tree)
-                            .map(|(why, remedy)| at().why(why).remedy(remedy)),
-                    );
-                }
-                Mapped::File(stat) if is_zero_device(stat) && !v.shared => {}
-                Mapped::File(_) => {
+            // The inode behind a mapping, not what lies at its path now; once for all mappings of it.
+            let file = (v.dev, v.inode, v.shared, v.name.as_slice());
+            match files.entry(file).or_insert_with(|| Mapped::of(v, p, view)) {
+                Mapped::NoMore | Mapped::File(None) => {}
+                Mapped::File(Some((why, remedy))) => out.push(at().why(why.clone()).remedy(*remedy)),
+                Mapped::Device { zero: true } if !v.shared => {}
+                Mapped::Device { .. } => {
                     out.push(at().why("a device is mapped").remedy("let the program unmap it"))
                 }
                 Mapped::Hidden => out.push(

@@ -3,12 +3,13 @@
 //!
 //! ```text
 //! begin ─► looks are real, and kept ─► still ─► looks are those kept ─► the resume ─► confirm: looks at all that
-//!                                               what is not, is looked at        were used once more
+//!                                               what is not, is looked at        counted in the pause once more
 //! ```
 //! The same before and after is the same in between, short of being changed and changed back within the milliseconds
 //! of a checkpoint: nothing that a program does so is looked at through here. What was found different once is looked
 //! at in the pause from then on.
 
+use crate::crew;
 use crate::observe::filestat::FileStat;
 use crate::observe::procfile::read_all;
 use std::cell::RefCell;
@@ -66,6 +67,18 @@ struct Looks {
     still: bool,
 }
 
+impl Looks {
+    /// Looks at places of which nothing is kept, by all processors.
+    fn look_at(&mut self, places: Vec<Place>) {
+        let found = crew::each(&places, real);
+        let looks = found.into_iter().map(|found| Look {
+            found,
+            used: self.still,
+        });
+        self.kept.extend(places.into_iter().zip(looks));
+    }
+}
+
 thread_local! {
     static LOOKS: RefCell<Option<Looks>> = const { RefCell::new(None) };
 }
@@ -90,18 +103,10 @@ impl Kept {
     pub fn still(&self) {
         LOOKS.with_borrow_mut(|looks| {
             let Some(looks) = looks else { return };
-            let wanted = looks
-                .habit
-                .wanted
-                .iter()
-                .filter(|p| !looks.habit.shifty.contains(*p));
-            for place in wanted {
-                let look = || Look {
-                    found: real(place),
-                    used: false,
-                };
-                looks.kept.entry(place.clone()).or_insert_with(look);
-            }
+            let habit = &looks.habit;
+            let wanted = habit.wanted.iter().filter(|p| !habit.shifty.contains(*p));
+            let fresh: Vec<Place> = wanted.filter(|p| !looks.kept.contains_key(*p)).cloned().collect();
+            looks.look_at(fresh);
             looks.still = true;
         });
     }
@@ -113,8 +118,10 @@ impl Kept {
         };
         let mut right = true;
         looks.habit.wanted.clear();
-        for (place, look) in looks.kept.drain().filter(|(_, look)| look.used) {
-            if real(&place) == look.found || has_ended(&place.1) {
+        let used: Vec<_> = looks.kept.drain().filter(|(_, look)| look.used).collect();
+        let same = crew::each(&used, |(place, look)| real(place) == look.found || has_ended(&place.1));
+        for ((place, _), same) in used.into_iter().zip(same) {
+            if same {
                 looks.habit.wanted.insert(place);
             } else {
                 let path = String::from_utf8_lossy(&place.1);
@@ -172,12 +179,7 @@ fn look(how: How, path: &Path, of: u64) -> io::Result<Seen> {
             used: still,
         };
         let look = match looks.kept.entry(place) {
-            Entry::Occupied(at) if still => at.into_mut(),
-            Entry::Occupied(mut at) => {
-                let fresh = look(at.key());
-                at.insert(fresh);
-                at.into_mut()
-            }
+            Entry::Occupied(at) => at.into_mut(),
             Entry::Vacant(at) => {
                 let fresh = look(at.key());
                 at.insert(fresh)
@@ -206,6 +208,30 @@ fn text_by(how: How, path: &Path) -> io::Result<Vec<u8>> {
 /// The contents of a file of /proc, /sys or a control group.
 pub fn text(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     text_by(How::Text, path.as_ref())
+}
+
+/// Looks at what will be asked for, by all processors; tells whether looks are kept.
+fn foresee(places: impl Iterator<Item = Place>) -> bool {
+    LOOKS.with_borrow_mut(|looks| {
+        let Some(looks) = looks else { return false };
+        let known = |p: &Place| looks.kept.contains_key(p) || looks.habit.shifty.contains(p);
+        let fresh = places.filter(|p| !known(p)).collect();
+        looks.look_at(fresh);
+        true
+    })
+}
+
+/// What lies at these paths will be asked for.
+pub fn foresee_identities<'a>(paths: impl Iterator<Item = &'a Path>) {
+    foresee(paths.map(|p| (How::Identity, p.as_os_str().as_bytes().to_vec(), 0)));
+}
+
+/// The contents of many such files, which are read by all processors.
+pub fn texts(paths: &[String]) -> Vec<io::Result<Vec<u8>>> {
+    match foresee(paths.iter().map(|p| (How::Text, p.as_bytes().to_vec(), 0))) {
+        true => paths.iter().map(text).collect(),
+        false => crew::each(paths, |path| read_all(path)),
+    }
 }
 
 /// The same of one that holds nothing but text; what is none is replaced.

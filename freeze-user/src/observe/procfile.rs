@@ -1,37 +1,50 @@
 //! Reading files of /proc in few calls.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+/// Room for what is read, kept by each thread: new memory for each of thousands of small files costs more than reading
+/// them.
+const ROOM: usize = 32 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Reads a file of /proc that is one record and mostly fits a page: in one call then, of which a process of many threads
 /// takes thousands.
 pub fn read_record(path: &str) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let mut text = vec![0; 4096];
-    let n = file.read(&mut text)?;
-    text.truncate(n);
-    if n == 4096 {
-        file.read_to_end(&mut text)?;
-    }
-    Ok(text)
+    read(File::open(path)?, |n| n < 4096)
 }
 
 /// Reads one of any length in as few calls as the kernel allows, which hands out a page or so at a time.
 pub fn read_all(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    const ROOM: usize = 32 * 1024;
-    let mut file = File::open(path)?;
-    let mut text = Vec::new();
-    let mut len = 0;
-    loop {
-        text.resize(len + ROOM, 0);
-        match file.read(&mut text[len..])? {
-            0 => break,
-            n => len += n,
+    read(File::open(path)?, |n| n == 0)
+}
+
+/// Reads until a call brought so little that it was the `last`.
+fn read(mut file: File, last: impl Fn(usize) -> bool) -> io::Result<Vec<u8>> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut len = 0;
+        loop {
+            if buffer.len() < len + ROOM {
+                buffer.resize(len + ROOM, 0);
+            }
+            let n = file.read(&mut buffer[len..])?;
+            len += n;
+            if n == 0 || last(n) {
+                break;
+            }
         }
-    }
-    text.truncate(len);
-    Ok(text)
+        let text = buffer[..len].to_vec();
+        if buffer.len() > 32 * ROOM {
+            // That was an unusually long one.
+            *buffer = Vec::new();
+        }
+        Ok(text)
+    })
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
     };
     let asked: Vec<u64> = view.vmas.iter().map(|v| v.start).collect();
     let mut policies = policy::collect(from.process, &asked, policies.unwrap_or_default())?;
-    let mut seen_files: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+    let mut seen_files = SeenFiles::default();
     let mut seen_objects: BTreeMap<u64, usize> = BTreeMap::new();
     let mut seen_memfds: BTreeMap<(u64, u64), usize> = BTreeMap::new();
     let mut private = Vec::new();
@@ -204,18 +204,29 @@ pub fn read_code(pid: Pid, range: Range) -> Result<Vec<u8>> {
     Ok(code)
 }
 
+/// Where the files are that were recorded: by what maps says of them, and by what stat(2) does, which on some file
+/// systems are not the same numbers.
+type SeenFiles = (BTreeMap<((u32, u32), u64), usize>, BTreeMap<(u64, u64), usize>);
+
 fn file(
     v: &Vma,
     pid: Pid,
-    seen: &mut BTreeMap<(u64, u64), usize>,
+    seen: &mut SeenFiles,
     files: &mut Vec<FileRef>,
     from: &mut Source<'_>,
 ) -> Result<usize> {
+    let written = v.shared && v.has(b"mw");
+    let (by_line, seen) = seen;
+    // A program has several mappings of each of its libraries, and they follow each other.
+    if let Some(&i) = by_line.get(&(v.dev, v.inode)) {
+        files[i].written |= written;
+        return Ok(i);
+    }
     let path = map_file(pid, v);
     let stat = stat_of(v, pid).on("stat", || path.clone())?;
-    let written = v.shared && v.has(b"mw");
     if let Some(&i) = seen.get(&(stat.dev, stat.ino)) {
         files[i].written |= written;
+        by_line.insert((v.dev, v.inode), i);
         return Ok(i);
     }
     let mut file = FileRef::collect(
@@ -230,6 +241,7 @@ fn file(
     // A device has no size or time of change to compare.
     file.virtual_file |= stat.kind() == libc::S_IFCHR;
     files.push(file);
+    by_line.insert((v.dev, v.inode), files.len() - 1);
     seen.insert((stat.dev, stat.ino), files.len() - 1);
     Ok(files.len() - 1)
 }

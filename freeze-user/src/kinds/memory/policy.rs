@@ -29,7 +29,7 @@ const BATCH: usize = 256;
 pub struct Asked(u64, usize);
 
 /// How many addresses are asked for along with everything else.
-pub const FEW: usize = 64;
+pub const FEW: usize = 256;
 
 /// Asks for the modes at these addresses.
 pub fn ask(t: &mut Tape<'_>, at: impl ExactSizeIterator<Item = u64>) -> Asked {
