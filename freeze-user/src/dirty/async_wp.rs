@@ -8,6 +8,7 @@
 use super::{Pages, Tier, Tracker, Untracked, intersect};
 use crate::error::{Error, Result};
 use crate::ids::{Pid, Range, normalize, subtract};
+use crate::proc::maps::Vma;
 use crate::sys::pagemap::{
     self, Ask, Contents, FILE, HUGE, PRESENT, Pagemap, SWAPPED, WPALLOWED, WRITTEN, push,
 };
@@ -119,6 +120,33 @@ impl AsyncWp {
     }
 }
 
+/// What to register in one step each: the mappings of `vmas` along with what is unmapped around them.
+///
+/// A mapping that grows just now must not become two by having the part registered that was there before: mremap(2) of
+/// the whole would fail. Since `vmas` was read some have grown. `maps` is in order of address.
+fn spans(maps: &[Vma], vmas: &[Range]) -> Vec<Range> {
+    let mut out: Vec<Range> = Vec::new();
+    let mut begin = None;
+    let mut wanted = false;
+    let mut end = 0;
+    for vma in maps {
+        let range = vma.range();
+        if !vma.shared && !intersect(&[range], vmas).is_empty() {
+            begin.get_or_insert(range.start);
+            (wanted, end) = (true, range.end);
+            continue;
+        }
+        if let Some(start) = begin.filter(|_| wanted) {
+            out.push(Range::new(start, range.start));
+        }
+        (begin, wanted) = (Some(range.end), false);
+    }
+    if let Some(start) = begin.filter(|_| wanted) {
+        out.push(Range::new(start, end));
+    }
+    out
+}
+
 impl Tracker for AsyncWp {
     fn tier(&self) -> Tier {
         Tier::AsyncWp
@@ -136,13 +164,24 @@ impl Tracker for AsyncWp {
         self.ours = subtract(&self.ours, &fresh);
         self.files = subtract(&self.files, &fresh);
         self.refused = subtract(&self.refused, &fresh);
-        for vma in super::maps(self.map.pid())? {
+        let maps = super::maps(self.map.pid())?;
+        let mut whole = Vec::new();
+        for span in spans(&maps, vmas) {
+            if !intersect(&fresh, &[span]).is_empty() && self.uffd.register(span).is_ok() {
+                whole.push(span);
+            }
+        }
+        for vma in &maps {
             for part in intersect(&fresh, &[vma.range()]) {
                 if vma.shared {
                     untracked.push((part, Untracked::Shared));
                     continue;
                 }
-                match self.uffd.register(part) {
+                let done = match subtract(&[part], &whole).is_empty() {
+                    true => Ok(()),
+                    false => self.uffd.register(vma.range()),
+                };
+                match done {
                     Ok(()) => {
                         self.ours.push(part);
                         if vma.has_file() {
@@ -234,5 +273,22 @@ impl Tracker for AsyncWp {
             })?;
         }
         Ok(normalize(out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_and_what_lies_between_them_are_registered_in_one_step() {
+        let text = b"1000-3000 rw-p 0 00:00 0\n5000-6000 r--p 0 00:00 0\n8000-9000 rw-s 0 00:01 7 /x\n\
+            b000-c000 rw-p 0 00:00 0\nd000-e000 r-xp 0 00:00 0 [vdso]\n10000-12000 rw-p 0 00:00 0\n";
+        let maps = crate::proc::maps::parse_maps(text).unwrap();
+        let asked = [(0x1000, 0x2000), (0x5000, 0x6000), (0xb000, 0xc000), (0x10000, 0x12000)];
+        let asked = asked.map(|(start, end)| Range::new(start, end));
+        let expected = [(0x1000, 0x8000), (0x9000, 0xd000), (0xe000, 0x12000)];
+        assert_eq!(spans(&maps, &asked), expected.map(|(s, e)| Range::new(s, e)));
+        assert_eq!(spans(&maps, &[]), []);
     }
 }
