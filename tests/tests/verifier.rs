@@ -265,6 +265,76 @@ int main(void) {
     running.verdict();
 }
 
+/// mremap(2) wants one mapping: none may become two by being tracked while it grows, nor fail to become one again.
+#[test]
+fn mappings_that_grow_meanwhile_stay_one() {
+    let mut running = Running::start(
+        &c(r#"
+enum { N = 64, P = 4096 };
+static char *at[N];
+static size_t size[N];
+static unsigned char what[N];
+static unsigned next(unsigned below) {
+    static unsigned seed = 1;
+    return (seed = seed * 1103515245 + 12345) / 65536 % below;
+}
+static void fill(int i, size_t from) {
+    for (size_t k = from; k < size[i]; k += P) at[i][k] = what[i] + k / P;
+}
+static void *churn(void *arg) {
+    (void)arg;
+    while (!gone_ahead()) {
+        for (int turn = 0; turn < 200; turn++) {
+            int i = next(N), anon = MAP_PRIVATE | MAP_ANONYMOUS;
+            size_t before = size[i];
+            size[i] = P * (1 + next(64));
+            if (!at[i]) {
+                at[i] = OK(mmap(0, size[i], PROT_READ | PROT_WRITE, anon, -1, 0));
+                what[i] = next(256);
+                fill(i, 0);
+                continue;
+            }
+            for (size_t k = 0; k < before; k += P) SAME((unsigned char)at[i][k], (unsigned char)(what[i] + k / P));
+            if (next(3)) {
+                at[i] = OK(mremap(at[i], before, size[i], MREMAP_MAYMOVE));
+                fill(i, before);
+            } else {
+                OK(munmap(at[i], before));
+                at[i] = 0;
+            }
+        }
+    }
+    return 0;
+}
+int main(void) {
+    /* Large enough to be tracked. */
+    size_t much = 40 << 20;
+    memset(OK(mmap(0, much, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)), 1, much);
+    pthread_t t;
+    CHECK(!pthread_create(&t, 0, churn, 0));
+    freeze_here();
+    pthread_join(t, 0);
+    return 0;
+}
+"#),
+        "growing",
+    );
+    let mut trackings = Trackings::new();
+    let image = running.dir().join("image");
+    for n in 0..30 {
+        // Tracked from now on, tracked already, and for a single checkpoint.
+        if n % 3 == 0 {
+            trackings.clear();
+        }
+        let mut request = request(running.pid, image.clone(), false);
+        request.track = n % 3 != 2;
+        checkpoint_now(&request, &mut trackings).unwrap_or_else(|e| panic!("{n}: {e}\n{}", running.said()));
+        fs::remove_dir_all(&image).expect("an image of ours");
+    }
+    drop(trackings);
+    running.verdict();
+}
+
 fn verify(test: &str, count: usize, mut trackings: Trackings) {
     let mut running = Running::start(&c(PROGRAM), test);
     let (mut made, mut restored) = (0, 0);

@@ -120,30 +120,23 @@ impl AsyncWp {
     }
 }
 
-/// What to register in one step each: the mappings of `vmas` along with what is unmapped around them.
+/// What to register in one step each: private mappings that follow each other, with what is unmapped behind them.
 ///
 /// A mapping that grows just now must not become two by having the part registered that was there before: mremap(2) of
-/// the whole would fail. Since `vmas` was read some have grown. `maps` is in order of address.
-fn spans(maps: &[Vma], vmas: &[Range]) -> Vec<Range> {
-    let mut out: Vec<Range> = Vec::new();
-    let mut begin = None;
-    let mut wanted = false;
-    let mut end = 0;
+/// the whole would fail. `maps` is in order of address.
+fn spans(maps: &[Vma]) -> Vec<Range> {
+    let mut out = Vec::new();
+    let mut open: Option<Range> = None;
     for vma in maps {
-        let range = vma.range();
-        if !vma.shared && !intersect(&[range], vmas).is_empty() {
-            begin.get_or_insert(range.start);
-            (wanted, end) = (true, range.end);
-            continue;
+        // The kernel's own ([vdso], [vvar], [vsyscall]) are not the program's to write to.
+        if vma.shared || vma.name.starts_with(b"[v") {
+            out.extend(open.take().map(|span| Range::new(span.start, vma.start)));
+        } else {
+            let start = open.map_or(vma.start, |span| span.start);
+            open = Some(Range::new(start, vma.end));
         }
-        if let Some(start) = begin.filter(|_| wanted) {
-            out.push(Range::new(start, range.start));
-        }
-        (begin, wanted) = (Some(range.end), false);
     }
-    if let Some(start) = begin.filter(|_| wanted) {
-        out.push(Range::new(start, end));
-    }
+    out.extend(open);
     out
 }
 
@@ -166,7 +159,7 @@ impl Tracker for AsyncWp {
         self.refused = subtract(&self.refused, &fresh);
         let maps = super::maps(self.map.pid())?;
         let mut whole = Vec::new();
-        for span in spans(&maps, vmas) {
+        for span in spans(&maps) {
             if !intersect(&fresh, &[span]).is_empty() && self.uffd.register(span).is_ok() {
                 whole.push(span);
             }
@@ -285,10 +278,8 @@ mod tests {
         let text = b"1000-3000 rw-p 0 00:00 0\n5000-6000 r--p 0 00:00 0\n8000-9000 rw-s 0 00:01 7 /x\n\
             b000-c000 rw-p 0 00:00 0\nd000-e000 r-xp 0 00:00 0 [vdso]\n10000-12000 rw-p 0 00:00 0\n";
         let maps = crate::proc::maps::parse_maps(text).unwrap();
-        let asked = [(0x1000, 0x2000), (0x5000, 0x6000), (0xb000, 0xc000), (0x10000, 0x12000)];
-        let asked = asked.map(|(start, end)| Range::new(start, end));
-        let expected = [(0x1000, 0x8000), (0x9000, 0xd000), (0xe000, 0x12000)];
-        assert_eq!(spans(&maps, &asked), expected.map(|(s, e)| Range::new(s, e)));
-        assert_eq!(spans(&maps, &[]), []);
+        let expected = [(0x1000, 0x8000), (0xb000, 0xd000), (0x10000, 0x12000)];
+        assert_eq!(spans(&maps), expected.map(|(s, e)| Range::new(s, e)));
+        assert_eq!(spans(&[]), []);
     }
 }
