@@ -49,7 +49,10 @@ impl ProcessKind for FdTable {
     type Record = Record;
 
     fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
-        let here = p.fds.iter().filter(|f| f.tree.number == 0 && f.link.starts_with(b"/"));
+        let here = p
+            .fds
+            .iter()
+            .filter(|f| f.tree.number == 0 && f.link.starts_with(b"/"));
         looks::foresee_identities(here.map(|f| Path::new(OsStr::from_bytes(&f.link))));
         for fd in &p.fds {
             match kind_of(fd) {

@@ -58,9 +58,7 @@ impl ProcessKind for Login {
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let by = from.process.view.speaker;
-        Ok(Record {
-            uid: uid_of(by),
-        })
+        Ok(Record { uid: uid_of(by) })
     }
 
     fn precheck(_: &Record, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}

@@ -2,7 +2,7 @@
 
 use super::family::Birth;
 use super::space::{Kind, Membership};
-use super::{Nest, pid_refused};
+use super::{Nest, pid_refused, with_patience};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::sys::{self, CloneArgs, fault};
@@ -110,7 +110,9 @@ impl Nest {
     /// Forks a blank process off freeze, in the pid namespace it belongs to.
     pub(super) fn spawn(&mut self, birth: &Birth) -> Result<()> {
         let ids: Vec<i32> = birth.ids.iter().rev().copied().collect();
-        let spawn = |flags: i32| sys::spawn_blank(&ids, flags as u64).map_err(|e| pid_refused(birth.pid, e));
+        let spawn = |flags: i32| {
+            with_patience(|| sys::spawn_blank(&ids, flags as u64)).map_err(|e| pid_refused(birth.pid, e))
+        };
         match self.way_in(&Membership::default(), birth)? {
             WayIn::Same => spawn(0),
             WayIn::New => spawn(libc::CLONE_NEWPID),

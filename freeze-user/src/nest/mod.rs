@@ -39,6 +39,9 @@ const LANE_PAGES: u64 = 16;
 /// How long a zombie that holds a pid we need may take to be reaped by its parent.
 const REAPING: Duration = Duration::from_secs(10);
 
+/// How long somebody else may still be in a group whose number we need.
+const GROUPS: Duration = Duration::from_secs(2);
+
 /// What the user decided about things that differ from the time of the checkpoint.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -588,9 +591,24 @@ fn taken(pid: Pid) -> Blocker {
         .remedy("end it, or restore inside a pid namespace of its own (unshare --pid --fork --mount-proc)")
 }
 
-/// Whether anything at all goes by this number: a process, a thread, a group or a session.
-fn in_use(pid: Pid) -> bool {
+/// Whether a process or thread has this number.
+fn is_there(pid: Pid) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Does what takes a pid, again for a moment while it is taken: the kernel lets go of a number a little after it has
+/// hidden who had it.
+fn with_patience<T>(mut take: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let began = Instant::now();
+    loop {
+        match take() {
+            Err(nix::errno::Errno::EEXIST) if began.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Refuses, all at once, the pids that somebody else has; waits a moment for zombies.
@@ -610,13 +628,16 @@ fn check_pids(families: &[Family]) -> Result<()> {
         let stat = std::fs::read(format!("/proc/{p}/stat"))
             .ok()
             .and_then(|t| Stat::parse(&t));
-        stat.is_none_or(|s| s.is_zombie())
+        // Only a group is left of it, perhaps of some who have ended too.
+        stat.map_or(began.elapsed() < GROUPS, |s| s.is_zombie())
     };
     // Freeze is in the one it was started in, whatever its leader is like by now.
     let joined = [family::own_session(), Pid(nix::unistd::getpgrp().as_raw())];
     loop {
-        let busy: BTreeSet<Pid> = wanted.iter().copied().filter(|p| in_use(*p)).collect();
-        let leaving = |p: &Pid| !joined.contains(p) && in_use(*p) && dying(p);
+        // A group keeps a number from being given to a process.
+        let busy = |p: &Pid| is_there(*p) || family::group_exists(*p);
+        let busy: BTreeSet<Pid> = wanted.iter().copied().filter(busy).collect();
+        let leaving = |p: &Pid| !joined.contains(p) && is_there(*p) && dying(p);
         let leaving: BTreeSet<Pid> = gone.iter().copied().filter(leaving).collect();
         if busy.is_empty() && leaving.is_empty() {
             return Ok(());

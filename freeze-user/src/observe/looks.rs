@@ -119,7 +119,9 @@ impl Kept {
         let mut right = true;
         looks.habit.wanted.clear();
         let used: Vec<_> = looks.kept.drain().filter(|(_, look)| look.used).collect();
-        let same = crew::each(&used, |(place, look)| real(place) == look.found || has_ended(&place.1));
+        let same = crew::each(&used, |(place, look)| {
+            real(place) == look.found || has_ended(&place.1)
+        });
         for ((place, _), same) in used.into_iter().zip(same) {
             if same {
                 looks.habit.wanted.insert(place);
