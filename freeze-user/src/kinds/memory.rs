@@ -5,6 +5,7 @@ pub mod heritage;
 pub mod collect;
 pub mod fill;
 pub mod keys;
+pub mod lazy;
 pub mod place;
 pub mod policy;
 pub mod rings;
@@ -163,6 +164,12 @@ pub const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 5] = [
     ),
 ];
 
+/// What the flag `um` means of a process that holds no userfaultfd.
+const FILLED: (&str, &str) = (
+    "its memory is still being filled, by `freeze restore --lazy` or another program",
+    "wait until all of it is in: `freeze-keeper` is gone then, and a restore in the background has ended",
+);
+
 /// Beginnings of the names of mappings that freeze cannot carry, with why and what to do.
 pub const REFUSED_NAMES: [(&[u8], &str, &str); 3] = [
     (
@@ -248,7 +255,11 @@ impl ProcessKind for Memory {
         for v in p.vmas.iter().filter(|v| !is_special(v)) {
             let at = || p.blocker(v.range().to_string(), v.label());
             if let Some((_, why, remedy)) = REFUSED_FLAGS.iter().find(|(flag, ..)| v.has(flag)) {
-                out.push(at().why(*why).remedy(*remedy));
+                let (mut why, mut remedy) = (*why, *remedy);
+                if v.has(b"um") && !p.fds.iter().any(|f| f.anon_inode().is_some_and(|n| n.contains("userfaultfd"))) {
+                    (why, remedy) = FILLED;
+                }
+                out.push(at().why(why).remedy(remedy));
                 continue;
             }
             let own = is_private_anon(v) || is_shared_anon(v) || rings::is_ring(v);

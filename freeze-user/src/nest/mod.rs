@@ -50,6 +50,8 @@ pub struct Options {
     pub reattach_terminal: bool,
     /// The restorer, which is the parent of the first processes, may end before they do.
     pub leaves: bool,
+    /// Let the program run while its memory comes in.
+    pub lazy: bool,
     /// Where the processes go among the control groups.
     pub cgroup: CgroupChoice,
     /// Ends that the restorer supplies.
