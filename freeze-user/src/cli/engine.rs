@@ -157,6 +157,9 @@ pub(super) struct RestoreArgs {
     /// all is in it cannot be checkpointed, and the image is still needed.
     #[arg(long)]
     lazy: bool,
+    /// After each MiB that comes in lazily, leave the disk to the program for this long
+    #[arg(long, value_name = "TIME", requires = "lazy", hide = true)]
+    lazy_rest: Option<Interval>,
     /// Write the pid of the first process to this file
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
@@ -266,6 +269,7 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
     let image = open_image(&cli.store, &args.checkpoint)?;
     let options = nest::Options {
         lazy: args.lazy,
+        rest: args.lazy_rest.map(|i| i.0).unwrap_or_default(),
         rewind_files: args.rewind_files,
         accept_changed: args.accept_changed.iter().cloned().collect(),
         reattach_terminal: args.tty,

@@ -52,6 +52,8 @@ pub struct Options {
     pub leaves: bool,
     /// Let the program run while its memory comes in.
     pub lazy: bool,
+    /// How long a thread that brings in memory rests after each MiB, so that the program has the disk to itself.
+    pub rest: Duration,
     /// Where the processes go among the control groups.
     pub cgroup: CgroupChoice,
     /// Ends that the restorer supplies.

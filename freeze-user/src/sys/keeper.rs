@@ -148,6 +148,8 @@ fn poison_all() -> bool {
         }
         // SAFETY: it was open a moment ago, and what became of it since does no harm to what is asked below.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        // The maker may have read of some and answered nobody.
+        missing::wake_all(fd);
         while let Ok(fault) = missing::read_fault(fd) {
             let Some(at) = fault else { continue };
             if let Err(Errno::EAGAIN | Errno::EEXIST) = missing::poison(fd, at) {

@@ -21,6 +21,9 @@ const EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 const POISON: u64 = 1 << 14;
 const REGISTER_MODE_MISSING: u64 = 1;
 
+/// The last page that a program could map (with four-level page tables).
+const LAST: u64 = 0x7fff_ffff_e000;
+
 /// `struct uffd_msg`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -183,6 +186,13 @@ pub(super) fn wake(fd: BorrowedFd<'_>, at: u64) {
     let _ = unsafe { ioctl(fd, UFFDIO_WAKE, arg.as_mut_ptr() as u64) };
 }
 
+/// Wakes all who wait, whoever was told of them: they ask again.
+pub(super) fn wake_all(fd: BorrowedFd<'_>) {
+    let mut arg = [0x10_0000, LAST - 0x10_0000];
+    // SAFETY: the request's structure of two words, alive during the call.
+    let _ = unsafe { ioctl(fd, UFFDIO_WAKE, arg.as_mut_ptr() as u64) };
+}
+
 /// Makes a page poisonous, so that touching it is SIGBUS, and wakes who waits for it.
 pub(super) fn poison(fd: BorrowedFd<'_>, at: u64) -> nix::Result<()> {
     page_request(fd, UFFDIO_POISON, at)
@@ -190,8 +200,8 @@ pub(super) fn poison(fd: BorrowedFd<'_>, at: u64) -> nix::Result<()> {
 
 /// Whether the memory behind a userfaultfd is that of a living process.
 pub(super) fn is_alive(fd: BorrowedFd<'_>) -> bool {
-    // The last pages that a program could map are in no mapping that was registered: ENOENT.
-    page_request(fd, UFFDIO_ZEROPAGE, 0x7fff_ffff_d000) != Err(Errno::ESRCH)
+    // The last page that a program could map is in no mapping that was registered: ENOENT.
+    page_request(fd, UFFDIO_ZEROPAGE, LAST) != Err(Errno::ESRCH)
 }
 
 /// Reads one message: the address of a fault, or `None` for anything else.

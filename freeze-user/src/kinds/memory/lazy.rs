@@ -75,11 +75,11 @@ pub fn put_off(record: &Record, pid: Pid, kept: &Kept, nest: &mut Nest) -> Resul
             .register(*area)
             .on("UFFDIO_REGISTER", || format!("{area} of {pid}"))?;
     }
-    let image = nest.image.clone();
+    let (image, rest) = (nest.image.clone(), nest.options.rest);
     let later = nest.state::<Later>();
     let server = match &mut later.server {
         Some(server) => server,
-        none => none.insert(Server::start(image)?),
+        none => none.insert(Server::start(image, rest)?),
     };
     server.add(pid, filler, &missing)?;
     Ok(subtract(&now, &missing))

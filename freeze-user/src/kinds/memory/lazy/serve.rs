@@ -22,6 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What a worker brings in at a time, in bytes.
 const SHARE: u64 = 1 << 20;
@@ -43,6 +44,8 @@ struct Space {
 #[derive(Debug)]
 struct Shared {
     image: Opened,
+    /// After each share.
+    rest: Duration,
     /// The gate: held shared for each copy, exclusively to read messages.
     spaces: RwLock<Vec<Space>>,
     /// Rings when there is another space, or an end.
@@ -64,11 +67,12 @@ pub struct Server {
 
 impl Server {
     /// Begins to answer; there is nothing to be asked yet.
-    pub fn start(image: Opened) -> Result<Server> {
+    pub fn start(image: Opened, rest: Duration) -> Result<Server> {
         let bell = sys::eventfd(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
         let bell = bell.map_err(|e| Error::kernel("eventfd", "for missing pages", e))?;
         let shared = Arc::new(Shared {
             image,
+            rest,
             spaces: RwLock::default(),
             bell,
             ended: AtomicBool::new(false),
@@ -320,6 +324,11 @@ impl Shared {
             if let Err(e) = self.bring(n, part, &mut reader, true) {
                 return self.fail(e);
             }
+            let end = Instant::now() + self.rest;
+            let more = || !self.has_ended() && !lock(&self.read()[n].missing).is_empty();
+            while !self.rest.is_zero() && Instant::now() < end && more() {
+                std::thread::sleep(self.rest.min(Duration::from_millis(10)));
+            }
         }
     }
 
@@ -349,7 +358,7 @@ impl Shared {
                 loop {
                     match self.put(n, here, bytes)? {
                         Put::Later if patient && !self.has_ended() => {
-                            std::thread::sleep(std::time::Duration::from_micros(50))
+                            std::thread::sleep(Duration::from_micros(50))
                         }
                         Put::Later => {
                             all = Put::Later;
