@@ -2,7 +2,7 @@
 
 use freeze_tests::cycle::{checkpoint_now, nothing_unfinished, request, same};
 use freeze_tests::subject::{alive, exists, output, stat_fields};
-use freeze_tests::{Portrait, Running, Subject, c, command, freeze, skip};
+use freeze_tests::{Portrait, Running, Subject, c, freeze, python, skip};
 use freeze_user::Error;
 use freeze_user::ids::Pid;
 use freeze_user::nest::Options;
@@ -297,13 +297,19 @@ fn changes_of_memory_while_it_comes_in() {
         running.go();
         all_in_or_ended(server, &running);
         let status = running.wait();
-        assert!(matches!(status, WaitStatus::Exited(_, 0)), "{rest}: {status:?}: {}", running.said());
+        assert!(
+            matches!(status, WaitStatus::Exited(_, 0)),
+            "{rest}: {status:?}: {}",
+            running.said()
+        );
     }
 }
 
 fn all_in_or_ended(server: Pid, running: &Running) {
     all_in(server);
-    until("it is ours", || !exists(running.pid) || parent(running.pid) != server);
+    until("it is ours", || {
+        !exists(running.pid) || parent(running.pid) != server
+    });
 }
 
 #[test]
@@ -322,9 +328,14 @@ fn whoever_fills_it_is_killed() {
         until("it was ended", || !alive(running.pid));
         until("it is ours", || parent(running.pid) != server);
         let status = running.wait();
-        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+        assert!(
+            matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
+            "{status:?}"
+        );
         // The child, of which nobody knew, has the pages that it misses poisoned.
-        until("the child ended", || running.pids().iter().all(|p| !alive(*p)) && running.dir().join("bus").exists());
+        until("the child ended", || {
+            running.pids().iter().all(|p| !alive(*p)) && running.dir().join("bus").exists()
+        });
         nothing_wrong(&running);
     }
 }
@@ -335,7 +346,10 @@ fn a_damaged_page_ends_it() {
         skip!("no userfaultfd that tells of all changes");
     }
     let (mut running, image) = ended(&c(READER), "a_damaged_page_ends_it");
-    let pages = fs::File::options().write(true).open(image.join("pages")).expect("its pages");
+    let pages = fs::File::options()
+        .write(true)
+        .open(image.join("pages"))
+        .expect("its pages");
     pages.write_all_at(b"damage", 40 << 20).expect("a writable image");
     let mut restore = freeze();
     let done = output(restore.arg("restore").arg(&image).arg("--lazy"));
@@ -354,8 +368,14 @@ fn a_damaged_page_ends_it() {
 #[test]
 fn a_damaged_page_of_a_small_process_is_found_before_it_runs() {
     let small = READER.replace("N = 16384", "N = 1024");
-    let (running, image) = ended(&c(&small), "a_damaged_page_of_a_small_process_is_found_before_it_runs");
-    let pages = fs::File::options().write(true).open(image.join("pages")).expect("its pages");
+    let (running, image) = ended(
+        &c(&small),
+        "a_damaged_page_of_a_small_process_is_found_before_it_runs",
+    );
+    let pages = fs::File::options()
+        .write(true)
+        .open(image.join("pages"))
+        .expect("its pages");
     pages.write_all_at(b"damage", 2 << 20).expect("a writable image");
     let done = output(freeze().arg("restore").arg(&image).args(["--lazy", "--detach"]));
     assert_eq!(done.status.code(), Some(6), "{done:?}");
@@ -372,7 +392,10 @@ fn no_checkpoint_before_all_is_in() {
     let done = output(freeze().arg("check").arg(running.pid.to_string()));
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(3), "{said}");
-    assert!(said.contains("still being filled") && said.contains("wait until all of it is in"), "{said}");
+    assert!(
+        said.contains("still being filled") && said.contains("wait until all of it is in"),
+        "{said}"
+    );
     all_in(server);
     checkpoint_now(
         &request(running.pid, running.dir().join("again"), false),
@@ -418,7 +441,9 @@ fn killed_at_every_step() {
         let done = output(restore.arg("restore").arg(&image).args(["--lazy", "--detach"]));
         if done.status.success() {
             assert!(n > 15, "only {n} steps");
-            until("it is ours", || parent(running.pid) == Pid(std::process::id() as i32));
+            until("it is ours", || {
+                parent(running.pid) == Pid(std::process::id() as i32)
+            });
             running.verdict();
             return nothing_wrong(&running);
         }
@@ -435,35 +460,50 @@ fn redis_answers_at_once() {
         skip!("no redis-server");
     }
     let script = r#"
-cd "$FREEZE_HERE"
-redis-server --port 0 --unixsocket s --save "" --appendonly no --daemonize no > log 2>&1 &
-server=$!
-cli() { redis-cli -s s "$@"; }
-until [ "$(cli ping 2>/dev/null)" = PONG ]; do sleep 0.05; done
-cli debug populate 200000 key 1000 > /dev/null
-cli set one two > /dev/null
-touch ready
-until [ -e go ]; do sleep 0.005; done
-[ "$(cli get one)" = two ] || exit 2
-date +%s%N > answered
-[ "$(cli dbsize)" = 200001 ] || exit 3
-for i in 0 99999 199999 31337 4711; do
-    [ "$(cli getrange key:$i 0 7)" = "value:$i" ] || [ "$(cli getrange key:$i 0 6)" = "value:$(echo $i | cut -c1)" ] || exit 4
-done
-cli set one three > /dev/null
-cli bgsave > /dev/null
-until [ "$(cli info persistence | grep -c rdb_bgsave_in_progress:0)" = 1 ]; do sleep 0.02; done
-[ "$(cli info persistence | grep -c rdb_last_bgsave_status:ok)" = 1 ] || exit 5
-[ "$(cli get one)" = three ] || exit 6
-cli shutdown nosave
-wait $server
+import os, socket, subprocess, time
+os.chdir(HERE)
+server = subprocess.Popen(["/usr/bin/redis-server", "--port", "0", "--unixsocket", "s", "--save", "", "--appendonly", "no", "--enable-debug-command", "yes"],
+    stdin=subprocess.DEVNULL, stdout=open("log", "w"), stderr=subprocess.STDOUT)
+while not os.path.exists("s"):
+    time.sleep(0.01)
+s = socket.socket(socket.AF_UNIX)
+s.connect("s")
+f = s.makefile("rb")
+def ask(line):
+    s.sendall(line.encode() + b"\r\n")
+    head = f.readline().strip()
+    return f.read(int(head[1:]) + 2)[:-2] if head[:1] == b"$" else head
+assert ask("debug populate 200000 key 1000") == b"+OK"
+assert ask("set one two") == b"+OK"
+freeze_here()
+began = time.time()
+assert ask("get one") == b"two"
+print("answered after %.1f ms" % ((time.time() - began) * 1e3), flush=True)
+assert ask("dbsize") == b":200001"
+for i in 0, 99999, 199999, 31337, 4711:
+    got = ask("get key:%d" % i)
+    assert len(got) == 1000 and got.rstrip(b"\0") == b"value:%d" % i, (i, got[:20])
+assert ask("set one three") == b"+OK"
+assert ask("bgsave").startswith(b"+Back")
+while b"rdb_bgsave_in_progress:0" not in ask("info persistence"):
+    time.sleep(0.02)
+assert b"rdb_last_bgsave_status:ok" in ask("info persistence")
+assert os.path.getsize("dump.rdb") > 1 << 20
+assert ask("get one") == b"three"
+ask("shutdown nosave")
+assert server.wait() == 0
 "#;
-    let subject = command(&["/bin/bash", "-c", script]);
+    let subject = python(script);
     let (mut running, image) = ended(&subject, "redis_answers_at_once");
     let server = restore_slowly(&image, &running, "5ms");
     running.pids();
     running.go();
     all_in_or_ended(server, &running);
     let status = running.wait();
-    assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}: {}", running.said());
+    println!("{}", running.said());
+    assert!(
+        matches!(status, WaitStatus::Exited(_, 0)),
+        "{status:?}: {}",
+        running.said()
+    );
 }

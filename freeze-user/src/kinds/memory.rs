@@ -256,7 +256,12 @@ impl ProcessKind for Memory {
             let at = || p.blocker(v.range().to_string(), v.label());
             if let Some((_, why, remedy)) = REFUSED_FLAGS.iter().find(|(flag, ..)| v.has(flag)) {
                 let (mut why, mut remedy) = (*why, *remedy);
-                if v.has(b"um") && !p.fds.iter().any(|f| f.anon_inode().is_some_and(|n| n.contains("userfaultfd"))) {
+                if v.has(b"um")
+                    && !p
+                        .fds
+                        .iter()
+                        .any(|f| f.anon_inode().is_some_and(|n| n.contains("userfaultfd")))
+                {
                     (why, remedy) = FILLED;
                 }
                 out.push(at().why(why).remedy(remedy));

@@ -74,9 +74,7 @@ pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
     let mut filling = Filling(nest.state::<Later>().server.take());
     // A process that was ended because pages could not be had says less than why they could not.
     built.map_err(|e| filling.failure().unwrap_or(e).fate(Fate::TakenDown))?;
-    filling
-        .guard(&mut nest)
-        .map_err(|e| e.fate(Fate::TakenDown))?;
+    filling.guard(&mut nest).map_err(|e| e.fate(Fate::TakenDown))?;
     let processes = records.families.len();
     fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
     tcp::depart(&mut nest);

@@ -180,7 +180,14 @@ fn is_uffd(number: i32) -> bool {
     }
     path[PREFIX.len()..PREFIX.len() + digits.len() - at].copy_from_slice(&digits[at..]);
     let mut link = [0u8; 64];
-    let args = [path.as_ptr() as u64, link.as_mut_ptr() as u64, link.len() as u64, 0, 0, 0];
+    let args = [
+        path.as_ptr() as u64,
+        link.as_mut_ptr() as u64,
+        link.len() as u64,
+        0,
+        0,
+        0,
+    ];
     // SAFETY: a path that ends in a zero byte, and a buffer as large as is said.
     unsafe { raw(libc::SYS_readlink, args) }.is_ok_and(|n| &link[..n as usize] == LINK)
 }

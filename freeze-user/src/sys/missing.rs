@@ -207,7 +207,14 @@ pub(super) fn is_alive(fd: BorrowedFd<'_>) -> bool {
 /// Reads one message: the address of a fault, or `None` for anything else.
 pub(super) fn read_fault(fd: BorrowedFd<'_>) -> nix::Result<Option<u64>> {
     let mut m = UffdMsg::default();
-    let args = [fd.as_raw_fd() as u64, &raw mut m as u64, size_of_val(&m) as u64, 0, 0, 0];
+    let args = [
+        fd.as_raw_fd() as u64,
+        &raw mut m as u64,
+        size_of_val(&m) as u64,
+        0,
+        0,
+        0,
+    ];
     // SAFETY: the buffer is as large as is said, and any bytes make a message.
     unsafe { super::raw(libc::SYS_read, args) }?;
     Ok((m.event == 0x12).then_some(m.arg[1] / PAGE * PAGE))

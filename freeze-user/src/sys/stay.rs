@@ -36,7 +36,8 @@ pub fn split() -> Sys<Side> {
         drop(told);
         die_with_parent(libc::SIGTERM);
         if nix::unistd::getppid() != parent {
-            std::process::exit(1);
+            // It ended before the signal was asked for.
+            super::interrupt::raise(libc::SIGTERM);
         }
         return Ok(Side::Back(Back {
             front: File::from(tell),
@@ -79,7 +80,12 @@ impl Back {
         }
         let name = b"freeze-lazy\0";
         // SAFETY: a name that ends in a zero byte.
-        let _ = unsafe { raw(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name.as_ptr() as u64, 0, 0, 0, 0]) };
+        let _ = unsafe {
+            raw(
+                libc::SYS_prctl,
+                [libc::PR_SET_NAME as u64, name.as_ptr() as u64, 0, 0, 0, 0],
+            )
+        };
         let _ = self.front.write_all(&[0]);
         stderr
     }

@@ -35,12 +35,7 @@ pub fn put_off(record: &Record, pid: Pid, kept: &Kept, nest: &mut Nest) -> Resul
         return Ok(now);
     }
     let stored = nest.image.runs(SpaceId::private(pid));
-    let stored = normalize(
-        stored
-            .filter(|r| r.at != Where::Zero)
-            .map(|r| r.range)
-            .collect(),
-    );
+    let stored = normalize(stored.filter(|r| r.at != Where::Zero).map(|r| r.range).collect());
     let todo = intersect(&stored, &now);
     let mut areas = Vec::new();
     let mut missing = Vec::new();
@@ -108,7 +103,9 @@ fn make(pid: Pid, nest: &mut Nest) -> Result<nix::Result<Filler>> {
         Err(errno) => return Ok(Err(errno)),
     };
     let pidfd = sys::pidfd_open(pid).on("pidfd_open", || format!("pid {pid}"))?;
-    let fd = sys::pidfd_getfd(pidfd.as_fd(), number as i32).on("pidfd_getfd", || format!("a userfaultfd of {pid}"));
-    nest.process(pid)?.call("close", libc::SYS_close, &[number as u64])?;
+    let fd = sys::pidfd_getfd(pidfd.as_fd(), number as i32)
+        .on("pidfd_getfd", || format!("a userfaultfd of {pid}"));
+    nest.process(pid)?
+        .call("close", libc::SYS_close, &[number as u64])?;
     Ok(Filler::start(fd?))
 }

@@ -130,7 +130,8 @@ impl Server {
     pub fn finish(mut self) -> Result<()> {
         for worker in std::mem::take(&mut self.workers) {
             if worker.join().is_err() {
-                self.shared.fail(Error::kernel("thread", "filling memory", Errno::EIO));
+                self.shared
+                    .fail(Error::kernel("thread", "filling memory", Errno::EIO));
             }
         }
         self.failure().map_or(Ok(()), Err)
@@ -302,7 +303,11 @@ impl Shared {
             let spaces = self.read();
             return match spaces[n].filler.zero(at) {
                 Err(Errno::EAGAIN) => Ok(Put::Later),
-                Err(Errno::ENOMEM) => Err(Error::kernel("UFFDIO_ZEROPAGE", format!("{at:#x}"), Errno::ENOMEM)),
+                Err(Errno::ENOMEM) => Err(Error::kernel(
+                    "UFFDIO_ZEROPAGE",
+                    format!("{at:#x}"),
+                    Errno::ENOMEM,
+                )),
                 _ => {
                     spaces[n].filler.wake(at);
                     Ok(Put::Done)
@@ -379,7 +384,10 @@ impl Shared {
         let space = &spaces[n];
         let shift = part.at.start.wrapping_sub(part.from);
         let parts = lock(&space.missing).within(part.at);
-        for p in parts.into_iter().filter(|p| p.at.start.wrapping_sub(p.from) == shift) {
+        for p in parts
+            .into_iter()
+            .filter(|p| p.at.start.wrapping_sub(p.from) == shift)
+        {
             let mut at = p.at.start;
             // At a seam of two mappings page by page.
             let mut most = u64::MAX;
