@@ -102,6 +102,11 @@ impl Mapping {
     fn has(&self, flag: &str) -> bool {
         self.flags.iter().any(|f| f == flag)
     }
+
+    /// Whether it is private anonymous memory of ordinary pages, taken from where the process runs.
+    fn is_plain(&self) -> bool {
+        !self.shared && self.huge == 0 && self.policy.is_none() && matches!(self.backing, Backing::Anonymous)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

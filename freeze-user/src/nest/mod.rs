@@ -433,6 +433,21 @@ impl Nest {
             .collect())
     }
 
+    /// Has a process make a userfaultfd for its memory, and takes it over; the inner error is the kernel's refusal.
+    pub fn userfaultfd(&mut self, pid: Pid, flags: u64) -> Result<nix::Result<OwnedFd>> {
+        let building = self.process(pid)?;
+        let (ran, at) = building.tape(|t| t.try_call("userfaultfd", libc::SYS_userfaultfd, &[flags]))?;
+        let number = match ran.result(at) {
+            Ok(number) => number,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        let fd = sys::pidfd_open(pid).and_then(|p| sys::pidfd_getfd(p.as_fd(), number as i32));
+        let fd = fd.on("pidfd_getfd", || format!("a userfaultfd of {pid}"));
+        self.process(pid)?
+            .call("close", libc::SYS_close, &[number as u64])?;
+        fd.map(Ok)
+    }
+
     /// Sets everything going: the end of a restore. From here on nothing can be taken back.
     pub fn fly(mut self) -> Result<Vec<Pid>> {
         let door = self.door();

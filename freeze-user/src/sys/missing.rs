@@ -15,6 +15,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// does in its name (`read(2)` into a buffer) must wait as well. That takes CAP_SYS_PTRACE there.
 pub const FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
 
+/// The same for memory of a process that stands still until all is in: nobody waits, so anybody may.
+pub const FLAGS_STILL: u64 = FLAGS | 1;
+
 const API: u64 = 0xaa;
 /// FORK, REMAP, REMOVE and UNMAP: without them there is no way to know where a page belongs.
 const EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
@@ -86,8 +89,17 @@ impl Filler {
     ///
     /// `EINVAL`: this kernel does not tell of changed mappings; `EPERM`: not without CAP_SYS_PTRACE.
     pub fn start(fd: OwnedFd) -> nix::Result<Filler> {
+        Filler::negotiate(fd, &[EVENTS | POISON, EVENTS])
+    }
+
+    /// The same for a process that stands still: it tells of nothing.
+    pub fn start_still(fd: OwnedFd) -> nix::Result<Filler> {
+        Filler::negotiate(fd, &[0])
+    }
+
+    fn negotiate(fd: OwnedFd, offers: &[u64]) -> nix::Result<Filler> {
         let mut last = Errno::EINVAL;
-        for features in [EVENTS | POISON, EVENTS] {
+        for features in offers.iter().copied() {
             let mut api = [API, features, 0];
             // SAFETY: the request's structure of three words, alive during the call.
             match unsafe { ioctl(fd.as_fd(), UFFDIO_API, api.as_mut_ptr() as u64) } {

@@ -4,16 +4,14 @@ pub mod missing;
 pub mod serve;
 
 use super::heritage::Kept;
-use super::{Backing, Mapping, Record};
+use super::{Mapping, Record};
 use crate::dirty::intersect;
 use crate::error::{Context, Result};
 use crate::ids::{Pid, Range, SpaceId, normalize, subtract};
 use crate::nest::Nest;
 use crate::store::Where;
-use crate::sys;
 use crate::sys::missing::{FLAGS, Filler};
 use serve::Server;
-use std::os::fd::AsFd;
 
 /// A mapping with less to be filled is filled at once: it is not worth a fault.
 const SMALL: u64 = 256 << 10;
@@ -55,7 +53,7 @@ pub fn put_off(record: &Record, pid: Pid, kept: &Kept, nest: &mut Nest) -> Resul
     if missing.iter().map(|r| r.len()).sum::<u64>() < LITTLE {
         return Ok(now);
     }
-    let filler = match make(pid, nest)? {
+    let filler = match nest.userfaultfd(pid, FLAGS)?.and_then(Filler::start) {
         Ok(filler) => filler,
         Err(errno) => {
             nest.state::<Later>().refused = true;
@@ -86,26 +84,7 @@ pub fn put_off(record: &Record, pid: Pid, kept: &Kept, nest: &mut Nest) -> Resul
 /// has a NUMA policy (it would be filled by another's), nor what has guard pages in it.
 fn can_wait(record: &Record, m: &Mapping) -> bool {
     const SPECIAL: [&str; 6] = ["lo", "gd", "wf", "dp", "mg", "lf"];
-    !m.shared
-        && m.huge == 0
-        && m.policy.is_none()
-        && matches!(m.backing, Backing::Anonymous)
+    m.is_plain()
         && !SPECIAL.iter().any(|flag| m.has(flag))
         && intersect(&record.guards, &[m.range]).is_empty()
-}
-
-/// Has a process make a userfaultfd, and takes it over; the inner error is the kernel's refusal.
-fn make(pid: Pid, nest: &mut Nest) -> Result<nix::Result<Filler>> {
-    let building = nest.process(pid)?;
-    let (ran, at) = building.tape(|t| t.try_call("userfaultfd", libc::SYS_userfaultfd, &[FLAGS]))?;
-    let number = match ran.result(at) {
-        Ok(number) => number,
-        Err(errno) => return Ok(Err(errno)),
-    };
-    let pidfd = sys::pidfd_open(pid).on("pidfd_open", || format!("pid {pid}"))?;
-    let fd = sys::pidfd_getfd(pidfd.as_fd(), number as i32)
-        .on("pidfd_getfd", || format!("a userfaultfd of {pid}"));
-    nest.process(pid)?
-        .call("close", libc::SYS_close, &[number as u64])?;
-    Ok(Filler::start(fd?))
 }

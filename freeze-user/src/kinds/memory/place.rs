@@ -93,7 +93,7 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         true => lazy::put_off(record, pid, &kept, nest)?,
         false => kept.todo.clone(),
     };
-    fill::fill(record, pid, &now, nest)?;
+    fill::fill(record, pid, &now, &kept.mappings, nest)?;
     let guards: Vec<Step> = record
         .guards
         .iter()
