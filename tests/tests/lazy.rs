@@ -507,3 +507,71 @@ assert server.wait() == 0
         running.said()
     );
 }
+
+/// The keeper that a process of freeze has set on what it fills.
+fn keeper(server: Pid) -> Option<Pid> {
+    let all = freeze_tests::subject::all();
+    let mut children = all.iter().filter(|(_, above)| **above == server);
+    let comm = |pid: &Pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    children
+        .find(|(pid, _)| comm(pid) == "freeze-keeper\n")
+        .map(|(pid, _)| *pid)
+}
+
+#[test]
+fn the_keeper_stands_where_its_program_does() {
+    if !granted() {
+        skip!("no userfaultfd that tells of all changes");
+    }
+    let (mut running, image) = ended(&c(READER), "the_keeper_stands_where_its_program_does");
+    let server = restore_slowly(&image, &running, "60ms");
+    let keeper = keeper(server).expect("a keeper");
+    let read = |pid: Pid, what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).expect("a process");
+    assert_eq!(read(keeper, "cgroup"), read(running.pid, "cgroup"));
+    // Lowering it takes CAP_SYS_RESOURCE.
+    if fs::write("/proc/thread-self/oom_score_adj", "-1").is_ok() {
+        let _ = fs::write("/proc/thread-self/oom_score_adj", "0");
+        assert_eq!(read(keeper, "oom_score_adj"), "-1000\n");
+    }
+    assert_eq!(read(server, "comm"), "freeze-lazy\n");
+    // Told to end as one does it kindly, neither goes before its work is done.
+    for pid in [server, keeper] {
+        kill(pid.nix(), Signal::SIGTERM).expect("a signal");
+        kill(pid.nix(), Signal::SIGHUP).expect("a signal");
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(alive(server) && alive(keeper) && misses(running.pid));
+    // Without it the work goes on.
+    kill(keeper.nix(), Signal::SIGKILL).expect("the keeper");
+    all_in(server);
+    running.verdict();
+    nothing_wrong(&running);
+}
+
+#[test]
+fn in_the_foreground_it_is_the_same() {
+    if !granted() {
+        skip!("no userfaultfd that tells of all changes");
+    }
+    // To its end, with the status of the program; then killed on the way.
+    for killed in [false, true] {
+        let (mut running, image) = ended(&c(READER), "in_the_foreground_it_is_the_same");
+        let mut restore = freeze();
+        restore.arg("restore").arg(&image);
+        restore.args(["--lazy", "--lazy-rest", "60ms"]);
+        let mut restore = restore.spawn().expect("freeze");
+        until("it runs", || {
+            keeper(Pid(restore.id() as i32)).is_some() && misses(running.pid)
+        });
+        running.go();
+        until("the child", || running.dir().join("forked").exists());
+        if killed {
+            restore.kill().expect("freeze");
+        }
+        let status = restore.wait().expect("its end");
+        assert_eq!(status.code(), (!killed).then_some(0), "{status:?}");
+        until("it was ended", || !alive(running.pid));
+        running.wait_gone();
+        nothing_wrong(&running);
+    }
+}

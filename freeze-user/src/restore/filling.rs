@@ -56,9 +56,16 @@ fn settle(keeper: Pid, program: Option<Pid>) {
     let _ = fs::write(format!("/proc/{keeper}/oom_score_adj"), "-1000");
     let Some(program) = program else { return };
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let groups = |of: &str| cgroup::memberships(&read(&format!("/proc/{of}/cgroup"))).unwrap_or_default();
+    let own = groups("self");
+    let mut others = groups(&program.to_string());
+    // To move into the group one is in takes as long as into any other: a grace period of some 20 ms.
+    others.retain(|m| !own.contains(m));
+    if others.is_empty() {
+        return;
+    }
     let mounts = cgroup::mounts(&read("/proc/self/mountinfo"));
-    let memberships = cgroup::memberships(&read(&format!("/proc/{program}/cgroup")));
-    for m in memberships.unwrap_or_default() {
+    for m in others {
         let place = mounts
             .iter()
             .filter(|mount| mount.is(&m.hierarchy))
