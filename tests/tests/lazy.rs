@@ -575,3 +575,36 @@ fn in_the_foreground_it_is_the_same() {
         nothing_wrong(&running);
     }
 }
+
+/// Executes the command after it where userfaultfd(2) is refused.
+const REFUSED: &str = r#"
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+# Load the number of the call; EPERM if it is userfaultfd, else allowed.
+code = b"".join(struct.pack("HBBI", *i) for i in [(0x20, 0, 0, 0), (0x15, 0, 1, 323), (6, 0, 0, 0x50001), (6, 0, 0, 0x7fff0000)])
+text = ctypes.create_string_buffer(code, len(code))
+program = struct.pack("HxxxxxxQ", 4, ctypes.addressof(text))
+assert libc.prctl(22, 2, ctypes.create_string_buffer(program, len(program)), 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn without_userfaultfd_all_is_filled_before() {
+    let (mut running, image) = ended(&c(READER), "without_userfaultfd_all_is_filled_before");
+    let mut restore = std::process::Command::new(freeze_tests::subject::interpreter());
+    restore.args(["-c", REFUSED]).arg(freeze().get_program());
+    restore.arg("restore").arg(&image).args(["--lazy", "--detach"]);
+    let done = output(&mut restore);
+    let (out, err) = (
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr),
+    );
+    assert!(done.status.success(), "{err}");
+    assert!(err.contains("memory was filled before the program ran"), "{err}");
+    assert!(!out.contains("still to come"), "{out}");
+    until("it is ours", || {
+        parent(running.pid) == Pid(std::process::id() as i32)
+    });
+    running.verdict();
+    nothing_wrong(&running);
+}
