@@ -4,7 +4,7 @@ use crate::ids::Pid;
 use crate::observe::btf::Btf;
 use crate::observe::sockets;
 use crate::proc::status::Status;
-use crate::sys::{self, bpf, pagemap, trial, uffd};
+use crate::sys::{self, bpf, missing, pagemap, trial, uffd};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::fmt;
@@ -279,6 +279,13 @@ fn memory(add: Add<'_>) {
         tracked.map(|u| format!("features {:#x}", u.features())),
         "knowing which pages were written (Linux 6.7)",
         "soft-dirty bits, or every page in every checkpoint",
+    );
+    let later = missing::own().and_then(missing::Filler::start);
+    add(
+        "userfaultfd for missing pages",
+        later.map(|_| String::new()),
+        "`freeze restore --lazy`: programs run while their memory comes in",
+        "all memory is filled before they run",
     );
     add(
         "soft-dirty",

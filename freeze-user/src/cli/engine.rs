@@ -1,11 +1,11 @@
 //! `freeze checkpoint`, `freeze restore` and `freeze check`: what needs no agent.
 
-use super::output::{Done, line, value, warn};
+use super::output::{Done, bytes, line, value, warn};
 use super::{Cli, open_image};
 use crate::agent::client::Agent;
 use crate::agent::policy::Interval;
 use crate::checkpoint::{Bounds, Place, Request, checkpoint, verdict};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::ids::Pid;
 use crate::kinds::credentials::must_be_root;
 use crate::kinds::tcp;
@@ -14,11 +14,14 @@ use crate::nest::{self, CgroupChoice};
 use crate::observe::ends::{Ends, Object};
 use crate::plan::Host;
 use crate::precopy::Trackings;
-use crate::restore::{Ended, restore, wait};
+use crate::restore::{Ended, begin, wait};
 use crate::store::{Form, Options, Store};
 use crate::sys::interrupt;
+use crate::sys::stay::{self, Back, Side};
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -132,6 +135,8 @@ Examples:
       in the foreground; the beginning of an id is enough
   freeze restore /backup/two --detach --pidfile /run/program.pid
       returns as soon as the processes run
+  freeze restore 01J5K3 --lazy --detach
+      runs within milliseconds, however large it is; its memory comes in meanwhile
   freeze restore 01J5K3 --cgroup ignore
       in the control groups of the shell it is run from
   freeze restore 01J5K3 --attach 1=fd:1 --attach 2=/var/log/program.err
@@ -144,6 +149,17 @@ pub(super) struct RestoreArgs {
     /// Return as soon as the processes run; a signal that the first one wants at its parent's death is not set then
     #[arg(long)]
     detach: bool,
+    /// Let the program run at once, while its memory comes in: a page that it touches before comes first
+    ///
+    /// Private memory is filled by a process of freeze (with --detach one that stays behind until all is in); what is
+    /// locked, shared or of a file, and what is less than 16 MiB, is filled before. If a page cannot be had, because the
+    /// image is damaged or freeze is killed, the program is ended at once: it never sees anything else in its place. Until
+    /// all is in it cannot be checkpointed, and the image is still needed.
+    #[arg(long)]
+    lazy: bool,
+    /// After each MiB that comes in lazily, leave the disk to the program for this long
+    #[arg(long, value_name = "TIME", requires = "lazy", hide = true)]
+    lazy_rest: Option<Interval>,
     /// Write the pid of the first process to this file
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
@@ -242,9 +258,18 @@ pub(super) fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Done {
 
 pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
     must_be_root()?;
+    let back = match args.lazy && args.detach {
+        true => match stay::split().on("fork", || "freeze")? {
+            Side::Front(status) => return Ok(status),
+            Side::Back(back) => Some(back),
+        },
+        false => None,
+    };
     interrupt::install();
     let image = open_image(&cli.store, &args.checkpoint)?;
     let options = nest::Options {
+        lazy: args.lazy,
+        rest: args.lazy_rest.map(|i| i.0).unwrap_or_default(),
         rewind_files: args.rewind_files,
         accept_changed: args.accept_changed.iter().cloned().collect(),
         reattach_terminal: args.tty,
@@ -253,7 +278,7 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
         attach: args.attach.clone(),
         ..nest::Options::default()
     };
-    let restored = restore(image, options)?;
+    let (restored, filling) = begin(image, options)?;
     let root = restored.roots.first().copied().unwrap_or(Pid(0));
     for warning in &restored.warnings {
         warn(&format_args!("warning: {warning}"));
@@ -268,16 +293,42 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
         match cli.json {
             true => line(&json!(restored)),
             false => line(&format_args!(
-                "restored pid {root}, {} process(es), {:.1} ms",
+                "restored pid {root}, {} process(es), {:.1} ms{}",
                 restored.processes,
-                restored.took_us as f64 / 1000.0
+                restored.took_us as f64 / 1000.0,
+                match restored.missing {
+                    0 => String::new(),
+                    missing => format!("; {} still to come in", bytes(missing)),
+                }
             )),
         };
-        return Ok(ExitCode::SUCCESS);
+        let stderr = back.and_then(Back::done);
+        return match filling.finish() {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(e) => {
+                outlived(root, &e, stderr);
+                Ok(ExitCode::from(e.exit_code()))
+            }
+        };
     }
-    match wait(root)? {
+    let filled = std::thread::spawn(|| filling.finish());
+    let ended = wait(root);
+    // Others of the tree may live on, and miss pages.
+    filled
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    match ended? {
         Ended::Code(code) => Ok(ExitCode::from(code as u8)),
         Ended::Signal(signal) => Ok(ExitCode::from((128 + signal) as u8)),
+    }
+}
+
+/// Says that a program was ended after the command that restored it: where that said its errors, and to the kernel's log.
+fn outlived(root: Pid, e: &crate::Error, stderr: Option<File>) {
+    let text = format!("freeze: pid {root} was ended, its memory could not be filled: {e}\n");
+    let log = File::options().write(true).open("/dev/kmsg").ok();
+    for mut to in stderr.into_iter().chain(log) {
+        let _ = to.write_all(text.as_bytes());
     }
 }
 

@@ -5,6 +5,7 @@ pub mod heritage;
 pub mod collect;
 pub mod fill;
 pub mod keys;
+pub mod lazy;
 pub mod place;
 pub mod policy;
 pub mod rings;
@@ -102,6 +103,11 @@ impl Mapping {
     fn has(&self, flag: &str) -> bool {
         self.flags.iter().any(|f| f == flag)
     }
+
+    /// Whether it is private anonymous memory of ordinary pages, taken from where the process runs.
+    fn is_plain(&self) -> bool {
+        !self.shared && self.huge == 0 && self.policy.is_none() && matches!(self.backing, Backing::Anonymous)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -163,6 +169,12 @@ pub const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 5] = [
         "let it unregister the range",
     ),
 ];
+
+/// What the flag `um` means of a process that holds no userfaultfd.
+const FILLED: (&str, &str) = (
+    "its memory is still being filled, by `freeze restore --lazy` or another program",
+    "wait until all of it is in: `freeze-keeper` is gone then, and a restore in the background has ended",
+);
 
 /// Beginnings of the names of mappings that freeze cannot carry, with why and what to do.
 pub const REFUSED_NAMES: [(&[u8], &str, &str); 3] = [
@@ -271,7 +283,16 @@ impl ProcessKind for Memory {
         for v in p.vmas.iter().filter(|v| !is_special(v)) {
             let at = || p.blocker(v.range().to_string(), v.label());
             if let Some((_, why, remedy)) = REFUSED_FLAGS.iter().find(|(flag, ..)| v.has(flag)) {
-                out.push(at().why(*why).remedy(*remedy));
+                let (mut why, mut remedy) = (*why, *remedy);
+                if v.has(b"um")
+                    && !p
+                        .fds
+                        .iter()
+                        .any(|f| f.anon_inode().is_some_and(|n| n.contains("userfaultfd")))
+                {
+                    (why, remedy) = FILLED;
+                }
+                out.push(at().why(why).remedy(remedy));
                 continue;
             }
             let own = is_private_anon(v) || is_shared_anon(v) || rings::is_ring(v);

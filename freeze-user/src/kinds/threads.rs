@@ -8,8 +8,8 @@ use super::io_uring::users;
 use super::pipe::Bytes;
 use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
-use crate::ids::Pid;
-use crate::nest::{Nest, Options};
+use crate::ids::{Pid, Range};
+use crate::nest::{Nest, Options, TASK_SIZE};
 use crate::observe::sharing::TABLES;
 use crate::observe::view::{ProcessView, ThreadView, View};
 use crate::sys::sched::{self, SchedAttr};
@@ -235,6 +235,7 @@ impl ProcessKind for Threads {
         let first = usize::from(record.leader_ended.is_some());
         let others: Vec<Pid> = record.threads[1 - first..].iter().map(|t| t.tid).collect();
         nest.spawn_threads(pid, &others)?;
+        let lazy = nest.options.lazy;
         let building = nest.process(pid)?;
         building.stopped_by = record.stopped_by;
         building.stop_told = record.stop_told;
@@ -275,6 +276,9 @@ impl ProcessKind for Threads {
                 );
             }
         })?;
+        if lazy {
+            record.threads.iter().for_each(|thread| bring_in(pid, thread));
+        }
         for (n, thread) in (first..).zip(&record.threads) {
             let name = || format!("thread {}", thread.tid);
             let stopped = &mut building.threads[n];
@@ -292,6 +296,15 @@ impl ProcessKind for Threads {
             schedule(thread, live).on("sched_setattr", name)?;
         }
         Ok(())
+    }
+}
+
+/// Touches what the kernel writes at the end of a thread, when it does not wait for a page that is still missing.
+fn bring_in(pid: Pid, thread: &Thread) {
+    let words = [thread.tid_address, thread.robust_list.0, thread.rseq.0];
+    for at in words.into_iter().filter(|at| *at != 0 && *at < TASK_SIZE) {
+        // Whoever gave a wrong address will be told by nobody, as before.
+        let _ = crate::sys::vm_read(pid, &[Range::new(at, at + 1)], &mut [0]);
     }
 }
 

@@ -53,6 +53,10 @@ pub struct Options {
     pub reattach_terminal: bool,
     /// The restorer, which is the parent of the first processes, may end before they do.
     pub leaves: bool,
+    /// Let the program run while its memory comes in.
+    pub lazy: bool,
+    /// How long a thread that brings in memory rests after each MiB, so that the program has the disk to itself.
+    pub rest: Duration,
     /// Where the processes go among the control groups.
     pub cgroup: CgroupChoice,
     /// Ends that the restorer supplies.
@@ -430,6 +434,21 @@ impl Nest {
             .into_iter()
             .map(|n| n as u64)
             .collect())
+    }
+
+    /// Has a process make a userfaultfd for its memory, and takes it over; the inner error is the kernel's refusal.
+    pub fn userfaultfd(&mut self, pid: Pid, flags: u64) -> Result<nix::Result<OwnedFd>> {
+        let building = self.process(pid)?;
+        let (ran, at) = building.tape(|t| t.try_call("userfaultfd", libc::SYS_userfaultfd, &[flags]))?;
+        let number = match ran.result(at) {
+            Ok(number) => number,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        let fd = sys::pidfd_open(pid).and_then(|p| sys::pidfd_getfd(p.as_fd(), number as i32));
+        let fd = fd.on("pidfd_getfd", || format!("a userfaultfd of {pid}"));
+        self.process(pid)?
+            .call("close", libc::SYS_close, &[number as u64])?;
+        fd.map(Ok)
     }
 
     /// Sets everything going: the end of a restore. From here on nothing can be taken back.

@@ -1,10 +1,15 @@
 //! `Opened → Nest → Running`: checks everything first, then builds stage by stage, then lets it fly.
 
+mod filling;
+
+pub use filling::Filling;
+
 use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{FileId, Pid, Range};
 use crate::kinds::fdtable::FdTable;
 use crate::kinds::kinship::Kinship;
 use crate::kinds::memory::heritage::Heritage;
+use crate::kinds::memory::lazy::Later;
 use crate::kinds::memory::{self, Memory, occupied};
 use crate::kinds::namespaces::{self, Namespace, clocks};
 use crate::kinds::regular::ghost::Ghosts;
@@ -30,10 +35,19 @@ pub struct Restored {
     pub warnings: Vec<String>,
     /// From the call to the first instruction, in microseconds.
     pub took_us: u64,
+    /// Bytes of memory that were still missing then ([`Options::lazy`]).
+    pub missing: u64,
 }
 
-/// Puts the processes of a checkpoint together and sets them going.
+/// Puts the processes of a checkpoint together, sets them going, and waits until all of their memory is in.
 pub fn restore(image: Opened, options: Options) -> Result<Restored> {
+    let (restored, filling) = begin(image, options)?;
+    filling.finish()?;
+    Ok(restored)
+}
+
+/// As [`restore`], but does not wait.
+pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
     let began = Instant::now();
     let mut records = Records::read(&image)?;
     records.precheck(&options)?;
@@ -56,18 +70,26 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
         Box::new(heritage),
     )?;
     *nest.state() = ptys;
-    build(&mut nest, &image, &records).map_err(|e| e.fate(Fate::TakenDown))?;
+    let built = build(&mut nest, &image, &records);
+    let mut filling = Filling(nest.state::<Later>().server.take());
+    // A process that was ended because pages could not be had says less than why they could not.
+    built.map_err(|e| filling.failure().unwrap_or(e).fate(Fate::TakenDown))?;
+    filling.guard(&mut nest).map_err(|e| e.fate(Fate::TakenDown))?;
     let processes = records.families.len();
     fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
     tcp::depart(&mut nest);
     let warnings = std::mem::take(&mut nest.warnings);
     let roots = nest.fly()?;
-    Ok(Restored {
+    let took_us = began.elapsed().as_micros() as u64;
+    let restored = Restored {
         roots,
         processes,
         warnings,
-        took_us: began.elapsed().as_micros() as u64,
-    })
+        took_us,
+        missing: filling.missing(),
+    };
+    filling.stream()?;
+    Ok((restored, filling))
 }
 
 /// The image's records, decoded as far as the order of work needs them.

@@ -3,7 +3,7 @@
 use super::super::regular::fill_from;
 use super::super::sysv::Segment;
 use super::{
-    ADVICE, Backing, Mapping, Record, fill, heritage, huge_flags, keys, occupied, policy, rings, vdso,
+    ADVICE, Backing, Mapping, Record, fill, heritage, huge_flags, keys, lazy, occupied, policy, rings, vdso,
 };
 use crate::error::{Context, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
@@ -89,7 +89,11 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         .collect();
     building.play(&closes)?;
     policy::restore(record, pid, nest)?;
-    fill::fill(record, pid, &kept.todo, nest)?;
+    let now = match nest.options.lazy {
+        true => lazy::put_off(record, pid, &kept, nest)?,
+        false => kept.todo.clone(),
+    };
+    fill::fill(record, pid, &now, &kept.mappings, nest)?;
     let guards: Vec<Step> = record
         .guards
         .iter()
