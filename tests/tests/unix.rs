@@ -356,6 +356,54 @@ assert b.recv(20) == b"0123456789"
     )
 }
 
+/// What was sent before a connection was accepted is there after it, with its bounds, also from one that has gone.
+fn early() -> freeze_tests::Subject {
+    subject(
+        r#"
+l = S.socket(S.AF_UNIX)
+l.bind("early")
+l.listen(8)
+def client(*data, kind=S.SOCK_STREAM, to=l):
+    c = S.socket(S.AF_UNIX, kind)
+    c.connect(to.getsockname())
+    for d in data:
+        c.sendall(d)
+    return c
+LONG = bytes(n // 7 & 255 for n in range(100000))
+a, quiet, long, shut, gone = client(b"hel", b"lo"), client(), client(LONG), client(b"end"), client(b"gone")
+shut.shutdown(S.SHUT_WR)
+gone.close()
+q = S.socket(S.AF_UNIX, S.SOCK_SEQPACKET)
+q.bind(TAG + "early")
+q.listen(3)
+b = client(b"one", b"", b"three", kind=S.SOCK_SEQPACKET, to=q)
+freeze_here()
+def ends(s, expected):
+    got = b""
+    while len(got) < len(expected):
+        some = s.recv(len(expected) - len(got))
+        assert some
+        got += some
+    assert got == expected
+served = [l.accept()[0] for n in range(5)]
+for s, expected in zip(served, (b"hello", b"", LONG, b"end", b"gone")):
+    ends(s, expected)
+assert served[3].recv(1) == b"" and served[4].recv(1) == b""
+for c, s in (a, served[0]), (quiet, served[1]), (long, served[2]):
+    assert credentials(s)[0] == os.getpid()
+    c.send(b"ping")
+    ends(s, b"ping")
+    s.send(b"pong")
+    ends(c, b"pong")
+served[3].send(b"back")
+ends(shut, b"back")
+s, _ = q.accept()
+assert [s.recv(9) for n in range(3)] == [b"one", b"", b"three"]
+"#,
+    )
+}
+
+conformance!(early_conforms, early());
 conformance!(moved_conform, moved());
 conformance!(pair_conforms, pair());
 conformance!(bounds_conforms, bounds());
