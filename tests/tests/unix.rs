@@ -403,6 +403,50 @@ assert [s.recv(9) for n in range(3)] == [b"one", b"", b"three"]
     )
 }
 
+/// A timer, a pidfd of a child and one of a process that has ended are what they were, though only a queue has them.
+fn handles_only_in_queues() -> freeze_tests::Subject {
+    subject(
+        r#"
+import ctypes, select
+libc = ctypes.CDLL(None)
+a, b = S.socketpair()
+child = os.fork()
+if not child:
+    while True:
+        signal.pause()
+short = os.fork()
+if not short:
+    os._exit(7)
+of_child, of_short = os.pidfd_open(child), os.pidfd_open(short)
+os.waitpid(short, 0)
+timer = libc.timerfd_create(1, 0)
+assert libc.timerfd_settime(timer, 0, struct.pack("4q", 0, 0, 500, 0), None) == 0
+mask = libc.signalfd(-1, struct.pack("Q", 1 << 11), 0)
+a.sendmsg([b"hi"], [(S.SOL_SOCKET, S.SCM_RIGHTS, array.array("i", [of_child, of_short, timer, mask]))])
+for fd in of_child, of_short, timer, mask:
+    os.close(fd)
+freeze_here()
+data, control, _, _ = b.recvmsg(100, 1000)
+fds = array.array("i")
+fds.frombytes(control[0][2])
+of_child, of_short, timer, mask = fds
+def readable(fd):
+    p = select.poll()
+    p.register(fd, select.POLLIN)
+    return bool(p.poll(0))
+assert readable(of_short) and not readable(of_child)
+left = ctypes.create_string_buffer(32)
+assert libc.timerfd_gettime(timer, left) == 0
+assert 300 < struct.unpack("4q", left.raw)[2] <= 500
+text = open("/proc/self/fdinfo/%d" % mask).read()
+assert "sigmask:\t%016x" % (1 << 11) in text, text
+signal.pidfd_send_signal(of_child, signal.SIGKILL)
+assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"#,
+    )
+}
+
+conformance!(handles_only_in_queues_conform, handles_only_in_queues());
 conformance!(early_conforms, early());
 conformance!(moved_conform, moved());
 conformance!(pair_conforms, pair());
