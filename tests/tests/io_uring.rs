@@ -509,6 +509,45 @@ int main(void) {
     )
 }
 
+/// Registered buffers keep their places, empty ones too, and are what they were: the program's own memory.
+fn buffers() -> Subject {
+    subject(
+        r#"
+static char own[8192], shared[4096];
+int main(void) {
+    struct ring r = ring(8, 0);
+    int p[2];
+    char *seen = OK((char *)mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    struct iovec all[4] = { { own + 100, 5000 }, { 0, 0 }, { seen, 4096 }, { shared, 10 } };
+    struct io_uring_rsrc_register what = { .nr = 4, .data = (uintptr_t)all };
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_BUFFERS2, &what, sizeof what));
+    strcpy(own + 200, "before");
+    OK(pipe(p)); freeze_here();
+    struct { int place; char *at; unsigned len; int result; } tries[] = { { 0, own + 100, 5000, 5000 },
+        { 0, own + 99, 10, -EFAULT }, { 0, own + 5099, 2, -EFAULT }, { 1, own, 1, -EFAULT }, { 2, seen, 4096, 4096 },
+        { 3, shared, 10, 10 }, { 3, shared, 11, -EFAULT } };
+    for (unsigned n = 0; n < sizeof tries / sizeof *tries; n++) {
+        static char sent[5000], got[5000];
+        for (int i = 0; i < 5000; i++) sent[i] = i / 7 + n;
+        unsigned len = tries[n].len;
+        for (int way = 0; way < 2; way++) {
+            if (!way) SAME(write(p[1], sent, len), len);
+            struct io_uring_sqe *sqe = put(&r, way ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED, p[!!way], n);
+            sqe->addr = (uintptr_t)tries[n].at; sqe->len = len;
+            sqe->buf_index = tries[n].place;
+            SAME(done(&r, n), tries[n].result);
+            if (way && tries[n].result < 0) continue;
+            if (!way && tries[n].result > 0) CHECK(!memcmp(tries[n].at, sent, len));
+            if (way || tries[n].result < 0) { SAME(read(p[0], got, sizeof got), len); CHECK(!memcmp(got, sent, len)); }
+        }
+    }
+    return (int)syscall(SYS_io_uring_register, r.fd, IORING_UNREGISTER_BUFFERS, 0, 0);
+}
+"#,
+    )
+}
+
+conformance!(buffers_conform, buffers());
 conformance!(large_conforms, large());
 conformance!(workers_conform, workers());
 conformance!(idle_conforms, idle());
@@ -682,10 +721,19 @@ refused!(
 );
 
 refused!(
-    registered_buffers,
-    "buffers are registered with it",
+    a_buffer_that_is_not_mapped_any_more,
+    "a buffer is registered with it that is not mapped any more",
+    r#"struct iovec one = { OK(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)), 4096 };
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_BUFFERS, &one, 1));
+    OK(munmap(one.iov_base, 4096));"#
+);
+
+refused!(
+    buffers_of_an_instance_that_two_have,
+    "buffers are registered with it, and several processes have it open",
     r#"static char some[4096]; struct iovec one = { some, sizeof some };
-    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_BUFFERS, &one, 1));"#
+    OK((int)syscall(SYS_io_uring_register, r.fd, IORING_REGISTER_BUFFERS, &one, 1));
+    if (!OK(fork())) for (;;) pause();"#
 );
 
 refused!(

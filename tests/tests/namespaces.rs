@@ -490,3 +490,58 @@ int main(void) {
 }
 "#)
 );
+
+// Parts of a file system in memory that is mounted nowhere as a whole are parts of one, with what is in them and no more.
+conformance!(
+    parts_of_a_file_system,
+    c(r#"
+#include <sys/mount.h>
+/* What of a file system each mount of the subject's shows. */
+static void shown(char *out) {
+    char line[4096];
+    FILE *f = fopen("/proc/self/mountinfo", "r");
+    CHECK(f);
+    *out = 0;
+    while (fgets(line, sizeof line, f)) {
+        char root[1024], at[1024];
+        if (sscanf(line, "%*d %*d %*s %1000s %1000s", root, at) == 2 && strstr(at, here_dir)) {
+            strcat(out, root); strcat(out, " "); strcat(out, at); strcat(out, "\n");
+        }
+    }
+    fclose(f);
+}
+int main(void) {
+    static char before[65536], after[65536], got[9];
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_PRIVATE | MS_REC, 0));
+    OK(mkdir(in_here("whole"), 0755)); OK(mkdir(in_here("part"), 0755)); OK(mkdir(in_here("inner"), 0755));
+    char whole[PATH_MAX], part[PATH_MAX];
+    strcpy(whole, in_here("whole")); strcpy(part, in_here("part"));
+    OK(mount("some", whole, "tmpfs", 0, "size=1m"));
+    OK(mkdir(in_here("whole/a"), 0755)); OK(mkdir(in_here("whole/a/b"), 0710)); OK(mkdir(in_here("whole/a/b/c"), 0700));
+    OK(mount(strdup(in_here("whole/a/b")), part, 0, MS_BIND, 0));
+    OK(mount(strdup(in_here("part/c")), strdup(in_here("inner")), 0, MS_BIND, 0));
+    OK(umount2(whole, MNT_DETACH));
+    int open_one = OK(open(in_here("inner/f"), O_RDWR | O_CREAT, 0600)), gone = OK(open(in_here("part/g"), O_RDWR | O_CREAT, 0600));
+    SAME(write(open_one, "deep", 4), 4);
+    SAME(write(gone, "gone", 4), 4);
+    OK(unlink(in_here("part/g")));
+    shown(before);
+    CHECK(*before);
+    freeze_here();
+    shown(after);
+    CHECK(!strcmp(before, after));
+    SAME(pread(open_one, got, 9, 0), 4); CHECK(!memcmp(got, "deep", 4));
+    SAME(pread(gone, got, 9, 0), 4); CHECK(!memcmp(got, "gone", 4));
+    /* They are parts of one. */
+    OK(close(OK(open(in_here("part/c/new"), O_WRONLY | O_CREAT, 0600))));
+    OK(access(in_here("inner/new"), F_OK));
+    struct stat s;
+    OK(stat(part, &s));
+    SAME(s.st_mode & 07777, 0710);
+    OK(umount2(in_here("inner"), MNT_DETACH));
+    OK(umount2(part, MNT_DETACH));
+    return 0;
+}
+"#)
+);

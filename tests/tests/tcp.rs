@@ -250,6 +250,107 @@ assert read(ks, 6) == b"corked"
     )
 }
 
+/// What was sent before the connection was accepted is there after it, whether the sender goes on, has shut its half or is gone.
+fn early() -> freeze_tests::Subject {
+    subject(
+        r#"
+l = S.socket()
+l.bind(("127.0.0.1", 0))
+l.listen(8)
+def client(*data, family=S.AF_INET, to=l):
+    c = S.socket(family)
+    c.connect(to.getsockname())
+    for d in data:
+        c.sendall(d)
+    return c
+LONG = bytes(n // 7 & 255 for n in range(60000))
+c, quiet, long, shut, gone = client(b"hel", b"lo"), client(), client(LONG), client(b"end"), client(b"gone")
+shut.shutdown(S.SHUT_WR)
+name = gone.getsockname()
+gone.close()
+l6 = S.socket(S.AF_INET6)
+l6.bind(("::", 0))
+l6.listen(8)
+c6 = client(b"six", family=S.AF_INET6, to=l6)
+c4 = S.socket()
+c4.connect(("127.0.0.1", l6.getsockname()[1]))
+c4.send(b"four")
+time.sleep(0.1)
+freeze_here()
+got = {}
+for n in range(5):
+    s, who = l.accept()
+    got[who] = s
+def ends(s, expected):
+    assert read(s, len(expected)) == expected
+ends(got[c.getsockname()], b"hello")
+ends(got[long.getsockname()], LONG)
+ends(got[shut.getsockname()], b"end")
+assert got[shut.getsockname()].recv(1) == b""
+ends(got[name], b"gone")
+assert got[name].recv(1) == b""
+for a in c, quiet, long:
+    b = got[a.getsockname()]
+    a.send(b"ping")
+    ends(b, b"ping")
+    b.send(b"pong")
+    ends(a, b"pong")
+got[shut.getsockname()].send(b"back")
+ends(shut, b"back")
+got = {}
+for n in range(2):
+    s, who = l6.accept()
+    got[who[1]] = s
+ends(got[c6.getsockname()[1]], b"six")
+ends(got[c4.getsockname()[1]], b"four")
+"#,
+    )
+}
+
+/// A connection that was reset or refused says so once, after what had arrived before, and a look does not take it.
+fn failed() -> freeze_tests::Subject {
+    subject(
+        r#"
+import errno, select, struct
+def reset(s):
+    s.setsockopt(S.SOL_SOCKET, S.SO_LINGER, struct.pack("ii", 1, 0))
+    s.close()
+l, c, s = connection()
+reset(s)
+l2, c2, s2 = connection()
+s2.send(b"last words")
+time.sleep(0.1)
+reset(s2)
+l3, c3, s3 = connection()
+s3.shutdown(S.SHUT_WR)
+time.sleep(0.1)
+reset(s3)
+closed = S.socket()
+closed.bind(("127.0.0.1", 0))
+refused = S.socket()
+refused.setblocking(False)
+refused.connect_ex(closed.getsockname())
+time.sleep(0.1)
+def events(s):
+    p = select.poll()
+    p.register(s, select.POLLIN | select.POLLOUT)
+    return p.poll(0)[0][1]
+all = c, c2, c3, refused
+before = [events(x) for x in all]
+freeze_here()
+assert [events(x) for x in all] == before, [events(x) for x in all]
+def error(s):
+    return s.getsockopt(S.SOL_SOCKET, S.SO_ERROR)
+assert error(c) == errno.ECONNRESET and error(c) == 0 and c.recv(1) == b""
+assert read(c2, 10) == b"last words" and error(c2) == errno.ECONNRESET
+assert error(c3) == errno.EPIPE
+assert error(refused) == errno.ECONNREFUSED
+"#,
+    )
+}
+
+conformance!(early_conforms, early());
+conformance!(failed_conforms, failed());
 conformance!(waiting_conforms, waiting());
 conformance!(listening_conforms, listening());
 conformance!(established_conforms, established());

@@ -356,6 +356,98 @@ assert b.recv(20) == b"0123456789"
     )
 }
 
+/// What was sent before a connection was accepted is there after it, with its bounds, also from one that has gone.
+fn early() -> freeze_tests::Subject {
+    subject(
+        r#"
+l = S.socket(S.AF_UNIX)
+l.bind("early")
+l.listen(8)
+def client(*data, kind=S.SOCK_STREAM, to=l):
+    c = S.socket(S.AF_UNIX, kind)
+    c.connect(to.getsockname())
+    for d in data:
+        c.sendall(d)
+    return c
+LONG = bytes(n // 7 & 255 for n in range(100000))
+a, quiet, long, shut, gone = client(b"hel", b"lo"), client(), client(LONG), client(b"end"), client(b"gone")
+shut.shutdown(S.SHUT_WR)
+gone.close()
+q = S.socket(S.AF_UNIX, S.SOCK_SEQPACKET)
+q.bind(TAG + "early")
+q.listen(3)
+b = client(b"one", b"", b"three", kind=S.SOCK_SEQPACKET, to=q)
+freeze_here()
+def ends(s, expected):
+    got = b""
+    while len(got) < len(expected):
+        some = s.recv(len(expected) - len(got))
+        assert some
+        got += some
+    assert got == expected
+served = [l.accept()[0] for n in range(5)]
+for s, expected in zip(served, (b"hello", b"", LONG, b"end", b"gone")):
+    ends(s, expected)
+assert served[3].recv(1) == b"" and served[4].recv(1) == b""
+for c, s in (a, served[0]), (quiet, served[1]), (long, served[2]):
+    assert credentials(s)[0] == os.getpid()
+    c.send(b"ping")
+    ends(s, b"ping")
+    s.send(b"pong")
+    ends(c, b"pong")
+served[3].send(b"back")
+ends(shut, b"back")
+s, _ = q.accept()
+assert [s.recv(9) for n in range(3)] == [b"one", b"", b"three"]
+"#,
+    )
+}
+
+/// A timer, a pidfd of a child and one of a process that has ended are what they were, though only a queue has them.
+fn handles_only_in_queues() -> freeze_tests::Subject {
+    subject(
+        r#"
+import ctypes, select
+libc = ctypes.CDLL(None)
+a, b = S.socketpair()
+child = os.fork()
+if not child:
+    while True:
+        signal.pause()
+short = os.fork()
+if not short:
+    os._exit(7)
+of_child, of_short = os.pidfd_open(child), os.pidfd_open(short)
+os.waitpid(short, 0)
+timer = libc.timerfd_create(1, 0)
+assert libc.timerfd_settime(timer, 0, struct.pack("4q", 0, 0, 500, 0), None) == 0
+mask = libc.signalfd(-1, struct.pack("Q", 1 << 11), 0)
+a.sendmsg([b"hi"], [(S.SOL_SOCKET, S.SCM_RIGHTS, array.array("i", [of_child, of_short, timer, mask]))])
+for fd in of_child, of_short, timer, mask:
+    os.close(fd)
+freeze_here()
+data, control, _, _ = b.recvmsg(100, 1000)
+fds = array.array("i")
+fds.frombytes(control[0][2])
+of_child, of_short, timer, mask = fds
+def readable(fd):
+    p = select.poll()
+    p.register(fd, select.POLLIN)
+    return bool(p.poll(0))
+assert readable(of_short) and not readable(of_child)
+left = ctypes.create_string_buffer(32)
+assert libc.timerfd_gettime(timer, left) == 0
+assert 300 < struct.unpack("4q", left.raw)[2] <= 500
+text = open("/proc/self/fdinfo/%d" % mask).read()
+assert "sigmask:\t%016x" % (1 << 11) in text, text
+signal.pidfd_send_signal(of_child, signal.SIGKILL)
+assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"#,
+    )
+}
+
+conformance!(handles_only_in_queues_conform, handles_only_in_queues());
+conformance!(early_conforms, early());
 conformance!(moved_conform, moved());
 conformance!(pair_conforms, pair());
 conformance!(bounds_conforms, bounds());

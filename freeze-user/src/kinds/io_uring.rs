@@ -45,6 +45,9 @@ pub struct Record {
     pub files: Vec<(Option<FileId>, u64)>,
     /// Where in that table the kernel may choose, if not everywhere: first place, how many.
     pub choice: Option<(u32, u32)>,
+    /// Registered buffers by their places, with their tags; of no length where there is none.
+    #[serde(default)]
+    pub buffers: Vec<(Range, u64)>,
     /// Most bounded and unbounded workers; 0 where nothing was asked for.
     pub workers: [u32; 2],
     /// Threads whose workers are bound to CPUs, and to which (a bit each).
@@ -111,9 +114,9 @@ impl FdKind for IoUring {
     const TAG: &'static str = "io-uring";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "io_uring instances with nothing in flight: sizes, setup flags, mappings, entries not submitted and \
-        completions not read, counters, registered files and eventfd, limits and CPUs of workers, who alone may submit; refused with \
-        requests in flight, completions that overflowed, SQPOLL, rings in memory of the program's own, registered or provided \
-        buffers, personalities, restrictions, busy polling, and without eBPF to see all that; a new instance counts up to \
+        completions not read, counters, registered files, buffers and eventfd, limits and CPUs of workers, who alone may submit; refused with \
+        requests in flight, completions that overflowed, SQPOLL, rings in memory of the program's own, provided buffers, registered \
+        ones where the kernel does not show them (before Linux 6.15) or that several processes could use, personalities, restrictions, busy polling, and without eBPF to see all that; a new instance counts up to \
         where the old one was, in 0.1 µs for each request it ever took";
     type Record = Record;
 
@@ -170,6 +173,12 @@ impl FdKind for IoUring {
                 .map(|(f, tag)| (id(known.file(*f)), *tag))
                 .collect(),
             choice: ((first, end) != (0, ring.files.len() as u32)).then_some((first, end - first)),
+            buffers: ring
+                .registered
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(at, len, tag)| (Range::new(at, at + len), tag))
+                .collect(),
             workers: ring.workers,
             bound: ring
                 .bound
@@ -227,6 +236,7 @@ impl FdKind for IoUring {
     fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
         map(record, placed, nest)?;
         register(record, nest.file(placed.id)?, nest)?;
+        register_buffers(record, placed, nest)?;
         // It begins when its thread is there: see `users`.
         let begins = nest.state::<users::Beginnings>();
         begins.rings.push((placed, record.clone()));
@@ -282,9 +292,12 @@ fn obstacles(fd: &FdView, ring: &Ring, view: &View, out: &mut Vec<Blocker>) {
     if let Some((_, why)) = REFUSED.iter().find(|(flags, _)| ring.flags & flags != 0) {
         add((*why).into(), CLOSE);
     }
-    if ring.buffers != 0 {
+    if let Some(why) = (ring.buffers != 0)
+        .then(|| buffers_obstacle(fd, ring, view))
+        .flatten()
+    {
         add(
-            "buffers are registered with it".into(),
+            why,
             "let the program unregister them, or close it, before the checkpoint",
         );
     }
@@ -328,6 +341,34 @@ fn obstacles(fd: &FdView, ring: &Ring, view: &View, out: &mut Vec<Blocker>) {
         );
         add(why, &format!("freeze that process too (--also-freeze {pid})"));
     }
+}
+
+/// The most registered buffers that are carried.
+const BUFFERS: usize = 1024;
+
+/// What keeps registered buffers from being carried.
+fn buffers_obstacle(fd: &FdView, ring: &Ring, view: &View) -> Option<String> {
+    let Some(buffers) = &ring.registered else {
+        return Some("buffers are registered with it, which the kernel does not show".into());
+    };
+    if buffers.len() > BUFFERS {
+        return Some(format!("more than {BUFFERS} buffers are registered with it"));
+    }
+    // They are in the memory of whoever registered them.
+    let holds = |p: &&ProcessView| !p.is_dead() && fds_like(fd, p).any(|f| same(fd, f));
+    if view.processes.iter().filter(holds).count() > 1 {
+        return Some("buffers are registered with it, and several processes have it open".into());
+    }
+    let own = view.get(fd.pid)?;
+    let mut lost = buffers.iter().filter(|(at, len, _)| {
+        let mapped = own.vmas.iter().filter(|v| v.prot() & libc::PROT_WRITE != 0);
+        let mapped = crate::ids::normalize(mapped.map(|v| v.range()).collect());
+        !crate::ids::subtract(&[Range::new(*at, at + len)], &mapped).is_empty()
+    });
+    let (at, ..) = lost.next()?;
+    Some(format!(
+        "a buffer is registered with it that is not mapped any more, at {at:x}"
+    ))
 }
 
 fn fds_like<'v>(fd: &FdView, p: &'v ProcessView) -> impl Iterator<Item = &'v FdView> {
@@ -489,6 +530,36 @@ fn register(record: &Record, ring: BorrowedFd<'_>, nest: &Nest) -> Result<()> {
     if record.workers != [0; 2] {
         uring::register_workers(ring, record.workers).on("io_uring_register(IOWQ_MAX_WORKERS)", name)?;
     }
+    Ok(())
+}
+
+/// Registers buffers, by the process itself: they are in its memory, which is in place by now.
+fn register_buffers(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
+    const IORING_REGISTER_BUFFERS2: u64 = 15;
+    if record.buffers.is_empty() {
+        return Ok(());
+    }
+    let own = nest.file(placed.id)?.as_raw_fd();
+    let there = nest.hand_over(record.owner, &[own])?[0];
+    let places = record.buffers.iter().flat_map(|(range, _)| {
+        let address = if range.is_empty() { 0 } else { range.start };
+        [address, range.len()]
+    });
+    let places: Vec<u8> = places.flat_map(u64::to_ne_bytes).collect();
+    let tags: Vec<u8> = record
+        .buffers
+        .iter()
+        .flat_map(|(_, tag)| tag.to_ne_bytes())
+        .collect();
+    nest.process(record.owner)?.tape(|t| {
+        let (places, tags) = (t.bytes(&places), t.bytes(&tags));
+        // struct io_uring_rsrc_register: how many, flags, reserved, buffers, tags.
+        let what = [record.buffers.len() as u64, 0, places, tags];
+        let what = t.bytes(&what.map(u64::to_ne_bytes).concat());
+        let args = [there, IORING_REGISTER_BUFFERS2, what, 32];
+        t.call("io_uring_register(BUFFERS2)", libc::SYS_io_uring_register, &args);
+        t.call("close", libc::SYS_close, &[there]);
+    })?;
     Ok(())
 }
 

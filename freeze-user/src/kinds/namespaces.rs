@@ -109,7 +109,7 @@ impl ProcessKind for Namespaces {
     const TAG: &'static str = "namespaces";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "pid, mount, network, IPC, UTS, user, cgroup and time namespaces of its own, nested ones too, with \
-        their mounts (stacked ones, and who spreads to whom), host name, id maps, offsets and settings; network devices (veth within the checkpoint, bridge, vlan, macvlan, ipvlan, tun, dummy), \
+        their mounts (stacked ones, parts of file systems in memory, and who spreads to whom), host name, id maps, offsets and settings; network devices (veth within the checkpoint, bridge, vlan, macvlan, ipvlan, tun, dummy), \
         addresses, routes, rules, neighbours; packet filters with what they have counted: tables of nf_tables, everything in them under its \
         number, and of iptables, ip6tables and arptables (xtables), tried out in advance, refused where the kernel does not tell all of it \
         (ct count, jhash without a seed, socket cgroupv2, tables of a socket, ebtables-legacy, matches like recent); connections \

@@ -1,6 +1,7 @@
 //! TCP sockets: listening, bound and fresh ones, and connections within the checkpoint with their queues.
 
 mod connection;
+mod failed;
 
 use super::pipe::Bytes;
 use super::socket::{Base, bind_probe, fetch, held_outside, nowhere};
@@ -8,6 +9,7 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
+use crate::observe::peek::arrived::Sockets;
 use crate::observe::peers::{Nobodys, forget_tcp, tcp_leftovers};
 use crate::observe::view::{FdView, View};
 use crate::sys::datagram::address_of;
@@ -15,8 +17,10 @@ use crate::sys::tcp::{info, state};
 use crate::sys::{self, socket, sockopt};
 use connection::Connection;
 pub use connection::{depart, release};
+use failed::Failed;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 #[derive(Debug)]
@@ -39,15 +43,22 @@ pub enum State {
     Unconnected,
     Listening {
         backlog: u32,
+        /// Those who connected, sent something, and closed before they were accepted: where from, and what.
+        #[serde(default)]
+        gone: Vec<(Bytes, Bytes)>,
     },
     Connected(Box<Connection>),
     /// To be made anew: on its way, or made and not accepted yet by a socket of the checkpoint.
     Connecting {
         remote: Bytes,
         made: bool,
-        /// What was written and has not arrived.
+        /// What was written and has not been read.
         written: Bytes,
+        /// Whether nothing more was to be written.
+        #[serde(default)]
+        fin_sent: bool,
     },
+    Failed(Failed),
 }
 
 fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
@@ -71,7 +82,8 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
     }
     match info.state {
         state::LISTEN if info.waiting > 0 && !view.ends.cut(fd) => waiting(fd, info.waiting, view),
-        state::LISTEN | state::CLOSE => None,
+        state::LISTEN => None,
+        state::CLOSE => failed::obstacle(fd, held),
         now => connection::obstacle(fd, held, now, view),
     }
 }
@@ -92,7 +104,9 @@ fn waiting(fd: &FdView, count: u32, view: &View) -> Option<Blocker> {
                 l.port() == n.ends.local.port() && (l.ip().is_unspecified() || l.ip() == n.ends.local.ip())
             })
     };
-    let carried = view.tcp_nobodys.iter().filter(here).filter(of_set).count();
+    let seen = Sockets::get().is_some();
+    let ours = |n: &&Nobodys| of_set(n) || seen && has_gone(n, view);
+    let carried = view.tcp_nobodys.iter().filter(here).filter(ours).count();
     (carried < count as usize).then(|| {
         fd.blocker()
             .why(format!(
@@ -101,6 +115,76 @@ fn waiting(fd: &FdView, count: u32, view: &View) -> Option<Blocker> {
             ))
             .remedy("let the program accept them first, or give them up (--cut)")
     })
+}
+
+/// Whether the other end of one that waits to be accepted was on this machine and is held by nobody any more.
+fn has_gone(waiting: &Nobodys, view: &View) -> bool {
+    const CLOSE_WAIT: u8 = 8;
+    let ends = &waiting.ends;
+    let mut held = view.tcp.values();
+    ends.state == CLOSE_WAIT
+        && connection::on_this_machine(ends.remote.ip())
+        && !held.any(|s| s.net == ends.net && s.local == ends.remote && s.remote == ends.local)
+}
+
+/// Those who have connected, sent something and closed, and wait at a listening socket all the same.
+fn collect_gone(fd: &FdView, held: BorrowedFd<'_>, waiting: u32, view: &View) -> Result<Vec<(Bytes, Bytes)>> {
+    let own = |n: &&Nobodys| {
+        view.tcp
+            .get(&fd.stat.ino)
+            .is_some_and(|l| l.net == n.ends.net && l.local.port() == n.ends.local.port())
+            && has_gone(n, view)
+    };
+    let gone: Vec<SocketAddr> = view
+        .tcp_nobodys
+        .iter()
+        .filter(own)
+        .map(|n| n.ends.remote)
+        .collect();
+    if waiting == 0 || gone.is_empty() || view.ends.cut(fd) {
+        return Ok(Vec::new());
+    }
+    let all = Sockets::get()
+        .and_then(|s| s.at_tcp(held))
+        .ok_or_else(|| connection::untold(fd).refuse())?;
+    let mine = all.into_iter().filter_map(|e| {
+        let from = e.remote.filter(|r| gone.contains(r))?;
+        let from = match (from.ip(), fd.protocol.as_str()) {
+            (std::net::IpAddr::V4(ip), "TCPv6") => (ip.to_ipv6_mapped(), from.port()).into(),
+            _ => from,
+        };
+        Some((Bytes(address_of(from, false)), Bytes(e.got.concat())))
+    });
+    Ok(mine.collect())
+}
+
+/// Connects from there, sends that, and closes.
+fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> nix::Result<()> {
+    let client = sys::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)?;
+    let mut way = sys::socket_name(to, false)?;
+    if let Some(listens) = super::socket::inet_address(&way)
+        && listens.ip().is_unspecified()
+    {
+        // It listens at every address: the one it came from is as good as the one it came to.
+        let there = super::socket::inet_address(&from.0).ok_or(Errno::EINVAL)?;
+        way = address_of((there.ip(), listens.port()).into(), false);
+    }
+    socket::set_option(client.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    if let (Some(a), Some(b)) = (
+        super::socket::inet_address(&from.0),
+        super::socket::inet_address(&way),
+    ) {
+        connection::clear(a, b);
+    }
+    super::socket::bind(client.as_fd(), &from.0)?;
+    connect(client.as_fd(), &way, true)?;
+    let _room = sockopt::Roomy::new(client.as_fd(), data.0.len())?;
+    let sent = socket::send(client.as_fd(), &data.0, None, &[], None, 0)?;
+    if sent == data.0.len() {
+        Ok(())
+    } else {
+        Err(Errno::EAGAIN)
+    }
 }
 
 /// An address for people.
@@ -146,7 +230,8 @@ impl FdKind for Tcp {
         and options; connections with both ends in the checkpoint, or the other end closed, with both queues and in every \
         state from established to closed; connections to outside: with --kill carried, the wire held shut by nf_tables until \
         the restore, else recorded with --tcp-established; connections on their way, or made and not accepted, are made \
-        anew; refused: out-of-band data, data that came before the connection was accepted, TLS by the kernel";
+        anew, with what was sent before that where the kernel lets freeze look at it; those that have failed, with the error that \
+        is to be told; refused: out-of-band data, TLS by the kernel";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -173,28 +258,35 @@ impl FdKind for Tcp {
         };
         let info = info(held).on("getsockopt(TCP_INFO)", || fd.label())?;
         let local = sys::socket_name(held, false).on("getsockname", || fd.label())?;
+        let failed = match info.state {
+            state::CLOSE => failed::collect(fd, held)?,
+            _ => None,
+        };
         let over = match info.state {
-            state::CLOSE => Connection::collect_over(fd, held)?,
+            state::CLOSE if failed.is_none() => Connection::collect_over(fd, held)?,
             _ => None,
         };
         let mut sets = vec![&sockopt::GENERAL, &sockopt::IP, &sockopt::TCP];
         if domain == libc::AF_INET6 {
             sets.push(&sockopt::IPV6);
         }
-        if over.is_none() && matches!(info.state, state::LISTEN | state::CLOSE) {
+        if over.is_none() && failed.is_none() && matches!(info.state, state::LISTEN | state::CLOSE) {
             sets.extend([&sockopt::TCP_UNCONNECTED, &sockopt::IPV6_UNCONNECTED]);
         }
         let base = Base::collect(fd, held, &sets)?;
         let state = match over {
+            _ if failed.is_some() => failed.map_or(State::Unconnected, State::Failed),
             Some(over) => State::Connected(Box::new(over)),
             None if info.state == state::LISTEN => State::Listening {
                 backlog: info.backlog,
+                gone: collect_gone(fd, held, info.waiting, from.view)?,
             },
             None if info.state == state::CLOSE => State::Unconnected,
             None if connection::unfinished(fd, held, info.state, from.view) => State::Connecting {
                 remote: Bytes(destination(fd, held, from.view).on("getpeername", || fd.label())?),
                 made: info.state != state::SYN_SENT,
-                written: connection::written(fd, held, info.state)?,
+                written: connection::written(fd, held, info.state, from.view)?,
+                fin_sent: state::fin_sent(info.state),
             },
             None => State::Connected(Box::new(Connection::collect(fd, own, from)?)),
         };
@@ -238,7 +330,10 @@ impl FdKind for Tcp {
         }
         record.base.give_options(fd.as_fd())?;
         record.base.give_filter(fd.as_fd())?;
-        if let Some(local) = &record.local {
+        // One that has failed and not been bound by itself shows an address, but has no port any more.
+        let port = |l: &&Bytes| super::socket::inet_address(&l.0).is_some_and(|a| a.port() != 0);
+        let failed = matches!(record.state, State::Failed(_));
+        if let Some(local) = record.local.as_ref().filter(|l| !failed || port(l)) {
             {
                 // What is left of old connections does not keep anybody from the port.
                 let _reuse = socket::Meanwhile::set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
@@ -254,7 +349,7 @@ impl FdKind for Tcp {
                 bound.on("bind", || format!("{}: {}", name(), readable(&local.0)))?;
             }
         }
-        if let State::Listening { backlog } = &record.state {
+        if let State::Listening { backlog, .. } = &record.state {
             socket::listen(fd.as_fd(), *backlog as i32).on("listen", name)?;
         }
         Ok(fd)
@@ -270,16 +365,36 @@ impl FdKind for Tcp {
                 remote,
                 made,
                 written,
+                fin_sent,
             } => {
                 let name = || format!("{}: to {}", record.base.label(), readable(&remote.0));
                 let fd = nest.file(placed.id)?;
                 connect(fd, &remote.0, *made).on("connect", name)?;
-                match socket::send(fd, &written.0, None, &[], None, 0) {
-                    _ if written.0.is_empty() => Ok(()),
-                    Ok(n) if n == written.0.len() => Ok(()),
-                    Ok(_) => Err(Errno::EAGAIN).on("send", name),
-                    Err(e) => Err(e).on("send", name),
+                if !written.0.is_empty() {
+                    let _room =
+                        sockopt::Roomy::new(fd, written.0.len()).on("setsockopt(SO_SNDBUFFORCE)", name)?;
+                    let sent = socket::send(fd, &written.0, None, &[], None, 0).on("send", name)?;
+                    if sent != written.0.len() {
+                        return Err(Errno::EAGAIN).on("send", name);
+                    }
                 }
+                if *fin_sent {
+                    socket::shutdown(fd, 2).on("shutdown", name)?;
+                }
+                Ok(())
+            }
+            State::Failed(failed) => {
+                let fd = nest.file(placed.id)?;
+                failed::restore(failed, fd, record.domain, record.local.as_ref())
+                    .on("failing again", || record.base.label())
+            }
+            State::Listening { gone, .. } => {
+                for (from, data) in gone {
+                    let name = || format!("{}: a connection from {}", record.base.label(), readable(&from.0));
+                    come_and_go(record.domain, from, nest.file(placed.id)?, data)
+                        .on("connecting it again", name)?;
+                }
+                Ok(())
             }
             _ => Ok(()),
         }

@@ -10,6 +10,7 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::actor::Who;
 use crate::nest::{Nest, Options};
+use crate::observe::peek::arrived::Sockets;
 use crate::observe::peers::UnixSocket;
 use crate::observe::view::{FdView, View, socket_link};
 use crate::sys::unixname::{address_of, name_of};
@@ -70,10 +71,17 @@ pub enum Role {
 }
 
 /// One that waits to be accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
-    pub file: FileId,
+    /// None if it has been closed since.
+    pub file: Option<FileId>,
     pub who: Who,
+    /// What it has sent, with the bounds that it has.
+    #[serde(default)]
+    pub sent: Vec<Bytes>,
+    /// Halves that it has shut.
+    #[serde(default)]
+    pub shutdown: u8,
 }
 
 /// How two sockets came together.
@@ -109,8 +117,8 @@ impl FdKind for Unix {
     const TAG: &'static str = "unix-socket";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "unix sockets (stream, datagram, seqpacket): names of every sort, pairs and connections \
-        within the checkpoint with queues and descriptors in them, listening ones with those who wait, shut halves, \
-        peer credentials, options; datagram sockets that send to a name outside; another peer outside is refused or cut";
+        within the checkpoint with queues and descriptors in them, listening ones with those who wait and, where the kernel lets freeze \
+        look at it, what they have sent (but no descriptors), shut halves, peer credentials, options; datagram sockets that send to a name outside; another peer outside is refused or cut";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -254,7 +262,7 @@ impl FdKind for Unix {
             }
             Role::Listening { waiting, .. } => {
                 for one in waiting {
-                    connect(*one, placed.id, nest)?;
+                    connect(one, record.kind, placed.id, nest)?;
                 }
             }
             Role::Joined { peer: Some(peer), .. } if !nest.state::<Made>().filled.contains(peer) => {
@@ -271,7 +279,12 @@ impl FdKind for Unix {
             }
             drop(ghost);
         }
-        settle(placed.id, &record.base, record.shutdown, nest)?;
+        let shutdown = match record.role {
+            // That comes when it has been connected.
+            Role::Waiting => 0,
+            _ => record.shutdown,
+        };
+        settle(placed.id, &record.base, shutdown, nest)?;
         match nest.state::<Made>().deferred.remove(&number) {
             Some((id, base, shutdown)) => settle(id, &base, shutdown, nest),
             None => Ok(()),
@@ -332,29 +345,49 @@ fn role(fd: &FdView, held: BorrowedFd<'_>, me: &UnixSocket, from: &Source<'_>) -
     };
     if me.listening {
         let mut waiting = Vec::new();
+        let seen = Sockets::get().and_then(|s| s.at_unix(held));
+        let mut seen = seen
+            .filter(|all| all.len() == me.waiting.len())
+            .map(Vec::into_iter);
         for inode in &me.waiting {
-            let Some((file, other)) = file_of(*inode) else {
-                if view.ends.cut(fd) {
-                    continue;
-                }
-                return Err(lost());
-            };
-            if view.unix.get(inode).is_some_and(|u| u.unsent > 0) {
-                let why =
-                    "a connection that waits to be accepted has sent data already, which cannot be read";
-                return Err(fd
-                    .blocker()
-                    .why(why)
-                    .remedy("let the program accept it first")
-                    .refuse());
+            let embryo = seen.as_mut().and_then(Iterator::next);
+            let known = file_of(*inode);
+            if known.is_none() && view.ends.cut(fd) {
+                continue;
             }
-            let holder = view.get(other.pid);
+            let theirs = view.unix.get(inode);
+            // One that has gone may have left something behind.
+            let silent = theirs.is_some_and(|u| u.unsent == 0);
+            let sent = match embryo {
+                Some(e) if !e.more && (*inode == 0 || known.is_some()) => {
+                    e.got.into_iter().map(Bytes).collect()
+                }
+                None if silent && known.is_some() => Vec::new(),
+                _ if *inode != 0 && known.is_none() => return Err(lost()),
+                _ => {
+                    let why =
+                        "a connection that waits to be accepted has sent data already, which cannot be read";
+                    return Err(fd
+                        .blocker()
+                        .why(why)
+                        .remedy("let the program accept it first")
+                        .refuse());
+                }
+            };
+            // Of one that has gone nothing is known but what it has sent.
+            let pid = known.map_or(fd.pid, |(_, other)| other.pid);
+            let holder = view.get(pid);
             let who = Who {
-                pid: other.pid,
+                pid,
                 uid: holder.map_or(0, |p| p.status.uid[1]),
                 gid: holder.map_or(0, |p| p.status.gid[1]),
             };
-            waiting.push(Waiting { file, who });
+            waiting.push(Waiting {
+                file: known.map(|(file, _)| file),
+                who,
+                sent,
+                shutdown: theirs.map_or(0, |u| u.shutdown),
+            });
         }
         return Ok(Role::Listening {
             backlog: me.unsent,
@@ -614,16 +647,42 @@ fn connect_by(fd: BorrowedFd<'_>, to: BorrowedFd<'_>, who: Option<Who>, nest: &m
 }
 
 /// Connects one that is to wait for being accepted.
-fn connect(one: Waiting, to: FileId, nest: &mut Nest) -> Result<()> {
+fn connect(one: &Waiting, kind: i32, to: FileId, nest: &mut Nest) -> Result<()> {
     let name = || "a socket that waits to be accepted";
     let dup = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().on("fcntl(F_DUPFD)", name);
-    let (client, server) = (dup(nest.file(one.file)?)?, dup(nest.file(to)?)?);
+    let server = dup(nest.file(to)?)?;
+    let client = match one.file {
+        Some(file) => dup(nest.file(file)?)?,
+        None => sys::socket(libc::AF_UNIX, kind, 0).on("socket", name)?,
+    };
     // A backlog that is full must not make us wait.
     let flags = sys::fcntl(client.as_fd(), libc::F_GETFL, 0).on("fcntl(F_GETFL)", name)? as u64;
     sys::fcntl(client.as_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK as u64).on("fcntl(F_SETFL)", name)?;
     let done = connect_by(client.as_fd(), server.as_fd(), Some(one.who), nest);
+    let sent = done.and_then(|()| send_again(client.as_fd(), &one.sent, kind));
     sys::fcntl(client.as_fd(), libc::F_SETFL, flags).on("fcntl(F_SETFL)", name)?;
-    done
+    sent?;
+    match one.shutdown {
+        0 => Ok(()),
+        halves => socket::shutdown(client.as_fd(), halves).on("shutdown", name),
+    }
+}
+
+/// Sends what a socket that was not accepted yet had sent.
+fn send_again(client: BorrowedFd<'_>, all: &[Bytes], kind: i32) -> Result<()> {
+    let name = || "what a socket had sent that waits to be accepted";
+    let total = all.iter().map(|b| b.0.len()).sum();
+    let _room = sockopt::Roomy::new(client, total).on("setsockopt(SO_SNDBUFFORCE)", name)?;
+    for Bytes(data) in all {
+        let mut sent = socket::send(client, data, None, &[], None, 0).on("sendmsg", name)?;
+        while sent < data.len() && kind == libc::SOCK_STREAM {
+            sent += socket::send(client, &data[sent..], None, &[], None, 0).on("sendmsg", name)?;
+        }
+        if sent != data.len() {
+            return Err(Errno::EMSGSIZE).on("sendmsg", name);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! Only of what stands still: an address is followed step by step, and nothing keeps it from going stale meanwhile.
 
+pub mod arrived;
 pub mod queue;
 pub mod uring;
 

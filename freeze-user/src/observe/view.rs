@@ -358,7 +358,10 @@ impl View {
             }
             let (four, six, nobodys, signed) = tcp.unwrap_or_default();
             self.tcp_signed.extend(signed.into_keys());
-            self.tcp_nobodys.extend(nobodys);
+            self.tcp_nobodys.extend(nobodys.into_iter().map(|mut n| {
+                n.ends.net = number;
+                n
+            }));
             for (inode, socket) in four.into_iter().chain(six) {
                 self.tcp.insert(
                     inode,

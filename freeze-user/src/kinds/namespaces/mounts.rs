@@ -90,8 +90,9 @@ const MADE_ANEW: [&str; 20] = [
 /// Where each mount of all trees of a set comes from; in place of an origin, why it cannot be had.
 struct Survey {
     own: Vec<MountLine>,
-    /// The first mount that shows a whole file system, by device: tree and index.
-    whole: BTreeMap<String, (u32, usize)>,
+    /// The first mount that shows a whole file system, by device: tree, index and `/`; where there is none, the first that
+    /// shows a part of it, and which.
+    whole: BTreeMap<String, (u32, usize, Vec<u8>)>,
 }
 
 impl Survey {
@@ -100,8 +101,10 @@ impl Survey {
         let mut whole = BTreeMap::new();
         for number in 1..=view.trees.count() {
             for (i, line) in view.trees.mounts(number).iter().enumerate() {
-                if line.root == b"/" {
-                    whole.entry(line.device.clone()).or_insert((number, i));
+                let known = whole.entry(line.device.clone());
+                let found = known.or_insert((number, i, line.root.clone()));
+                if line.root == b"/" && found.2 != b"/" {
+                    *found = (number, i, line.root.clone());
                 }
             }
         }
@@ -140,9 +143,16 @@ impl Survey {
             }
         }
         match self.whole.get(&line.device) {
-            Some(&(t, i)) if (t, i) == (tree, index) => {}
-            Some(&(t, i)) => return Ok(Origin::Other(t, i, path(root))),
-            None => {
+            // A part of a file system in memory is made anew with nothing beside it, if nothing else of it is to be seen.
+            Some((t, i, part))
+                if (*t, *i) == (tree, index)
+                    && (part == b"/"
+                        || can_be_part(line) && index > 0 && shows_directory(tree, line, view)) => {}
+            Some((t, i, part)) if (*t, *i) != (tree, index) && below(part, root).is_some() => {
+                let rest = below(part, root).unwrap_or_default();
+                return Ok(Origin::Other(*t, *i, path(&join(b"/", rest))));
+            }
+            _ => {
                 return Err(format!(
                     "it shows only {} of a file system that is mounted nowhere as a whole",
                     String::from_utf8_lossy(&line.root)
@@ -220,6 +230,11 @@ impl Survey {
 /// Whether a file system lies in memory, so that its files travel in the image.
 fn holds_files(line: &MountLine) -> bool {
     matches!(line.kind.as_str(), "tmpfs" | "ramfs")
+}
+
+/// Whether a mount can be made anew that shows only a part of its file system.
+fn can_be_part(line: &MountLine) -> bool {
+    holds_files(line) && removed_root(line).is_none()
 }
 
 /// Which directory or file of its file system a mount shows, if that was removed.
@@ -456,9 +471,21 @@ pub(super) fn build<'a>(
                 if done.is_ok() && i == 0 {
                     become_root(ASIDE, first, nest)?;
                 }
+                let part = m.root.strip_prefix("/").unwrap_or(Path::new(""));
+                let part = if matches!(m.fs.as_str(), "tmpfs" | "ramfs") {
+                    part
+                } else {
+                    Path::new("")
+                };
+                let root = PathBuf::from(format!("/proc/{first}/root{}", m.at.display())).join(part);
+                if !part.as_os_str().is_empty() && done.is_ok() {
+                    std::fs::create_dir_all(&root).on("mkdir", name)?;
+                }
                 if let (Some(inside), Ok(())) = (inside, &done) {
-                    let root = format!("/proc/{first}/root{}", m.at.display());
-                    contents::fill(Path::new(&root), inside, nest)?;
+                    contents::fill(&root, inside, nest)?;
+                }
+                if !part.as_os_str().is_empty() && done.is_ok() {
+                    narrow(&m.at, part, first, nest)?;
                 }
                 done.and_then(|()| seal_new(m, number, first, nest))
             }
@@ -526,6 +553,30 @@ fn make(at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
         let data = t.bytes(&terminated(data.as_bytes()));
         let flags = flags(&m.options) & !libc::MS_RDONLY;
         t.call("mount", libc::SYS_mount, &[source, to, kind, flags, data]);
+    })?;
+    Ok(())
+}
+
+/// Puts a part of the file system that is mounted at `at` in the place of the whole.
+fn narrow(at: &Path, part: &Path, by: Pid, nest: &mut Nest) -> Result<()> {
+    const OPEN_TREE_CLONE: u64 = 1;
+    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
+    let here = libc::AT_FDCWD as u64;
+    let mut open = |path: &Path| {
+        nest.process(by)?.tape(|t| {
+            let path = t.bytes(&terminated(path.as_os_str().as_bytes()));
+            t.call("open_tree", libc::SYS_open_tree, &[here, path, OPEN_TREE_CLONE])
+        })
+    };
+    let (ran, call) = open(&at.join(part))?;
+    let there = ran.value(call) as u64;
+    nest.process(by)?.tape(|t| {
+        let at = t.bytes(&terminated(at.as_os_str().as_bytes()));
+        let none = t.bytes(b"\0");
+        t.call("umount2", libc::SYS_umount2, &[at, libc::MNT_DETACH as u64]);
+        let args = [there, none, here, at, MOVE_MOUNT_F_EMPTY_PATH];
+        t.call("move_mount", libc::SYS_move_mount, &args);
+        t.call("close", libc::SYS_close, &[there]);
     })?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use super::super::{Placed, Source};
 use super::readable;
 use crate::error::{Blocker, Context, Result};
 use crate::nest::Nest;
+use crate::observe::peek::arrived::{Embryo, Sockets};
 use crate::observe::view::{FdView, View, socket_link};
 use crate::sys::datagram::{FIN_ACK, RST_ACK, inject_segment};
 use crate::sys::tcp::{self, Stream, state};
@@ -104,16 +105,57 @@ fn far(fd: &FdView, now: u8, remote: Option<SocketAddr>, view: &View) -> Far {
 pub(super) fn unfinished(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) -> bool {
     let remote = sys::socket_name(held, true).ok().and_then(|a| inet_address(&a));
     now == state::SYN_SENT
-        || now == state::ESTABLISHED && matches!(far(fd, now, remote, view), Far::Waiting(0))
+        || matches!(now, state::ESTABLISHED | state::FIN_WAIT2)
+            && matches!(far(fd, now, remote, view), Far::Waiting(_))
 }
 
-/// What was written to a connection that has to be made anew.
-pub(super) fn written(fd: &FdView, held: BorrowedFd<'_>, now: u8) -> Result<Bytes> {
+/// What was written to a connection that has to be made anew, and has arrived or not.
+pub(super) fn written(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) -> Result<Bytes> {
     if now == state::SYN_SENT {
         return Ok(Bytes::default());
     }
-    let stream = tcp::read(held).on("reading a connection (TCP_REPAIR)", || fd.label())?;
-    Ok(Bytes(stream.written))
+    let name = || fd.label();
+    let before = arrived(fd, view)?;
+    let stream = tcp::read(held).on("reading a connection (TCP_REPAIR)", name)?;
+    let mut all = arrived(fd, view)?;
+    if before.len() != all.len() {
+        // Some was on its way just then.
+        return Err(Errno::EAGAIN).on("reading a connection (TCP_REPAIR)", name);
+    }
+    all.extend(stream.written);
+    Ok(Bytes(all))
+}
+
+/// What the other end of a connection has got that was not accepted yet by a socket of the set.
+fn arrived(fd: &FdView, view: &View) -> Result<Vec<u8>> {
+    let Some(own) = view.tcp.get(&fd.stat.ino) else {
+        return Ok(Vec::new());
+    };
+    if view.tcp_waiting(fd.stat.ino).is_some_and(|w| w.unread == 0) {
+        return Ok(Vec::new());
+    }
+    let listens = |f: &&FdView| {
+        let socket = view.tcp.get(&f.stat.ino);
+        socket.is_some_and(|s| {
+            s.net == own.net && s.state == state::LISTEN && s.local.port() == own.remote.port()
+        })
+    };
+    for listening in view.fds().filter(listens) {
+        let held = fetch(listening)?;
+        let all = Sockets::get().and_then(|s| s.at_tcp(held.as_fd()));
+        let mine = |e: &Embryo| e.remote == Some(own.local);
+        if let Some(embryo) = all.and_then(|all| all.into_iter().find(mine)) {
+            return Ok(embryo.got.concat());
+        }
+    }
+    Err(untold(fd).refuse())
+}
+
+/// What cannot be seen where the kernel grants no look.
+pub(super) fn untold(fd: &FdView) -> Blocker {
+    fd.blocker()
+        .why("a connection was not accepted yet and has got data already, which cannot be read")
+        .remedy("let the program accept it first")
 }
 
 /// What keeps a socket in this state from being carried.
@@ -137,7 +179,12 @@ pub(super) fn obstacle(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) 
     }
     match far(fd, now, inet_address(&remote), view) {
         Far::Inside | Far::Closed => None,
-        Far::Waiting(0) if now == state::ESTABLISHED => None,
+        Far::Waiting(unread)
+            if matches!(now, state::ESTABLISHED | state::FIN_WAIT2)
+                && (unread == 0 || Sockets::get().is_some()) =>
+        {
+            None
+        }
         Far::Waiting(_) => Some(
             fd.blocker()
                 .why(format!(
@@ -203,7 +250,7 @@ fn known(now: u8) -> bool {
 }
 
 /// Whether an address is one of this machine's own: only those can be bound to.
-fn on_this_machine(address: IpAddr) -> bool {
+pub(super) fn on_this_machine(address: IpAddr) -> bool {
     address.is_loopback() || std::net::UdpSocket::bind((address, 0)).is_ok()
 }
 
@@ -509,7 +556,7 @@ fn some_port(local: &[u8]) -> nix::Result<Vec<u8>> {
 }
 
 /// Removes what the kernel still remembers of an earlier connection between the same two ports, if nobody holds it.
-fn clear(local: SocketAddr, remote: SocketAddr) {
+pub(super) fn clear(local: SocketAddr, remote: SocketAddr) {
     let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
     let (local, remote) = (plain(local), plain(remote));
     for (a, b) in [(local, remote), (remote, local)] {

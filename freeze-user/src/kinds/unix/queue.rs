@@ -120,9 +120,12 @@ fn is_among(own: &OwnedFd, found: &[FdView]) -> Result<bool> {
 
 /// Refuses what cannot be put together without a process that holds it.
 fn admissible(fd: &FdView, seen: &FdView) -> Result<()> {
-    const WITHOUT_HOLDER: [&str; 9] = [
+    const WITHOUT_HOLDER: [&str; 12] = [
         "pipe",
         "eventfd",
+        "timerfd",
+        "signalfd",
+        "pidfd",
         "directory",
         "device",
         "regular-file",

@@ -45,6 +45,8 @@ pub struct Ring {
     pub choice: (u32, u32),
     /// Places for registered buffers.
     pub buffers: u32,
+    /// Registered buffers by their places (of no length in an empty one), where they can be seen: address, length, tag.
+    pub registered: Option<Vec<(u64, u64, u64)>>,
     /// Most workers of either kind that were asked for; 0 where nothing was.
     pub workers: [u32; 2],
     /// The threads that have used it whose workers may not run wherever those of freeze do, and where these may.
@@ -59,7 +61,7 @@ const CTX: &str = "io_ring_ctx";
 const PER_CPU: &str = ".data..percpu";
 
 /// The members that are looked at, beside those of [`super::MEMBERS`].
-const MEMBERS: [(&str, &str); 64] = [
+const MEMBERS: [(&str, &str); 68] = [
     ("io_uring_task", "io_wq"),
     ("io_wq", "cpu_mask"),
     ("io_wq", "wqes"),
@@ -121,6 +123,10 @@ const MEMBERS: [(&str, &str); 64] = [
     ("io_rsrc_data", "tags"),
     ("io_rsrc_node", "tag"),
     ("io_rsrc_node", "file_ptr"),
+    ("io_rsrc_node", "buf"),
+    ("io_mapped_ubuf", "ubuf"),
+    ("io_mapped_ubuf", "len"),
+    ("io_mapped_ubuf", "is_kbuf"),
     ("io_fixed_file", "file_ptr"),
     ("io_sq_data", "thread"),
     ("io_sq_data", "sq_cpu"),
@@ -223,6 +229,7 @@ impl Rings {
                 true => p.number(p.at(p.at(ctx, CTX, "buf_table"), "io_rsrc_data", "nr"))?,
                 false => number("nr_user_bufs")?,
             },
+            registered: self.buffers(ctx),
             workers: [p.number(limits)?, p.number(limits + 4)?],
             submitter: match p.word(p.at(ctx, CTX, "submitter_task"))? {
                 0 => None,
@@ -410,6 +417,36 @@ impl Rings {
             ))
         };
         self.each(p.number(p.at(ctx, CTX, "nr_user_files"))?, file)
+    }
+
+    /// Registered buffers, as kernels since Linux 6.15 keep them; not those that are the kernel's own.
+    fn buffers(&self, ctx: u64) -> Option<Vec<(u64, u64, u64)>> {
+        let p = &self.peek;
+        let known = [
+            ("io_rsrc_data", "nodes"),
+            ("io_mapped_ubuf", "len"),
+            ("io_mapped_ubuf", "is_kbuf"),
+        ];
+        known.iter().all(|(of, member)| p.has(of, member)).then_some(())?;
+        let table = p.at(ctx, CTX, "buf_table");
+        let nodes = p.word(p.at(table, "io_rsrc_data", "nodes"))?;
+        let buffer = |n: u32| match p.word(nodes + 8 * u64::from(n))? {
+            0 => Some((0, 0, 0)),
+            node => {
+                let buffer = p.word(p.at(node, "io_rsrc_node", "buf"))?;
+                let mut kernels = [0];
+                p.reader
+                    .read(p.at(buffer, "io_mapped_ubuf", "is_kbuf"), &mut kernels)
+                    .ok()?;
+                (kernels == [0]).then_some(())?;
+                Some((
+                    p.word(p.at(buffer, "io_mapped_ubuf", "ubuf"))?,
+                    u64::from(p.number(p.at(buffer, "io_mapped_ubuf", "len"))?),
+                    p.word(p.at(node, "io_rsrc_node", "tag"))?,
+                ))
+            }
+        };
+        self.each(p.number(p.at(table, "io_rsrc_data", "nr"))?, buffer)
     }
 
     fn each<T>(&self, number: u32, one: impl FnMut(u32) -> Option<T>) -> Option<Vec<T>> {

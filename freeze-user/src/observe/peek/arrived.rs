@@ -1,0 +1,271 @@
+//! What has arrived at a connection that was not accepted yet, and the error that a socket has yet to tell: no
+//! descriptor leads to the one, and to ask for the other is to take it.
+
+use super::Peek;
+use crate::ids::PAGE;
+use crate::observe::procfile::read_all;
+use nix::unistd::{pipe, write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
+
+/// A way to look at sockets.
+#[derive(Debug)]
+pub struct Sockets {
+    peek: Peek,
+    /// Where the kernel keeps its descriptions of pages, and where the pages themselves; nothing where that was not found.
+    pages: Option<(u64, u64)>,
+}
+
+/// A connection that waits to be accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Embryo {
+    /// The other end's address, of TCP.
+    pub remote: Option<SocketAddr>,
+    /// What it has got, in pieces as it came; of a stream the bounds mean nothing.
+    pub got: Vec<Vec<u8>>,
+    /// Whether descriptors or out-of-band data are among it.
+    pub more: bool,
+}
+
+/// The members that are looked at, beside those of [`super::MEMBERS`].
+const MEMBERS: [(&str, &str); 24] = [
+    ("socket", "sk"),
+    ("sock", "sk_receive_queue"),
+    ("sock", "sk_err"),
+    ("sk_buff", "len"),
+    ("sk_buff", "data_len"),
+    ("sk_buff", "data"),
+    ("sk_buff", "head"),
+    ("sk_buff", "end"),
+    ("sk_buff", "sk"),
+    ("sk_buff", "cb"),
+    ("unix_skb_parms", "fp"),
+    ("skb_shared_info", "nr_frags"),
+    ("skb_shared_info", "frags"),
+    ("skb_shared_info", "frag_list"),
+    ("inet_connection_sock", "icsk_accept_queue"),
+    ("request_sock_queue", "rskq_accept_head"),
+    ("request_sock", "dl_next"),
+    ("request_sock", "sk"),
+    ("sock_common", "skc_family"),
+    ("sock_common", "skc_daddr"),
+    ("sock_common", "skc_v6_daddr"),
+    ("sock_common", "skc_dport"),
+    ("pipe_inode_info", "bufs"),
+    ("pipe_buffer", "page"),
+];
+
+/// The most connections, and pieces of one, that are believed.
+const MANY: usize = 1 << 16;
+
+/// The most bytes of a piece that are believed.
+const LARGEST: u32 = 1 << 24;
+
+/// Length of a `struct page`, and of a `skb_frag_t`: page, length, offset.
+const PAGE_STRUCT: u64 = 64;
+const FRAGMENT: u64 = 16;
+
+impl Sockets {
+    /// The one way of this process; `None` where the kernel does not let us, or is not as is known here.
+    pub fn get() -> Option<&'static Sockets> {
+        static ONE: OnceLock<Option<Sockets>> = OnceLock::new();
+        ONE.get_or_init(|| {
+            let members: Vec<_> = super::MEMBERS.into_iter().chain(MEMBERS).collect();
+            let peek = Peek::at_members(&members)?;
+            let complete = MEMBERS.iter().all(|(of, member)| peek.has(of, member));
+            let pages = pages(&peek);
+            complete.then_some(Sockets { peek, pages })
+        })
+        .as_ref()
+    }
+
+    /// The error that the next call on a socket is told; 0 for none.
+    pub fn error(&self, fd: BorrowedFd<'_>) -> Option<i32> {
+        let p = &self.peek;
+        Some(p.number(p.at(self.socket(fd)?, "sock", "sk_err"))? as i32)
+    }
+
+    /// Those who wait at a listening unix socket, the first first.
+    pub fn at_unix(&self, listening: BorrowedFd<'_>) -> Option<Vec<Embryo>> {
+        let p = &self.peek;
+        let mut out = Vec::new();
+        for buffer in self.buffers(self.socket(listening)?)? {
+            let embryo = p.word(p.at(buffer, "sk_buff", "sk"))?;
+            let (mut got, mut more) = (Vec::new(), false);
+            for piece in self.buffers(embryo)? {
+                let carried = p.at(p.at(piece, "sk_buff", "cb"), "unix_skb_parms", "fp");
+                more |= p.word(carried)? != 0;
+                got.push(self.contents(piece)?);
+            }
+            let remote = None;
+            out.push(Embryo { remote, got, more });
+        }
+        Some(out)
+    }
+
+    /// Those who wait at a listening TCP socket, the first first.
+    pub fn at_tcp(&self, listening: BorrowedFd<'_>) -> Option<Vec<Embryo>> {
+        let p = &self.peek;
+        let queue = p.at(
+            self.socket(listening)?,
+            "inet_connection_sock",
+            "icsk_accept_queue",
+        );
+        let mut request = p.word(p.at(queue, "request_sock_queue", "rskq_accept_head"))?;
+        let mut out = Vec::new();
+        while request != 0 {
+            (out.len() < MANY).then_some(())?;
+            let embryo = p.word(p.at(request, "request_sock", "sk"))?;
+            let got = self.buffers(embryo)?.into_iter().map(|b| self.contents(b));
+            out.push(Embryo {
+                remote: Some(self.remote(embryo)?),
+                got: got.collect::<Option<_>>()?,
+                more: false,
+            });
+            request = p.word(p.at(request, "request_sock", "dl_next"))?;
+        }
+        Some(out)
+    }
+
+    fn socket(&self, fd: BorrowedFd<'_>) -> Option<u64> {
+        let p = &self.peek;
+        let socket = p.word(p.at(p.file(fd)?, "file", "private_data"))?;
+        p.word(p.at(socket, "socket", "sk")).filter(|sk| *sk != 0)
+    }
+
+    /// The buffers in a socket's receive queue.
+    fn buffers(&self, socket: u64) -> Option<Vec<u64>> {
+        let head = self.peek.at(socket, "sock", "sk_receive_queue");
+        let mut out = Vec::new();
+        // Queue and buffers begin with where the next one is.
+        let mut at = self.peek.word(head)?;
+        while at != head {
+            (out.len() < MANY).then_some(())?;
+            out.push(at);
+            at = self.peek.word(at)?;
+        }
+        Some(out)
+    }
+
+    /// What a buffer holds: some in one piece, the rest in parts of pages.
+    fn contents(&self, buffer: u64) -> Option<Vec<u8>> {
+        const MOST_PARTS: u8 = 64;
+        let p = &self.peek;
+        let length = p
+            .number(p.at(buffer, "sk_buff", "len"))
+            .filter(|n| *n <= LARGEST)?;
+        let elsewhere = p.number(p.at(buffer, "sk_buff", "data_len"))?;
+        let mut out = vec![0; length.checked_sub(elsewhere)? as usize];
+        let data = p.word(p.at(buffer, "sk_buff", "data"))?;
+        p.reader.read(data, &mut out).ok()?;
+        if elsewhere == 0 {
+            return Some(out);
+        }
+        let head = p.word(p.at(buffer, "sk_buff", "head"))?;
+        let shared = head + u64::from(p.number(p.at(buffer, "sk_buff", "end"))?);
+        if p.word(p.at(shared, "skb_shared_info", "frag_list"))? != 0 {
+            return None;
+        }
+        let mut count = [0];
+        p.reader
+            .read(p.at(shared, "skb_shared_info", "nr_frags"), &mut count)
+            .ok()?;
+        let parts = p.at(shared, "skb_shared_info", "frags");
+        for n in 0..u64::from(count[0].min(MOST_PARTS)) {
+            let part = parts + n * FRAGMENT;
+            let (page, length) = (p.word(part)?, p.number(part + 8)?);
+            let offset = p.number(part + 12)?;
+            let mut bytes = vec![0; length.min(LARGEST) as usize];
+            p.reader
+                .read(self.place(page)? + u64::from(offset), &mut bytes)
+                .ok()?;
+            out.extend(bytes);
+        }
+        (out.len() == length as usize).then_some(out)
+    }
+
+    /// Where the contents of a page are that the kernel describes there.
+    fn place(&self, page: u64) -> Option<u64> {
+        let (descriptions, contents) = self.pages?;
+        Some(contents + page.checked_sub(descriptions)? / PAGE_STRUCT * PAGE)
+    }
+
+    fn remote(&self, socket: u64) -> Option<SocketAddr> {
+        let p = &self.peek;
+        let family = p.number(p.at(socket, "sock_common", "skc_family"))? as u16;
+        let port = (p.number(p.at(socket, "sock_common", "skc_dport"))? as u16).swap_bytes();
+        let ip: IpAddr = if i32::from(family) == libc::AF_INET {
+            Ipv4Addr::from(p.number(p.at(socket, "sock_common", "skc_daddr"))?.to_ne_bytes()).into()
+        } else {
+            let mut bytes = [0; 16];
+            p.reader
+                .read(p.at(socket, "sock_common", "skc_v6_daddr"), &mut bytes)
+                .ok()?;
+            Ipv6Addr::from(bytes).to_canonical()
+        };
+        Some((ip, port).into())
+    }
+}
+
+/// Where the kernel describes page 0 and where that is, found by a page in a pipe of freeze's own.
+///
+/// Its contents lie in the mapping of all memory, which begins somewhere at a multiple of 1 GiB below everything that the
+/// kernel has allocated.
+fn pages(p: &Peek) -> Option<(u64, u64)> {
+    const STEP: u64 = 1 << 30;
+    const STEPS: u64 = 1 << 14;
+    let (reader, writer) = pipe().ok()?;
+    // A pipe's page is described in the pipe; which page it is, the contents must tell.
+    let mark = read_all("/proc/sys/kernel/random/uuid").ok()?;
+    write(&writer, &mark).ok()?;
+    let info = p.word(p.at(p.file(reader.as_fd())?, "file", "private_data"))?;
+    let buffer = p.word(p.at(info, "pipe_inode_info", "bufs"))?;
+    let page = p.word(p.at(buffer, "pipe_buffer", "page"))?;
+    // The descriptions begin at a multiple of 1 GiB too. Where there are more than fit into one, what is found is not page 0
+    // but another with its place, which is as good.
+    let descriptions = page & !(STEP - 1);
+    let at = (page - descriptions) / PAGE_STRUCT * PAGE;
+    let last = (buffer & !(STEP - 1)).checked_add(STEP / PAGE_STRUCT * PAGE)?;
+    (0..STEPS).find_map(|n| {
+        let contents = last.checked_sub(n * STEP)?;
+        let mut seen = vec![0; mark.len()];
+        // A place that is none fails, which costs a microsecond.
+        p.reader.read(contents + at, &mut seen).ok()?;
+        (seen == mark).then_some((descriptions, contents))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn what_has_arrived_is_seen_and_stays() {
+        let Some(sockets) = Sockets::get() else { return };
+        let long: Vec<u8> = (0..100_000u32).map(|n| (n / 7) as u8).collect();
+        let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = server.local_addr().unwrap();
+        let mut clients = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+        clients[0].write_all(b"hello").unwrap();
+        clients[1].write_all(&long).unwrap();
+        for _ in 0..2 {
+            let seen = sockets.at_tcp(server.as_fd()).unwrap();
+            let got: Vec<_> = seen.iter().map(|e| (e.remote, e.got.concat())).collect();
+            let name = |n: usize| clients[n].local_addr().ok();
+            assert!(got == [(name(0), b"hello".to_vec()), (name(1), long.clone())]);
+        }
+        let path = std::env::temp_dir().join(format!("freeze-arrived-{}", std::process::id()));
+        let server = UnixListener::bind(&path).unwrap();
+        let mut client = UnixStream::connect(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        client.write_all(b"one").unwrap();
+        client.write_all(&long).unwrap();
+        let seen = sockets.at_unix(server.as_fd()).unwrap();
+        assert!(seen.len() == 1 && !seen[0].more);
+        assert!(seen[0].got.concat() == [b"one", &long[..]].concat());
+    }
+}
