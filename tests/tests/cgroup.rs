@@ -1,6 +1,13 @@
 //! Conformance of control groups: where processes and threads are, and groups that are made again.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::subject::{Running, output};
+use freeze_tests::{c, conformance, freeze, skip};
+use freeze_user::ids::Pid;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What the subjects share: a group of their own in a hierarchy, gone with the subject.
 const GROUPS: &str = r#"
@@ -131,3 +138,66 @@ int main(void) {
 "#
     )
 );
+
+/// A control group of the unified hierarchy; thawed and removed when it is dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(name: &str) -> Option<Group> {
+        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+        let top = mounts.lines().find(|l| l.starts_with("cgroup2 "))?;
+        let dir =
+            Path::new(top.split(' ').nth(1)?).join(format!("freeze-test-{}-{name}", std::process::id()));
+        fs::create_dir(&dir).ok()?;
+        Some(Group(dir))
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.0.join(file), text).unwrap_or_else(|e| panic!("{file}: {e}"));
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("cgroup.freeze"), "0");
+        let began = Instant::now();
+        while fs::remove_dir(&self.0).is_err() && began.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// What is frozen with its group would never answer: it is refused at once, and goes on when it is thawed.
+#[test]
+fn a_frozen_control_group_is_refused() {
+    let Some(above) = Group::new("frozen") else {
+        skip!("no unified hierarchy of control groups");
+    };
+    let own = Group(above.0.join("below"));
+    fs::create_dir(&own.0).expect("a group in a group");
+    let mut running = Running::start(&c("int main(void) { freeze_here(); return 0; }"), "frozen_group");
+    own.write("cgroup.procs", &running.pid.to_string());
+    let image = running.dir().join("image");
+    for (group, how) in [(&own, "its own"), (&above, "the one above")] {
+        group.write("cgroup.freeze", "1");
+        let done = checkpoint(running.pid, &image);
+        group.write("cgroup.freeze", "0");
+        let text = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(3), "{how}: {text}");
+        assert!(text.contains("frozen with its control group"), "{how}: {text}");
+    }
+    let done = checkpoint(running.pid, &image);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    running.verdict();
+    drop(own);
+}
+
+fn checkpoint(pid: Pid, image: &Path) -> Output {
+    output(
+        freeze()
+            .arg("checkpoint")
+            .arg(pid.to_string())
+            .arg("--to")
+            .arg(image),
+    )
+}

@@ -141,6 +141,17 @@ fn places(of: Vec<Membership>) -> Vec<Place> {
     of.into_iter().map(place).collect()
 }
 
+/// How to thaw what is in a group, if it is frozen, with a group above it or by itself.
+fn frozen(dir: &Path) -> Option<&'static str> {
+    let says = |dir: &Path, file: &str| looks::string(dir.join(file)).ok();
+    if says(dir, "freezer.state").is_some_and(|s| s.trim() != "THAWED") {
+        return Some("thaw it: write THAWED to its freezer.state");
+    }
+    let unified = dir.ancestors().map_while(|d| says(d, "cgroup.freeze"));
+    let frozen = unified.into_iter().any(|s| s.trim() == "1");
+    frozen.then_some("thaw it: write 0 to its cgroup.freeze, or to that of a group above")
+}
+
 /// Whether a path, which need not exist, lies in a cgroup file system.
 pub fn is_group(path: &Path) -> bool {
     use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
@@ -153,7 +164,7 @@ impl ProcessKind for Cgroups {
     const TAG: &'static str = "cgroups";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "control groups of version 1 and 2: where the process is in each hierarchy; groups that are gone are made \
-        again with their settings and owners (`freeze restore --cgroup` chooses others); a process that is frozen by a version 1 freezer is refused";
+        again with their settings and owners (`freeze restore --cgroup` chooses others); a process that is frozen with its group is refused";
     const STAGE: Stage = Stage::Memory;
     type Record = Record;
 
@@ -162,22 +173,22 @@ impl ProcessKind for Cgroups {
             return;
         }
         let Ok(all) = of(&p.pid.to_string()) else { return };
-        let freezer = |m: &&Membership| m.path != "/" && m.hierarchy.split(',').any(|c| c == "freezer");
-        let Some(at) = all.iter().find(freezer) else {
+        let Ok(hierarchies) = Hierarchies::here() else {
             return;
         };
-        let dir = Hierarchies::here().ok().and_then(|h| {
-            h.dir(&Place {
+        let below = all.iter().filter(|m| m.path != "/");
+        for at in below.filter(|m| m.hierarchy.is_empty() || m.hierarchy.split(',').any(|c| c == "freezer")) {
+            let dir = hierarchies.dir(&Place {
                 hierarchy: at.hierarchy.clone(),
                 path: at.path.clone(),
-            })
-        });
-        let state = dir.and_then(|d| looks::string(d.join("freezer.state")).ok());
-        if state.is_some_and(|s| s.trim() != "THAWED") {
+            });
+            let Some(remedy) = dir.as_deref().and_then(frozen) else {
+                continue;
+            };
             out.push(
                 p.blocker("cgroup", at.path.clone())
-                    .why("it is frozen by a freezer of version 1, where nothing can be asked of it")
-                    .remedy("thaw it: write THAWED to its freezer.state"),
+                    .why("it is frozen with its control group, where nothing can be asked of it")
+                    .remedy(remedy),
             );
         }
     }
