@@ -102,7 +102,25 @@ fn open_descriptors() -> Vec<RawFd> {
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect();
-    // The last is the directory's own, which is closed by now.
-    all.pop();
+    // The directory's own is closed by now. It had the lowest free number, which another file will have next, and which
+    // must not be closed along with what was inherited.
+    all.retain(|fd| super::plain(libc::SYS_fcntl, [*fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0]).is_ok());
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+    #[test]
+    fn what_is_open_is_told_and_not_the_number_that_was_used_to_look() {
+        // With a number far above the lowest free one.
+        let file = File::open("/dev/null").unwrap();
+        let high = super::super::fcntl(file.as_fd(), libc::F_DUPFD_CLOEXEC, 900).unwrap() as RawFd;
+        // SAFETY: fcntl(2) has just made it, and nobody else has it.
+        let high = unsafe { OwnedFd::from_raw_fd(high) };
+        let open = open_descriptors();
+        assert!(open.contains(&high.as_raw_fd()) && open.contains(&file.as_raw_fd()));
+    }
 }
