@@ -287,7 +287,7 @@ fn attempt(
         drop(limited);
         clock.note("resume");
         // The log first: the sooner, the less has been unmapped since.
-        let log = copier.proven();
+        let log = copier.proven(&draft);
         let mut looks = trust_was_right(&trusted);
         if let Some(kept) = kept {
             let (same, habit) = kept.confirm();

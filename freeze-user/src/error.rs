@@ -142,11 +142,7 @@ impl Error {
 
     /// A failed std::io operation on an object.
     pub fn io(call: impl Into<String>, object: impl Into<String>, e: &std::io::Error) -> Error {
-        Error::kernel(
-            call,
-            object,
-            Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)),
-        )
+        Error::kernel(call, object, errno(e))
     }
 
     /// The same error, telling what became of the target.
@@ -222,6 +218,11 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// What the kernel said; EIO for what was not the kernel's.
+pub fn errno(e: impl std::borrow::Borrow<std::io::Error>) -> Errno {
+    Errno::from_raw(e.borrow().raw_os_error().unwrap_or(libc::EIO))
+}
 
 /// Turns the result of a nix or std call into one of ours, naming the object.
 pub trait Context<T> {

@@ -144,6 +144,24 @@ pub fn normalize(mut ranges: Vec<Range>) -> Vec<Range> {
     out
 }
 
+/// The parts of `a` that `b` covers too; both normalized.
+pub fn intersect(a: &[Range], b: &[Range]) -> Vec<Range> {
+    let mut out = Vec::new();
+    let mut first = 0;
+    for &r in a {
+        while first < b.len() && b[first].end <= r.start {
+            first += 1;
+        }
+        out.extend(
+            b[first..]
+                .iter()
+                .take_while(|c| c.start < r.end)
+                .filter_map(|&c| r.intersect(c)),
+        );
+    }
+    out
+}
+
 /// The parts of `a` that no range of `b` covers; both must be normalized.
 pub fn subtract(a: &[Range], b: &[Range]) -> Vec<Range> {
     let mut out = Vec::new();
@@ -190,5 +208,14 @@ mod tests {
         );
         assert_eq!(subtract(&r(&[(0, 10)]), &[]), r(&[(0, 10)]));
         assert_eq!(subtract(&r(&[(0, 10), (10, 20)]), &r(&[(0, 20)])), r(&[]));
+    }
+
+    #[test]
+    fn common_parts() {
+        assert_eq!(
+            intersect(&r(&[(0, 10), (20, 30)]), &r(&[(5, 22), (25, 26), (29, 40)])),
+            r(&[(5, 10), (20, 22), (25, 26), (29, 30)])
+        );
+        assert_eq!(intersect(&r(&[(0, 10)]), &r(&[(10, 20)])), r(&[]));
     }
 }

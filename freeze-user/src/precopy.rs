@@ -5,9 +5,9 @@ mod twins;
 
 pub use logged::SharedLog;
 
-use crate::dirty::{AsyncWp, Pages, Tier, Tracker, intersect};
+use crate::dirty::{AsyncWp, Pages, Tier, Tracker};
 use crate::error::{Blocker, Context, Error, Result};
-use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
+use crate::ids::{PAGE, Pid, Range, SpaceId, intersect, normalize, subtract};
 use crate::kinds::PageSource;
 use crate::kinds::io_uring::users;
 use crate::nest::{TASK_SIZE, is_vdso};
@@ -346,12 +346,12 @@ impl<'a> Copier<'a> {
     }
 
     /// Whether all that was written up to the cut is in the draft: called right after the resume.
-    pub fn proven(&mut self) -> bool {
+    pub fn proven(&mut self, draft: &Draft) -> bool {
         let mut all = true;
         for (pid, cut) in std::mem::take(&mut self.unproven) {
             let tracker = self.trackings.by_pid.get(&pid).map(|t| &*t.tracker);
             let proof = match tracker.zip(self.logged.get(&pid)) {
-                Some((tracker, logged)) => logged.prove(tracker, &cut),
+                Some((tracker, logged)) => logged.prove(tracker, &cut, draft),
                 None => Err("the log was gone before it was proven"),
             };
             if let Err(why) = proof {

@@ -1,5 +1,6 @@
 //! What this kernel grants freeze, found by trying it, and what is lost where it does not.
 
+use crate::error::errno;
 use crate::ids::Pid;
 use crate::observe::btf::Btf;
 use crate::observe::sockets;
@@ -324,10 +325,6 @@ fn map_files() -> Trial {
     std::fs::metadata(first.path())
         .map(|_| String::new())
         .map_err(errno)
-}
-
-fn errno(e: std::io::Error) -> Errno {
-    Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Asks for the mapping of this function's own code.

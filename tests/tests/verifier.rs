@@ -12,6 +12,8 @@ use freeze_user::sys::{self, fault};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -262,6 +264,89 @@ int main(void) {
         .read(space, Range::new(at, at + PAGE), &mut page)
         .expect("the page is in the image");
     assert!(page == [7; PAGE as usize], "the checkpoint has an old page");
+    running.verdict();
+}
+
+/// Where the program lives that [`replace`] tells what to do, and how often that was asked for.
+static STAGE: Mutex<(PathBuf, usize)> = Mutex::new((PathBuf::new(), 0));
+
+/// Has that program replace a mapping, when something is registered after everything was looked at.
+fn replace() {
+    let mut stage = STAGE.lock().expect("a stage");
+    let (dir, n) = &mut *stage;
+    *n += 1;
+    if *n != 2 {
+        return;
+    }
+    fs::write(dir.join("replace"), "").expect("a file of ours");
+    let began = Instant::now();
+    while !dir.join("replaced").exists() {
+        assert!(began.elapsed() < Duration::from_secs(20), "it replaces nothing");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What was tracked and is replaced while its neighbour comes to be tracked is not what was tracked.
+#[test]
+fn a_mapping_replaced_while_another_is_registered_is_not_taken_for_the_old_one() {
+    let mut running = Running::start(
+        &c(r#"
+enum { P = 4096 };
+int main(void) {
+    int anon = MAP_PRIVATE | MAP_ANONYMOUS, rw = PROT_READ | PROT_WRITE, done = 0;
+    size_t size = 64 << 20;
+    char *at = OK(mmap(0, size + P, rw, anon, -1, 0)), *old = at + 1000 * P, *next = at + size;
+    OK(madvise(at, size, MADV_NOHUGEPAGE));
+    memset(at, 7, size);
+    FILE *where = fopen(in_here("where"), "w");
+    fprintf(where, "%lu", (unsigned long)old);
+    fclose(where);
+    close(OK(open(here_ready, O_CREAT | O_WRONLY | O_CLOEXEC, 0666)));
+    while (!gone_ahead()) {
+        /* So that there is something to register, and another round of copying. */
+        CHECK(mmap(next, P, rw, anon | MAP_FIXED, -1, 0) == next);
+        *next = 8;
+        memset(at + 2000 * P, 6, 1000 * P);
+        if (!done && !access(in_here("replace"), F_OK)) {
+            done = 1;
+            CHECK(mmap(old, P, rw, anon | MAP_FIXED, -1, 0) == old);
+            close(OK(open(in_here("replaced"), O_CREAT | O_WRONLY, 0600)));
+        }
+        nap(1);
+    }
+    SAME(*old, done ? 0 : 7);
+    SAME(*next, 8);
+    return 0;
+}
+"#),
+        "replaced",
+    );
+    let dir = running.dir().to_owned();
+    let text = fs::read_to_string(dir.join("where")).expect("where the memory is");
+    let at = text.parse::<u64>().expect("an address");
+    *STAGE.lock().expect("a stage") = (dir.clone(), 0);
+    let mut trackings = Trackings::new();
+    trackings.log = Some(SharedLog::default());
+    let mut take = |name: &str, parent: Option<Opened>| {
+        let mut request = request(running.pid, dir.join(name), false);
+        (request.track, request.parent) = (true, parent);
+        checkpoint_now(&request, &mut trackings).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let image = Opened::open(&dir.join(name)).expect("a checkpoint");
+        (image, trackings.means.clone())
+    };
+    let (first, means) = take("first", None);
+    if !means.contains_key("fault log") {
+        println!("SKIP: this kernel has no fault log: {means:?}");
+        return running.verdict();
+    }
+    let armed = fault::meddle("registration", replace);
+    let (second, means) = take("second", Some(first));
+    drop(armed);
+    assert!(STAGE.lock().expect("a stage").1 >= 2, "{means:?}");
+    let mut runs = second.runs(SpaceId::private(running.pid));
+    let stored = runs.any(|run| run.range.contains(at));
+    assert!(!stored, "the checkpoint has a page that was gone: {means:?}");
+    assert_eq!(means.get("the log missed pages"), None, "{means:?}");
     running.verdict();
 }
 

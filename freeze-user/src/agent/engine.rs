@@ -225,7 +225,11 @@ impl Engine {
                 self.tell(What::Checkpoint, name, None, Some(made.clone()));
             }
             // Stopping, or its death will be noticed in a moment.
-            Err(e) if sys::interrupt::check().is_err() || e.kind() == "died" => {
+            Err(e)
+                if sys::interrupt::check().is_err()
+                    || e.kind() == "died"
+                    || g.root.as_ref().is_some_and(Root::has_ended) =>
+            {
                 debug!(group = name, "no checkpoint: {e}");
             }
             Err(e) => {

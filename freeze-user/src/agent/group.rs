@@ -9,6 +9,7 @@ use crate::precopy::Trackings;
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::sys;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -40,6 +41,12 @@ impl Root {
             pidfd,
             born: Instant::now(),
         })
+    }
+
+    /// Whether all of it has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
     /// How it ended, as far as the kernel still knows: while it waits for its parent, and after that on Linux ≥ 6.15.

@@ -5,16 +5,18 @@
 //! and only pages that a take returned carry a mark. Holes are never marked: that would allocate page tables, keep huge
 //! pages away, and leave markers that look like swapped pages.
 
-use super::{Pages, Tier, Tracker, Untracked, intersect};
+use super::{Pages, Tier, Tracker, Untracked};
 use crate::error::{Error, Result};
-use crate::ids::{Pid, Range, normalize, subtract};
+use crate::ids::{Pid, Range, intersect, normalize, subtract};
 use crate::proc::maps::Vma;
+use crate::sys::fault;
 use crate::sys::pagemap::{
     self, Ask, Contents, FILE, HUGE, PRESENT, Pagemap, SWAPPED, WPALLOWED, WRITTEN, push,
 };
 use crate::sys::uffd::{self, Uffd};
 use nix::errno::Errno;
 use std::os::fd::OwnedFd;
+use std::sync::LazyLock;
 
 #[derive(Debug)]
 pub struct AsyncWp {
@@ -26,7 +28,7 @@ pub struct AsyncWp {
     files: Vec<Range>,
     /// What could not be registered.
     refused: Vec<Range>,
-    /// What was registered since somebody asked.
+    /// Where something was registered since somebody asked.
     fresh: Vec<Range>,
 }
 
@@ -120,6 +122,12 @@ impl AsyncWp {
     }
 }
 
+/// Whether mremap(2) carries marks along (up to Linux 6.12).
+fn moves_keep_marks() -> bool {
+    static KEEP: LazyLock<bool> = LazyLock::new(|| uffd::moves_keep_marks().unwrap_or(true));
+    *KEEP
+}
+
 /// What to register in one step each: private mappings that follow each other, with what is unmapped behind them.
 ///
 /// A mapping that grows just now must not become two by having the part registered that was there before: mremap(2) of
@@ -153,17 +161,21 @@ impl Tracker for AsyncWp {
         if fresh.is_empty() {
             return Ok(untracked);
         }
-        self.fresh.extend_from_slice(&fresh);
-        self.ours = subtract(&self.ours, &fresh);
-        self.files = subtract(&self.files, &fresh);
-        self.refused = subtract(&self.refused, &fresh);
         let maps = super::maps(self.map.pid())?;
-        let mut whole = Vec::new();
-        for span in spans(&maps) {
-            if !intersect(&fresh, &[span]).is_empty() && self.uffd.register(span).is_ok() {
-                whole.push(span);
-            }
-        }
+        let mut whole = spans(&maps);
+        whole.retain(|&span| !intersect(&fresh, &[span]).is_empty());
+        // What was tracked may be replaced in this very moment, and what replaces it is then registered too: all of it
+        // must be looked at again, and what the caller does not know of is no part of what is tracked.
+        let touched = normalize([&fresh[..], &whole[..]].concat());
+        self.fresh.extend_from_slice(&touched);
+        self.ours = subtract(
+            &self.ours,
+            &normalize([fresh.clone(), subtract(&touched, vmas)].concat()),
+        );
+        self.files = intersect(&self.files, &self.ours);
+        self.refused = subtract(&self.refused, &fresh);
+        fault::point("registration")?;
+        whole.retain(|&span| self.uffd.register(span).is_ok());
         for vma in &maps {
             for part in intersect(&fresh, &[vma.range()]) {
                 if vma.shared {
@@ -190,12 +202,16 @@ impl Tracker for AsyncWp {
         self.refused = normalize(self.refused.iter().copied().chain(refused).collect());
         self.ours = normalize(std::mem::take(&mut self.ours));
         self.files = normalize(std::mem::take(&mut self.files));
-        // Before 6.13 mremap(2) carries marks along into a mapping that is no longer registered, where writes
+        // Some kernels' mremap(2) carries marks along into a mapping that is no longer registered, where writes
         // do not take them off. Nothing fresh may have a mark.
+        let suspect = match moves_keep_marks() && super::maps(self.map.pid())? != maps {
+            true => touched,
+            false => fresh,
+        };
         let mut stale = Vec::new();
         let mut all = self.ask(false);
         all.tell = WRITTEN;
-        for part in intersect(&fresh, &self.ours) {
+        for part in intersect(&suspect, &self.ours) {
             self.map.scan(part, &all, |region, is| {
                 if is & WRITTEN == 0 {
                     push(&mut stale, region);
@@ -219,8 +235,8 @@ impl Tracker for AsyncWp {
         Ok(self.look(within, true, false)?.written)
     }
 
-    fn peek_written(&self, within: &[Range]) -> Result<Vec<Range>> {
-        Ok(self.look(within, false, false)?.written)
+    fn peek(&self, within: &[Range]) -> Result<Pages> {
+        self.look(within, false, true)
     }
 
     fn survey(&mut self, within: &[Range]) -> Result<Pages> {

@@ -30,19 +30,19 @@ impl Tracker for Everything {
     }
 
     fn take_written(&mut self, within: &[Range]) -> Result<Vec<Range>> {
-        self.peek_written(within)
-    }
-
-    fn peek_written(&self, within: &[Range]) -> Result<Vec<Range>> {
         self.map.populated_in(within, Contents::Private)
     }
 
-    fn survey(&mut self, within: &[Range]) -> Result<Pages> {
-        let populated = self.peek_written(within)?;
+    fn peek(&self, within: &[Range]) -> Result<Pages> {
+        let populated = self.map.populated_in(within, Contents::Private)?;
         Ok(Pages {
             written: populated.clone(),
             populated,
         })
+    }
+
+    fn survey(&mut self, within: &[Range]) -> Result<Pages> {
+        self.peek(within)
     }
 
     fn unregistered(&self, _: &[Range]) -> Result<Vec<Range>> {

@@ -32,7 +32,7 @@ pub use everything::Everything;
 pub use soft_dirty::SoftDirty;
 
 use crate::error::{Context, Error, Result};
-use crate::ids::{Pid, Range, normalize};
+use crate::ids::{Pid, Range, intersect, normalize};
 use crate::proc::maps::{Vma, parse_maps};
 use crate::sys::pagemap::push;
 use nix::errno::Errno;
@@ -56,7 +56,7 @@ pub enum Tier {
 impl Tier {
     /// Whether looking and re-protecting is one step per page, so that [`Tracker::take_written`] loses nothing
     /// while the target runs. Where it is not, take only from a stopped target, and pre-copy by
-    /// [`Tracker::peek_written`], whose pages must then be looked at again.
+    /// [`Tracker::peek`], whose pages must then be looked at again.
     pub fn takes_while_running(self) -> bool {
         match self {
             Tier::AsyncWp | Tier::Everything => true,
@@ -145,8 +145,8 @@ pub trait Tracker: Send + fmt::Debug {
     /// Copy *after* it: what is written during the copy is in the next answer.
     fn take_written(&mut self, within: &[Range]) -> Result<Vec<Range>>;
 
-    /// The same without re-protecting.
-    fn peek_written(&self, within: &[Range]) -> Result<Vec<Range>>;
+    /// Written and populated pages, without re-protecting any.
+    fn peek(&self, within: &[Range]) -> Result<Pages>;
 
     /// Written and populated pages from one walk, re-protecting the written ones: what a checkpoint needs in its pause.
     fn survey(&mut self, within: &[Range]) -> Result<Pages>;
@@ -154,7 +154,8 @@ pub trait Tracker: Send + fmt::Debug {
     /// The parts of `within` that are not tracked: mappings that are new, moved, replaced, or were refused.
     fn unregistered(&self, within: &[Range]) -> Result<Vec<Range>>;
 
-    /// The mappings that [`Tracker::track`] took in since this was asked last: their pages may have come before that.
+    /// Where [`Tracker::track`] took in mappings since this was asked last: what is there may be another mapping than the
+    /// one that was asked for, and its pages may have come before that.
     fn fresh(&mut self) -> Vec<Range>;
 
     /// The huge pages in `within`.
@@ -229,24 +230,6 @@ fn shared(pid: Pid, vmas: &[Range]) -> Result<Vec<Range>> {
     Ok(intersect(vmas, &normalize(shared)))
 }
 
-/// The parts of `a` that `b` covers too; both normalized.
-pub(crate) fn intersect(a: &[Range], b: &[Range]) -> Vec<Range> {
-    let mut out = Vec::new();
-    let mut first = 0;
-    for &r in a {
-        while first < b.len() && b[first].end <= r.start {
-            first += 1;
-        }
-        out.extend(
-            b[first..]
-                .iter()
-                .take_while(|c| c.start < r.end)
-                .filter_map(|&c| r.intersect(c)),
-        );
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,14 +254,5 @@ mod tests {
             None,
             "pages that were forgotten must not be taken for unwritten"
         );
-    }
-
-    #[test]
-    fn common_parts() {
-        assert_eq!(
-            intersect(&r(&[(0, 10), (20, 30)]), &r(&[(5, 22), (25, 26), (29, 40)])),
-            r(&[(5, 10), (20, 22), (25, 26), (29, 30)])
-        );
-        assert_eq!(intersect(&r(&[(0, 10)]), &r(&[(10, 20)])), r(&[]));
     }
 }

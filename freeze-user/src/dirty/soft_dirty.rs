@@ -6,9 +6,9 @@
 //!
 //! See Documentation/admin-guide/mm/soft-dirty.rst.
 
-use super::{Pages, Tier, Tracker, Untracked, intersect};
+use super::{Pages, Tier, Tracker, Untracked};
 use crate::error::{Context, Error, Result};
-use crate::ids::{Pid, Range, normalize, subtract};
+use crate::ids::{Pid, Range, intersect, normalize, subtract};
 use crate::sys::pagemap::{self, Contents, Entry, Pagemap, push};
 use nix::errno::Errno;
 use std::fs::File;
@@ -96,8 +96,8 @@ impl Tracker for SoftDirty {
         Ok(self.survey(within)?.written)
     }
 
-    fn peek_written(&self, within: &[Range]) -> Result<Vec<Range>> {
-        Ok(self.look(within)?.written)
+    fn peek(&self, within: &[Range]) -> Result<Pages> {
+        self.look(within)
     }
 
     fn survey(&mut self, within: &[Range]) -> Result<Pages> {

@@ -345,7 +345,7 @@ fn keep_an_image(target: &mut Target, tracker: &mut dyn Tracker) {
         let vmas = ranges(&target.private());
         let refused = tracker.track(&vmas).unwrap();
         assert!(refused.is_empty(), "{deed}: {refused:?}");
-        let peeked = tracker.peek_written(&vmas).unwrap();
+        let peeked = tracker.peek(&vmas).unwrap();
         // Both ways of asking must do; with the target at rest they and the peek agree.
         let pages = if n % 2 == 0 {
             tracker.survey(&vmas).unwrap()
@@ -357,15 +357,16 @@ fn keep_an_image(target: &mut Target, tracker: &mut dyn Tracker) {
                 written,
             }
         };
-        assert_eq!(peeked, pages.written, "{deed}");
+        assert_eq!(peeked, pages, "{deed}");
         assert_eq!(subtract(&pages.written, &pages.populated), [], "{deed}");
         image.update(target, &pages);
         assert!(image.compare(target, deed) > 1000);
         if tracker.tier() != Tier::Everything {
             assert_eq!(tracker.unregistered(&vmas).unwrap(), [], "{deed}");
             let written: u64 = tracker
-                .peek_written(&vmas)
+                .peek(&vmas)
                 .unwrap()
+                .written
                 .iter()
                 .map(|r| r.pages())
                 .sum();
@@ -414,7 +415,7 @@ fn exactly_what_was_written_is_told() {
     );
     assert_eq!(tracker.take_written(&[a]).unwrap(), []);
     target.run("store(A, 6); store(A, 9); advise(A, 5, 1, 4)");
-    assert_eq!(tracker.peek_written(&[a]).unwrap(), [page(6), page(9)]);
+    assert_eq!(tracker.peek(&[a]).unwrap().written, [page(6), page(9)]);
     // Only what was asked about is taken.
     assert_eq!(tracker.take_written(&[page(6)]).unwrap(), [page(6)]);
     let both = Pages {

@@ -1,7 +1,7 @@
 //! The IPC namespace of a process: entered where it is not freeze's own, and what in it belongs to the set.
 
 use super::Shared;
-use crate::error::{Blocker, Context, Error, Result};
+use crate::error::{Blocker, Context, Error, Result, errno};
 use crate::ids::Pid;
 use crate::nest::Nest;
 use crate::nest::family::free;
@@ -108,28 +108,24 @@ impl Space {
     pub fn read(&self, path: &'static str) -> Result<String> {
         let read = || match std::fs::read_to_string(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-            got => got.map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
+            got => got.map_err(errno),
         };
         self.enter(read).on("read", || path)
     }
 
     /// Writes a file of /proc that means this namespace.
     pub fn write(&self, path: &'static str, text: &str) -> Result<()> {
-        let write = || {
-            std::fs::write(path, text)
-                .map_err(|e| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
-        };
+        let write = || std::fs::write(path, text).map_err(errno);
         self.enter(write).on("write", || path)
     }
 
     /// Asks for `id` as the next one to be given (`/proc/sys/kernel/*_next_id`). The wish is the whole namespace's, so
     /// as long as the returned file lives no other freeze utters one.
     fn reserve(&self, next: &'static str, id: i32) -> Result<File> {
-        let io = |e: std::io::Error| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
         let wish = || {
-            let mut file = File::options().write(true).open(next).map_err(io)?;
+            let mut file = File::options().write(true).open(next).map_err(errno)?;
             sys::flock(file.as_fd(), libc::LOCK_EX)?;
-            file.write_all(id.to_string().as_bytes()).map_err(io)?;
+            file.write_all(id.to_string().as_bytes()).map_err(errno)?;
             Ok(file)
         };
         self.enter(wish).on("write", || next)

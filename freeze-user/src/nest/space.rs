@@ -1,6 +1,6 @@
 //! Which namespaces a process lives in, by numbers in the image, and those that a restore has made or joined.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -102,7 +102,7 @@ impl Spaces {
         if number == 0 && !self.open.contains_key(&(kind, 0)) {
             let path = format!("/proc/thread-self/ns/{}", kind.name());
             let file = File::open(&path).map_err(|e| {
-                let errno = nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+                let errno = errno(e);
                 Error::kernel("open", path, errno)
             })?;
             self.open.insert((kind, 0), file.into());

@@ -10,15 +10,16 @@
 //! everything is looked at.
 //!
 //! The proof takes nothing for granted. A page that was tracked, was not looked at in the pause and counts as written
-//! must have faulted itself since the cut, or lie in a huge page that one fault has filled since. What was emptied or
-//! unmapped since can no longer be proven.
+//! must have faulted itself since the cut, or lie in a huge page that one fault has filled since; and what the draft
+//! has a page for must have one. What was emptied or unmapped since can no longer be proven.
 
-use crate::dirty::{Tracker, intersect};
+use crate::dirty::Tracker;
 use crate::error::Result;
-use crate::ids::{PAGE, Pid, Range, normalize, subtract};
+use crate::ids::{PAGE, Pid, Range, SpaceId, intersect, normalize, subtract};
 use crate::observe::FaultLog;
 use crate::observe::view::{Depth, read_vmas, speaker};
 use crate::proc::maps::Vma;
+use crate::store::Draft;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The log, which those who checkpoint different groups share; its programs are loaded when a process is large enough
@@ -104,11 +105,16 @@ impl Logged {
 
     /// Whether the log has told of everything that was written up to the cut: called after the resume; the error says
     /// why that is not known.
-    pub(super) fn prove(&self, tracker: &dyn Tracker, cut: &Cut) -> std::result::Result<(), &'static str> {
+    pub(super) fn prove(
+        &self,
+        tracker: &dyn Tracker,
+        cut: &Cut,
+        draft: &Draft,
+    ) -> std::result::Result<(), &'static str> {
         const GONE: &str = "the process was gone before the log was proven";
         const UNMAPPED: &str = "memory was unmapped or emptied before the log was proven";
         // First the page tables and then the log: what is written in between must not look missed.
-        let written = tracker.peek_written(&cut.open).map_err(|_| GONE)?;
+        let pages = tracker.peek(&cut.open).map_err(|_| GONE)?;
         let mut lost = tracker.unregistered(&cut.open).map_err(|_| GONE)?;
         let maps = read_vmas(speaker(self.pid), Depth::Maps).map_err(|_| GONE)?;
         let mapped = normalize(maps.iter().filter(|v| !v.shared).map(Vma::range).collect());
@@ -124,12 +130,15 @@ impl Logged {
         if !lost.is_empty() {
             return Err(UNMAPPED);
         }
-        let mut missed = subtract(&written, &seen.pages);
+        let mut missed = subtract(&pages.written, &seen.pages);
         if !missed.is_empty() {
             let filled = intersect(&cut.open, &seen.filled);
             let huge = tracker.huge(&filled).map_err(|_| GONE)?;
             missed = subtract(&missed, &huge);
         }
+        // Nothing was emptied since: what the draft has a page for and is a hole now was one at the cut.
+        let stored = draft.stored(SpaceId::private(self.pid), &cut.open);
+        missed.extend(subtract(&stored, &pages.populated));
         if missed.is_empty() {
             return Ok(());
         }

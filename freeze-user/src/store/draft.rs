@@ -7,7 +7,7 @@ use super::opened::Opened;
 use super::pages::{CHUNK_PAGES, Cache, ENTRY, Form, PageWriter, is_zero};
 use super::{CheckpointId, INCOMPLETE, INDEX, MANIFEST, PAGES, RECORDS, create, lock, retention, sync_dir};
 use crate::error::{Context, Error, Result};
-use crate::ids::{PAGE, Range, SpaceId, normalize};
+use crate::ids::{PAGE, Range, SpaceId, intersect, normalize};
 use crate::sys::fault;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -330,6 +330,31 @@ impl Draft {
         }
         self.spaces.insert(of, theirs);
         normalize(shared)
+    }
+
+    /// The pages of `within` that it has contents for, its own or the parent's.
+    pub fn stored(&self, space: SpaceId, within: &[Range]) -> Vec<Range> {
+        let Some(layer) = self.spaces.get(&space) else {
+            return Vec::new();
+        };
+        let mut stored = Vec::new();
+        let mut inherited = BTreeMap::<SpaceId, Vec<Range>>::new();
+        for r in within {
+            for (start, end, what) in layer.within(r.start / PAGE, r.end / PAGE) {
+                let run = Range::new(start * PAGE, end * PAGE);
+                match what {
+                    What::Parent => inherited.entry(space).or_default().push(run),
+                    What::ParentOf(of) => inherited.entry(of).or_default().push(run),
+                    _ => stored.push(run),
+                }
+            }
+        }
+        for (of, runs) in inherited {
+            let theirs = self.parent.iter().flat_map(|parent| parent.runs(of));
+            let theirs = normalize(theirs.map(|run| run.range).collect());
+            stored.extend(intersect(&normalize(runs), &theirs));
+        }
+        normalize(stored)
     }
 
     /// These pages are gone again.

@@ -1,6 +1,7 @@
 //! POSIX message queues by their system calls: names without the slash that mq_open(3) takes off.
 
 use super::{Sys, owned, plain, raw};
+use crate::error::errno;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
@@ -97,9 +98,8 @@ pub fn names() -> Sys<Vec<Vec<u8>>> {
     let fd = context.as_raw_fd() as u64;
     plain(libc::SYS_fsconfig, [fd, FSCONFIG_CMD_CREATE, 0, 0, 0, 0])?;
     let mount = plain(libc::SYS_fsmount, [fd, FSMOUNT_CLOEXEC, 0, 0, 0, 0]).map(owned)?;
-    let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
-    let entries = std::fs::read_dir(format!("/proc/thread-self/fd/{}", mount.as_raw_fd())).map_err(io)?;
+    let entries = std::fs::read_dir(format!("/proc/thread-self/fd/{}", mount.as_raw_fd())).map_err(errno)?;
     entries
-        .map(|e| Ok(e.map_err(io)?.file_name().into_vec()))
+        .map(|e| Ok(e.map_err(errno)?.file_name().into_vec()))
         .collect()
 }

@@ -1,6 +1,7 @@
 //! Which multicast groups a socket is in: the kernel tells only of whole devices, so each of their groups is tried.
 
 use super::{Sys, getsockopt, setsockopt};
+use crate::error::errno;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -68,7 +69,7 @@ fn groups() -> Sys<Vec<(u32, IpAddr)>> {
     let read = |name| match std::fs::read_to_string(format!("/proc/thread-self/net/{name}")) {
         // A kernel without IPv6, or without multicast.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        done => done.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
+        done => done.map_err(errno),
     };
     let mut out = Vec::new();
     let mut device = 0;

@@ -1,6 +1,7 @@
 //! Namespaces by descriptor: entering them, who owns them, in which one a socket or a mount lies.
 
 use super::{Sys, owned, plain, raw};
+use crate::error::errno;
 use crate::ids::Pid;
 use nix::errno::Errno;
 use std::ffi::CString;
@@ -74,9 +75,8 @@ pub fn mount_id(path: &Path) -> Sys<i64> {
 /// The root of a mount namespace, and its mounts as mountinfo shows them from there; the caller stays where it is.
 pub fn look_into(mnt: BorrowedFd<'_>) -> Sys<(OwnedFd, Vec<u8>)> {
     let look = || -> Sys<(OwnedFd, Vec<u8>)> {
-        let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
         // What /proc is inside is not known; this one is held before.
-        let proc = std::fs::File::open("/proc").map_err(io)?;
+        let proc = std::fs::File::open("/proc").map_err(errno)?;
         unshare(libc::CLONE_FS)?;
         setns(mnt, libc::CLONE_NEWNS)?;
         let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
@@ -89,7 +89,7 @@ pub fn look_into(mnt: BorrowedFd<'_>) -> Sys<(OwnedFd, Vec<u8>)> {
             nix::sys::stat::Mode::empty(),
         )?;
         let mut text = Vec::new();
-        std::io::Read::read_to_end(&mut std::fs::File::from(table), &mut text).map_err(io)?;
+        std::io::Read::read_to_end(&mut std::fs::File::from(table), &mut text).map_err(errno)?;
         Ok((root, text))
     };
     // A thread of its own: a thread that has moved to another tree of files does not come back by itself.
@@ -230,8 +230,7 @@ unsafe fn perform(step: &Step) -> bool {
 
 /// Sets the id that was given out last in another pid namespace, so that the next one is the one after it.
 pub fn set_last_pid(pid_namespace: BorrowedFd<'_>, last: i32) -> Sys<()> {
-    let own = std::fs::File::open("/proc/thread-self/ns/pid")
-        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    let own = std::fs::File::open("/proc/thread-self/ns/pid").map_err(errno)?;
     // Children of this thread are born there, and only who lives there can do it.
     setns(pid_namespace, libc::CLONE_NEWPID)?;
     let path = b"/proc/sys/kernel/ns_last_pid\0".to_vec();
@@ -259,8 +258,7 @@ pub fn within<T>(namespaces: &[BorrowedFd<'_>], work: impl FnOnce() -> T) -> Sys
     }
     let own = |name: &str| {
         let file = std::fs::File::open(format!("/proc/thread-self/ns/{name}"));
-        file.map(OwnedFd::from)
-            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+        file.map(OwnedFd::from).map_err(errno)
     };
     let back = Back(vec![own("net")?, own("ipc")?, own("uts")?]);
     for fd in namespaces {
@@ -281,10 +279,9 @@ pub fn mount_copy(tree: Option<BorrowedFd<'_>>, path: &[u8]) -> Sys<OwnedFd> {
 /// The same of a mount that others are mounted over: in a copy of the namespace these are taken off, from each of the
 /// places so many. EINVAL if they cannot be, since the tree was made where more was allowed (mount_namespaces(7)).
 pub fn covered_mount_copy(tree: BorrowedFd<'_>, path: &[u8], covers: &[(PathBuf, usize)]) -> Sys<OwnedFd> {
-    let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
     let (owner, own) = (
         owner(tree)?,
-        std::fs::File::open("/proc/thread-self/ns/user").map_err(io)?,
+        std::fs::File::open("/proc/thread-self/ns/user").map_err(errno)?,
     );
     let mut steps = Vec::new();
     // A copy that is made in another user namespace is one in which nothing can be taken off.
@@ -301,7 +298,7 @@ pub fn covered_mount_copy(tree: BorrowedFd<'_>, path: &[u8], covers: &[(PathBuf,
         steps.extend(std::iter::repeat_n(Step::Unmount(place), *count));
     }
     let maker = Maker::new(&steps).map_err(|(_, e)| e)?;
-    let copy = maker.namespace("mnt").map_err(io)?;
+    let copy = maker.namespace("mnt").map_err(errno)?;
     mount_copy(Some(copy.as_fd()), path)
 }
 

@@ -10,9 +10,12 @@
 //! See Documentation/admin-guide/mm/userfaultfd.rst.
 #![allow(unsafe_code, reason = "ioctls with structures have their address here")]
 
+use crate::error::errno;
 use crate::ids::Range;
 use nix::errno::Errno;
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 /// The flags for the `userfaultfd` call that runs in the target.
 ///
@@ -181,6 +184,54 @@ pub fn own() -> nix::Result<OwnedFd> {
         let fd = super::raw(libc::SYS_userfaultfd, [FLAGS, 0, 0, 0, 0, 0])?;
         Ok(OwnedFd::from_raw_fd(fd as i32))
     }
+}
+
+/// Whether a page that mremap(2) moves keeps its mark although its new mapping is registered no more; tried on a page of
+/// this process.
+pub fn moves_keep_marks() -> nix::Result<bool> {
+    const PAGE: usize = crate::ids::PAGE as usize;
+    const MARK: u64 = 1 << 57;
+    let uffd = Uffd::start(own()?)?;
+    let map = |at: *mut libc::c_void, protection, flags| {
+        // SAFETY: fixed addresses are only given for a mapping made here.
+        let at = unsafe {
+            libc::mmap(
+                at,
+                2 * PAGE,
+                protection,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags,
+                -1,
+                0,
+            )
+        };
+        Errno::result(at as isize).map(|_| at)
+    };
+    let area = map(std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE, 0)?;
+    let (from, to) = (area, area.wrapping_byte_add(PAGE));
+    let page = Range::new(from as u64, from as u64 + PAGE as u64);
+    let moved = (|| {
+        // SAFETY: the first page of a mapping of our own that nothing else knows of.
+        unsafe { from.cast::<u8>().write_volatile(1) };
+        uffd.register(page)?;
+        let mut arg = UffdioWriteprotect {
+            range: plain(page),
+            mode: 1,
+        };
+        // SAFETY: the request's structure, alive during the call.
+        unsafe { ioctl(&uffd.fd, UFFDIO_WRITEPROTECT, &raw mut arg as u64) }?;
+        // SAFETY: from the one page of that mapping to the other.
+        let at = unsafe { libc::mremap(from, PAGE, PAGE, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, to) };
+        Errno::result(at as isize)
+    })();
+    let mut entry = [0; 8];
+    let read = File::open("/proc/self/pagemap")
+        .and_then(|map| map.read_exact_at(&mut entry, to as u64 / crate::ids::PAGE * 8));
+    let (rest, pages) = if moved.is_ok() { (to, 1) } else { (from, 2) };
+    // SAFETY: what is left of that mapping; where its first page was after the move may be another mapping by now.
+    Errno::result(unsafe { libc::munmap(rest, pages * PAGE) })?;
+    moved?;
+    read.map_err(errno)?;
+    Ok(u64::from_ne_bytes(entry) & MARK != 0)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Names of unix sockets in the file system: bound where they were, or where nobody else can see them.
 
 use super::{Sys, socket_to};
+use crate::error::errno;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
@@ -89,7 +90,7 @@ pub fn bind_hidden(fd: BorrowedFd<'_>, address: &[u8], mode: u32) -> Sys<()> {
 pub fn bind_renamed(fd: BorrowedFd<'_>, address: &[u8], path: &Path, mode: u32) -> Sys<()> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     bind_below(parent, fd, address, mode, |bound| {
-        std::fs::rename(bound, path).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+        std::fs::rename(bound, path).map_err(errno)
     })
 }
 
@@ -101,19 +102,18 @@ fn bind_below(
     mode: u32,
     then: impl FnOnce(&Path) -> Sys<()>,
 ) -> Sys<()> {
-    let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
     // It goes when this is left, however that comes about.
     let scratch = tempfile::Builder::new()
         .prefix("freeze-name-")
         .tempdir_in(parent)
-        .map_err(io)?;
+        .map_err(errno)?;
     let done = apart(|| {
         nix::unistd::chroot(scratch.path())?;
         nix::unistd::chdir("/")?;
         umask(Mode::from_bits_truncate(0o022));
         let path = Path::new(OsStr::from_bytes(name_of(address)));
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(io)?;
+            std::fs::create_dir_all(parent).map_err(errno)?;
         }
         umask(Mode::from_bits_truncate(!mode & 0o777));
         socket_to(fd, false, address)

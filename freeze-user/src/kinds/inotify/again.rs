@@ -5,7 +5,7 @@
 //! brought about again only where none is now, and its removal likewise.
 
 use super::super::pipe::Bytes;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, errno};
 use crate::observe::peek::Peek;
 use crate::sys::events::inotify_add;
 use nix::errno::Errno;
@@ -211,10 +211,6 @@ fn times(at: &Path, now: &Metadata, access: bool, modification: bool) -> nix::Re
         time(modification, now.mtime(), now.mtime_nsec()),
     );
     utimensat(AT_FDCWD, at, &a, &m, UtimensatFlags::NoFollowSymlink)
-}
-
-fn errno(e: std::io::Error) -> Errno {
-    Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))
 }
 
 #[cfg(test)]

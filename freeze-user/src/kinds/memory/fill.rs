@@ -4,9 +4,8 @@
 //! and maps them in one go, where process_vm_writev(2) has each filled with zeros first.
 
 use super::{Backing, Record};
-use crate::dirty::intersect;
 use crate::error::{Context, Error, Result};
-use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
+use crate::ids::{PAGE, Pid, Range, SpaceId, intersect, normalize, subtract};
 use crate::nest::Nest;
 use crate::store::{Content, Opened};
 use crate::sys;

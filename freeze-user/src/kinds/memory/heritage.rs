@@ -10,7 +10,7 @@
 use super::super::pipe::Bytes;
 use super::{Backing, Mapping, Record, fill, place, vdso};
 use crate::error::Result;
-use crate::ids::{Pid, Range, SpaceId, normalize, subtract};
+use crate::ids::{Pid, Range, SpaceId, intersect, normalize, subtract};
 use crate::nest::family::Family;
 use crate::nest::{Bequest, Nest};
 use crate::store::{Content, Opened, Where};
@@ -213,7 +213,7 @@ impl Heritage {
             let mut taken = normalize(taken);
             for (_, record) in &heirs {
                 for m in &record.vmas {
-                    if crate::dirty::intersect(&[m.range], &bare).is_empty() {
+                    if intersect(&[m.range], &bare).is_empty() {
                         continue;
                     }
                     let Some(key) = key(record, m) else { continue };
@@ -241,7 +241,7 @@ impl Heritage {
         let mut given = Vec::new();
         let mut reader = self.image.reader();
         for piece in lacking {
-            for part in crate::dirty::intersect(&[piece.range], &there) {
+            for part in intersect(&[piece.range], &there) {
                 reader.for_each_in(SpaceId::private(piece.of), part, |at, content| match content {
                     Content::Bytes(bytes) => fill::write_pages(pid, at.start, bytes),
                     Content::Zero => Ok(()),
@@ -309,7 +309,7 @@ pub fn settle(record: &Record, pid: Pid, nest: &mut Nest) -> Kept {
     for (i, m) in record.vmas.iter().enumerate() {
         let Some(key) = key(record, m) else { continue };
         let covers = |(r, k): &(Range, Key)| r.start <= m.range.start && m.range.end <= r.end && *k == key;
-        let useful = crate::dirty::intersect(&[m.range], &common);
+        let useful = intersect(&[m.range], &common);
         if !useful.is_empty() && estate.mapped.iter().any(covers) {
             kept.mappings.insert(i);
             inside.push(m.range);
@@ -317,10 +317,7 @@ pub fn settle(record: &Record, pid: Pid, nest: &mut Nest) -> Kept {
         }
     }
     let has = normalize(has);
-    kept.stale = subtract(
-        &crate::dirty::intersect(&ranges(&estate.held), &normalize(inside)),
-        &has,
-    );
+    kept.stale = subtract(&intersect(&ranges(&estate.held), &normalize(inside)), &has);
     kept.todo = subtract(&all, &has);
     kept
 }

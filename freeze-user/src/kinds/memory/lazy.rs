@@ -5,9 +5,8 @@ pub mod serve;
 
 use super::heritage::Kept;
 use super::{Mapping, Record};
-use crate::dirty::intersect;
 use crate::error::{Context, Result};
-use crate::ids::{Pid, Range, SpaceId, normalize, subtract};
+use crate::ids::{Pid, Range, SpaceId, intersect, normalize, subtract};
 use crate::nest::Nest;
 use crate::store::Where;
 use crate::sys::missing::{FLAGS, Filler};

@@ -6,9 +6,8 @@
 //! pages of zeros: they make old code that a thread stands in fall back to system calls, until it is stepped out of it.
 
 use super::{Record, collect, occupied};
-use crate::dirty::intersect;
 use crate::error::{Blocker, Context, Result};
-use crate::ids::{Pid, Range, normalize};
+use crate::ids::{Pid, Range, intersect, normalize};
 use crate::nest::{Nest, TASK_SIZE, free_place, is_vdso};
 use crate::observe::view::{Depth, read_vmas};
 use std::collections::BTreeMap;

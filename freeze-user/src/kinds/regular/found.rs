@@ -1,6 +1,6 @@
 //! How a file is found again: by its path, by another name of it, by its handle, or only in the image.
 
-use crate::error::Blocker;
+use crate::error::{Blocker, errno};
 use crate::ids::Pid;
 use crate::kinds::pipe::Bytes;
 use crate::observe::looks;
@@ -8,7 +8,6 @@ use crate::observe::tree::Tree;
 use crate::observe::view::FileStat;
 use crate::sys::ended::StandIn;
 use crate::sys::files;
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
@@ -202,7 +201,7 @@ fn lies_at(link: &[u8], tree: &Tree) -> std::io::Result<(u64, u64)> {
 impl Handle {
     /// Opens the file on the mount to which the path `on` belongs.
     pub fn open(&self, on: &Path, flags: i32) -> nix::Result<OwnedFd> {
-        let mount = File::open(on).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        let mount = File::open(on).map_err(errno)?;
         files::open_by_handle(mount.as_fd(), self.kind, &self.bytes.0, flags)
     }
 
