@@ -19,9 +19,11 @@ use nix::errno::Errno;
 use raw::{get_dispatch, get_mask, get_regs, set_dispatch, set_mask, set_regs};
 use regs::Regs;
 pub use replay::Replay;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::marker::PhantomData;
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
 
 /// Raw ptrace(2).
 fn ptrace(request: u32, tid: Pid, addr: u64, data: u64) -> nix::Result<i64> {
@@ -59,12 +61,38 @@ pub fn wait(tid: Pid) -> Result<Halt> {
     }
 }
 
+/// For how long a halt is waited for without going to sleep: to be woken takes longer than most halts do.
+const WAKEFUL: Duration = Duration::from_micros(100);
+
+/// For how many halts not, after one that took longer: the thread may be waiting for the very processor that waits for it.
+const DROWSY: u32 = 32;
+
+thread_local! {
+    /// How many halts are still to be slept for.
+    static DROWSY_FOR: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Until when to wait awake: not at all where the thread that is waited for has no other processor to run on.
+fn wakeful_until() -> Option<Instant> {
+    static OTHERS: LazyLock<bool> = LazyLock::new(|| available_parallelism().is_ok_and(|n| n.get() > 1));
+    let drowsy = DROWSY_FOR.get();
+    DROWSY_FOR.set(drowsy.saturating_sub(1));
+    (*OTHERS && drowsy == 0).then(|| Instant::now() + WAKEFUL)
+}
+
 /// The same; `None` once this thread's deadline has passed.
 fn wait_in_time(tid: Pid) -> Result<Option<Halt>> {
     let mut status = 0;
+    let mut wakeful = wakeful_until();
     loop {
+        if wakeful.is_some_and(|until| Instant::now() >= until) {
+            wakeful = None;
+            DROWSY_FOR.set(DROWSY);
+        }
+        let flag = if wakeful.is_some() { libc::WNOHANG } else { 0 };
         // SAFETY: `status` is a live int.
-        match Errno::result(unsafe { libc::waitpid(tid.0, &raw mut status, libc::__WALL) }) {
+        match Errno::result(unsafe { libc::waitpid(tid.0, &raw mut status, libc::__WALL | flag) }) {
+            Ok(0) => std::hint::spin_loop(),
             Ok(_) => break,
             Err(Errno::EINTR) if deadline::passed() => return Ok(None),
             Err(Errno::EINTR) => {}
