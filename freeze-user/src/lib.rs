@@ -6,6 +6,7 @@
 //! (`cargo xtask tidy` checks it). See ARCHITECTURE.md for the map and the invariants.
 
 pub mod ids;
+pub mod ospath;
 pub mod error;
 pub mod crew;
 pub mod sys;

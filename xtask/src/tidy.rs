@@ -6,6 +6,7 @@ use std::path::Path;
 /// The modules of freeze-user, each of which names only those before it. ARCHITECTURE.md shows the same list.
 const ORDER: &[&str] = &[
     "ids",
+    "ospath",
     "error",
     "crew",
     "sys",

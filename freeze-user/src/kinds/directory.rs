@@ -23,6 +23,7 @@ pub struct Directory;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     pub flags: i32,
     pub position: i64,

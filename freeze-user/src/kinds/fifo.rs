@@ -22,6 +22,7 @@ pub struct Fifo;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     /// Device and inode, by which the ends of one fifo are told.
     pub node: (u64, u64),

@@ -15,7 +15,9 @@ pub struct Filesystem;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    #[serde(with = "crate::ospath")]
     pub cwd: PathBuf,
+    #[serde(with = "crate::ospath")]
     pub root: PathBuf,
     pub umask: u32,
     /// The numbers of the trees of files (mount namespaces) that they are in.

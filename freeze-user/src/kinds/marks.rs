@@ -36,6 +36,7 @@ pub enum Found {
 /// The same, in the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spot {
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     #[serde(default)]
     pub tree: u32,

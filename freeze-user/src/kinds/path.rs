@@ -23,6 +23,7 @@ pub struct Node;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     pub flags: i32,
     pub node: NodeRef,

@@ -51,7 +51,7 @@ pub struct Record {
 /// How a file is found again, and what it was like.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRef {
-    /// Its path, as bytes turned into text where they are not UTF-8: see `raw`.
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     pub stat: FileStat,
     /// Whether the program could write to it, so that it may lawfully have grown since.

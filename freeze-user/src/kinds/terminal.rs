@@ -43,6 +43,7 @@ pub enum Record {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outside {
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     pub flags: i32,
     /// `struct termios2`, which a program that draws on its terminal relies on.
@@ -61,6 +62,7 @@ pub struct Outside {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Master {
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     pub flags: i32,
     pub pty: Pty,
@@ -72,6 +74,7 @@ pub struct Master {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HungUp {
     /// Where its slave side lay.
+    #[serde(with = "crate::ospath")]
     pub node: PathBuf,
     pub index: u32,
     pub flags: i32,
@@ -82,10 +85,11 @@ pub struct HungUp {
 pub struct Slave {
     pub master: FileId,
     pub index: u32,
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     pub flags: i32,
     /// Where the slave sides of its master lie, and in which tree of files.
-    #[serde(default = "usual_place")]
+    #[serde(default = "usual_place", with = "crate::ospath")]
     pub dir: PathBuf,
     #[serde(default)]
     pub tree: u32,

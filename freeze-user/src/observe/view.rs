@@ -511,7 +511,7 @@ impl ProcessView {
             if depth == Depth::Smaps {
                 p.guards = pagemap::guards_of(p.speaker, p.vmas.iter().map(Vma::range)).ok();
             }
-            p.fds = read_fds(pid, p.speaker)?;
+            p.fds = read_fds(pid, p.speaker, before.is_none())?;
             Ok(())
         };
         match fill(&mut p) {
@@ -603,13 +603,31 @@ fn read_status(dir: &str) -> Result<Status> {
 
 pub(super) fn read_link(dir: &str, name: &str) -> Result<LinkView> {
     let path = format!("{dir}/{name}");
-    let link = std::fs::read_link(&path).on("readlink", || path.clone())?;
-    let stat = FileStat::of(&path).on("stat", || path.clone())?;
-    Ok(LinkView {
-        path: link.into_os_string().into_vec(),
-        stat,
-        tree: Tree::default(),
-    })
+    let read = || -> Result<LinkView> {
+        let stat = FileStat::of(&path).on("stat", || path.clone())?;
+        Ok(LinkView {
+            path: link_at(&path)?,
+            stat,
+            tree: Tree::default(),
+        })
+    };
+    let mut link = read()?;
+    for _ in 0..SAME_LOOKS {
+        let again = read()?;
+        if (&again.path, again.stat.dev, again.stat.ino) == (&link.path, link.stat.dev, link.stat.ino) {
+            break;
+        }
+        link = again;
+    }
+    Ok(link)
+}
+
+/// How often what a running program changes meanwhile is looked at until two looks agree.
+const SAME_LOOKS: usize = 100;
+
+fn link_at(path: &str) -> Result<Vec<u8>> {
+    let link = std::fs::read_link(path).on("readlink", || path.to_owned())?;
+    Ok(link.into_os_string().into_vec())
 }
 
 fn read_threads(p: &ProcessView, depth: Depth, tids: &[Pid]) -> Result<Vec<ThreadView>> {
@@ -677,7 +695,7 @@ fn read_timers(dir: &str) -> Result<Vec<Timer>> {
     timers::parse(&text).ok_or_else(|| malformed(&path))
 }
 
-fn read_fds(pid: Pid, by: Pid) -> Result<Vec<FdView>> {
+fn read_fds(pid: Pid, by: Pid, running: bool) -> Result<Vec<FdView>> {
     let path = format!("/proc/{by}/fd");
     let mut fds: Vec<i32> = std::fs::read_dir(&path)
         .on("readdir", || path.clone())?
@@ -685,7 +703,18 @@ fn read_fds(pid: Pid, by: Pid) -> Result<Vec<FdView>> {
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect();
     fds.sort_unstable();
-    let read = |fd: &i32| match read_fd_by(by, pid, *fd) {
+    let one = |fd: i32| -> Result<FdView> {
+        let mut view = read_fd_by(by, pid, fd)?;
+        for _ in 0..SAME_LOOKS {
+            // It may be closed, and another opened, between two parts of the look.
+            if !running || link_at(&format!("{path}/{fd}"))? == view.link {
+                break;
+            }
+            view = read_fd_by(by, pid, fd)?;
+        }
+        Ok(view)
+    };
+    let read = |fd: &i32| match one(*fd) {
         Ok(view) => Ok(Some(view)),
         // Closed since the directory was read.
         Err(Error::Kernel {
@@ -711,10 +740,7 @@ pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
 
 fn read_fd_by(by: Pid, pid: Pid, fd: i32) -> Result<FdView> {
     let path = format!("/proc/{by}/fd/{fd}");
-    let link = std::fs::read_link(&path)
-        .on("readlink", || path.clone())?
-        .into_os_string()
-        .into_vec();
+    let link = link_at(&path)?;
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
     let info_path = format!("/proc/{by}/fdinfo/{fd}");
     let text = read_record(&info_path).on("read", || info_path.clone())?;

@@ -309,7 +309,7 @@ fn halt_all(
             stopped.clear();
             let _limit = limit(LIMIT)?;
             for seized in late {
-                if let Some(mut thread) = seized.halted()? {
+                if let Some(mut thread) = seized.halted().map_err(never_halts)? {
                     smooth_alone(&mut thread, waits);
                 }
             }
@@ -321,6 +321,29 @@ fn halt_all(
         .why("it makes threads or processes faster than they can be stopped")
         .remedy("try again")
         .refuse())
+}
+
+/// What is said of a thread that did not halt within [`LIMIT`].
+fn never_halts(e: Error) -> Error {
+    let Error::Kernel {
+        object,
+        errno: nix::errno::Errno::ETIMEDOUT,
+        ..
+    } = &e
+    else {
+        return e;
+    };
+    let (why, remedy) = match object.contains("kernel_clone") {
+        true => (
+            "it waits in vfork(2) until its child executes another program or ends".to_owned(),
+            "try again when the child has",
+        ),
+        false => (
+            format!("it is at work in the kernel, or waits for a device, for more than {LIMIT:?}"),
+            "try again later; see /proc/PID/stack for what it waits for",
+        ),
+    };
+    Blocker::at(object.clone(), "").why(why).remedy(remedy).refuse()
 }
 
 /// Whether a thread is one that the kernel has made to work for io_uring.

@@ -30,12 +30,13 @@ use std::path::{Path, PathBuf};
 /// One mount of a tree, in an order in which each can be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
+    #[serde(with = "crate::ospath")]
     pub at: PathBuf,
     /// `ro`, `nosuid` … of the mount.
     pub options: String,
     pub propagation: Vec<String>,
     /// Which directory of its file system it shows.
-    #[serde(default)]
+    #[serde(default, with = "crate::ospath")]
     pub root: PathBuf,
     /// The directory it shows, if that was removed.
     #[serde(default)]
@@ -54,9 +55,9 @@ pub struct Mount {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// It lies here in freeze's own tree.
-    Own(PathBuf),
+    Own(#[serde(with = "crate::ospath")] PathBuf),
     /// It is at this path in the file system of another mount of the image: number of the tree, index in its list.
-    Other(u32, usize, PathBuf),
+    Other(u32, usize, #[serde(with = "crate::ospath")] PathBuf),
     /// A file system of its own: what was in it, and whose pids or sockets it shows.
     New(Option<Contents>, u32),
 }

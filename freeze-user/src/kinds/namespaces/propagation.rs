@@ -19,6 +19,7 @@ use std::path::PathBuf;
 /// A mount of freeze's own tree that is in the group of one of the set, or in that which it takes over from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnGroup {
+    #[serde(with = "crate::ospath")]
     pub at: PathBuf,
     /// They are peers; else it takes over from this one.
     pub peer: bool,

@@ -39,10 +39,15 @@ pub enum Lost {
     /// The name it was opened by is gone, and it has others: found by its handle, or else by one of these.
     Elsewhere {
         handle: Option<Handle>,
+        #[serde(default, with = "crate::ospath::option")]
         name: Option<PathBuf>,
     },
     /// Something else lies or is mounted over its path: found by its handle on the mount it was opened on.
-    Covered { mount: PathBuf, handle: Handle },
+    Covered {
+        #[serde(with = "crate::ospath")]
+        mount: PathBuf,
+        handle: Handle,
+    },
     /// A file of /proc that tells of a process that has ended.
     Dead { pid: Pid },
 }

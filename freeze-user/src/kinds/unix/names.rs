@@ -30,10 +30,12 @@ pub struct Name {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameFile {
     /// Its full path.
+    #[serde(with = "crate::ospath")]
     pub path: PathBuf,
     /// Whether that leads to it no more.
     pub unlinked: bool,
     /// Where a relative name was bound.
+    #[serde(default, with = "crate::ospath::option")]
     pub directory: Option<PathBuf>,
     /// Whether it was given another path after it was bound.
     #[serde(default)]
