@@ -58,7 +58,7 @@ pub fn run(config: &Config) -> Result<()> {
             path.display()
         );
     }
-    raise_limits();
+    sys::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.on("start the runtime", || "freezed")?;
     let done = runtime.block_on(live(config, store));
@@ -140,15 +140,5 @@ async fn feed_watchdog() {
             notify::tell("WATCHDOG=1");
             tokio::time::sleep(period).await;
         },
-    }
-}
-
-/// A group in one checkpoint takes some descriptors for each of its fds and ancestors: as many as may be had.
-fn raise_limits() {
-    const PLENTY: u64 = 1 << 20;
-    if let Ok((_, hard)) = sys::own_rlimit(libc::RLIMIT_NOFILE) {
-        // Raising the hard limit takes CAP_SYS_RESOURCE; what is allowed already does not.
-        let _ = sys::set_own_rlimit(libc::RLIMIT_NOFILE, hard.max(PLENTY), hard.max(PLENTY))
-            .or_else(|_| sys::set_own_rlimit(libc::RLIMIT_NOFILE, hard, hard));
     }
 }

@@ -56,7 +56,7 @@ pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
         clocks.carry_on(&mut records.families, &mut records.namespaces)?;
     }
     fault::point("nest")?;
-    raise_own_limits();
+    sys::raise_descriptor_limit();
     let (ptys, terminals) = terminal::controlling(&image, &options)?;
     let heritage = Heritage::new(&image, &records.families, std::mem::take(&mut records.memories));
     let mut nest = Nest::new(
@@ -338,13 +338,6 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
     fault::point("filters")?;
     namespaces::guard(nest, &records.namespaces)?;
     memory::vdso::settle(nest)
-}
-
-/// freeze holds every restored file for a moment: as many descriptors as the hard limit grants.
-fn raise_own_limits() {
-    if let Ok((_, hard)) = sys::own_rlimit(libc::RLIMIT_NOFILE) {
-        let _ = sys::set_own_rlimit(libc::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 /// How a restored root ended.

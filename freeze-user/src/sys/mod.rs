@@ -724,6 +724,16 @@ pub fn set_own_rlimit(resource: u32, soft: u64, hard: u64) -> Sys<()> {
     set_rlimit(Pid(0), resource, soft, hard)
 }
 
+/// Lets this process have as many descriptors as the kernel grants: a checkpoint takes some for each file of its programs.
+pub fn raise_descriptor_limit() {
+    const PLENTY: u64 = 1 << 20;
+    if let Ok((_, hard)) = own_rlimit(libc::RLIMIT_NOFILE) {
+        // Raising the hard limit takes CAP_SYS_RESOURCE; what is allowed already does not.
+        let _ = set_own_rlimit(libc::RLIMIT_NOFILE, hard.max(PLENTY), hard.max(PLENTY))
+            .or_else(|_| set_own_rlimit(libc::RLIMIT_NOFILE, hard, hard));
+    }
+}
+
 /// prlimit(2) of a process; 0 is this one.
 pub fn set_rlimit(pid: Pid, resource: u32, soft: u64, hard: u64) -> Sys<()> {
     let pair = [soft, hard];
