@@ -67,17 +67,31 @@ pub fn find(processes: &[ProcessView], before: Option<&View>) -> BTreeMap<Pid, S
 
 /// For each process, the first of the list with which it has a table in common; itself if there is none before it.
 fn same(live: &[&ProcessView], what: Kcmp) -> BTreeMap<Pid, Pid> {
-    // kcmp(2) puts the tables in an order, so that a few comparisons tell of all.
     let compare = |a: usize, b: usize| {
         sys::kcmp(live[a].speaker, live[b].speaker, what, 0, 0).unwrap_or_else(|_| a.cmp(&b))
     };
-    let mut order: Vec<usize> = (0..live.len()).collect();
-    order.sort_by(|a, b| compare(*a, *b));
-    let mut out = BTreeMap::new();
-    let runs = order.chunk_by(|a, b| compare(*a, *b) == Ordering::Equal);
-    for run in runs {
-        let first = run.iter().min().map(|n| live[*n].pid);
-        out.extend(run.iter().filter_map(|n| Some((live[*n].pid, first?))));
+    let firsts = firsts(live.len(), compare);
+    live.iter()
+        .zip(firsts)
+        .map(|(p, first)| (p.pid, live[first].pid))
+        .collect()
+}
+
+/// For each of `count` things the first that is equal to it.
+///
+/// By an order, so that a few comparisons tell of all; but of programs that run the order may change while it is asked for,
+/// which a sort of the standard library takes for a bug.
+fn firsts(count: usize, compare: impl Fn(usize, usize) -> Ordering) -> Vec<usize> {
+    let mut known: Vec<usize> = Vec::new();
+    let mut out = Vec::with_capacity(count);
+    for n in 0..count {
+        match known.binary_search_by(|k| compare(*k, n)) {
+            Ok(at) => out.push(known[at]),
+            Err(at) => {
+                known.insert(at, n);
+                out.push(n);
+            }
+        }
     }
     out
 }
@@ -86,6 +100,22 @@ fn same(live: &[&ProcessView], what: Kcmp) -> BTreeMap<Pid, Pid> {
 mod tests {
     use super::*;
     use crate::observe::view::Depth;
+    use std::cell::Cell;
+
+    #[test]
+    fn the_first_of_each_kind_is_found_and_no_order_ends_in_a_panic() {
+        let kinds = [3, 1, 3, 2, 1, 1, 3];
+        assert_eq!(
+            firsts(kinds.len(), |a, b| kinds[a].cmp(&kinds[b])),
+            [0, 1, 0, 3, 1, 1, 0]
+        );
+        let turn = Cell::new(0u32);
+        let restless = |_, _| {
+            turn.set(turn.get().wrapping_mul(1_103_515_245).wrapping_add(12_345));
+            [Ordering::Less, Ordering::Equal, Ordering::Greater][(turn.get() >> 16) as usize % 3]
+        };
+        assert_eq!(firsts(1000, restless).len(), 1000);
+    }
 
     #[test]
     fn a_process_shares_everything_with_itself_and_nothing_with_a_child_of_its_own() {
