@@ -5,11 +5,11 @@ use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
 use crate::kinds::kinship::SHARED_MEMORY;
 use crate::observe::ends::Ends;
-use crate::observe::looks;
+use crate::observe::looks::{self, Kept};
 use crate::observe::view::{Depth, ProcessView, View, command_of};
 use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
-use crate::stop::{stop, trust_was_right};
+use crate::stop::{Trusted, stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
 use crate::sys::{self, fault, interrupt, laps, limit};
 use nix::errno::Errno;
@@ -238,11 +238,24 @@ fn attempt(
         kept.still();
     }
     let limited = limit::pause(strict);
-    let mut frozen = stop(planned, host, trust.looks).map_err(|e| e.fate(Fate::PutBack))?;
-    copier.cut(&frozen.view);
-    clock.note("stop");
-    collect(&mut frozen, &mut draft, &mut copier).map_err(|e| e.fate(Fate::PutBack))?;
-    fault::point("collected").map_err(|e| e.fate(Fate::PutBack))?;
+    let mut trusted = Vec::new();
+    let collected = stop(planned, host, trust.looks).and_then(|mut frozen| {
+        trusted = std::mem::take(&mut frozen.trusted);
+        copier.cut(&frozen.view);
+        clock.note("stop");
+        collect(&mut frozen, &mut draft, &mut copier)?;
+        fault::point("collected")?;
+        Ok(frozen)
+    });
+    let frozen = match collected {
+        Ok(frozen) => frozen,
+        // What was seen before the stop and did not hold in the pause may be all that was wrong: a timer deleted since.
+        Err(_) if kept.is_some_and(|kept| !held(kept, &trusted, copier.trackings)) => {
+            trust.looks = false;
+            return Ok(None);
+        }
+        Err(e) => return Err(e.fate(Fate::PutBack)),
+    };
     interrupt::check()?;
     clock.note("collect");
     let processes = frozen.view.processes.len();
@@ -282,18 +295,12 @@ fn attempt(
         clock.note("kill");
         (committed, pause)
     } else {
-        let trusted = std::mem::take(&mut frozen.trusted);
         let pause = frozen.release()?;
         drop(limited);
         clock.note("resume");
         // The log first: the sooner, the less has been unmapped since.
         let log = copier.proven(&draft);
-        let mut looks = trust_was_right(&trusted);
-        if let Some(kept) = kept {
-            let (same, habit) = kept.confirm();
-            copier.trackings.looks = habit;
-            looks &= same;
-        }
+        let looks = kept.is_none_or(|kept| held(kept, &trusted, copier.trackings));
         if !log || !looks {
             (trust.log, trust.looks) = (trust.log && log, trust.looks && looks);
             return Ok(None);
@@ -319,6 +326,14 @@ fn attempt(
         parts: clock.parts,
         pause_parts: laps::end(),
     }))
+}
+
+/// After the resume: whether all that was seen before the stop, and counted in the pause, held.
+fn held(kept: Kept, trusted: &[Trusted], trackings: &mut Trackings) -> bool {
+    let lasting = trust_was_right(trusted);
+    let (same, habit) = kept.confirm();
+    trackings.looks = habit;
+    lasting && same
 }
 
 fn commit(draft: Draft, about: About, fate: Fate) -> Result<Committed> {
