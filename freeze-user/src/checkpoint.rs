@@ -145,13 +145,16 @@ struct Trust {
 /// Tries until the outcome is one of the program and not of the moment at which it was looked at.
 ///
 /// A program that forks, executes and ends children while it is looked at shows things that are no reason to refuse it:
-/// half-dead children, a vfork under way, a pipe in a child not seen yet, a mapping that is gone already. What is
-/// refused for the same reasons twice is refused; a vfork is waited for a little longer.
+/// half-dead children, a vfork under way, a pipe in a child not seen yet, a file renamed just now. What several looks in a
+/// row find is refused, but not other objects of the same name each time; a vfork is waited for a little longer.
 fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     // On a busy machine a single attempt may take longer than all patience.
     const ATTEMPTS: u32 = 8;
+    const LOOKS: u32 = 3;
     let began = Instant::now();
-    let mut before = String::new();
+    // What has been in the way all the time, and for how many looks.
+    let mut lasting: Vec<Blocker> = Vec::new();
+    let mut looks = 0;
     for attempt in 1.. {
         let error = match work() {
             Ok(Some(done)) => return Ok(done),
@@ -159,11 +162,20 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
             Err(e) => e,
         };
         interrupt::check()?;
+        let found = match &error {
+            Error::Refused(list) => &list[..],
+            _ => &[],
+        };
+        lasting.retain(|b| found.contains(b));
+        looks += 1;
+        if lasting.is_empty() {
+            (lasting, looks) = (found.to_vec(), 1);
+        }
         let patience = match &error {
             Error::Refused(list) if list.iter().any(|b| b.place == SHARED_MEMORY) => Duration::from_secs(1),
             // Somebody who has ended since: a look at the others never came to its end.
             Error::Refused(list) if list.iter().all(|b| has_ended(b, roots)) => Duration::from_secs(5),
-            Error::Refused(_) if error.to_string() != before => Duration::from_millis(500),
+            Error::Refused(_) if looks < LOOKS => Duration::from_secs(5),
             Error::Kernel {
                 errno: Errno::ENOENT | Errno::ESRCH,
                 ..
@@ -174,7 +186,6 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
         if began.elapsed() >= patience && attempt >= ATTEMPTS {
             return Err(error);
         }
-        before = error.to_string();
         std::thread::sleep(Duration::from_millis(3));
     }
     unreachable!("the loop has no end of its own")
@@ -380,5 +391,39 @@ impl Clock {
         let now = Instant::now();
         self.parts.push((part, (now - self.last).as_micros() as u64));
         self.last = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many looks it takes until files of this name, each with its number, are refused.
+    fn looks(which: impl Fn(u64) -> u64) -> (u64, Result<u64>) {
+        let mut looks = 0;
+        let done = patiently(&[Pid(1)], || {
+            looks += 1;
+            let blocker = Blocker {
+                which: which(looks),
+                ..Blocker::of(Pid(1), "fd 3", "/tmp/log")
+            };
+            match looks {
+                20 => Ok(Some(looks)),
+                _ => Err(blocker.why("its path cannot be followed").refuse()),
+            }
+        });
+        (looks, done)
+    }
+
+    #[test]
+    fn what_is_in_the_way_all_the_time_is_refused() {
+        let (looks, done) = looks(|_| 7);
+        assert!(looks < 10 && done.is_err_and(|e| e.kind() == "refused"));
+    }
+
+    #[test]
+    fn what_only_has_the_same_name_each_time_is_not() {
+        let (_, done) = looks(|n| n);
+        assert!(matches!(done, Ok(20)), "{done:?}");
     }
 }

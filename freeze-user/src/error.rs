@@ -43,6 +43,9 @@ pub struct Blocker {
     pub why: String,
     /// What the user can do about it.
     pub remedy: String,
+    /// Tells one object from another that is called the same: a program may make such all the time. 0 if there is no such number.
+    #[serde(skip)]
+    pub which: u64,
 }
 
 impl Blocker {
@@ -54,6 +57,7 @@ impl Blocker {
             object: object.into(),
             why: String::new(),
             remedy: String::new(),
+            which: 0,
         }
     }
 
@@ -65,6 +69,7 @@ impl Blocker {
             object: object.into(),
             why: String::new(),
             remedy: String::new(),
+            which: 0,
         }
     }
 

@@ -1,7 +1,8 @@
 //! Programs that never rest, drawn at random, through checkpoints and restores of every sort: after each of them nobody
 //! is stuck, lost or changed, and nothing is left behind.
 //!
-//! `FREEZE_CHURN=1000` sets how many cycles there are (40 unless told otherwise), `FREEZE_CHURN_SEED` which programs.
+//! `FREEZE_CHURN=1000` sets how many cycles there are (40 unless told otherwise), `FREEZE_CHURN_SEED` which programs;
+//! `FREEZE_CHURN_WORK=tcp,fork` has them do that alone.
 
 use freeze_tests::cycle::{checkpoint_now, nothing_unfinished, request, restore_now};
 use freeze_tests::subject::{alive, stat_fields};
@@ -10,8 +11,9 @@ use freeze_user::checkpoint::Report;
 use freeze_user::ids::Pid;
 use freeze_user::precopy::{SharedLog, Trackings};
 use freeze_user::store::Opened;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -80,11 +82,17 @@ struct Cast {
 impl Cast {
     fn draw(seed: u64) -> Cast {
         let mut dice = Dice::new(seed);
+        let asked = std::env::var("FREEZE_CHURN_WORK").unwrap_or_default();
         let inward = dice.below(3) == 0;
         // Everything once in every second program; else what comes.
         let mut work: Vec<&'static str> = WORK.iter().filter(|(_, i)| *i || !inward).map(|(w, _)| *w).collect();
         if seed % 2 == 0 {
             work = (0..8 + dice.below(10)).map(|_| work[dice.below(work.len())]).collect();
+        }
+        if !asked.is_empty() {
+            let named = WORK.iter().map(|(w, _)| *w).filter(|w| asked.split(',').any(|a| a == *w));
+            let named: Vec<_> = named.collect();
+            work = named.iter().cycle().take(8.max(named.len())).copied().collect();
         }
         let count = 3 + dice.below(4);
         let mut processes: Vec<_> = (0..count)
@@ -201,7 +209,10 @@ impl Stage {
     fn nothing_said(&self, when: &str) {
         let said = self.running.said();
         assert!(said.is_empty(), "{when}, the subject said: {said}");
-        assert!(self.running.is_alive(), "{when}, the subject is dead");
+        if !self.running.is_alive() {
+            let status = waitpid(self.running.pid.nix(), Some(WaitPidFlag::WNOHANG));
+            panic!("{when}, the subject is dead: {status:?}");
+        }
     }
 
     /// Whoever stays is there, runs, is traced by nobody, and has no memory that freeze has left.
@@ -221,6 +232,23 @@ impl Stage {
             assert_eq!(left, None, "{when}: {pid} was left a mapping");
         }
         nothing_unfinished(self.running.dir());
+    }
+
+    /// Ends everyone, and nobody notices of another.
+    fn kill(&mut self) {
+        let mut stopped = BTreeSet::new();
+        loop {
+            let all: BTreeSet<Pid> = self.running.pids().into_iter().collect();
+            if all == stopped {
+                break;
+            }
+            for pid in &all {
+                // It may have ended.
+                let _ = kill(pid.nix(), Signal::SIGSTOP);
+            }
+            stopped = all;
+        }
+        self.running.kill();
     }
 
     /// Reaps all that was killed with a checkpoint; nothing of it may be left.
@@ -283,18 +311,24 @@ fn play(seed: u64, cycles: usize, tally: &mut BTreeMap<String, usize>) {
         }
         let began = Instant::now();
         let report: Report =
-            checkpoint_now(&request, &mut trackings).unwrap_or_else(|e| panic!("{when}: checkpoint: {e}"));
+            checkpoint_now(&request, &mut trackings).unwrap_or_else(|e| {
+                stage.nothing_said(&when);
+                panic!("{when}: checkpoint: {e}")
+            });
         drop(request);
         *tally.entry(format!("{way:?}")).or_default() += 1;
         if way == Way::Back {
             stage.gets_on(&before, &when);
-            stage.running.kill();
+            stage.kill();
         }
         let mut restored_in = Duration::ZERO;
         if kill || way == Way::Back {
             stage.reap(&when);
             let began = Instant::now();
-            let restored = restore_now(&image).unwrap_or_else(|e| panic!("{when}: restore: {e}"));
+            let restored = restore_now(&image).unwrap_or_else(|e| {
+                if format!("{e}").contains("EADDRINUSE") { println!("{}", String::from_utf8_lossy(&std::process::Command::new("ss").arg("-tanpoei").output().unwrap().stdout)); let _ = std::process::Command::new("cp").arg("-r").arg(&image).arg("/tmp/churn/badimage").status(); }
+                panic!("{when}: restore: {e}")
+            });
             restored_in = began.elapsed();
             assert_eq!(restored.warnings, [""; 0], "{when}");
             let log = trackings.log.take();

@@ -336,7 +336,9 @@ static void do_memory(struct worker *w) {
         else for (int i = 0; i < 4096; i += 8) SAME(*(uint64_t *)(at + p * 4096 + i), 0);
     OK(munmap(at + hole * 4096, 4 * 4096));
     for (size_t p = 0; p < pages; p++) if (p < hole || p >= hole + 4) filled(at + p * 4096, 64, n + p, "beside a hole");
-    OK(munmap(at, len + half));
+    /* The hole may be somebody else's by now. */
+    if (hole) OK(munmap(at, hole * 4096));
+    OK(munmap(at + (hole + 4) * 4096, len + half - (hole + 4) * 4096));
 }
 /* Enough memory for all means of tracking: each page remembers when it was written last. */
 #define BIG (36 * MIB / 4096)
@@ -531,6 +533,7 @@ static int be(int self) {
     int n = 0;
     for (; workers[self][n].count; n++) SAME(pthread_create(&threads[n], 0, works, &workers[self][n]), 0);
     if (self == 0) freeze_here();
+    while (!gone_ahead()) nap(2);
     while (n) pthread_join(threads[--n], 0);
     for (int i = 0; i < processes; i++) if (children[i]) reaped(children[i], 0);
     return 0;
