@@ -260,6 +260,7 @@ fn attempt(
     });
     let frozen = match collected {
         Ok(frozen) => frozen,
+        Err(e) if e.is_late() => return Err(e.fate(Fate::PutBack)),
         // What was seen before the stop and did not hold in the pause may be all that was wrong: a timer deleted since.
         Err(_) if kept.is_some_and(|kept| !held(kept, &trusted, copier.trackings)) => {
             trust.looks = false;

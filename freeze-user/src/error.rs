@@ -165,6 +165,17 @@ impl Error {
         }
     }
 
+    /// Whether something did not answer in time: this thread may trace it still, and cannot try again.
+    pub fn is_late(&self) -> bool {
+        matches!(
+            self,
+            Error::Kernel {
+                errno: Errno::ETIMEDOUT,
+                ..
+            }
+        )
+    }
+
     /// The exit status of the commands for this error: 3 refused, 4 kernel, 5 died, 6 image.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -326,7 +326,7 @@ fn play(seed: u64, cycles: usize, tally: &mut BTreeMap<String, usize>) {
             stage.reap(&when);
             let began = Instant::now();
             let restored = restore_now(&image).unwrap_or_else(|e| {
-                if format!("{e}").contains("EADDRINUSE") { println!("{}", String::from_utf8_lossy(&std::process::Command::new("ss").arg("-tanpoei").output().unwrap().stdout)); let _ = std::process::Command::new("cp").arg("-r").arg(&image).arg("/tmp/churn/badimage").status(); }
+if format!("{e}").contains("EADDRINUSE") { println!("{}", String::from_utf8_lossy(&std::process::Command::new("ss").arg("-tanpoei").output().unwrap().stdout)); }
                 panic!("{when}: restore: {e}")
             });
             restored_in = began.elapsed();

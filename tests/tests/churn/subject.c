@@ -532,6 +532,8 @@ static int be(int self) {
     pthread_t threads[WORKERS];
     int n = 0;
     for (; workers[self][n].count; n++) SAME(pthread_create(&threads[n], 0, works, &workers[self][n]), 0);
+    /* Nobody may be left to tell it to end: a driver that was killed. */
+    alarm(1800);
     if (self == 0) freeze_here();
     while (!gone_ahead()) nap(2);
     while (n) pthread_join(threads[--n], 0);
