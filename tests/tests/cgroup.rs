@@ -233,7 +233,10 @@ int main(void) {
     drop(armed);
     fs::write(group.join(file), warm).expect("a group of ours");
     let text = refused.expect_err("it does not answer").to_string();
-    assert!(text.contains("as if it were frozen with its control group"), "{text}");
+    assert!(
+        text.contains("as if it were frozen with its control group"),
+        "{text}"
+    );
     nothing_unfinished(running.dir());
     let image = running.dir().join("image");
     let request = request(running.pid, image, false);

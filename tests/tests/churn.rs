@@ -85,12 +85,21 @@ impl Cast {
         let asked = std::env::var("FREEZE_CHURN_WORK").unwrap_or_default();
         let inward = dice.below(3) == 0;
         // Everything once in every second program; else what comes.
-        let mut work: Vec<&'static str> = WORK.iter().filter(|(_, i)| *i || !inward).map(|(w, _)| *w).collect();
+        let mut work: Vec<&'static str> = WORK
+            .iter()
+            .filter(|(_, i)| *i || !inward)
+            .map(|(w, _)| *w)
+            .collect();
         if seed % 2 == 0 {
-            work = (0..8 + dice.below(10)).map(|_| work[dice.below(work.len())]).collect();
+            work = (0..8 + dice.below(10))
+                .map(|_| work[dice.below(work.len())])
+                .collect();
         }
         if !asked.is_empty() {
-            let named = WORK.iter().map(|(w, _)| *w).filter(|w| asked.split(',').any(|a| a == *w));
+            let named = WORK
+                .iter()
+                .map(|(w, _)| *w)
+                .filter(|w| asked.split(',').any(|a| a == *w));
             let named: Vec<_> = named.collect();
             work = named.iter().cycle().take(8.max(named.len())).copied().collect();
         }
@@ -171,7 +180,9 @@ impl Stage {
     fn counts(&self) -> BTreeMap<usize, u64> {
         let bytes = fs::read(self.running.dir().join("counts")).expect("a file of ours");
         let words = bytes.chunks_exact(8);
-        let counts: Vec<u64> = words.map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes"))).collect();
+        let counts: Vec<u64> = words
+            .map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes")))
+            .collect();
         self.cast.counted().map(|(at, _)| (at, counts[at])).collect()
     }
 
@@ -195,12 +206,21 @@ impl Stage {
     fn states(&self) -> String {
         let mut out = String::new();
         for pid in freeze_tests::subject::descendants(self.running.pid) {
-            for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            for task in fs::read_dir(format!("/proc/{pid}/task"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let read = |what: &str| fs::read_to_string(task.path().join(what)).unwrap_or_default();
                 let state = stat_fields(&task.path().join("stat").display().to_string());
                 let state = state.map_or(String::new(), |f| f[0].clone());
                 let tid = task.file_name().display().to_string();
-                let _ = writeln!(out, "{pid}/{tid} {state} {} {}", read("syscall").trim(), read("wchan"));
+                let _ = writeln!(
+                    out,
+                    "{pid}/{tid} {state} {} {}",
+                    read("syscall").trim(),
+                    read("wchan")
+                );
             }
         }
         out
@@ -220,15 +240,24 @@ impl Stage {
         self.nothing_said(when);
         for pid in &self.members {
             assert!(alive(*pid), "{when}: {pid} is lost");
-            for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            for task in fs::read_dir(format!("/proc/{pid}/task"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
                 let has = |line: &str| status.lines().any(|l| l.starts_with(line));
                 let gone = status.is_empty();
                 assert!(gone || has("TracerPid:\t0"), "{when}: {pid} is traced:\n{status}");
-                assert!(!has("State:\tT") && !has("State:\tt"), "{when}: {pid} is stopped:\n{status}");
+                assert!(
+                    !has("State:\tT") && !has("State:\tt"),
+                    "{when}: {pid} is stopped:\n{status}"
+                );
             }
             let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-            let left = maps.lines().find(|l| l.contains(" rwxp ") || l.contains(" rwxs "));
+            let left = maps
+                .lines()
+                .find(|l| l.contains(" rwxp ") || l.contains(" rwxs "));
             assert_eq!(left, None, "{when}: {pid} was left a mapping");
         }
         nothing_unfinished(self.running.dir());
@@ -256,7 +285,11 @@ impl Stage {
         let began = Instant::now();
         loop {
             while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
-            let left: Vec<&Pid> = self.members.iter().filter(|p| freeze_tests::subject::exists(**p)).collect();
+            let left: Vec<&Pid> = self
+                .members
+                .iter()
+                .filter(|p| freeze_tests::subject::exists(**p))
+                .collect();
             if left.is_empty() {
                 return;
             }
@@ -310,11 +343,10 @@ fn play(seed: u64, cycles: usize, tally: &mut BTreeMap<String, usize>) {
             request.parent = last.as_ref().map(open);
         }
         let began = Instant::now();
-        let report: Report =
-            checkpoint_now(&request, &mut trackings).unwrap_or_else(|e| {
-                stage.nothing_said(&when);
-                panic!("{when}: checkpoint: {e}")
-            });
+        let report: Report = checkpoint_now(&request, &mut trackings).unwrap_or_else(|e| {
+            stage.nothing_said(&when);
+            panic!("{when}: checkpoint: {e}")
+        });
         drop(request);
         *tally.entry(format!("{way:?}")).or_default() += 1;
         if way == Way::Back {
@@ -325,10 +357,7 @@ fn play(seed: u64, cycles: usize, tally: &mut BTreeMap<String, usize>) {
         if kill || way == Way::Back {
             stage.reap(&when);
             let began = Instant::now();
-            let restored = restore_now(&image).unwrap_or_else(|e| {
-if format!("{e}").contains("EADDRINUSE") { println!("{}", String::from_utf8_lossy(&std::process::Command::new("ss").arg("-tanpoei").output().unwrap().stdout)); }
-                panic!("{when}: restore: {e}")
-            });
+            let restored = restore_now(&image).unwrap_or_else(|e| panic!("{when}: restore: {e}"));
             restored_in = began.elapsed();
             assert_eq!(restored.warnings, [""; 0], "{when}");
             let log = trackings.log.take();
@@ -359,7 +388,10 @@ if format!("{e}").contains("EADDRINUSE") { println!("{}", String::from_utf8_loss
 
 /// Removes the images of the cycles so far.
 fn clear(stage: &Stage) {
-    for entry in fs::read_dir(stage.running.dir()).expect("a directory of ours").flatten() {
+    for entry in fs::read_dir(stage.running.dir())
+        .expect("a directory of ours")
+        .flatten()
+    {
         if entry.file_name().display().to_string().starts_with("image-") {
             fs::remove_dir_all(entry.path()).expect("an image of ours");
         }
@@ -382,5 +414,8 @@ fn cycles_of_programs_that_never_rest() {
         play(seed, now, &mut tally);
         done += now;
     }
-    println!("{done} cycles from seed {first} in {:?}: {tally:?}", began.elapsed());
+    println!(
+        "{done} cycles from seed {first} in {:?}: {tally:?}",
+        began.elapsed()
+    );
 }

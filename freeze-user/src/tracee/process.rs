@@ -1,7 +1,7 @@
 //! A whole process at a halt: all its threads, its scratch mapping, and the way to run tapes in it.
 
-use super::tape::{Mark, Ran, Scratch, Started, Tape};
 use super::arrive::was_late;
+use super::tape::{Mark, Ran, Scratch, Started, Tape};
 use super::{SUSPEND_SECCOMP, Stopped, play_all};
 use crate::error::{Context, Error, Result};
 use crate::ids::{Pid, Range};

@@ -18,7 +18,7 @@
 #define WORKERS 16
 #define MIB (1UL << 20)
 
-struct worker { int id, kind; unsigned seed; volatile uint64_t *count; void *own; };
+struct worker { int id, kind; unsigned seed; volatile uint64_t *count; uint64_t turn; void *own; };
 
 static unsigned rnd(struct worker *w, unsigned below) { return rand_r(&w->seed) % below; }
 
@@ -127,7 +127,7 @@ static void *short_lived(void *arg) {
 static void do_thread(struct worker *w) {
     pthread_t t[5];
     int n = 1 + rnd(w, 5);
-    uint64_t turn = *w->count;
+    uint64_t turn = w->turn;
     for (int i = 0; i < n; i++) SAME(pthread_create(&t[i], 0, short_lived, (void *)(uintptr_t)(turn + i)), 0);
     for (int i = 0; i < n; i++) {
         void *got;
@@ -141,7 +141,7 @@ static void do_pipe(struct worker *w) {
     OK(pipe2(fds, flags));
     char out[5000], in[5000];
     size_t len = 1 + rnd(w, sizeof out), part = rnd(w, len);
-    fill(out, len, *w->count);
+    fill(out, len, w->turn);
     if (rnd(w, 3) == 0) OK(fcntl(fds[0], F_SETPIPE_SZ, 1 << 17));
     all_written(fds[1], out, len);
     int unread;
@@ -150,7 +150,7 @@ static void do_pipe(struct worker *w) {
     all_read(fds[0], in, part);
     if (rnd(w, 4) == 0) nap(1);
     all_read(fds[0], in + part, len - part);
-    filled(in, len, *w->count, "pipe");
+    filled(in, len, w->turn, "pipe");
     close(fds[0]);
     close(fds[1]);
 }
@@ -169,7 +169,7 @@ static void do_echo(struct worker *w) {
         }
     }
     for (uint64_t i = 0, n; i < 20; i++) {
-        uint64_t say = *w->count * 1000 + i + 1;
+        uint64_t say = w->turn * 1000 + i + 1;
         all_written(to[1], (char *)&say, sizeof say);
         all_read(back[0], (char *)&n, sizeof n);
         SAME(n, mix(say, 3));
@@ -185,7 +185,7 @@ static void do_rights(struct worker *w) {
     static const int types[] = { SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET };
     int pair[2], sent = OK(memfd_create("sent", MFD_CLOEXEC)), got;
     OK(socketpair(AF_UNIX, types[rnd(w, 3)] | SOCK_CLOEXEC, 0, pair));
-    uint64_t n = *w->count, found;
+    uint64_t n = w->turn, found;
     SAME(pwrite(sent, &n, 8, 0), 8);
     char word = 'x';
     union { struct cmsghdr head; char room[CMSG_SPACE(sizeof(int))]; } control = {};
@@ -215,7 +215,7 @@ static void do_tcp(struct worker *w) {
     OK(listen(listening, 8));
     OK(getsockname(listening, (void *)&at, &size));
     for (int turn = 0; turn < 3; turn++) {
-        uint64_t n = *w->count * 4 + turn;
+        uint64_t n = w->turn * 4 + turn;
         char out[3000], in[3000];
         size_t len = 1 + rnd(w, sizeof out);
         fill(out, len, n);
@@ -319,7 +319,7 @@ static void do_condition(struct worker *w) {
 
 static void do_memory(struct worker *w) {
     size_t pages = 8 + rnd(w, 56), len = pages * 4096, half = pages / 2 * 4096;
-    uint64_t n = *w->count;
+    uint64_t n = w->turn;
     char *at = OK(mmap(0, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     for (size_t p = 0; p < pages; p++) fill(at + p * 4096, 64, n + p);
     char *old = at;
@@ -356,7 +356,7 @@ static void do_pages(struct worker *w) {
         SAME(*page, big->turn[p]);
         *page = ++big->turn[p];
     }
-    if (*w->count % 64 == 0) for (size_t p = 0; p < BIG; p++) SAME(*(uint64_t *)(big->at + p * 4096), big->turn[p]);
+    if (w->turn % 64 == 0) for (size_t p = 0; p < BIG; p++) SAME(*(uint64_t *)(big->at + p * 4096), big->turn[p]);
 }
 
 static char *name_of(struct worker *w, char *name, const char *what) {
@@ -368,7 +368,7 @@ static void do_file(struct worker *w) {
     name_of(w, first, "first");
     name_of(w, second, "second");
     size_t len = 1 + rnd(w, sizeof out);
-    uint64_t n = *w->count;
+    uint64_t n = w->turn;
     fill(out, len, n);
     int fd = OK(open(first, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600));
     all_written(fd, out, len);
@@ -420,7 +420,7 @@ static void do_lock(struct worker *w) {
 }
 static void do_epoll(struct worker *w) {
     int epoll = OK(epoll_create1(EPOLL_CLOEXEC)), n = 1 + rnd(w, 5), fds[6];
-    uint64_t base = *w->count * 16, seen = 0;
+    uint64_t base = w->turn * 16, seen = 0;
     for (int i = 0; i < n; i++) {
         fds[i] = OK(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
         struct epoll_event e = { EPOLLIN, { .u64 = base + i } };
@@ -449,7 +449,7 @@ static void do_epoll(struct worker *w) {
     close(epoll);
 }
 static void do_sysv(struct worker *w) {
-    uint64_t n = *w->count;
+    uint64_t n = w->turn;
     int shm = OK(shmget(IPC_PRIVATE, 8192, 0600));
     char *at = OK(shmat(shm, 0, 0));
     OK(shmctl(shm, IPC_RMID, 0));
@@ -482,6 +482,7 @@ static void *works(void *arg) {
     struct worker *w = arg;
     while (!gone_ahead()) {
         kinds[w->kind].work(w);
+        ++w->turn;
         ++*w->count;
         if (rnd(w, 8)) nap(1 + rnd(w, 2));
     }
@@ -510,7 +511,7 @@ static void read_plan(void) {
             CHECK(n < WORKERS);
             int id = processes * WORKERS + n, kind = 0;
             while (strcmp(kinds[kind].name, word)) CHECK(++kind < (int)(sizeof kinds / sizeof *kinds));
-            workers[processes][n] = (struct worker){ id, kind, seed + id, counts + id, 0 };
+            workers[processes][n] = (struct worker){ id, kind, seed + id, counts + id, 0, 0 };
         }
         workers[processes][n].count = 0;
     }
