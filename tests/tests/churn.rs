@@ -90,7 +90,7 @@ impl Cast {
             .filter(|(_, i)| *i || !inward)
             .map(|(w, _)| *w)
             .collect();
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             work = (0..8 + dice.below(10))
                 .map(|_| work[dice.below(work.len())])
                 .collect();
