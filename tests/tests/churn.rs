@@ -359,7 +359,10 @@ fn play(seed: u64, cycles: usize, tally: &mut BTreeMap<String, usize>) {
             let began = Instant::now();
             let restored = restore_now(&image).unwrap_or_else(|e| panic!("{when}: restore: {e}"));
             restored_in = began.elapsed();
-            assert_eq!(restored.warnings, [""; 0], "{when}");
+            // The counts alone are not put back.
+            let counts = |w: &&String| way == Way::Back && w.contains("/counts: written since");
+            let warnings: Vec<_> = restored.warnings.iter().filter(|w| !counts(w)).collect();
+            assert_eq!(warnings, [""; 0], "{when}");
             let log = trackings.log.take();
             trackings = Trackings::new();
             trackings.log = log;
