@@ -5,11 +5,11 @@ use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
 use crate::kinds::kinship::SHARED_MEMORY;
 use crate::observe::ends::Ends;
-use crate::observe::looks;
+use crate::observe::looks::{self, Kept};
 use crate::observe::view::{Depth, ProcessView, View, command_of};
 use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
-use crate::stop::{stop, trust_was_right};
+use crate::stop::{Trusted, stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Store};
 use crate::sys::{self, fault, interrupt, laps, limit};
 use nix::errno::Errno;
@@ -145,13 +145,16 @@ struct Trust {
 /// Tries until the outcome is one of the program and not of the moment at which it was looked at.
 ///
 /// A program that forks, executes and ends children while it is looked at shows things that are no reason to refuse it:
-/// half-dead children, a vfork under way, a pipe in a child not seen yet, a mapping that is gone already. What is
-/// refused for the same reasons twice is refused; a vfork is waited for a little longer.
+/// half-dead children, a vfork under way, a pipe in a child not seen yet, a file renamed just now. What several looks in a
+/// row find is refused, but not other objects of the same name each time; a vfork is waited for a little longer.
 fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     // On a busy machine a single attempt may take longer than all patience.
     const ATTEMPTS: u32 = 8;
+    const LOOKS: u32 = 3;
     let began = Instant::now();
-    let mut before = String::new();
+    // What has been in the way all the time, and for how many looks.
+    let mut lasting: Vec<Blocker> = Vec::new();
+    let mut looks = 0;
     for attempt in 1.. {
         let error = match work() {
             Ok(Some(done)) => return Ok(done),
@@ -159,11 +162,20 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
             Err(e) => e,
         };
         interrupt::check()?;
+        let found = match &error {
+            Error::Refused(list) => &list[..],
+            _ => &[],
+        };
+        lasting.retain(|b| found.contains(b));
+        looks += 1;
+        if lasting.is_empty() {
+            (lasting, looks) = (found.to_vec(), 1);
+        }
         let patience = match &error {
             Error::Refused(list) if list.iter().any(|b| b.place == SHARED_MEMORY) => Duration::from_secs(1),
             // Somebody who has ended since: a look at the others never came to its end.
             Error::Refused(list) if list.iter().all(|b| has_ended(b, roots)) => Duration::from_secs(5),
-            Error::Refused(_) if error.to_string() != before => Duration::from_millis(500),
+            Error::Refused(_) if looks < LOOKS => Duration::from_secs(5),
             Error::Kernel {
                 errno: Errno::ENOENT | Errno::ESRCH,
                 ..
@@ -174,7 +186,6 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
         if began.elapsed() >= patience && attempt >= ATTEMPTS {
             return Err(error);
         }
-        before = error.to_string();
         std::thread::sleep(Duration::from_millis(3));
     }
     unreachable!("the loop has no end of its own")
@@ -238,11 +249,25 @@ fn attempt(
         kept.still();
     }
     let limited = limit::pause(strict);
-    let mut frozen = stop(planned, host, trust.looks).map_err(|e| e.fate(Fate::PutBack))?;
-    copier.cut(&frozen.view);
-    clock.note("stop");
-    collect(&mut frozen, &mut draft, &mut copier).map_err(|e| e.fate(Fate::PutBack))?;
-    fault::point("collected").map_err(|e| e.fate(Fate::PutBack))?;
+    let mut trusted = Vec::new();
+    let collected = stop(planned, host, trust.looks).and_then(|mut frozen| {
+        trusted = std::mem::take(&mut frozen.trusted);
+        copier.cut(&frozen.view);
+        clock.note("stop");
+        collect(&mut frozen, &mut draft, &mut copier)?;
+        fault::point("collected")?;
+        Ok(frozen)
+    });
+    let frozen = match collected {
+        Ok(frozen) => frozen,
+        Err(e) if e.is_late() => return Err(e.fate(Fate::PutBack)),
+        // What was seen before the stop and did not hold in the pause may be all that was wrong: a timer deleted since.
+        Err(_) if kept.is_some_and(|kept| !held(kept, &trusted, copier.trackings)) => {
+            trust.looks = false;
+            return Ok(None);
+        }
+        Err(e) => return Err(e.fate(Fate::PutBack)),
+    };
     interrupt::check()?;
     clock.note("collect");
     let processes = frozen.view.processes.len();
@@ -282,18 +307,12 @@ fn attempt(
         clock.note("kill");
         (committed, pause)
     } else {
-        let trusted = std::mem::take(&mut frozen.trusted);
         let pause = frozen.release()?;
         drop(limited);
         clock.note("resume");
         // The log first: the sooner, the less has been unmapped since.
         let log = copier.proven(&draft);
-        let mut looks = trust_was_right(&trusted);
-        if let Some(kept) = kept {
-            let (same, habit) = kept.confirm();
-            copier.trackings.looks = habit;
-            looks &= same;
-        }
+        let looks = kept.is_none_or(|kept| held(kept, &trusted, copier.trackings));
         if !log || !looks {
             (trust.log, trust.looks) = (trust.log && log, trust.looks && looks);
             return Ok(None);
@@ -319,6 +338,14 @@ fn attempt(
         parts: clock.parts,
         pause_parts: laps::end(),
     }))
+}
+
+/// After the resume: whether all that was seen before the stop, and counted in the pause, held.
+fn held(kept: Kept, trusted: &[Trusted], trackings: &mut Trackings) -> bool {
+    let lasting = trust_was_right(trusted);
+    let (same, habit) = kept.confirm();
+    trackings.looks = habit;
+    lasting && same
 }
 
 fn commit(draft: Draft, about: About, fate: Fate) -> Result<Committed> {
@@ -365,5 +392,39 @@ impl Clock {
         let now = Instant::now();
         self.parts.push((part, (now - self.last).as_micros() as u64));
         self.last = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many looks it takes until files of this name, each with its number, are refused.
+    fn looks(which: impl Fn(u64) -> u64) -> (u64, Result<u64>) {
+        let mut looks = 0;
+        let done = patiently(&[Pid(1)], || {
+            looks += 1;
+            let blocker = Blocker {
+                which: which(looks),
+                ..Blocker::of(Pid(1), "fd 3", "/tmp/log")
+            };
+            match looks {
+                20 => Ok(Some(looks)),
+                _ => Err(blocker.why("its path cannot be followed").refuse()),
+            }
+        });
+        (looks, done)
+    }
+
+    #[test]
+    fn what_is_in_the_way_all_the_time_is_refused() {
+        let (looks, done) = looks(|_| 7);
+        assert!(looks < 10 && done.is_err_and(|e| e.kind() == "refused"));
+    }
+
+    #[test]
+    fn what_only_has_the_same_name_each_time_is_not() {
+        let (_, done) = looks(|n| n);
+        assert!(matches!(done, Ok(20)), "{done:?}");
     }
 }

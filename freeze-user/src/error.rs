@@ -43,6 +43,9 @@ pub struct Blocker {
     pub why: String,
     /// What the user can do about it.
     pub remedy: String,
+    /// Tells one object from another that is called the same: a program may make such all the time. 0 if there is no such number.
+    #[serde(skip)]
+    pub which: u64,
 }
 
 impl Blocker {
@@ -54,6 +57,7 @@ impl Blocker {
             object: object.into(),
             why: String::new(),
             remedy: String::new(),
+            which: 0,
         }
     }
 
@@ -65,6 +69,7 @@ impl Blocker {
             object: object.into(),
             why: String::new(),
             remedy: String::new(),
+            which: 0,
         }
     }
 
@@ -158,6 +163,17 @@ impl Error {
             },
             other => other,
         }
+    }
+
+    /// Whether something did not answer in time: this thread may trace it still, and cannot try again.
+    pub fn is_late(&self) -> bool {
+        matches!(
+            self,
+            Error::Kernel {
+                errno: Errno::ETIMEDOUT,
+                ..
+            }
+        )
     }
 
     /// The exit status of the commands for this error: 3 refused, 4 kernel, 5 died, 6 image.

@@ -463,6 +463,12 @@ impl Running {
         self.end();
     }
 
+    /// Ends whatever there is of it, as somebody else would.
+    pub fn kill(&mut self) {
+        self.pids();
+        self.end();
+    }
+
     /// Ends whatever is left of it.
     fn end(&mut self) {
         let began = Instant::now();

@@ -1,11 +1,15 @@
 //! Conformance of control groups: where processes and threads are, and groups that are made again.
 
+use freeze_tests::cycle::{checkpoint_now, nothing_unfinished, request};
 use freeze_tests::subject::{Running, output};
 use freeze_tests::{c, conformance, freeze, skip};
 use freeze_user::ids::Pid;
+use freeze_user::precopy::Trackings;
+use freeze_user::sys::fault;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -190,6 +194,72 @@ fn a_frozen_control_group_is_refused() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     running.verdict();
     drop(own);
+}
+
+/// What [`freeze_it`] writes, and to which file.
+static COLD: Mutex<(PathBuf, &str)> = Mutex::new((PathBuf::new(), ""));
+
+/// Freezes the group of a program that is being checkpointed.
+fn freeze_it() {
+    let cold = COLD.lock().expect("nobody has failed with it");
+    fs::write(&cold.0, cold.1).expect("a group of ours");
+}
+
+/// Frozen amid a checkpoint it answers no more: the checkpoint is given up, and the program goes on when it is thawed.
+fn frozen_amid_a_checkpoint(group: &Path, file: &str, [cold, warm]: [&'static str; 2], test: &str) {
+    // One at a time: there is one group to be frozen.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut running = Running::start(
+        &c(r#"
+int main(void) {
+    struct sigevent event = { .sigev_notify = SIGEV_NONE };
+    timer_t timer;
+    OK(timer_create(CLOCK_MONOTONIC, &event, &timer));
+    freeze_here();
+    return 0;
+}
+"#),
+        test,
+    );
+    fs::write(group.join("cgroup.procs"), running.pid.to_string()).expect("a group of ours");
+    *COLD.lock().expect("nobody has failed with it") = (group.join(file), cold);
+    // The next thing after this is a tape.
+    let armed = fault::meddle("timers", freeze_it);
+    let refused = checkpoint_now(
+        &request(running.pid, running.dir().join("given-up"), false),
+        &mut Trackings::new(),
+    );
+    drop(armed);
+    fs::write(group.join(file), warm).expect("a group of ours");
+    let text = refused.expect_err("it does not answer").to_string();
+    assert!(
+        text.contains("as if it were frozen with its control group"),
+        "{text}"
+    );
+    nothing_unfinished(running.dir());
+    let image = running.dir().join("image");
+    let request = request(running.pid, image, false);
+    checkpoint_now(&request, &mut Trackings::new()).unwrap_or_else(|e| panic!("once it is thawed: {e}"));
+    running.verdict();
+}
+
+#[test]
+fn a_checkpoint_amid_which_the_group_is_frozen_is_given_up() {
+    let Some(group) = Group::new("amid") else {
+        skip!("no unified hierarchy of control groups");
+    };
+    frozen_amid_a_checkpoint(&group.0, "cgroup.freeze", ["1", "0"], "amid");
+}
+
+#[test]
+fn a_checkpoint_amid_which_the_freezer_is_used_is_given_up() {
+    let dir = Path::new("/sys/fs/cgroup/freezer").join(format!("freeze-test-{}", std::process::id()));
+    if fs::create_dir(&dir).is_err() {
+        skip!("no freezer of control groups of version 1");
+    }
+    let group = Group(dir);
+    frozen_amid_a_checkpoint(&group.0, "freezer.state", ["FROZEN", "THAWED"], "amid_freezer");
 }
 
 fn checkpoint(pid: Pid, image: &Path) -> Output {

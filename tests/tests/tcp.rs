@@ -1,6 +1,6 @@
 //! Conformance of TCP sockets: listening, bound, and connected with both ends in the checkpoint.
 
-use freeze_tests::{conformance, python};
+use freeze_tests::{c, conformance, python};
 
 const BEGIN: &str = r#"
 import signal, socket
@@ -349,6 +349,39 @@ assert error(refused) == errno.ECONNREFUSED
     )
 }
 
+/// What was accepted and reset shows the port of who listens, without having it.
+fn reset_beside_listening() -> freeze_tests::Subject {
+    c(r#"
+#include <netinet/in.h>
+int main(void) {
+    int listening = OK(socket(AF_INET, SOCK_STREAM, 0)), client = OK(socket(AF_INET, SOCK_STREAM, 0)), error;
+    struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) }, own;
+    socklen_t size = sizeof at, len = sizeof error;
+    OK(bind(listening, (void *)&at, size));
+    OK(listen(listening, 1));
+    OK(getsockname(listening, (void *)&at, &size));
+    OK(connect(client, (void *)&at, size));
+    int server = OK(accept(listening, 0, 0));
+    struct linger hard = { 1, 0 };
+    OK(setsockopt(client, SOL_SOCKET, SO_LINGER, &hard, sizeof hard));
+    close(client);
+    struct pollfd failed = { server, POLLIN };
+    SAME(poll(&failed, 1, 20000), 1);
+    CHECK(failed.revents & POLLERR);
+    freeze_here();
+    OK(getsockname(server, (void *)&own, &size));
+    SAME(own.sin_port, at.sin_port);
+    OK(getsockopt(server, SOL_SOCKET, SO_ERROR, &error, &len));
+    SAME(error, ECONNRESET);
+    OK(client = socket(AF_INET, SOCK_STREAM, 0));
+    OK(connect(client, (void *)&at, sizeof at));
+    close(OK(accept(listening, 0, 0)));
+    return 0;
+}
+"#)
+}
+
+conformance!(reset_beside_listening_conforms, reset_beside_listening());
 conformance!(early_conforms, early());
 conformance!(failed_conforms, failed());
 conformance!(waiting_conforms, waiting());

@@ -330,10 +330,9 @@ impl FdKind for Tcp {
         }
         record.base.give_options(fd.as_fd())?;
         record.base.give_filter(fd.as_fd())?;
-        // One that has failed and not been bound by itself shows an address, but has no port any more.
-        let port = |l: &&Bytes| super::socket::inet_address(&l.0).is_some_and(|a| a.port() != 0);
+        // One that has failed is bound when all who listen do: it may show the address of one of these.
         let failed = matches!(record.state, State::Failed(_));
-        if let Some(local) = record.local.as_ref().filter(|l| !failed || port(l)) {
+        if let Some(local) = record.local.as_ref().filter(|_| !failed) {
             {
                 // What is left of old connections does not keep anybody from the port.
                 let _reuse = socket::Meanwhile::set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);

@@ -24,6 +24,14 @@ impl FileStat {
         std::fs::metadata(path).map(|m| FileStat::from(&m))
     }
 
+    /// A number by which it differs from others, also from one that had its inode number before.
+    pub fn which(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hash = DefaultHasher::new();
+        (self.dev, self.ino, self.mtime).hash(&mut hash);
+        hash.finish()
+    }
+
     /// The file type bits (`S_IFMT`) of its mode.
     pub fn kind(&self) -> u32 {
         self.mode & libc::S_IFMT

@@ -77,7 +77,10 @@ impl FdView {
 
     /// A blocker at this fd.
     pub fn blocker(&self) -> Blocker {
-        Blocker::of(self.pid, format!("fd {}", self.fd), self.label())
+        Blocker {
+            which: self.stat.which(),
+            ..Blocker::of(self.pid, format!("fd {}", self.fd), self.label())
+        }
     }
 }
 
@@ -137,7 +140,10 @@ impl ProcessView {
 
     /// A blocker at this process as a whole.
     pub fn blocker(&self, place: impl Into<String>, object: impl Into<String>) -> Blocker {
-        Blocker::of(self.pid, place, object)
+        Blocker {
+            which: self.stat.start_time,
+            ..Blocker::of(self.pid, place, object)
+        }
     }
 
     /// What of it a process hardly ever changes, and then for good: it may be read before a stop if it is found the same

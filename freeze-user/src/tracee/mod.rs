@@ -3,6 +3,7 @@
 //! ptrace answers ESRCH to any thread but the tracer, so a [`Stopped`] can't be sent to another thread.
 #![allow(unsafe_code, reason = "ptrace has its address here")]
 
+mod arrive;
 mod many;
 pub mod process;
 mod raw;
@@ -15,6 +16,7 @@ pub use many::{park_all, play_all};
 use crate::error::{Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::sys::deadline;
+use arrive::patience;
 use nix::errno::Errno;
 use raw::{get_dispatch, get_mask, get_regs, set_dispatch, set_mask, set_regs};
 use regs::Regs;
@@ -284,6 +286,8 @@ pub struct Stopped {
     undispatched: bool,
     /// Registers by which an interrupted call is made once more, so that the kernel has a memory of it again.
     replay: Option<Replay>,
+    /// It did not come back from a tape in time, and runs or is frozen: see [`Stopped::arrive_where`].
+    away: bool,
     /// How long it had been asleep in the call it was found in, as far as that is known.
     asleep: Duration,
     /// Its extended state, once it was asked for.
@@ -305,6 +309,7 @@ impl Stopped {
                 dispatch: get_dispatch(tid),
                 undispatched: false,
                 replay: None,
+                away: false,
                 asleep: Duration::ZERO,
                 extended: OnceCell::new(),
                 _one_thread: PhantomData,
@@ -538,47 +543,6 @@ impl Stopped {
             .map(drop)
     }
 
-    /// Waits, once it runs, until the signal `end` arrives at an instruction pointer of `at`.
-    fn arrive(&mut self, step: bool, end: i32, at: u64) -> Result<Regs> {
-        self.arrive_where(step, end, |rip| rip == at)
-    }
-
-    /// Waits, once it runs, until the signal `end` arrives at an instruction pointer that is `there`.
-    fn arrive_where(&mut self, step: bool, end: i32, there: impl Fn(u64) -> bool) -> Result<Regs> {
-        loop {
-            match wait(self.tid)? {
-                Halt::Gone(status) => {
-                    let how = match libc::WIFSIGNALED(status) {
-                        true => format!(
-                            "was ended by signal {} while it was stopped",
-                            libc::WTERMSIG(status)
-                        ),
-                        false => "ended while it was stopped".into(),
-                    };
-                    return Err(Error::Died { pid: self.tid, how });
-                }
-                Halt::Signal(signal) if signal == end => {
-                    let now = get_regs(self.tid).map_err(|e| self.lost("ptrace(GETREGSET)", e))?;
-                    if there(now.rip) {
-                        return Ok(now);
-                    }
-                }
-                // SIGSTOP can't be blocked: it takes effect when the thread is let go.
-                Halt::Signal(signal @ (libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)) => {
-                    self.withheld = signal;
-                }
-                Halt::Signal(signal) => {
-                    return Err(Error::Died {
-                        pid: self.tid,
-                        how: format!("met signal {signal} in the midst of a remote system call"),
-                    });
-                }
-                Halt::Interrupted | Halt::Group(_) => {}
-            }
-            self.resume(step)?;
-        }
-    }
-
     /// Makes one system call at the address of a `syscall` instruction.
     pub fn step_syscall(&mut self, insn: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
         let [rdi, rsi, rdx, r10, r8, r9] = args;
@@ -597,7 +561,7 @@ impl Stopped {
         self.drive(&regs)?;
         set_mask(self.tid, !(1 << (libc::SIGTRAP - 1))).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         self.resume(true)?;
-        let now = self.arrive(true, libc::SIGTRAP, insn + 2)?;
+        let now = self.arrive(true, libc::SIGTRAP, insn + 2, Some(patience()))?;
         set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         Ok(now.rax as i64)
     }
@@ -611,7 +575,7 @@ impl Stopped {
         self.drive(&from)?;
         set_mask(self.tid, !(1 << (libc::SIGTRAP - 1))).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         self.resume(true)?;
-        let now = self.arrive_where(true, libc::SIGTRAP, |rip| !code.contains(rip))?;
+        let now = self.arrive_where(true, libc::SIGTRAP, |rip| !code.contains(rip), None)?;
         set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         self.found = now;
         Ok(())
@@ -620,6 +584,10 @@ impl Stopped {
     /// Puts registers and mask back where it stands, at the end of a tape: if we die it takes the tape's last signal,
     /// which is ignored, and goes on as found.
     fn settle(&mut self) -> Result<()> {
+        if self.away {
+            // It goes on as found by itself, once the kernel has let go of it for us.
+            return Ok(());
+        }
         if self.changed {
             set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
             set_mask(self.tid, self.mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;

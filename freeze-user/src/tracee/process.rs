@@ -1,5 +1,6 @@
 //! A whole process at a halt: all its threads, its scratch mapping, and the way to run tapes in it.
 
+use super::arrive::was_late;
 use super::tape::{Mark, Ran, Scratch, Started, Tape};
 use super::{SUSPEND_SECCOMP, Stopped, play_all};
 use crate::error::{Context, Error, Result};
@@ -288,6 +289,11 @@ impl StoppedProcess {
         self.finish_asking()?;
         // Nobody may stand on the mapping when it goes.
         self.threads.iter_mut().skip(1).try_for_each(Stopped::settle)?;
+        if was_late() {
+            // Who does not run cannot unmap: what is left is a mapping that nothing in the process knows of.
+            self.scratch = None;
+            return self.threads.iter_mut().try_for_each(Stopped::settle);
+        }
         if let (Some(scratch), Some(first)) = (self.scratch.take(), self.threads.first_mut()) {
             scratch.unmap(first)?;
             // It stands at the end of a single step, of which it would die without us: not for long.

@@ -6,6 +6,7 @@
 //! the thread was found with. So freeze may be killed in the midst of a tape and the target runs on.
 
 use super::Stopped;
+use super::arrive::patience;
 use super::raw::{get_regs, set_mask};
 use super::regs::{Regs, return_frame};
 use crate::error::{Context, Error, Result};
@@ -367,6 +368,7 @@ impl Tape<'_> {
             data_len,
             signal: self.scratch.signal,
             end: self.scratch.range.start + PARKED_AT,
+            escape: self.scratch.escape,
         })
     }
 }
@@ -400,6 +402,8 @@ pub(crate) struct Started {
     data_len: usize,
     signal: i32,
     end: u64,
+    /// Whether it returns without us, so that it need not be waited for.
+    escape: bool,
 }
 
 impl Started {
@@ -420,7 +424,8 @@ impl Started {
                 base: self.base,
             });
         }
-        thread.arrive(false, self.signal, self.end)?;
+        let within = self.escape.then(patience);
+        thread.arrive(false, self.signal, self.end, within)?;
         set_mask(thread.tid(), !0).map_err(|e| thread.lost("ptrace(SETSIGMASK)", e))?;
         let mut image = vec![0; self.data_len];
         let from = [Range::new(self.base, self.base + self.data_len as u64)];

@@ -1,0 +1,116 @@
+//! Waiting for a thread that was let go on for a tape or a step; not for ever, since somebody may freeze its control group.
+
+use super::raw::get_regs;
+use super::regs::Regs;
+use super::{Halt, Stopped, ptrace, stuck, wait_in_time};
+use crate::error::{Context, Error, Result};
+use crate::sys::deadline::Deadline;
+use nix::errno::Errno;
+use std::cell::Cell;
+use std::time::Duration;
+
+/// How long what has been let go on may take for some system calls, on a machine that is busy; not as long as somebody likes
+/// to keep its control group frozen.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to halt when it is called back, or when another was late before.
+const CALLED_BACK: Duration = Duration::from_millis(200);
+
+thread_local! {
+    /// Whether something was late that this thread traces.
+    static LATE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether something was late that this thread traces: then nothing may be begun that needs an end.
+pub(super) fn was_late() -> bool {
+    LATE.get()
+}
+
+/// How long it may take to arrive.
+pub(super) fn patience() -> Duration {
+    if was_late() { CALLED_BACK } else { PATIENCE }
+}
+
+impl Stopped {
+    /// Waits, once it runs, until the signal `end` arrives at an instruction pointer of `at`.
+    pub(super) fn arrive(&mut self, step: bool, end: i32, at: u64, within: Option<Duration>) -> Result<Regs> {
+        self.arrive_where(step, end, |rip| rip == at, within)
+    }
+
+    /// Waits, once it runs, until the signal `end` arrives at an instruction pointer that is `there`.
+    ///
+    /// What is not there in time is called back. One that is frozen with a control group of version 2 halts for that. With one
+    /// of version 1 it does not: amid a tape it is left to the frame by which that returns without us; amid a step, of which
+    /// it would die without us, it is waited for all the same.
+    pub(super) fn arrive_where(
+        &mut self,
+        step: bool,
+        end: i32,
+        there: impl Fn(u64) -> bool,
+        within: Option<Duration>,
+    ) -> Result<Regs> {
+        let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
+        let mut limited = within.map(limit).transpose()?;
+        let mut called_back = false;
+        loop {
+            let halt = match wait_in_time(self.tid)? {
+                Some(halt) => halt,
+                None if called_back => {
+                    self.away = true;
+                    return Err(self.late());
+                }
+                None => {
+                    called_back = true;
+                    LATE.set(true);
+                    let _ = ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0);
+                    // The old one first: dropping it lifts the limit.
+                    drop(limited.take());
+                    limited = (!step).then(|| limit(CALLED_BACK)).transpose()?;
+                    continue;
+                }
+            };
+            match halt {
+                Halt::Gone(status) => {
+                    let how = match libc::WIFSIGNALED(status) {
+                        true => format!(
+                            "was ended by signal {} while it was stopped",
+                            libc::WTERMSIG(status)
+                        ),
+                        false => "ended while it was stopped".into(),
+                    };
+                    return Err(Error::Died { pid: self.tid, how });
+                }
+                Halt::Signal(signal) if signal == end => {
+                    let now = get_regs(self.tid).map_err(|e| self.lost("ptrace(GETREGSET)", e))?;
+                    if there(now.rip) {
+                        return Ok(now);
+                    }
+                }
+                // SIGSTOP can't be blocked: it takes effect when the thread is let go.
+                Halt::Signal(signal @ (libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)) => {
+                    self.withheld = signal;
+                }
+                Halt::Signal(signal) => {
+                    return Err(Error::Died {
+                        pid: self.tid,
+                        how: format!("met signal {signal} in the midst of a remote system call"),
+                    });
+                }
+                Halt::Interrupted | Halt::Group(_) => {}
+            }
+            if called_back {
+                return Err(self.late());
+            }
+            self.resume(step)?;
+        }
+    }
+
+    /// It was let go on and did not.
+    fn late(&self) -> Error {
+        let object = format!(
+            "thread {}{}: it does not run, as if it were frozen with its control group; thaw it and try again",
+            self.tid,
+            stuck(self.tid)
+        );
+        Error::kernel("waiting for a remote system call", object, Errno::ETIMEDOUT)
+    }
+}
