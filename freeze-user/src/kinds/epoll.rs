@@ -244,7 +244,7 @@ fn closed(fd: &FdView, entry: &Entry) -> Blocker {
 /// A descriptor in the set that is the watched file.
 fn find(fd: &FdView, entry: &Entry, view: &View) -> Option<(Pid, RawFd)> {
     let is_it = |c: &FdView| epoll_watches(fd.pid, fd.fd, entry.fd, entry.nth, c.pid, c.fd) == Ok(true);
-    let alike = || view.fds().filter(|c| c.stat.ino == entry.ino);
+    let alike = || view.fds_of(entry.ino);
     // Nearly always it is what the number says.
     let straight = alike().find(|c| c.pid == fd.pid && c.fd == entry.fd && is_it(c));
     let found = straight

@@ -7,13 +7,13 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
-use crate::observe::view::{FdView, FileStat, View, all_pids, command_of};
+use crate::observe::index::Other;
+use crate::observe::view::{FdView, FileStat, View, command_of};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -164,35 +164,13 @@ impl FdKind for Fifo {
 
 /// Who outside the set has the fifo open.
 fn outside(fd: &FdView, view: &View) -> Vec<(crate::ids::Pid, i32)> {
-    let own = std::process::id() as i32;
-    let mut out = Vec::new();
-    for pid in all_pids().unwrap_or_default() {
-        if pid.0 == own || view.get(pid).is_some() {
-            continue;
-        }
-        // Processes that end, or that we may not look into, hold nothing we could name.
-        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-            continue;
-        };
-        for entry in dir.flatten() {
-            // The link is cheap and tells nearly all apart; its target decides.
-            let alike = std::fs::read_link(entry.path()).is_ok_and(|l| l.as_os_str().as_bytes() == fd.link);
-            if alike
-                && std::fs::metadata(entry.path())
-                    .is_ok_and(|m| (m.dev(), m.ino()) == (fd.stat.dev, fd.stat.ino))
-            {
-                out.push((
-                    pid,
-                    entry
-                        .file_name()
-                        .to_str()
-                        .and_then(|n| n.parse().ok())
-                        .unwrap_or(-1),
-                ));
-            }
-        }
-    }
-    out
+    // The link is cheap and tells nearly all apart; its target decides.
+    let alike = view.others().iter().filter(|other| other.link == fd.link);
+    let same = |other: &&Other| {
+        let target = std::fs::metadata(format!("/proc/{}/fd/{}", other.pid, other.fd));
+        target.is_ok_and(|m| (m.dev(), m.ino()) == (fd.stat.dev, fd.stat.ino))
+    };
+    alike.filter(same).map(|other| (other.pid, other.fd)).collect()
 }
 
 #[cfg(test)]

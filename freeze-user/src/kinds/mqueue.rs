@@ -9,7 +9,7 @@ use crate::nest::space::Kind;
 use crate::nest::{Landed, Nest, Options};
 use crate::observe::peek::Peek;
 use crate::observe::peek::queue::Queue;
-use crate::observe::view::{FdView, View, all_pids, command_of, read_fd};
+use crate::observe::view::{FdView, View, command_of, read_fd};
 use crate::sys;
 use crate::sys::mqueue::{Shape, create, open, send, shape, unlink};
 use nix::errno::Errno;
@@ -300,16 +300,13 @@ fn unseen(fd: &FdView) -> Blocker {
 
 /// Who outside the set has the same queue open.
 fn holder_outside(fd: &FdView, view: &View) -> Option<(Pid, i32)> {
-    let own = Pid(std::process::id() as i32);
-    let others = all_pids().unwrap_or_default().into_iter();
-    let mut others = others.filter(|pid| *pid != own && view.get(*pid).is_none());
-    others.find_map(|pid| {
-        let dir = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-        let mut numbers = dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-        let same =
-            |n: &i32| read_fd(pid, *n).is_ok_and(|f| (f.stat.dev, f.stat.ino) == (fd.stat.dev, fd.stat.ino));
-        numbers.find(same).map(|n| (pid, n))
-    })
+    let same = |f: FdView| (f.stat.dev, f.stat.ino) == (fd.stat.dev, fd.stat.ino);
+    // Mounts differ, the name does not.
+    let name = |link: &[u8]| link.rsplit(|b| *b == b'/').next().map(<[u8]>::to_vec);
+    let own = name(&fd.link);
+    let mut alike = view.others().iter().filter(|other| name(&other.link) == own);
+    let holder = alike.find(|other| read_fd(other.pid, other.fd).is_ok_and(same));
+    holder.map(|other| (other.pid, other.fd))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
-use crate::observe::view::{FdView, View, all_pids, command_of, read_fd};
+use crate::observe::index::Other;
+use crate::observe::view::{FdView, View, command_of, read_fd};
 use crate::store::Opened;
 use crate::sys::{
     self,
@@ -561,45 +562,28 @@ fn borrow(fd: &FdView) -> Result<OwnedFd> {
 
 /// Who outside the set holds either side of the pseudo terminal whose master is `fd`.
 fn holders_outside(fd: &FdView, index: u32, view: &View) -> Vec<(Pid, RawFd)> {
-    let own = std::process::id() as i32;
     let devpts = instance_inside(fd);
     let slave = format!("/{index}");
-    let mut out = Vec::new();
-    for pid in all_pids().unwrap_or_default() {
-        if pid.0 == own || view.get(pid).is_some() {
-            continue;
-        }
-        // Processes that end, or that we may not look into, hold nothing we could name.
-        let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-            continue;
+    let alike = view
+        .others()
+        .iter()
+        .filter(|other| other.link.ends_with(b"ptmx") || other.link.ends_with(slave.as_bytes()));
+    let joined = |other: &&Other| {
+        let Ok(seen) = read_fd(other.pid, other.fd) else {
+            return false;
         };
-        for entry in dir.flatten() {
-            let Ok(link) = std::fs::read_link(entry.path()) else {
-                continue;
-            };
-            let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-                continue;
-            };
-            let link = link.as_os_str().as_bytes();
-            if !link.ends_with(b"ptmx") && !link.ends_with(slave.as_bytes()) {
-                continue;
-            }
-            let Ok(seen) = read_fd(pid, number) else { continue };
-            let joined = match side(&seen) {
-                Some(Side::Master) => master_index(&seen) == Some(index),
-                Some(Side::Slave(n)) => n == index,
-                _ => false,
-            };
-            let theirs = |path: &[u8]| {
-                let root = format!("/proc/{pid}/root").into_bytes();
-                PathBuf::from(OsStr::from_bytes(&[&root, path].concat()))
-            };
-            if joined && instance(&seen, &theirs) == devpts {
-                out.push((pid, number));
-            }
-        }
-    }
-    out
+        let joined = match side(&seen) {
+            Some(Side::Master) => master_index(&seen) == Some(index),
+            Some(Side::Slave(n)) => n == index,
+            _ => false,
+        };
+        let theirs = |path: &[u8]| {
+            let root = format!("/proc/{}/root", other.pid).into_bytes();
+            PathBuf::from(OsStr::from_bytes(&[&root, path].concat()))
+        };
+        joined && instance(&seen, &theirs) == devpts
+    };
+    alike.filter(joined).map(|other| (other.pid, other.fd)).collect()
 }
 
 /// Which of freeze's own descriptors is its terminal.

@@ -505,17 +505,9 @@ fn is_accepted(inode: u64, me: &UnixSocket, peer: u64, theirs: &UnixSocket, view
 fn pointing_at(fd: &FdView, from: &Source<'_>) -> Vec<FileId> {
     let me = fd.stat.ino;
     let my_peer = from.view.unix.get(&me).and_then(|u| u.peer);
-    let others = from
-        .view
-        .fds()
-        .filter(|f| f.stat.ino != me && Some(f.stat.ino) != my_peer);
-    let pointing = others.filter(|f| {
-        from.view
-            .unix
-            .get(&f.stat.ino)
-            .is_some_and(|u| u.peer == Some(me))
-    });
-    pointing
+    from.view
+        .pointing_at(me)
+        .filter(|f| f.stat.ino != me && Some(f.stat.ino) != my_peer)
         .filter_map(|f| from.shared.files.get(&(f.pid, f.fd)).copied())
         .collect()
 }

@@ -24,11 +24,13 @@ impl FileStat {
         std::fs::metadata(path).map(|m| FileStat::from(&m))
     }
 
-    /// A number by which it differs from others, also from one that had its inode number before.
+    /// A number by which it differs from others, also from a file that had its inode number before.
     pub fn which(&self) -> u64 {
         use std::hash::{DefaultHasher, Hash, Hasher};
+        // Of pipes and sockets no number is given out again soon, and their times change with what goes through them.
+        let file = matches!(self.kind(), libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK);
         let mut hash = DefaultHasher::new();
-        (self.dev, self.ino, self.mtime).hash(&mut hash);
+        (self.dev, self.ino, file.then_some(self.mtime)).hash(&mut hash);
         hash.finish()
     }
 

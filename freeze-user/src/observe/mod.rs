@@ -7,6 +7,7 @@ pub mod events;
 pub mod faults;
 pub mod filestat;
 pub mod foreign;
+pub mod index;
 pub mod lasting;
 pub mod livemap;
 mod load;

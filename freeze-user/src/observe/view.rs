@@ -5,6 +5,7 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::observe::ends::Ends;
 pub use crate::observe::filestat::FileStat;
+use crate::observe::index::Index;
 pub use crate::observe::lasting::Lasting;
 use crate::observe::looks;
 use crate::observe::peers::{
@@ -202,6 +203,8 @@ pub struct View {
     pub trees: Trees,
     /// The namespaces of the set other than freeze's, by name in /proc/PID/ns and inode: their numbers from 1, by name.
     pub foreign: BTreeMap<(String, u64), u32>,
+    /// Where in it things are.
+    pub(super) index: Index,
 }
 
 /// How much of the address spaces to read.
@@ -266,6 +269,9 @@ impl View {
         view.look_at_trees()?;
         view.look_at_sockets();
         view.look_outside(before)?;
+        if let Some(before) = before {
+            view.trust_others(before);
+        }
         Ok(view)
     }
 
@@ -283,27 +289,9 @@ impl View {
     pub fn admit(&mut self, found: Vec<FdView>) -> Result<()> {
         let before = self.clone();
         self.in_transit.extend(found);
+        self.index = Index::default();
         self.look_at_sockets();
         self.look_outside(Some(&before))
-    }
-
-    /// The descriptor by which the set holds the socket with this inode first.
-    pub fn socket(&self, inode: u64) -> Option<&FdView> {
-        self.fds().find(|f| f.stat.ino == inode && !f.protocol.is_empty())
-    }
-
-    /// The inode of the other end of a TCP connection on this machine.
-    pub fn tcp_peer(&self, inode: u64) -> Option<u64> {
-        const LISTEN: u8 = 10;
-        let own = self
-            .tcp
-            .get(&inode)
-            .filter(|s| s.state != LISTEN && s.remote.port() != 0)?;
-        let other = self
-            .tcp
-            .iter()
-            .find(|(_, s)| s.net == own.net && s.local == own.remote && s.remote == own.local);
-        other.map(|(inode, _)| *inode).filter(|other| *other != inode)
     }
 
     /// The other end of a TCP connection of the set that a listening socket of the set has not accepted yet.

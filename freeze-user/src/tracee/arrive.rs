@@ -2,7 +2,7 @@
 
 use super::raw::get_regs;
 use super::regs::Regs;
-use super::{Halt, Stopped, ptrace, stuck, wait_in_time};
+use super::{Halt, Stopped, ptrace, stuck, wait_asleep, wait_awake};
 use crate::error::{Context, Error, Result};
 use crate::sys::deadline::Deadline;
 use nix::errno::Errno;
@@ -49,10 +49,18 @@ impl Stopped {
         within: Option<Duration>,
     ) -> Result<Regs> {
         let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
-        let mut limited = within.map(limit).transpose()?;
+        let mut limited = None;
         let mut called_back = false;
         loop {
-            let halt = match wait_in_time(self.tid)? {
+            let mut halt = wait_awake(self.tid)?;
+            if halt.is_none() {
+                // Most are there by now, and a limit takes three system calls of the pause.
+                if limited.is_none() && !called_back {
+                    limited = within.map(limit).transpose()?;
+                }
+                halt = wait_asleep(self.tid)?;
+            }
+            let halt = match halt {
                 Some(halt) => halt,
                 None if called_back => {
                     self.away = true;

@@ -84,23 +84,47 @@ fn wakeful_until() -> Option<Instant> {
 
 /// The same; `None` once this thread's deadline has passed.
 fn wait_in_time(tid: Pid) -> Result<Option<Halt>> {
-    let mut status = 0;
-    let mut wakeful = wakeful_until();
+    match wait_awake(tid)? {
+        Some(halt) => Ok(Some(halt)),
+        None => wait_asleep(tid),
+    }
+}
+
+/// Waits for an instant, without going to sleep; `None` if the thread has not halted by then.
+fn wait_awake(tid: Pid) -> Result<Option<Halt>> {
+    let Some(until) = wakeful_until() else {
+        return Ok(None);
+    };
+    while Instant::now() < until {
+        if let Some(halt) = look(tid, libc::WNOHANG)? {
+            return Ok(Some(halt));
+        }
+        std::hint::spin_loop();
+    }
+    DROWSY_FOR.set(DROWSY);
+    Ok(None)
+}
+
+/// Sleeps until the thread has halted; `None` once this thread's deadline has passed.
+fn wait_asleep(tid: Pid) -> Result<Option<Halt>> {
     loop {
-        if wakeful.is_some_and(|until| Instant::now() >= until) {
-            wakeful = None;
-            DROWSY_FOR.set(DROWSY);
+        match look(tid, 0)? {
+            None if deadline::passed() => return Ok(None),
+            None => {}
+            halt => return Ok(halt),
         }
-        let flag = if wakeful.is_some() { libc::WNOHANG } else { 0 };
-        // SAFETY: `status` is a live int.
-        match Errno::result(unsafe { libc::waitpid(tid.0, &raw mut status, libc::__WALL | flag) }) {
-            Ok(0) => std::hint::spin_loop(),
-            Ok(_) => break,
-            Err(Errno::EINTR) if deadline::passed() => return Ok(None),
-            Err(Errno::EINTR) => {}
-            Err(Errno::ECHILD) => return Ok(Some(Halt::Gone(0))),
-            Err(e) => return Err(e).on("waitpid", || format!("thread {tid}")),
-        }
+    }
+}
+
+/// One waitpid(2); `None` if it was interrupted, or nothing has happened yet.
+fn look(tid: Pid, flags: i32) -> Result<Option<Halt>> {
+    let mut status = 0;
+    // SAFETY: `status` is a live int.
+    match Errno::result(unsafe { libc::waitpid(tid.0, &raw mut status, libc::__WALL | flags) }) {
+        Ok(0) | Err(Errno::EINTR) => return Ok(None),
+        Ok(_) => {}
+        Err(Errno::ECHILD) => return Ok(Some(Halt::Gone(0))),
+        Err(e) => return Err(e).on("waitpid", || format!("thread {tid}")),
     }
     if !libc::WIFSTOPPED(status) {
         return Ok(Some(Halt::Gone(status)));

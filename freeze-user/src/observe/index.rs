@@ -1,0 +1,173 @@
+//! Where in a view something is: found out once, however often it is asked for.
+
+use super::view::{FdView, View, all_pids};
+use crate::ids::Pid;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::{Arc, OnceLock};
+
+/// What is open in a process outside the set.
+#[derive(Debug)]
+pub struct Other {
+    pub pid: Pid,
+    pub fd: RawFd,
+    /// The text of its link in /proc.
+    pub link: Vec<u8>,
+}
+
+/// What was found out of a view. A copy of the view begins anew, since it is made in order to be changed.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// The places in [`View::fds`] of those with an inode number.
+    inodes: OnceLock<HashMap<u64, Vec<usize>>>,
+    /// The places of the unix sockets that send to one.
+    pointing: OnceLock<HashMap<u64, Vec<usize>>>,
+    /// The inodes of TCP sockets that do not listen, by network namespace and both ends.
+    tcp: OnceLock<HashMap<(u32, SocketAddr, SocketAddr), u64>>,
+    /// What others have open.
+    others: Arc<OnceLock<Vec<Other>>>,
+}
+
+impl Clone for Index {
+    fn clone(&self) -> Index {
+        Index::default()
+    }
+}
+
+impl View {
+    /// The descriptors of this inode number, in whatever file system.
+    pub fn fds_of(&self, inode: u64) -> impl Iterator<Item = &FdView> {
+        let index = self.index.inodes.get_or_init(|| {
+            let mut index: HashMap<u64, Vec<usize>> = HashMap::new();
+            for (n, fd) in self.fds().enumerate() {
+                index.entry(fd.stat.ino).or_default().push(n);
+            }
+            index
+        });
+        self.places(index.get(&inode))
+    }
+
+    /// The unix sockets of the set that send to the one with this inode.
+    pub fn pointing_at(&self, inode: u64) -> impl Iterator<Item = &FdView> {
+        let index = self.index.pointing.get_or_init(|| {
+            let mut index: HashMap<u64, Vec<usize>> = HashMap::new();
+            for (n, fd) in self.fds().enumerate() {
+                if let Some(peer) = self.unix.get(&fd.stat.ino).and_then(|u| u.peer) {
+                    index.entry(peer).or_default().push(n);
+                }
+            }
+            index
+        });
+        self.places(index.get(&inode))
+    }
+
+    fn places(&self, places: Option<&Vec<usize>>) -> impl Iterator<Item = &FdView> {
+        let starts: Vec<usize> = self
+            .processes
+            .iter()
+            .scan(0, |sum, p| {
+                let start = *sum;
+                *sum += p.fds.len();
+                Some(start)
+            })
+            .collect();
+        let end = self.processes.iter().map(|p| p.fds.len()).sum::<usize>();
+        places.into_iter().flatten().filter_map(move |&n| {
+            if n >= end {
+                return self.in_transit.get(n - end);
+            }
+            let of = starts.partition_point(|start| *start <= n) - 1;
+            self.processes[of].fds.get(n - starts[of])
+        })
+    }
+
+    /// The descriptor by which the set holds the socket with this inode first.
+    pub fn socket(&self, inode: u64) -> Option<&FdView> {
+        self.fds_of(inode).find(|f| !f.protocol.is_empty())
+    }
+
+    /// The inode of the other end of a TCP connection on this machine.
+    pub fn tcp_peer(&self, inode: u64) -> Option<u64> {
+        const LISTEN: u8 = 10;
+        let own = self
+            .tcp
+            .get(&inode)
+            .filter(|s| s.state != LISTEN && s.remote.port() != 0)?;
+        let other = self.tcp_between(own.net, own.remote, own.local);
+        other.filter(|other| *other != inode)
+    }
+
+    /// The TCP socket of this namespace that has these ends and does not listen.
+    fn tcp_between(&self, net: u32, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+        let index = self.index.tcp.get_or_init(|| {
+            let all = self.tcp.iter();
+            all.map(|(inode, s)| ((s.net, s.local, s.remote), *inode))
+                .collect()
+        });
+        index.get(&(net, local, remote)).copied()
+    }
+
+    /// What is open outside the set, in every process that can be looked into.
+    pub fn others(&self) -> &[Other] {
+        self.index.others.get_or_init(|| {
+            let own = std::process::id() as i32;
+            let mut out = Vec::new();
+            for pid in all_pids().unwrap_or_default() {
+                if pid.0 == own || self.get(pid).is_some() {
+                    continue;
+                }
+                // Processes that end, or that we may not look into, hold nothing we could name.
+                let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+                    continue;
+                };
+                for entry in dir.flatten() {
+                    let number = entry.file_name().to_str().and_then(|n| n.parse().ok());
+                    if let (Some(fd), Ok(link)) = (number, std::fs::read_link(entry.path())) {
+                        let link = link.into_os_string().into_vec();
+                        out.push(Other { pid, fd, link });
+                    }
+                }
+            }
+            out
+        })
+    }
+
+    /// What others have open is as in an earlier look, unless the set has got a terminal or fifo since.
+    pub(super) fn trust_others(&mut self, before: &View) {
+        let shared = |f: &&FdView| matches!(f.stat.kind(), libc::S_IFIFO | libc::S_IFCHR);
+        let known = |f: &FdView| before.fds_of(f.stat.ino).any(|b| b.stat.dev == f.stat.dev);
+        if self.fds().filter(shared).all(known) {
+            self.index.others = Arc::clone(&before.index.others);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::view::Depth;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn descriptors_are_found_where_they_are() {
+        let (one, other) = nix::unistd::pipe().unwrap();
+        let own = Pid(std::process::id() as i32);
+        let mut sleep = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let view = View::read(&[own], Depth::Maps).unwrap();
+        let _ = sleep.kill();
+        let _ = sleep.wait();
+        assert!(view.processes.len() > 1);
+        for fd in view.fds() {
+            assert!(view.fds_of(fd.stat.ino).any(|f| (f.pid, f.fd) == (fd.pid, fd.fd)));
+        }
+        let ino = view.fds().find(|f| f.fd == one.as_raw_fd() && f.pid == own);
+        let ends = view.fds_of(ino.unwrap().stat.ino);
+        let mut ends: Vec<_> = ends.filter(|f| f.pid == own).map(|f| f.fd).collect();
+        ends.sort_unstable();
+        assert_eq!(ends, [one.as_raw_fd(), other.as_raw_fd()]);
+        assert_eq!(view.fds_of(u64::MAX).count(), 0);
+        assert!(view.others().iter().all(|o| view.get(o.pid).is_none()));
+    }
+}
