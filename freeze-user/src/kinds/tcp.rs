@@ -332,25 +332,35 @@ impl FdKind for Tcp {
         record.base.give_filter(fd.as_fd())?;
         // One that has failed is bound when all who listen do: it may show the address of one of these.
         let failed = matches!(record.state, State::Failed(_));
-        if let Some(local) = record.local.as_ref().filter(|_| !failed) {
-            {
-                // What is left of old connections does not keep anybody from the port.
-                let _reuse = socket::Meanwhile::set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-                let mut bound = sys::socket_to(fd.as_fd(), false, &local.0);
-                if bound == Err(Errno::EADDRINUSE) {
-                    let port = super::socket::inet_address(&local.0).map_or(0, |a| a.port());
-                    for (local, remote) in tcp_leftovers(port) {
-                        // One that has gone by itself meanwhile is no loss.
-                        let _ = forget_tcp(local, remote);
-                    }
-                    bound = super::socket::bind(fd.as_fd(), &local.0);
-                }
-                bound.on("bind", || format!("{}: {}", name(), readable(&local.0)))?;
+        // What is left of old connections does not keep anybody from the port, neither at bind(2) nor at listen(2).
+        let reuse = socket::Meanwhile::set(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+        let forget = || {
+            let local = record
+                .local
+                .as_ref()
+                .and_then(|l| super::socket::inet_address(&l.0));
+            for (local, remote) in tcp_leftovers(local.map_or(0, |a| a.port())) {
+                // One that has gone by itself meanwhile is no loss.
+                let _ = forget_tcp(local, remote);
             }
+        };
+        if let Some(local) = record.local.as_ref().filter(|_| !failed) {
+            let mut bound = sys::socket_to(fd.as_fd(), false, &local.0);
+            if bound == Err(Errno::EADDRINUSE) {
+                forget();
+                bound = super::socket::bind(fd.as_fd(), &local.0);
+            }
+            bound.on("bind", || format!("{}: {}", name(), readable(&local.0)))?;
         }
         if let State::Listening { backlog, .. } = &record.state {
-            socket::listen(fd.as_fd(), *backlog as i32).on("listen", name)?;
+            let mut listening = socket::listen(fd.as_fd(), *backlog as i32);
+            if listening == Err(Errno::EADDRINUSE) {
+                forget();
+                listening = socket::listen(fd.as_fd(), *backlog as i32);
+            }
+            listening.on("listen", name)?;
         }
+        drop(reuse);
         Ok(fd)
     }
 

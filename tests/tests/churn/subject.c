@@ -250,6 +250,8 @@ static void do_tcp(struct worker *w) {
         close(server);
     }
     close(listening);
+    /* What is left of a connection keeps its port for a minute, and there are not more than 28,000. */
+    nap(30);
 }
 
 static _Thread_local volatile unsigned ticks;
