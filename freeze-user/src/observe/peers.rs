@@ -4,7 +4,7 @@ use super::sockets::{Socket, ask, inet, request, u16_at, u32_at};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
@@ -45,7 +45,6 @@ pub struct InetSocket {
 /// All sockets that /proc/net shows in its table `protocol` (`tcp`, `tcp6`, `udp` …), by inode.
 pub fn inet_sockets(protocol: &'static str) -> HashMap<u64, InetSocket> {
     let text = std::fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap_or_default();
-    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
     let lines = text.lines().skip(1).filter_map(|line| inet(protocol, line));
     lines
         .filter_map(|(inode, socket)| match socket {
@@ -73,82 +72,137 @@ pub struct Nobodys {
     pub unread: u32,
 }
 
-/// TCP sockets that no process holds: those not accepted yet, and what goes on after it was closed.
-pub fn nobodys() -> Vec<Nobodys> {
-    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
-    let mut out = Vec::new();
-    for table in ["tcp", "tcp6"] {
-        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
-        for line in text.lines().skip(1) {
-            // The fifth column: bytes to be sent and to be read.
-            let unread = line
-                .split_ascii_whitespace()
-                .nth(4)
-                .and_then(|q| q.split_once(':'));
-            let unread = unread
-                .and_then(|(_, n)| u32::from_str_radix(n, 16).ok())
-                .unwrap_or(0);
-            if let Some((
-                0,
-                Socket::Inet {
-                    local, remote, state, ..
-                },
-            )) = inet(table, line)
-            {
+/// The TCP sockets of a network namespace, but for what is only kept in memory for a minute (TIME_WAIT).
+#[derive(Clone, Debug, Default)]
+pub struct TcpTable {
+    /// By inode.
+    pub held: HashMap<u64, InetSocket>,
+    /// Those that no process holds: not accepted yet, or still at work after they were closed.
+    pub nobodys: Vec<Nobodys>,
+    /// The inodes of those whose segments are signed (TCP_MD5SIG): their keys are shown by sock_diag(7) and nowhere else.
+    pub signed: BTreeSet<u64>,
+}
+
+impl TcpTable {
+    /// By sock_diag(7). A busy server has tens of thousands that are over, of which /proc/net/tcp tells at length; it is read
+    /// where the kernel lacks the module tcp_diag, which asking loads where it can be.
+    ///
+    /// One that is neither bound nor connected is in no list of the kernel's.
+    pub fn read() -> TcpTable {
+        TcpTable::by_diag().unwrap_or_else(|_| TcpTable::by_text())
+    }
+
+    fn by_diag() -> nix::Result<TcpTable> {
+        // struct inet_diag_req_v2 after its first byte: protocol, what to show, padding, states, struct inet_diag_sockid.
+        const INET_DIAG_INFO: u8 = 2; // keys are shown along with it only
+        // From established to closing and, kept apart by the kernel, those that a listening socket has answered to; not
+        // TIME_WAIT, nor what is merely bound.
+        const STATES: u32 = 0x1ffe & !(1 << TIME_WAIT);
+        let mut rest = vec![libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
+        rest.extend(STATES.to_ne_bytes());
+        rest.extend([0; 48]);
+        let mut all = Vec::new();
+        let mut buffer = vec![0u8; 1 << 16];
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let diag = ask(family, &rest)?;
+            loop {
+                let length = recv(diag.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+                if length == 0 || !messages(&buffer[..length], &mut all, diagnosed)? {
+                    break;
+                }
+            }
+        }
+        let mut table = TcpTable::default();
+        for (inode, (ends, unread, signed)) in all {
+            if signed {
+                table.signed.insert(inode);
+            }
+            table.add(inode, ends, unread);
+        }
+        Ok(table)
+    }
+
+    fn by_text() -> TcpTable {
+        let mut table = TcpTable::default();
+        for name in ["tcp", "tcp6"] {
+            let text = std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
+            for line in text.lines().skip(1) {
+                // The fifth column: bytes to be sent and to be read.
+                let queues = line.split_ascii_whitespace().nth(4);
+                let unread = queues.and_then(|q| u32::from_str_radix(q.split_once(':')?.1, 16).ok());
+                let Some((
+                    inode,
+                    Socket::Inet {
+                        local, remote, state, ..
+                    },
+                )) = inet(name, line)
+                else {
+                    continue;
+                };
                 let ends = InetSocket {
                     local: plain(local),
                     remote: plain(remote),
                     state,
                     net: 0,
                 };
-                out.push(Nobodys { ends, unread });
+                if state != TIME_WAIT {
+                    table.add(inode, ends, unread.unwrap_or(0));
+                }
             }
         }
+        table
     }
-    out
-}
 
-/// TCP sockets, by inode, whose segments are signed (TCP_MD5SIG): their keys are shown here and nowhere else.
-///
-/// One that is neither bound nor connected is in no list of the kernel's.
-pub fn signed_tcp() -> nix::Result<HashMap<u64, ()>> {
-    // struct inet_diag_req_v2 after its first byte: protocol, what to show, padding, states, struct inet_diag_sockid.
-    const INET_DIAG_INFO: u8 = 2; // keys are shown along with it only
-    let mut rest = vec![libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
-    rest.extend(u32::MAX.to_ne_bytes());
-    rest.extend([0; 48]);
-    let mut out = HashMap::new();
-    let mut buffer = vec![0u8; 1 << 16];
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let diag = ask(family, &rest)?;
-        loop {
-            let length = recv(diag.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            if length == 0 || !messages(&buffer[..length], &mut out, signed)? {
-                break;
-            }
+    fn add(&mut self, inode: u64, ends: InetSocket, unread: u32) {
+        if inode == 0 {
+            self.nobodys.push(Nobodys { ends, unread });
+        } else {
+            self.held.insert(inode, ends);
         }
     }
-    Ok(out)
 }
 
-/// struct inet_diag_msg and its attributes.
-fn signed(message: &[u8]) -> Option<(u64, ())> {
+const TIME_WAIT: u8 = 6;
+
+/// IPv4 addresses that are mapped into IPv6 as IPv4.
+fn plain(a: SocketAddr) -> SocketAddr {
+    SocketAddr::new(a.ip().to_canonical(), a.port())
+}
+
+/// struct inet_diag_msg and its attributes: the inode; the ends, what is to be read, whether it is signed.
+fn diagnosed(message: &[u8]) -> Option<(u64, (InetSocket, u32, bool))> {
     const INET_DIAG_MD5SIG: u16 = 18;
     const LENGTH: usize = 72;
+    let (family, state) = (message.first()?, *message.get(1)?);
+    let end = |port: usize, address: usize| -> Option<SocketAddr> {
+        let port = u16::from_be_bytes(*message.get(port..)?.first_chunk()?);
+        let bytes: [u8; 16] = *message.get(address..)?.first_chunk()?;
+        let ip = match i32::from(*family) {
+            libc::AF_INET => IpAddr::from(*bytes.first_chunk::<4>()?),
+            _ => IpAddr::from(bytes),
+        };
+        Some(plain(SocketAddr::new(ip, port)))
+    };
+    let ends = InetSocket {
+        local: end(4, 8)?,
+        remote: end(6, 24)?,
+        state,
+        net: 0,
+    };
+    let unread = u32_at(message, 56)?;
     let inode = u64::from(u32_at(message, LENGTH - 4)?);
     let mut attributes = message.get(LENGTH..)?;
+    let mut signed = false;
     while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
-        if kind == INET_DIAG_MD5SIG {
-            return Some((inode, ()));
-        }
-        attributes = attributes.get(usize::from(length).max(4).next_multiple_of(4)..)?;
+        signed |= kind == INET_DIAG_MD5SIG;
+        let next = usize::from(length).max(4).next_multiple_of(4);
+        attributes = attributes.get(next..).unwrap_or_default();
     }
-    None
+    Some((inode, (ends, unread, signed)))
 }
 
 /// Connections of the local port that nobody holds and that have nothing left to say: FIN_WAIT2 and TIME_WAIT.
 pub fn tcp_leftovers(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
-    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
     let mut out = Vec::new();
     for table in ["tcp", "tcp6"] {
         let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
@@ -357,7 +411,7 @@ pub fn unix_sockets() -> nix::Result<HashMap<u64, UnixSocket>> {
 /// Takes the sockets out of one datagram; `false` after the last one.
 fn messages<T>(
     mut bytes: &[u8],
-    out: &mut HashMap<u64, T>,
+    out: &mut impl Extend<(u64, T)>,
     read: impl Fn(&[u8]) -> Option<(u64, T)>,
 ) -> nix::Result<bool> {
     const NLMSG_ERROR: u16 = 2;
@@ -451,6 +505,53 @@ mod tests {
             "what listens must not be found for it"
         );
         drop(std::net::TcpStream::connect(server).unwrap());
+    }
+
+    #[test]
+    fn both_ways_tell_the_same_of_tcp() {
+        use std::io::Write;
+        use std::net::{Shutdown, TcpListener, TcpStream};
+        let mut ports = Vec::new();
+        let mut kept = Vec::new();
+        for (at, from) in [
+            ("127.0.0.1:0", "127.0.0.1"),
+            ("[::1]:0", "::1"),
+            ("[::]:0", "127.0.0.1"),
+        ] {
+            let Ok(listener) = TcpListener::bind(at) else {
+                continue;
+            };
+            let port = listener.local_addr().unwrap().port();
+            let to = SocketAddr::new(from.parse().unwrap(), port);
+            let client = TcpStream::connect(to).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            // This one waits to be accepted, with something to read.
+            let mut waiting = TcpStream::connect(to).unwrap();
+            waiting.write_all(b"12345").unwrap();
+            ports.push(port);
+            kept.push((listener, client, server, waiting));
+        }
+        let ours =
+            |ends: &InetSocket| ports.contains(&ends.local.port()) || ports.contains(&ends.remote.port());
+        let mut text = TcpTable::default();
+        // An end that was shut moves on when the other has said that it heard of it.
+        while text.held.is_empty() || text.held.values().any(|ends| ends.state == 4) {
+            text = TcpTable::by_text();
+            text.held.retain(|_, ends| ours(ends));
+        }
+        text.nobodys.retain(|n| ours(&n.ends));
+        let Ok(mut diag) = TcpTable::by_diag() else { return };
+        diag.held.retain(|_, ends| ours(ends));
+        diag.nobodys.retain(|n| ours(&n.ends));
+        assert_eq!(text.held.len(), 4 * kept.len());
+        assert_eq!(text.nobodys.len(), kept.len());
+        assert!(text.nobodys.iter().all(|n| n.unread == 5));
+        assert_eq!(diag.held, text.held);
+        let by_port = |n: &Nobodys| n.ends.local.port();
+        text.nobodys.sort_by_key(by_port);
+        diag.nobodys.sort_by_key(by_port);
+        assert_eq!(diag.nobodys, text.nobodys);
     }
 
     #[test]

@@ -8,9 +8,7 @@ pub use crate::observe::filestat::FileStat;
 use crate::observe::index::Index;
 pub use crate::observe::lasting::Lasting;
 use crate::observe::looks;
-use crate::observe::peers::{
-    InetSocket, Nobodys, UnixSocket, inet_sockets, nobodys, signed_tcp, unix_sockets,
-};
+use crate::observe::peers::{InetSocket, Nobodys, TcpTable, UnixSocket, unix_sockets};
 use crate::observe::procfile::{read_all, read_record};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
@@ -334,11 +332,7 @@ impl View {
         for (number, fd) in own.chain(others) {
             let look = || {
                 let unix = unix.then(unix_sockets);
-                let tcp = tcp.then(|| {
-                    // Without the module tcp_diag, which asking loads where it can be, no keys are told of.
-                    let signed = signed_tcp().unwrap_or_default();
-                    (inet_sockets("tcp"), inet_sockets("tcp6"), nobodys(), signed)
-                });
+                let tcp = tcp.then(TcpTable::read);
                 (unix, tcp)
             };
             let inside: Vec<_> = fd.iter().map(std::os::fd::AsFd::as_fd).collect();
@@ -350,21 +344,15 @@ impl View {
                 Some(Err(e)) => self.unix_untold = Some(e),
                 None => {}
             }
-            let (four, six, nobodys, signed) = tcp.unwrap_or_default();
-            self.tcp_signed.extend(signed.into_keys());
-            self.tcp_nobodys.extend(nobodys.into_iter().map(|mut n| {
+            let table = tcp.unwrap_or_default();
+            self.tcp_signed.extend(table.signed);
+            self.tcp_nobodys.extend(table.nobodys.into_iter().map(|mut n| {
                 n.ends.net = number;
                 n
             }));
-            for (inode, socket) in four.into_iter().chain(six) {
-                self.tcp.insert(
-                    inode,
-                    InetSocket {
-                        net: number,
-                        ..socket
-                    },
-                );
-            }
+            let held = table.held.into_iter();
+            self.tcp
+                .extend(held.map(|(inode, s)| (inode, InetSocket { net: number, ..s })));
         }
     }
 
