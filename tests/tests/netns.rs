@@ -116,7 +116,16 @@ fn a_namespace_comes_back() {
     within(a.as_fd(), libc::CLONE_NEWNET, settings).unwrap().unwrap();
     let others = [(1, a.as_fd()), (2, b.as_fd())];
     let mut out = Vec::new();
-    let first = collect(a.as_fd(), &others, "a", &mut out).unwrap();
+    // The kernel gives addresses to what was brought up, some time later.
+    let mut before = 0;
+    let first = loop {
+        let now = collect(a.as_fd(), &others, "a", &mut out).unwrap();
+        if now.addresses.len() == before {
+            break now;
+        }
+        before = now.addresses.len();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    };
     let second = collect(b.as_fd(), &others, "b", &mut out).unwrap();
     assert!(out.is_empty(), "{out:?}");
     let (Some(c), Some(d)) = (fresh(), fresh()) else {
