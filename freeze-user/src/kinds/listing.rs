@@ -49,8 +49,8 @@ pub fn markdown() -> String {
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\
         - the most workers of a thread, where they were given through an io_uring instance that is closed since;\n\
-        - where memory was unmapped and mapped anew under a buffer that is registered with an io_uring, the pages that the buffer still had: registered again, it has the new ones;
-- times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
+        - where memory was unmapped and mapped anew under a buffer that is registered with an io_uring, the pages that the buffer still had: registered again, it has the new ones;\n\
+        - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
         - the timeout of a sigtimedwait, a semtimedop, an io_getevents, an io_uring_enter, or of a call on a socket with SO_RCVTIMEO or \

@@ -566,7 +566,6 @@ fn holders_outside(fd: &FdView, index: u32, view: &View) -> Vec<(Pid, RawFd)> {
     let slave = format!("/{index}");
     let alike = view
         .others()
-        .iter()
         .filter(|other| other.link.ends_with(b"ptmx") || other.link.ends_with(slave.as_bytes()));
     let joined = |other: &&Other| {
         let Ok(seen) = read_fd(other.pid, other.fd) else {

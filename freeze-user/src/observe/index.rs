@@ -1,6 +1,7 @@
 //! Where in a view something is: found out once, however often it is asked for.
 
 use super::view::{FdView, View, all_pids};
+use crate::error::{Context, Result};
 use crate::ids::Pid;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,7 +25,7 @@ pub struct Index {
     inodes: OnceLock<HashMap<u64, Vec<usize>>>,
     /// The places of the unix sockets that send to one.
     pointing: OnceLock<HashMap<u64, Vec<usize>>>,
-    /// The inodes of TCP sockets that do not listen, by network namespace and both ends.
+    /// The inodes of TCP sockets, by network namespace and both ends.
     tcp: OnceLock<HashMap<(u32, SocketAddr, SocketAddr), u64>>,
     /// What others have open.
     others: Arc<OnceLock<Vec<Other>>>,
@@ -99,7 +100,7 @@ impl View {
         other.filter(|other| *other != inode)
     }
 
-    /// The TCP socket of this namespace that has these ends and does not listen.
+    /// The TCP socket of this namespace that has these ends.
     fn tcp_between(&self, net: u32, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
         let index = self.index.tcp.get_or_init(|| {
             let all = self.tcp.iter();
@@ -110,35 +111,53 @@ impl View {
     }
 
     /// What is open outside the set, in every process that can be looked into.
-    pub fn others(&self) -> &[Other] {
-        self.index.others.get_or_init(|| {
-            let own = std::process::id() as i32;
-            let mut out = Vec::new();
-            for pid in all_pids().unwrap_or_default() {
-                if pid.0 == own || self.get(pid).is_some() {
-                    continue;
-                }
-                // Processes that end, or that we may not look into, hold nothing we could name.
-                let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-                    continue;
-                };
-                for entry in dir.flatten() {
-                    let number = entry.file_name().to_str().and_then(|n| n.parse().ok());
-                    if let (Some(fd), Ok(link)) = (number, std::fs::read_link(entry.path())) {
-                        let link = link.into_os_string().into_vec();
-                        out.push(Other { pid, fd, link });
-                    }
-                }
-            }
-            out
-        })
+    pub fn others(&self) -> impl Iterator<Item = &Other> {
+        // What could not be looked at was told when the view was read, if it mattered.
+        let _ = self.look_at_others();
+        let all = self.index.others.get().into_iter().flatten();
+        // Who was born between two looks of which the later one trusts the earlier is of the set by now.
+        all.filter(|other| self.get(other.pid).is_none())
     }
 
-    /// What others have open is as in an earlier look, unless the set has got a terminal or fifo since.
+    /// Looks at what is open outside the set, unless that was done.
+    pub(super) fn look_at_others(&self) -> Result<()> {
+        if self.index.others.get().is_some() {
+            return Ok(());
+        }
+        let own = std::process::id() as i32;
+        let mut out = Vec::new();
+        for pid in all_pids()? {
+            if pid.0 == own || self.get(pid).is_some() {
+                continue;
+            }
+            let path = format!("/proc/{pid}/fd");
+            let dir = match std::fs::read_dir(&path) {
+                Ok(dir) => dir,
+                // Nobody must count as holding nothing because freeze has no descriptor left to look.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    return Err(e).on("readdir", || path);
+                }
+                // Processes that end, or that we may not look into, hold nothing we could name.
+                Err(_) => continue,
+            };
+            for entry in dir.flatten() {
+                let number = entry.file_name().to_str().and_then(|n| n.parse().ok());
+                if let (Some(fd), Ok(link)) = (number, std::fs::read_link(entry.path())) {
+                    let link = link.into_os_string().into_vec();
+                    out.push(Other { pid, fd, link });
+                }
+            }
+        }
+        let _ = self.index.others.set(out);
+        Ok(())
+    }
+
+    /// What others have open is as in an earlier look, unless it was looked at again, or the set has got a terminal or fifo
+    /// since.
     pub(super) fn trust_others(&mut self, before: &View) {
         let shared = |f: &&FdView| matches!(f.stat.kind(), libc::S_IFIFO | libc::S_IFCHR);
         let known = |f: &FdView| before.fds_of(f.stat.ino).any(|b| b.stat.dev == f.stat.dev);
-        if self.fds().filter(shared).all(known) {
+        if self.index.others.get().is_none() && self.fds().filter(shared).all(known) {
             self.index.others = Arc::clone(&before.index.others);
         }
     }
@@ -168,6 +187,6 @@ mod tests {
         ends.sort_unstable();
         assert_eq!(ends, [one.as_raw_fd(), other.as_raw_fd()]);
         assert_eq!(view.fds_of(u64::MAX).count(), 0);
-        assert!(view.others().iter().all(|o| view.get(o.pid).is_none()));
+        assert!(view.others().all(|o| view.get(o.pid).is_none()));
     }
 }

@@ -374,31 +374,15 @@ impl View {
         if joint.is_empty() {
             return Ok(());
         }
-        let own = std::process::id() as i32;
-        for pid in all_pids()? {
-            if pid.0 == own || self.get(pid).is_some() {
-                continue;
-            }
-            // Processes that end, or that we may not look into, hold nothing we could name.
-            let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-                continue;
-            };
-            let mut command = None;
-            for entry in dir.flatten() {
-                let Ok(link) = std::fs::read_link(entry.path()) else {
-                    continue;
-                };
-                let link = link.into_os_string().into_vec();
-                if !joint.contains(&link) {
-                    continue;
-                }
-                let fd = entry.file_name().to_string_lossy().parse().unwrap_or(-1);
-                let command = command.get_or_insert_with(|| command_of(pid)).clone();
-                self.outside
-                    .entry(link)
-                    .or_default()
-                    .push(Holder { pid, fd, command });
-            }
+        self.look_at_others()?;
+        let mut found: Vec<(Vec<u8>, Holder)> = Vec::new();
+        for other in self.others().filter(|other| joint.contains(&other.link)) {
+            let (pid, fd) = (other.pid, other.fd);
+            let command = command_of(pid);
+            found.push((other.link.clone(), Holder { pid, fd, command }));
+        }
+        for (link, holder) in found {
+            self.outside.entry(link).or_default().push(holder);
         }
         Ok(())
     }

@@ -323,27 +323,28 @@ fn halt_all(
         .refuse())
 }
 
-/// What is said of a thread that did not halt within [`LIMIT`].
+/// What is said of a thread that did not halt within [`LIMIT`]. It stays an error of lateness: this thread traces it still, so
+/// that another attempt would only find it traced.
 fn never_halts(e: Error) -> Error {
-    let Error::Kernel {
-        object,
-        errno: nix::errno::Errno::ETIMEDOUT,
-        ..
-    } = &e
-    else {
-        return e;
-    };
-    let (why, remedy) = match object.contains("kernel_clone") {
-        true => (
-            "it waits in vfork(2) until its child executes another program or ends".to_owned(),
-            "try again when the child has",
-        ),
-        false => (
-            format!("it is at work in the kernel, or waits for a device, for more than {LIMIT:?}"),
-            "try again later; see /proc/PID/stack for what it waits for",
-        ),
-    };
-    Blocker::at(object.clone(), "").why(why).remedy(remedy).refuse()
+    match e {
+        Error::Kernel {
+            call,
+            object,
+            errno: nix::errno::Errno::ETIMEDOUT,
+            ..
+        } => {
+            let why = match object.contains("kernel_clone") {
+                true => {
+                    "it waits in vfork(2) until its child executes another program or ends; try again then"
+                }
+                false => {
+                    "it is at work in the kernel, or waits for a device: see /proc/PID/stack, and try again later"
+                }
+            };
+            Error::kernel(call, format!("{object}: {why}"), nix::errno::Errno::ETIMEDOUT)
+        }
+        e => e,
+    }
 }
 
 /// Whether a thread is one that the kernel has made to work for io_uring.
