@@ -365,6 +365,33 @@ fn a_damaged_page_ends_it() {
     nothing_wrong(&running);
 }
 
+/// A child that nobody knew of touches nothing until whoever filled it is long gone.
+#[test]
+fn who_sleeps_through_the_failure_reads_no_zeros() {
+    if !granted() {
+        skip!("no userfaultfd that tells of all changes");
+    }
+    let sleeper = READER.replace("look(\"the child\", 99 + i, 10); nap(20);", "nap(40);");
+    assert_ne!(sleeper, READER);
+    let (mut running, image) = ended(&c(&sleeper), "who_sleeps_through_the_failure_reads_no_zeros");
+    let server = restore_slowly(&image, &running, "1s");
+    running.go();
+    until("the child", || running.dir().join("forked").exists());
+    running.pids();
+    let pages = fs::File::options()
+        .write(true)
+        .open(image.join("pages"))
+        .expect("its pages");
+    pages.write_all_at(b"damage", 40 << 20).expect("a writable image");
+    all_in(server);
+    assert!(!running.dir().join("bus").exists(), "it has not slept");
+    let wrong = || running.dir().join("wrong").exists();
+    until("the child ended", || {
+        running.dir().join("bus").exists() || wrong()
+    });
+    nothing_wrong(&running);
+}
+
 #[test]
 fn a_damaged_page_of_a_small_process_is_found_before_it_runs() {
     let small = READER.replace("N = 16384", "N = 1024");

@@ -4,7 +4,8 @@
 //! keeper is a process of its own that shares its maker's *table* of descriptors (`CLONE_FILES`): the table outlives
 //! the maker, and with it every userfaultfd, those of children forked meanwhile included. If the maker dies, or says that
 //! it cannot go on, the keeper ends all processes it was told of. A child that it was not told of finds each page that it
-//! still misses poisoned (SIGBUS), or waits for it for ever where the kernel knows no poison (before Linux 6.6).
+//! still misses poisoned (SIGBUS), or waits for it for ever where the kernel knows no poison (before Linux 6.6). That may
+//! be long after the maker has ended: after an alarm the maker must leave the userfaultfds open.
 //!
 //! It stands in a session of its own, takes no signals but SIGKILL, and makes system calls only.
 #![allow(unsafe_code, reason = "a process that shares descriptors is made here")]
@@ -16,9 +17,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Its name in /proc/PID/comm.
 const NAME: &[u8; 16] = b"freeze-keeper\0\0\0";
-
-/// Descriptors with higher numbers are not looked at once the maker is dead.
-const LIMIT: i32 = 1 << 14;
 
 /// A keeper at work. Dropping it dismisses it.
 #[derive(Debug)]
@@ -118,14 +116,16 @@ fn keep(maker: RawFd, alarm: RawFd, processes: &[RawFd]) -> ! {
         let args = [*fd as u64, libc::SIGKILL as u64, 0, 0, 0, 0];
         let _ = plain(libc::SYS_pidfd_send_signal, args);
     }
-    if fds[0].revents != 0 {
-        // The table is ours alone: who waits for the end of the maker's output shall see it.
-        for fd in 0..3 {
-            let _ = plain(libc::SYS_close, [fd, 0, 0, 0, 0, 0]);
-        }
-    }
+    let mut maker = &mut fds[..1];
     while poison_all() {
-        wait_for(&mut [], 20);
+        if maker.iter().any(|f| f.revents != 0) {
+            // The table is ours alone: who waits for the end of the maker's output shall see it.
+            for fd in 0..3 {
+                let _ = plain(libc::SYS_close, [fd, 0, 0, 0, 0, 0]);
+            }
+            maker = &mut [];
+        }
+        wait_for(maker, 20);
     }
     let _ = plain(libc::SYS_exit_group, [0; 6]);
     loop {
@@ -141,44 +141,90 @@ fn wait_for(fds: &mut [libc::pollfd], timeout: i32) {
 
 /// Poisons every page that somebody waits for; `false` once there is nobody left who misses any.
 fn poison_all() -> bool {
+    let path = c"/proc/self/fd";
+    let flags = (libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
+    let open = [libc::AT_FDCWD as u64, path.as_ptr() as u64, flags, 0, 0, 0];
+    // SAFETY: a path that ends in a zero byte.
+    let Ok(directory) = (unsafe { raw(libc::SYS_openat, open) }) else {
+        // Who cannot look must not go: what is still missing would read as zeros.
+        return true;
+    };
+    let directory = directory as u64;
     let mut left = false;
-    for number in 0..LIMIT {
-        if !is_uffd(number) {
-            continue;
-        }
-        // SAFETY: it was open a moment ago, and what became of it since does no harm to what is asked below.
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        // The maker may have read of some and answered nobody.
-        missing::wake_all(fd);
-        while let Ok(fault) = missing::read_fault(fd) {
-            let Some(at) = fault else { continue };
-            if let Err(Errno::EAGAIN | Errno::EEXIST) = missing::poison(fd, at) {
-                // It is there, or another message must be read first: who waits looks again, and asks again.
-                missing::wake(fd, at);
+    let mut entries = [0u64; 512];
+    loop {
+        let size = size_of_val(&entries) as u64;
+        let args = [directory, entries.as_mut_ptr() as u64, size, 0, 0, 0];
+        // SAFETY: the buffer is as large as is said.
+        let n = match unsafe { raw(libc::SYS_getdents64, args) } {
+            Ok(0) => break,
+            Ok(n) => n as usize,
+            Err(_) => {
+                left = true;
+                break;
             }
+        };
+        let words = entries.map(u64::to_ne_bytes);
+        for name in Names(&words.as_flattened()[..n]) {
+            // Not a number: "." and "..".
+            let number = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
+            left |= number.is_some_and(|n| is_uffd(name) && poison_waited_for(n));
         }
-        left |= missing::is_alive(fd);
     }
+    let _ = plain(libc::SYS_close, [directory, 0, 0, 0, 0, 0]);
     left
 }
 
+/// The same for one userfaultfd.
+fn poison_waited_for(number: RawFd) -> bool {
+    // SAFETY: it was open a moment ago, and what became of it since does no harm to what is asked below.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let mut left = false;
+    while let Ok(fault) = missing::read_fault(fd) {
+        let Some(at) = fault else {
+            // A fork, perhaps: the child's descriptor is found by the next look.
+            left = true;
+            continue;
+        };
+        if let Err(Errno::EAGAIN | Errno::EEXIST) = missing::poison(fd, at) {
+            // It is there, or another message must be read first: who waits looks again, and asks again.
+            missing::wake(fd, at);
+        }
+    }
+    // The maker may have read of some and answered nobody. Only after what was still unread: who is woken takes a while
+    // to ask again, and before that moment there is nothing to be read.
+    missing::wake_all(fd);
+    left || missing::is_alive(fd)
+}
+
+/// The names in a buffer of `struct linux_dirent64`.
+struct Names<'a>(&'a [u8]);
+
+impl<'a> Iterator for Names<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        /// Of the inode and the position before the length of an entry; of these and its type before its name.
+        const LEN: usize = 16;
+        const NAME: usize = 19;
+        let len = usize::from(u16::from_ne_bytes(self.0.get(LEN..LEN + 2)?.try_into().ok()?));
+        let (entry, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        entry.get(NAME..)?.split(|b| *b == 0).next()
+    }
+}
+
 /// Whether a descriptor is a userfaultfd, found without allocating.
-fn is_uffd(number: i32) -> bool {
+fn is_uffd(number: &[u8]) -> bool {
     const PREFIX: &[u8] = b"/proc/self/fd/";
     const LINK: &[u8] = b"anon_inode:[userfaultfd]";
     let mut path = [0u8; 32];
-    path[..PREFIX.len()].copy_from_slice(PREFIX);
-    let mut digits = [0u8; 10];
-    let (mut n, mut at) = (number, digits.len());
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            break;
-        }
+    let end = PREFIX.len() + number.len();
+    if end >= path.len() {
+        return false;
     }
-    path[PREFIX.len()..PREFIX.len() + digits.len() - at].copy_from_slice(&digits[at..]);
+    path[..PREFIX.len()].copy_from_slice(PREFIX);
+    path[PREFIX.len()..end].copy_from_slice(number);
     let mut link = [0u8; 64];
     let args = [
         path.as_ptr() as u64,
@@ -219,9 +265,9 @@ mod tests {
 
     #[test]
     fn a_userfaultfd_is_known_by_its_link() {
-        assert!(!is_uffd(0));
+        assert!(!is_uffd(b"0") && !is_uffd(b".") && !is_uffd(&[b'1'; 40]));
         if let Ok(fd) = missing::own() {
-            assert!(is_uffd(fd.as_raw_fd()));
+            assert!(is_uffd(fd.as_raw_fd().to_string().as_bytes()));
         }
     }
 }
