@@ -4,6 +4,9 @@
 //! `FREEZE_CHURN=1000` sets how many cycles there are, and without it there are none: what is found here is rare and not all
 //! of it mended, and the machine is good for nothing else meanwhile. `FREEZE_CHURN_SEED` sets which programs are drawn;
 //! `FREEZE_CHURN_WORK=tcp,fork` has them do that alone.
+//!
+//! All of it is in a pid namespace of its own: such programs go through all pids of a machine in a minute, and whoever is
+//! started there meanwhile may get one that an earlier state had.
 
 use freeze_tests::cycle::{checkpoint_now, nothing_unfinished, request, restore_now};
 use freeze_tests::subject::{alive, stat_fields};
@@ -18,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = include_str!("churn/subject.c");
@@ -411,6 +415,20 @@ fn cycles_of_programs_that_never_rest() {
     let Some(cycles) = number("FREEZE_CHURN") else {
         freeze_tests::skip!("FREEZE_CHURN=1000 has it make a thousand cycles");
     };
+    const INSIDE: &str = "FREEZE_CHURN_INSIDE";
+    if std::env::var_os(INSIDE).is_none() {
+        // A shell reaps whoever is left to it.
+        let own = std::env::current_exe().expect("this program");
+        let status = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c"])
+            .args([r#""$0" --exact cycles_of_programs_that_never_rest --nocapture; exit $?"#])
+            .arg(own)
+            .env(INSIDE, "yes")
+            .status()
+            .expect("unshare, of util-linux");
+        assert!(status.success(), "{status}");
+        return;
+    }
     let cycles = cycles as usize;
     let first = number("FREEZE_CHURN_SEED").unwrap_or(1);
     let began = Instant::now();

@@ -3,7 +3,9 @@
 use super::enter::WayIn;
 use super::family::{self, Birth, Family, Shares};
 use super::space::{Kind, Membership};
-use super::{Building, Nest, SCRATCH_PAGES, TASK_SIZE, free_place, is_vdso, kill, pid_refused, wait_end};
+use super::{
+    Building, Nest, Patience, SCRATCH_PAGES, TASK_SIZE, free_place, is_vdso, kill, pid_refused, wait_end,
+};
 use crate::error::{Error, Result};
 use crate::ids::{PAGE, Pid, Range};
 use crate::observe::view::{Depth, read_vmas};
@@ -157,29 +159,32 @@ impl Nest {
             self.enter(from, &[(Kind::Pid, number)])?;
         }
         let building = self.process(parent)?;
-        let made = building.tape(|t| {
-            let tid = t.bytes(&birth.set_tid());
-            let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 {
-                exit_signal as u64
-            } else {
-                0
-            };
-            let args = CloneArgs {
-                flags: flags | space | libc::CLONE_PTRACE as u64,
-                exit_signal,
-                set_tid: tid,
-                set_tid_size: birth.ids.len() as u64,
-                ..CloneArgs::default()
-            };
-            let args = t.bytes(&args.bytes());
-            t.call("clone3", libc::SYS_clone3, &[args, 88]);
-        });
-        let scratch = building.scratch.inherited(pid, inner);
-        match made {
-            Ok(_) => {}
-            Err(Error::Kernel { errno, .. }) => return Err(pid_refused(pid, errno)),
-            Err(e) => return Err(e),
+        let mut patience = Patience::default();
+        loop {
+            let (ran, call) = building.tape(|t| {
+                let tid = t.bytes(&birth.set_tid());
+                let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 {
+                    exit_signal as u64
+                } else {
+                    0
+                };
+                let args = CloneArgs {
+                    flags: flags | space | libc::CLONE_PTRACE as u64,
+                    exit_signal,
+                    set_tid: tid,
+                    set_tid_size: birth.ids.len() as u64,
+                    ..CloneArgs::default()
+                };
+                let args = t.bytes(&args.bytes());
+                t.try_call("clone3", libc::SYS_clone3, &[args, 88])
+            })?;
+            match ran.result(call) {
+                Ok(_) => break,
+                Err(e) if patience.lasts(e) => patience.wait(),
+                Err(e) => return Err(pid_refused(pid, e)),
+            }
         }
+        let scratch = building.scratch.inherited(pid, inner);
         self.made.push(pid);
         let session = self.sessions.get(&parent).copied().unwrap_or(parent);
         self.sessions.insert(pid, session);

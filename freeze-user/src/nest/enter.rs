@@ -2,11 +2,12 @@
 
 use super::family::Birth;
 use super::space::{Kind, Membership};
-use super::{Nest, pid_refused, with_patience};
+use super::{Nest, Patience, pid_refused};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::sys::{self, CloneArgs, fault};
 use crate::tracee::Seized;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// How a child comes into its pid namespace.
@@ -111,7 +112,13 @@ impl Nest {
     pub(super) fn spawn(&mut self, birth: &Birth) -> Result<()> {
         let ids: Vec<i32> = birth.ids.iter().rev().copied().collect();
         let spawn = |flags: i32| {
-            with_patience(|| sys::spawn_blank(&ids, flags as u64)).map_err(|e| pid_refused(birth.pid, e))
+            let mut patience = Patience::default();
+            loop {
+                match sys::spawn_blank(&ids, flags as u64) {
+                    Err(e) if patience.lasts(e) => patience.wait(),
+                    done => return done.map(drop).map_err(|e| pid_refused(birth.pid, e)),
+                }
+            }
         };
         match self.way_in(&Membership::default(), birth)? {
             WayIn::Same => spawn(0),
@@ -205,26 +212,31 @@ impl Nest {
             None => None,
         };
         let building = self.process(pid)?;
-        let (mut done, mut missed, step) = (0, 0, if bound { 1 } else { 128 });
-        'all: while done < tids.len() {
-            let some = &ids[done..tids.len().min(done + step)];
+        let (before, named) = (building.threads.len(), building.names.len());
+        let step = if bound { 1 } else { 128 };
+        // Those that are yet to be made, and in which order the others were.
+        let mut left: VecDeque<usize> = (0..tids.len()).collect();
+        let mut order = Vec::new();
+        let (mut missed, mut patience) = (0, Patience::default());
+        while !left.is_empty() {
+            let some: Vec<usize> = left.drain(..step.min(left.len())).collect();
             if bound {
                 // The next id that is given out is the one after this, unless somebody else is quicker.
-                match (&inside, ids[done].last()) {
+                match (&inside, ids[some[0]].last()) {
                     // Its number further out nobody inside can see, and others count on theirs out there.
                     (Some(ns), Some(inner)) => {
                         sys::ns::set_last_pid(ns.as_fd(), inner - 1).on("write", || "ns_last_pid")?;
                     }
                     _ => {
-                        let last = (tids[done].0 - 1).to_string();
+                        let last = (tids[some[0]].0 - 1).to_string();
                         let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last);
                     }
                 }
             }
             let (ran, calls) = building.tape(|t| {
                 let mut calls = Vec::new();
-                for ids in some {
-                    let chosen = if bound { &[][..] } else { &ids[..] };
+                for n in &some {
+                    let chosen = if bound { &[][..] } else { &ids[*n][..] };
                     let set: Vec<u8> = chosen.iter().rev().flat_map(|id| id.to_ne_bytes()).collect();
                     let flags = libc::CLONE_VM
                         | libc::CLONE_FS
@@ -240,33 +252,53 @@ impl Nest {
                         ..CloneArgs::default()
                     };
                     let args = t.bytes(&args.bytes());
-                    calls.push(t.call("clone3(CLONE_THREAD)", libc::SYS_clone3, &[args, 88]));
+                    calls.push(t.try_call("clone3(CLONE_THREAD)", libc::SYS_clone3, &[args, 88]));
                 }
                 calls
             })?;
-            for (n, call) in calls.into_iter().enumerate() {
-                let inner = ran.value(call) as i32;
-                let recorded = tids[done + n];
+            for (n, call) in some.into_iter().zip(calls) {
+                let recorded = tids[n];
+                let inner = match ran.result(call) {
+                    Ok(inner) => inner as i32,
+                    Err(e) if patience.lasts(e) => {
+                        left.push_back(n);
+                        continue;
+                    }
+                    Err(e) => return Err(pid_refused(recorded, e)),
+                };
                 let live = if bound { outer_tid(pid, inner)? } else { recorded };
                 let died = || Error::Died {
                     pid: live,
                     how: "ended while it was built".into(),
                 };
                 let thread = Seized::inherited(live).halted()?.ok_or_else(died)?;
-                let wanted = some[n].last().copied().unwrap_or(recorded.0);
-                if inner != wanted && missed < MISSES {
+                if inner != ids[n].last().copied().unwrap_or(recorded.0) {
                     missed += 1;
+                    if missed > MISSES {
+                        return Err(pid_refused(recorded, nix::errno::Errno::EEXIST));
+                    }
                     thread.exit(0, building.scratch.syscall_insn())?;
-                    continue 'all;
-                }
-                if inner != wanted {
-                    return Err(pid_refused(recorded, nix::errno::Errno::EEXIST));
+                    left.push_front(n);
+                    continue;
                 }
                 missed = 0;
+                order.push(n);
                 building.threads.push(thread);
                 building.names.push((recorded, inner));
             }
-            done += some.len();
+            if !left.is_empty() {
+                patience.wait();
+            }
+        }
+        let threads = building
+            .threads
+            .drain(before..)
+            .zip(building.names.drain(named..));
+        let mut all: Vec<_> = order.into_iter().zip(threads).collect();
+        all.sort_by_key(|(n, _)| *n);
+        for (_, (thread, name)) in all {
+            building.threads.push(thread);
+            building.names.push(name);
         }
         Ok(())
     }

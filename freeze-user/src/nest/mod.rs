@@ -39,6 +39,10 @@ const LANE_PAGES: u64 = 16;
 /// How long a zombie that holds a pid we need may take to be reaped by its parent.
 const REAPING: Duration = Duration::from_secs(10);
 
+/// How long somebody with a pid we need may take to begin to end, having been killed; whoever really has it is told of
+/// so much later.
+const KILLED: Duration = Duration::from_millis(200);
+
 /// How long somebody else may still be in a group whose number we need.
 const GROUPS: Duration = Duration::from_secs(2);
 
@@ -615,22 +619,33 @@ fn is_there(pid: Pid) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// Does what takes a pid, again for a moment while it is taken: the kernel lets go of a number a little after it has
-/// hidden who had it.
-fn with_patience<T>(mut take: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
-    const PATIENCE: Duration = Duration::from_secs(1);
-    let began = Instant::now();
-    loop {
-        match take() {
-            Err(nix::errno::Errno::EEXIST) if began.elapsed() < PATIENCE => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            done => return done,
+/// For whoever takes a pid: the kernel lets go of a number a little after it has hidden who had it, so it is tried again
+/// for a moment while it is taken.
+#[derive(Debug, Default)]
+struct Patience {
+    since: Option<Instant>,
+    met: bool,
+}
+
+impl Patience {
+    const LONG: Duration = Duration::from_secs(1);
+
+    /// Whether what failed so is worth another try.
+    fn lasts(&mut self, e: nix::errno::Errno) -> bool {
+        self.met = true;
+        let since = *self.since.get_or_insert_with(Instant::now);
+        e == nix::errno::Errno::EEXIST && since.elapsed() < Patience::LONG
+    }
+
+    /// Before another try, if one has failed since the last.
+    fn wait(&mut self) {
+        if std::mem::take(&mut self.met) {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
 
-/// Refuses, all at once, the pids that somebody else has; waits a moment for zombies.
+/// Refuses, all at once, the pids that somebody else has; waits a moment for those who end.
 fn check_pids(families: &[Family]) -> Result<()> {
     let began = Instant::now();
     let wanted: BTreeSet<Pid> = families
@@ -647,8 +662,9 @@ fn check_pids(families: &[Family]) -> Result<()> {
         let stat = std::fs::read(format!("/proc/{p}/stat"))
             .ok()
             .and_then(|t| Stat::parse(&t));
-        // Only a group is left of it, perhaps of some who have ended too.
-        stat.map_or(began.elapsed() < GROUPS, |s| s.is_zombie())
+        // Who was just killed may not have begun to end; else only a group is left of it, perhaps of some who have ended too.
+        let ends = |s: Stat| s.is_zombie() || s.is_exiting() || began.elapsed() < KILLED;
+        stat.map_or(began.elapsed() < GROUPS, ends)
     };
     // Freeze is in the one it was started in, whatever its leader is like by now.
     let joined = [family::own_session(), Pid(nix::unistd::getpgrp().as_raw())];
