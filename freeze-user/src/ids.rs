@@ -6,6 +6,9 @@ use std::fmt;
 /// The size of a page on every machine freeze runs on (x86-64), in bytes.
 pub const PAGE: u64 = 4096;
 
+/// End of the addresses a process may map (with four-level page tables).
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
 /// A process or thread id as seen in the pid namespace in which freeze itself runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

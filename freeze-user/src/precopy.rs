@@ -7,10 +7,10 @@ pub use logged::SharedLog;
 
 use crate::dirty::{AsyncWp, Pages, Tier, Tracker};
 use crate::error::{Blocker, Context, Error, Result};
-use crate::ids::{PAGE, Pid, Range, SpaceId, intersect, normalize, subtract};
+use crate::ids::{PAGE, Pid, Range, SpaceId, TASK_SIZE, intersect, normalize, subtract};
 use crate::kinds::PageSource;
 use crate::kinds::io_uring::users;
-use crate::nest::{TASK_SIZE, is_vdso};
+use crate::nest::is_vdso;
 use crate::observe::looks::Habit;
 use crate::observe::view::{Depth, FdView, ProcessView, View, read_vmas, speaker};
 use crate::proc::maps::Vma;

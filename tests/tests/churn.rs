@@ -15,6 +15,7 @@ use freeze_user::checkpoint::Report;
 use freeze_user::ids::Pid;
 use freeze_user::precopy::{SharedLog, Trackings};
 use freeze_user::store::Opened;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -165,6 +166,7 @@ impl Stage {
         };
         stage.gets_on(&BTreeMap::new(), "before all");
         stage.members = (0..stage.cast.processes.len()).map(|n| stage.member(n)).collect();
+        println!("pids {:?}", stage.members);
         stage
     }
 
@@ -202,33 +204,13 @@ impl Stage {
             let Some((at, what)) = still else { return };
             let process = at / WORKERS;
             if began.elapsed() > STUCK {
-                panic!("{when}: {what} of process {process} is stuck:\n{}", self.states());
+                panic!(
+                    "{when}: {what} of process {process} is stuck:\n{}",
+                    states(&freeze_tests::subject::descendants(self.running.pid))
+                );
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-    }
-
-    fn states(&self) -> String {
-        let mut out = String::new();
-        for pid in freeze_tests::subject::descendants(self.running.pid) {
-            for task in fs::read_dir(format!("/proc/{pid}/task"))
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                let read = |what: &str| fs::read_to_string(task.path().join(what)).unwrap_or_default();
-                let state = stat_fields(&task.path().join("stat").display().to_string());
-                let state = state.map_or(String::new(), |f| f[0].clone());
-                let tid = task.file_name().display().to_string();
-                let _ = writeln!(
-                    out,
-                    "{pid}/{tid} {state} {} {}",
-                    read("syscall").trim(),
-                    read("wchan")
-                );
-            }
-        }
-        out
     }
 
     fn nothing_said(&self, when: &str) {
@@ -283,25 +265,66 @@ impl Stage {
             stopped = all;
         }
         self.running.kill();
+        // Whoever was born between the last look and its parent's end has come to us.
+        let began = Instant::now();
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)) != Err(Errno::ECHILD) {
+            for pid in offspring() {
+                let _ = kill(pid.nix(), Signal::SIGKILL);
+            }
+            assert!(began.elapsed() < STUCK, "{:?} do not end", self.running.pids());
+        }
     }
 
-    /// Reaps all that was killed with a checkpoint; nothing of it may be left.
+    /// Reaps all that was killed with a checkpoint; nothing of it may be left, not even a zombie in a group of it.
     fn reap(&self, when: &str) {
         let began = Instant::now();
         loop {
-            while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
-            let left: Vec<&Pid> = self
-                .members
-                .iter()
-                .filter(|p| freeze_tests::subject::exists(**p))
-                .collect();
-            if left.is_empty() {
-                return;
-            }
-            assert!(began.elapsed() < STUCK, "{when}: still there: {left:?}");
+            let left = loop {
+                match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                    Err(Errno::ECHILD) => return,
+                    Ok(WaitStatus::StillAlive) => break offspring(),
+                    _ => {}
+                }
+            };
+            let states = || states(&left);
+            assert!(began.elapsed() < STUCK, "{when}: still there:\n{}", states());
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// All who descend from this process.
+fn offspring() -> Vec<Pid> {
+    let own = Pid(std::process::id() as i32);
+    let mut all = freeze_tests::subject::descendants(own);
+    all.retain(|p| *p != own);
+    all
+}
+
+/// What the threads of processes are about.
+fn states(pids: &[Pid]) -> String {
+    let mut out = String::new();
+    for pid in pids {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        for task in tasks.into_iter().flatten().flatten() {
+            let read = |what: &str| fs::read_to_string(task.path().join(what)).unwrap_or_default();
+            let stat = stat_fields(&task.path().join("stat").display().to_string()).unwrap_or_default();
+            let state = stat.get(..2).map_or(String::new(), |f| f.join(" "));
+            let (tid, call, channel) = (task.file_name(), read("syscall"), read("wchan"));
+            let status = read("status");
+            let signals = status
+                .lines()
+                .filter(|l| l.contains("Pnd") || l.starts_with("TracerPid"));
+            let signals: Vec<&str> = signals.collect();
+            let _ = writeln!(
+                out,
+                "{pid}/{} {state} {} {channel} {signals:?}",
+                tid.display(),
+                call.trim()
+            );
+        }
+    }
+    out
 }
 
 /// What is done in one cycle.
@@ -353,6 +376,7 @@ fn play(seed: u64, cycles: usize, tally: &mut BTreeMap<String, usize>) {
             panic!("{when}: checkpoint: {e}")
         });
         drop(request);
+        println!("{when}: {report}");
         *tally.entry(format!("{way:?}")).or_default() += 1;
         if way == Way::Back {
             stage.gets_on(&before, &when);

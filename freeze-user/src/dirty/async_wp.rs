@@ -7,7 +7,7 @@
 
 use super::{Pages, Tier, Tracker, Untracked};
 use crate::error::{Error, Result};
-use crate::ids::{Pid, Range, intersect, normalize, subtract};
+use crate::ids::{Pid, Range, TASK_SIZE, intersect, normalize, subtract};
 use crate::proc::maps::Vma;
 use crate::sys::fault;
 use crate::sys::pagemap::{
@@ -128,19 +128,26 @@ fn moves_keep_marks() -> bool {
     *KEEP
 }
 
-/// What to register in one step each: private mappings that follow each other, with what is unmapped behind them.
+/// What to register in one step each: private mappings that follow each other, with what is unmapped before, between and
+/// behind them.
 ///
-/// A mapping that grows just now must not become two by having the part registered that was there before: mremap(2) of
-/// the whole would fail. `maps` is in order of address.
+/// A mapping that grows, or comes at the place of another, just now must not become two by having the part registered that
+/// was there before: mremap(2) of the whole would fail with `EFAULT`. `maps` is in order of address.
 fn spans(maps: &[Vma]) -> Vec<Range> {
+    /// Nobody may map as low as this (vm.mmap_min_addr), and the kernel refuses what begins lower.
+    const LOWEST: u64 = 1 << 20;
     let mut out = Vec::new();
+    let mut start = LOWEST;
     let mut open: Option<Range> = None;
     for vma in maps {
         // The kernel's own ([vdso], [vvar], [vsyscall]) are not the program's to write to.
         if vma.shared || vma.name.starts_with(b"[v") {
-            out.extend(open.take().map(|span| Range::new(span.start, vma.start)));
+            // [vsyscall] lies where nobody can register anything.
+            let end = |span: Range| vma.start.min(TASK_SIZE.max(span.end));
+            out.extend(open.take().map(|span| Range::new(span.start, end(span))));
+            start = vma.end;
         } else {
-            let start = open.map_or(vma.start, |span| span.start);
+            let start = open.map_or(start.min(vma.start), |span| span.start);
             open = Some(Range::new(start, vma.end));
         }
     }
@@ -291,11 +298,23 @@ mod tests {
 
     #[test]
     fn neighbours_and_what_lies_between_them_are_registered_in_one_step() {
-        let text = b"1000-3000 rw-p 0 00:00 0\n5000-6000 r--p 0 00:00 0\n8000-9000 rw-s 0 00:01 7 /x\n\
-            b000-c000 rw-p 0 00:00 0\nd000-e000 r-xp 0 00:00 0 [vdso]\n10000-12000 rw-p 0 00:00 0\n";
+        let text = b"201000-203000 rw-p 0 00:00 0\n205000-206000 r--p 0 00:00 0\n208000-209000 rw-s 0 00:01 7 /x\n\
+            20b000-20c000 rw-p 0 00:00 0\n20d000-20e000 r-xp 0 00:00 0 [vdso]\n210000-212000 rw-p 0 00:00 0\n";
         let maps = crate::proc::maps::parse_maps(text).unwrap();
-        let expected = [(0x1000, 0x8000), (0xb000, 0xd000), (0x10000, 0x12000)];
+        let expected = [
+            (0x10_0000, 0x20_8000),
+            (0x20_9000, 0x20_d000),
+            (0x20_e000, 0x21_2000),
+        ];
         assert_eq!(spans(&maps), expected.map(|(s, e)| Range::new(s, e)));
+        let low = crate::proc::maps::parse_maps(b"10000-11000 rw-p 0 00:00 0\n").unwrap();
+        assert_eq!(spans(&low), [Range::new(0x1_0000, 0x1_1000)]);
+        // After a restore what is mapped anew may lie above [vdso].
+        let high =
+            b"7f0000000000-7f0000001000 r-xp 0 00:00 0 [vdso]\n7f0000002000-7f0000003000 rw-p 0 00:00 0\n\
+            ffffffffff600000-ffffffffff601000 --xp 0 00:00 0 [vsyscall]\n";
+        let high = crate::proc::maps::parse_maps(high).unwrap();
+        assert_eq!(spans(&high), [Range::new(0x7f00_0000_1000, TASK_SIZE)]);
         assert_eq!(spans(&[]), []);
     }
 }

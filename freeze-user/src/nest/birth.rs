@@ -3,11 +3,9 @@
 use super::enter::WayIn;
 use super::family::{self, Birth, Family, Shares};
 use super::space::{Kind, Membership};
-use super::{
-    Building, Nest, Patience, SCRATCH_PAGES, TASK_SIZE, free_place, is_vdso, kill, pid_refused, wait_end,
-};
+use super::{Building, Nest, Patience, SCRATCH_PAGES, free_place, is_vdso, kill, pid_refused, wait_end};
 use crate::error::{Error, Result};
-use crate::ids::{PAGE, Pid, Range};
+use crate::ids::{PAGE, Pid, Range, TASK_SIZE};
 use crate::observe::view::{Depth, read_vmas};
 use crate::sys::{self, CloneArgs, fault};
 use crate::tracee::tape::{Scratch, find_syscall};

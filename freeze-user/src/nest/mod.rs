@@ -11,7 +11,7 @@ pub mod family;
 pub mod space;
 
 use crate::error::{Blocker, Context, Error, Fate, Result};
-use crate::ids::{FileId, PAGE, Pid, Range};
+use crate::ids::{FileId, PAGE, Pid, Range, TASK_SIZE};
 use crate::observe::tree::Tree;
 use crate::observe::view::command_of;
 use crate::proc::stat::Stat;
@@ -557,9 +557,6 @@ fn threads_of(pid: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// End of the addresses a process may map (TASK_SIZE with four-level page tables).
-pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
-
 /// Whether this is one of the mappings that belong to the vDSO.
 pub fn is_vdso(name: &[u8]) -> bool {
     matches!(name, b"[vdso]" | b"[vvar]" | b"[vvar_vclock]")
@@ -604,14 +601,23 @@ fn taken(pid: Pid) -> Blocker {
             ),
         ),
         Some(_) => (command_of(pid), "the pid is taken".to_owned()),
-        None => (
-            "in use as a thread, process group or session".to_owned(),
-            "the pid is taken".to_owned(),
-        ),
+        None => (in_use_as(pid), "the pid is taken".to_owned()),
     };
     Blocker::at(format!("pid {pid}"), object)
         .why(why)
         .remedy("end it, or restore inside a pid namespace of its own (unshare --pid --fork --mount-proc)")
+}
+
+/// Which group or session has a number that is no process's.
+fn in_use_as(pid: Pid) -> String {
+    let members = crate::observe::view::all_pids().unwrap_or_default().into_iter();
+    let stats = members.filter_map(|p| Stat::parse(&std::fs::read(format!("/proc/{p}/stat")).ok()?));
+    let member = stats.into_iter().find(|s| [s.pgrp, s.session].contains(&pid.0));
+    match member {
+        Some(s) if s.pgrp == pid.0 => format!("the process group of {} ({})", s.pid, command_of(s.pid())),
+        Some(s) => format!("the session of {} ({})", s.pid, command_of(s.pid())),
+        None => "of somebody who has just ended, or whom /proc does not show".to_owned(),
+    }
 }
 
 /// Whether a process or thread has this number.

@@ -6,8 +6,8 @@ use super::{
     ADVICE, Backing, Mapping, Record, fill, heritage, huge_flags, keys, lazy, occupied, policy, rings, vdso,
 };
 use crate::error::{Context, Result};
-use crate::ids::{PAGE, Pid, Range, SpaceId, normalize, subtract};
-use crate::nest::{Nest, TASK_SIZE, free_place};
+use crate::ids::{PAGE, Pid, Range, SpaceId, TASK_SIZE, normalize, subtract};
+use crate::nest::{Nest, free_place};
 use crate::observe::view::{Depth, read_vmas};
 use crate::sys::SharedAnon;
 use std::collections::BTreeMap;

@@ -7,8 +7,8 @@
 
 use super::{Record, collect, occupied};
 use crate::error::{Blocker, Context, Result};
-use crate::ids::{Pid, Range, intersect, normalize};
-use crate::nest::{Nest, TASK_SIZE, free_place, is_vdso};
+use crate::ids::{Pid, Range, TASK_SIZE, intersect, normalize};
+use crate::nest::{Nest, free_place, is_vdso};
 use crate::observe::view::{Depth, read_vmas};
 use std::collections::BTreeMap;
 use std::fs::File;
