@@ -443,14 +443,19 @@ fn cycles_of_programs_that_never_rest() {
     if std::env::var_os(INSIDE).is_none() {
         // A shell reaps whoever is left to it.
         let own = std::env::current_exe().expect("this program");
+        // By their pids in there, two of these would have the same directories.
+        let dir = std::env::temp_dir().join(format!("freeze-churn-{}", std::process::id()));
+        fs::create_dir(&dir).expect("a directory of ours");
         let status = Command::new("unshare")
             .args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c"])
             .args([r#""$0" --exact cycles_of_programs_that_never_rest --nocapture; exit $?"#])
             .arg(own)
             .env(INSIDE, "yes")
+            .env("TMPDIR", &dir)
             .status()
             .expect("unshare, of util-linux");
-        assert!(status.success(), "{status}");
+        assert!(status.success(), "{status}; its files are in {}", dir.display());
+        fs::remove_dir_all(&dir).expect("a directory of ours");
         return;
     }
     let cycles = cycles as usize;
