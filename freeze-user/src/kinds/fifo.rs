@@ -165,7 +165,7 @@ impl FdKind for Fifo {
 /// Who outside the set has the fifo open.
 fn outside(fd: &FdView, view: &View) -> Vec<(crate::ids::Pid, i32)> {
     // The link is cheap and tells nearly all apart; its target decides.
-    let alike = view.others().filter(|other| other.link == fd.link);
+    let alike = view.others(|other| other.link == fd.link);
     let same = |other: &&Other| {
         let target = std::fs::metadata(format!("/proc/{}/fd/{}", other.pid, other.fd));
         target.is_ok_and(|m| (m.dev(), m.ino()) == (fd.stat.dev, fd.stat.ino))

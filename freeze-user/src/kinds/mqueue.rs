@@ -304,7 +304,7 @@ fn holder_outside(fd: &FdView, view: &View) -> Option<(Pid, i32)> {
     // Mounts differ, the name does not.
     let name = |link: &[u8]| link.rsplit(|b| *b == b'/').next().map(<[u8]>::to_vec);
     let own = name(&fd.link);
-    let mut alike = view.others().filter(|other| name(&other.link) == own);
+    let mut alike = view.others(|other| name(&other.link) == own);
     let holder = alike.find(|other| read_fd(other.pid, other.fd).is_ok_and(same));
     holder.map(|other| (other.pid, other.fd))
 }

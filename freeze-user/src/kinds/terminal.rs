@@ -564,9 +564,7 @@ fn borrow(fd: &FdView) -> Result<OwnedFd> {
 fn holders_outside(fd: &FdView, index: u32, view: &View) -> Vec<(Pid, RawFd)> {
     let devpts = instance_inside(fd);
     let slave = format!("/{index}");
-    let alike = view
-        .others()
-        .filter(|other| other.link.ends_with(b"ptmx") || other.link.ends_with(slave.as_bytes()));
+    let alike = view.others(|other| other.link.ends_with(b"ptmx") || other.link.ends_with(slave.as_bytes()));
     let joined = |other: &&Other| {
         let Ok(seen) = read_fd(other.pid, other.fd) else {
             return false;

@@ -3,6 +3,8 @@
 use super::view::{FdView, View, all_pids};
 use crate::error::{Context, Result};
 use crate::ids::Pid;
+use crate::observe::procfile::read_record;
+use crate::proc::stat::Stat;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -110,13 +112,31 @@ impl View {
         index.get(&(net, local, remote)).copied()
     }
 
-    /// What is open outside the set, in every process that can be looked into.
-    pub fn others(&self) -> impl Iterator<Item = &Other> {
+    /// What is open outside the set and is alike, in every process that can be looked into.
+    pub fn others(&self, alike: impl Fn(&Other) -> bool) -> impl Iterator<Item = &Other> {
         // What could not be looked at was told when the view was read, if it mattered.
         let _ = self.look_at_others();
         let all = self.index.others.get().into_iter().flatten();
-        // Who was born between two looks of which the later one trusts the earlier is of the set by now.
-        all.filter(|other| self.get(other.pid).is_none())
+        let mut own: HashMap<Pid, bool> = HashMap::new();
+        all.filter(move |other| alike(other))
+            .filter(move |other| !*own.entry(other.pid).or_insert_with(|| self.descends(other.pid)))
+    }
+
+    /// Whether a process is of the set although it was not there yet when that was looked at; one that is gone holds
+    /// nothing, whoever it was.
+    fn descends(&self, pid: Pid) -> bool {
+        let mut at = pid;
+        loop {
+            if self.get(at).is_some() {
+                return true;
+            }
+            let stat = read_record(&format!("/proc/{at}/stat")).ok();
+            match stat.and_then(|text| Stat::parse(&text)) {
+                None => return true,
+                Some(stat) if stat.ppid <= 1 => return false,
+                Some(stat) => at = Pid(stat.ppid),
+            }
+        }
     }
 
     /// Looks at what is open outside the set, unless that was done.
@@ -187,6 +207,6 @@ mod tests {
         ends.sort_unstable();
         assert_eq!(ends, [one.as_raw_fd(), other.as_raw_fd()]);
         assert_eq!(view.fds_of(u64::MAX).count(), 0);
-        assert!(view.others().all(|o| view.get(o.pid).is_none()));
+        assert!(view.others(|_| true).all(|o| view.get(o.pid).is_none()));
     }
 }

@@ -26,6 +26,23 @@ const MANY: usize = 200;
 ///
 /// Complete only once all of them stand still: children forked meanwhile may be missed (proc_pid_task(5), `children`).
 pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
+    let mut found = look(roots)?;
+    // Whose parent ends goes to another, perhaps to one that was looked at already.
+    for _ in 0..AGAIN {
+        if !found.1 {
+            break;
+        }
+        found = look(roots)?;
+    }
+    Ok(found.0)
+}
+
+/// How often it is looked again because somebody ended meanwhile.
+const AGAIN: usize = 8;
+
+/// One look at the trees, and whether somebody ended in the midst of it.
+fn look(roots: &[Pid]) -> Result<(Vec<(Pid, Pid)>, bool)> {
+    let mut torn = false;
     let mut out: Vec<(Pid, Pid)> = Vec::new();
     let mut queue: std::collections::VecDeque<Pid> = roots.iter().copied().collect();
     let mut everybody: Option<Vec<(Pid, Pid)>> = None;
@@ -34,6 +51,7 @@ pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
             continue;
         }
         let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            torn |= !roots.contains(&pid);
             continue;
         };
         let entries: Vec<_> = dir.flatten().collect();
@@ -62,7 +80,7 @@ pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
             match children(&entry.path()) {
                 Ok(list) => queue.extend(list),
                 // The thread has ended, and its children went to another.
-                Err(e) if e.raw_os_error() != Some(libc::ENOENT) || !entry.path().exists() => {}
+                Err(e) if e.raw_os_error() != Some(libc::ENOENT) || !entry.path().exists() => torn = true,
                 // Without CONFIG_PROC_CHILDREN: everybody's parent instead.
                 Err(_) => {
                     if everybody.is_none() {
@@ -78,7 +96,7 @@ pub fn tasks(roots: &[Pid]) -> Result<Vec<(Pid, Pid)>> {
             }
         }
     }
-    Ok(out)
+    Ok((out, torn))
 }
 
 /// The children of the thread with this directory.

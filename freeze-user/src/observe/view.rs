@@ -376,7 +376,7 @@ impl View {
         }
         self.look_at_others()?;
         let mut found: Vec<(Vec<u8>, Holder)> = Vec::new();
-        for other in self.others().filter(|other| joint.contains(&other.link)) {
+        for other in self.others(|other| joint.contains(&other.link)) {
             let (pid, fd) = (other.pid, other.fd);
             let command = command_of(pid);
             found.push((other.link.clone(), Holder { pid, fd, command }));

@@ -18,7 +18,7 @@ use crate::sys::sched::Realtime;
 use crate::sys::{self, fault, laps, limit, pagemap};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 use waits::Waits;
 
@@ -252,15 +252,14 @@ fn halt_all(
     since: &mut Option<Instant>,
 ) -> Result<Option<Vec<(Pid, Pid)>>> {
     let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
+    let mut last: BTreeSet<Pid> = BTreeSet::new();
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
         let mut failed = Ok(());
         let all = tasks(roots)?;
+        let halted: HashSet<Pid> = stopped.values().flatten().map(Stopped::tid).collect();
         for &(pid, tid) in &all {
-            let known = stopped
-                .get(&pid)
-                .is_some_and(|list| list.iter().any(|t| t.tid() == tid));
-            if known || !own.contains(&tid) && is_io_worker(pid, tid) {
+            if halted.contains(&tid) || !own.contains(&tid) && is_io_worker(pid, tid) {
                 continue;
             }
             match Seized::seize(tid, 0) {
@@ -278,7 +277,11 @@ fn halt_all(
             laps::begin();
         }
         fresh.iter().for_each(|(_, seized)| seized.interrupt());
-        if fresh.is_empty() && failed.is_ok() {
+        // Who ended since the last look may have left a child to one that had been looked at.
+        let is_known = |tid: &Pid| last.contains(tid) || halted.contains(tid);
+        let whole = fresh.is_empty() && all.iter().all(|(_, tid)| is_known(tid));
+        last = all.iter().map(|(_, tid)| *tid).collect();
+        if whole && failed.is_ok() {
             return match roots.iter().find(|r| !stopped.contains_key(r)) {
                 Some(gone) => Err(Error::Died {
                     pid: *gone,
