@@ -278,6 +278,25 @@ fn a_target_that_forks() {
     running.verdict();
 }
 
+/// The parent does not halt, and cannot be made to.
+#[test]
+fn a_vfork_under_way_is_refused() {
+    let subject = c(r#"
+        int main(void) {
+            close(OK(open(here_ready, O_CREAT | O_WRONLY, 0600)));
+            pid_t pid = OK(vfork());
+            if (!pid) { struct timespec t = { 2, 0 }; _exit(nanosleep(&t, 0) ? 1 : 3); }
+            int status;
+            OK(waitpid(pid, &status, 0));
+            SAME(WEXITSTATUS(status), 3);
+        }"#);
+    let mut running = Running::start(&subject, "a_vfork_under_way_is_refused");
+    let text = refusal(&checkpoint(running.pid, &running.dir().join("image"), &[]));
+    assert!(text.contains("waits in vfork(2) until it executes"), "{text}");
+    nothing_unfinished(running.dir());
+    running.verdict();
+}
+
 #[test]
 fn a_target_that_makes_threads() {
     let subject = c(r#"

@@ -1,6 +1,9 @@
 //! Conformance of signals: handlers, masks, what is pending, alternate stacks in use.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::{Running, c, conformance};
+use freeze_user::sys::deadline::Deadline;
+use freeze_user::tracee::Seized;
+use std::time::Duration;
 
 conformance!(
     handlers,
@@ -136,3 +139,39 @@ int main(void) {
 }
 "#)
 );
+
+/// The kernel keeps in mind that a thread was asked to halt, however many signals come first.
+#[test]
+fn halts_amid_a_storm_of_signals() {
+    let mut running = Running::start(
+        &c(r#"
+static volatile unsigned long seen;
+static void handler(int n) { (void)n; seen++; }
+int main(void) {
+    signal(SIGUSR1, handler);
+    pid_t child = OK(fork());
+    if (!child) { while (!kill(getppid(), SIGUSR1) && getppid() != 1) ; _exit(0); }
+    freeze_here();
+    while (!gone_ahead()) ;
+    OK(kill(child, SIGKILL));
+    OK(waitpid(child, 0, 0));
+    CHECK(seen > 0);
+}
+"#),
+        "halts_amid_a_storm_of_signals",
+    );
+    running.pids();
+    let pid = running.pid;
+    let halted = std::thread::spawn(move || {
+        for n in 0..5_000 {
+            let seized = Seized::seize(pid, 0).expect("ours").expect("a thread");
+            seized.interrupt();
+            let limit = Deadline::new(Duration::from_secs(5)).expect("a timer");
+            let stopped = seized.halted().unwrap_or_else(|e| panic!("{n}: {e}"));
+            drop(limit);
+            stopped.expect("it is alive").release().expect("it is alive");
+        }
+    });
+    halted.join().expect("all halts");
+    running.verdict();
+}

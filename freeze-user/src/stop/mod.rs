@@ -18,7 +18,7 @@ use crate::sys::sched::Realtime;
 use crate::sys::{self, fault, laps, limit, pagemap};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 use waits::Waits;
 
@@ -54,6 +54,9 @@ const PATIENCE: Duration = Duration::from_millis(40);
 
 /// How long a thread may take to halt while the others run: one that waits for a slow disk cannot be hurried.
 const LIMIT: Duration = Duration::from_secs(5);
+
+/// For how much of that one of several is waited for at a time.
+const TURN: Duration = Duration::from_millis(5);
 
 /// How often the set is looked over again for threads and children that came while it was being stopped.
 const LOOKS: usize = 100;
@@ -291,14 +294,14 @@ fn halt_all(
             };
         }
         failed = failed.and_then(|()| fault::point("seized"));
-        let mut late = Vec::new();
+        let mut late = VecDeque::new();
         let patience = limit(PATIENCE)?;
         // Also after an error: only a thread at a halt can be let go so that it sees nothing of it.
         for (pid, seized) in fresh {
             match seized.halting() {
                 Ok(Halting::Stopped(thread)) => stopped.entry(pid).or_default().push(thread),
                 Ok(Halting::Gone) => {}
-                Ok(Halting::Late(seized)) => late.push(seized),
+                Ok(Halting::Late(seized)) => late.push_back(seized),
                 Err(e) => failed = failed.and(Err(e)),
             }
             failed = failed.and_then(|()| fault::point("halt"));
@@ -310,10 +313,16 @@ fn halt_all(
                 .flatten()
                 .for_each(|t| smooth_alone(t, waits));
             stopped.clear();
-            let _limit = limit(LIMIT)?;
-            for seized in late {
-                if let Some(mut thread) = seized.halted().map_err(never_halts)? {
-                    smooth_alone(&mut thread, waits);
+            let end = Instant::now() + LIMIT;
+            // In turns: one of them may wait for another that has come to its halt by now.
+            while let Some(seized) = late.pop_front() {
+                let left = end.saturating_duration_since(Instant::now());
+                let _turn = limit(if late.is_empty() { left } else { TURN }.max(TURN))?;
+                match seized.halting()? {
+                    Halting::Stopped(mut thread) => smooth_alone(&mut thread, waits),
+                    Halting::Gone => {}
+                    Halting::Late(seized) if Instant::now() < end => late.push_back(seized),
+                    Halting::Late(seized) => drop(seized.halted().map_err(never_halts)?),
                 }
             }
             return failed.map(|()| None);
