@@ -1,8 +1,8 @@
 //! Programs that never rest, drawn at random, through checkpoints and restores of every sort: after each of them nobody
 //! is stuck, lost or changed, and nothing is left behind.
 //!
-//! `FREEZE_CHURN=1000` sets how many cycles there are, and without it there are none: what is found here is rare and not all
-//! of it mended, and the machine is good for nothing else meanwhile. `FREEZE_CHURN_SEED` sets which programs are drawn;
+//! `FREEZE_CHURN=1000` sets how many cycles there are, and without it there are none: what is found here is rare, and the machine
+//! is good for nothing else meanwhile. `FREEZE_CHURN_SEED` sets which programs are drawn;
 //! `FREEZE_CHURN_WORK=tcp,fork` has them do that alone.
 //!
 //! All of it is in a pid namespace of its own: such programs go through all pids of a machine in a minute, and whoever is
