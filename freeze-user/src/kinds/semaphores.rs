@@ -8,6 +8,7 @@ use crate::nest::{Landed, Nest, Options};
 use crate::observe::view::{ProcessView, View};
 use crate::proc::sysvipc::{self, Object};
 use crate::sys::ipc::{Call, SemOp, sem_pid, sem_remove, sem_set, sem_values};
+use crate::sys::{Kcmp, kcmp};
 use crate::tracee::process::StoppedProcess;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -321,6 +322,9 @@ fn undo(process: &mut StoppedProcess, sets: &[Set], space: &Space) -> Result<Vec
     /// How often it is tried again when somebody else changes the values meanwhile.
     const TRIES: usize = 20;
     let mut out = Vec::new();
+    if sets.is_empty() || has_none(process) {
+        return Ok(out);
+    }
     for set in sets {
         let mut found = Vec::new();
         for _ in 0..TRIES {
@@ -337,6 +341,16 @@ fn undo(process: &mut StoppedProcess, sets: &[Set], space: &Space) -> Result<Vec
         out.extend(found);
     }
     Ok(out)
+}
+
+/// Whether a process has never asked for anything to be taken back: then it has no list for it, as freeze has none, and to
+/// kcmp(2) none is the same as none.
+fn has_none(process: &StoppedProcess) -> bool {
+    let own = Pid(std::process::id() as i32);
+    let Some(first) = process.threads().first() else {
+        return false;
+    };
+    kcmp(own, first.tid(), Kcmp::Sysvsem, 0, 0).is_ok_and(std::cmp::Ordering::is_eq)
 }
 
 fn undo_of(process: &mut StoppedProcess, id: i32, values: &[u16]) -> Result<Vec<Undo>> {
