@@ -18,6 +18,11 @@ pub(crate) struct Machine {
     pub(crate) commit: String,
 }
 
+/// Whether a process with so many MiB, its image and what comes with both fit into memory.
+pub(crate) fn has_room_for(mib: u64) -> bool {
+    memory_kib("MemAvailable") >> 10 > 3 * mib
+}
+
 impl Machine {
     pub(crate) fn look() -> Machine {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

@@ -215,10 +215,19 @@ fn measure(
             asked.rounds + 1,
             asked.every
         );
-        sections.push(match large::size(stage, asked, there, mib, &mut figures) {
+        let in_memory = machine::has_room_for(mib);
+        if !in_memory {
+            stage.use_disk()?;
+        }
+        let mut section = match large::size(stage, asked, there, mib, &mut figures) {
             Ok(section) => section,
             Err(e) => failed(&format!("{mib} MiB"), e, stage)?,
-        });
+        };
+        if !in_memory {
+            stage.back()?;
+            section.note("The images are on disk: beside the process they do not fit into memory.");
+        }
+        sections.push(section);
     }
     sections.extend(large::growth(&figures));
     if asked.cycles > 0 {

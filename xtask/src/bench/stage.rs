@@ -21,6 +21,8 @@ const STARTING: Duration = Duration::from_secs(20);
 pub(crate) struct Stage<'a> {
     pub(crate) brood: &'a mut Brood,
     pub(crate) dir: PathBuf,
+    /// Where images usually go, while `dir` is another.
+    usual: Option<PathBuf>,
 }
 
 /// A command that was run to its end.
@@ -47,8 +49,10 @@ impl Drop for Stage<'_> {
         if !left.is_empty() {
             eprintln!("could not be killed: {left:?}");
         }
-        if let Err(e) = std::fs::remove_dir_all(&self.dir) {
-            eprintln!("{}: could not be removed: {e}", self.dir.display());
+        for dir in std::iter::once(&self.dir).chain(&self.usual) {
+            if let Err(e) = std::fs::remove_dir_all(dir) {
+                eprintln!("{}: could not be removed: {e}", dir.display());
+            }
         }
     }
 }
@@ -58,7 +62,28 @@ impl<'a> Stage<'a> {
     pub(crate) fn new(brood: &'a mut Brood, above: &Path) -> Result<Stage<'a>> {
         let dir = above.join(format!("freeze-bench-{}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
-        Ok(Stage { brood, dir })
+        Ok(Stage {
+            brood,
+            dir,
+            usual: None,
+        })
+    }
+
+    /// From now on images go to disk, until [`Stage::back`].
+    pub(crate) fn use_disk(&mut self) -> Result<()> {
+        let dir = target_dir().join(format!("freeze-bench-{}", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
+        self.usual = Some(std::mem::replace(&mut self.dir, dir));
+        Ok(())
+    }
+
+    /// From now on they go where they went at first.
+    pub(crate) fn back(&mut self) -> Result<()> {
+        let Some(usual) = self.usual.take() else {
+            return Ok(());
+        };
+        let disk = std::mem::replace(&mut self.dir, usual);
+        std::fs::remove_dir_all(&disk).with_context(|| disk.display().to_string())
     }
 
     /// Runs a command to its end; `meanwhile` is called again and again until then, with its time so far.
