@@ -5,6 +5,7 @@
 mod large;
 mod limits;
 mod machine;
+mod many;
 mod peer;
 mod plot;
 mod sample;
@@ -208,6 +209,11 @@ fn measure(
     match small::commands(stage, asked, there) {
         Ok(two) => sections.extend(two),
         Err(e) => sections.push(failed("A process of 1 MiB", e, stage)?),
+    }
+    eprintln!("a thousand of something");
+    match many::thousands(stage, asked, there) {
+        Ok(three) => sections.extend(three),
+        Err(e) => sections.push(failed("A thousand of something", e, stage)?),
     }
     for &mib in &asked.sizes {
         eprintln!(

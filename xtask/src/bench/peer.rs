@@ -4,9 +4,11 @@
 //! and criu is started by the loader beside it.
 
 use super::sample::Sample;
+use super::small::remove;
 use super::stage::{Load, PATIENCE, Shape, Stage, ms};
 use crate::{output, target_dir};
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,7 +89,7 @@ impl Peer {
         };
         let load = Load::start(stage, small)?;
         let images = stage.dir.join("peer-trial");
-        let dumped = peer.dump(stage, &load, &images);
+        let dumped = peer.dump(stage, load.pid, &images);
         load.end(stage)?;
         remove(&images)?;
         match dumped {
@@ -113,12 +115,12 @@ impl Peer {
         criu
     }
 
-    /// Dumps the load, which runs on: the whole command and, as criu itself counts, the time frozen.
-    fn dump(&self, stage: &mut Stage<'_>, load: &Load, images: &Path) -> Result<(super::stage::Ran, f64)> {
+    /// Dumps a process, which runs on: the whole command and, as criu itself counts, the time frozen.
+    fn dump(&self, stage: &mut Stage<'_>, pid: Pid, images: &Path) -> Result<(super::stage::Ran, f64)> {
         remove(images)?;
         std::fs::create_dir(images).with_context(|| images.display().to_string())?;
         let mut criu = self.command("dump", images);
-        criu.args(["-t", &load.pid.to_string(), "--leave-running"]);
+        criu.args(["-t", &pid.to_string(), "--leave-running"]);
         let ran = stage.run(&mut criu, PATIENCE)?;
         ensure!(ran.status.success(), "{}", complaint(images, &ran.err));
         let statistics = images.join("stats-dump");
@@ -130,29 +132,44 @@ impl Peer {
 
     /// Dumps and restores the load so many times; it has ended afterwards.
     pub(crate) fn measure(&self, stage: &mut Stage<'_>, mut load: Load, times: usize) -> Result<Done> {
+        self.take_turns(stage, load.pid, Some(&mut load), times)
+    }
+
+    /// The same with a process that is the load, or does not tell of itself.
+    pub(crate) fn take_turns(
+        &self,
+        stage: &mut Stage<'_>,
+        pid: Pid,
+        mut load: Option<&mut Load>,
+        times: usize,
+    ) -> Result<Done> {
         let images = stage.dir.join("peer");
         let (mut dump, mut frozen, mut seen) = (Vec::new(), Vec::new(), Vec::new());
         let (mut restore, mut first) = (Vec::new(), Vec::new());
         let mut work = || -> Result<()> {
             for _ in 0..times {
-                let (ran, ms) = self.dump(stage, &load, &images)?;
+                let (ran, ms) = self.dump(stage, pid, &images)?;
                 dump.push(ran.ms());
                 frozen.push(ms);
-                seen.push(load.longest_gap(stage, ran.from, ran.to)?);
+                if let Some(load) = &mut load {
+                    seen.push(load.longest_gap(stage, ran.from, ran.to)?);
+                }
                 stage.brood.nap(std::time::Duration::from_millis(50))?;
             }
             for _ in 0..times {
-                load.end(stage)?;
+                stage.brood.end_tree(pid)?;
                 let mut criu = self.command("restore", &images);
                 let ran = stage.run(criu.arg("--restore-detached"), PATIENCE)?;
                 ensure!(ran.status.success(), "restore: {}", complaint(&images, &ran.err));
                 restore.push(ran.ms());
-                first.push(ms(load.first_instruction(stage, ran.from)? - ran.from));
+                if let Some(load) = &mut load {
+                    first.push(ms(load.first_instruction(stage, ran.from)? - ran.from));
+                }
             }
             Ok(())
         };
         let worked = work();
-        load.end(stage)?;
+        stage.brood.end_tree(pid)?;
         remove(&images)?;
         let note = match worked {
             Ok(()) => None,
@@ -306,15 +323,6 @@ fn archive() -> Result<String> {
     {
         Some(site) => Ok(site.to_string()),
         None => bail!("apt knows no archive of Debian; apt-get update may help"),
-    }
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| dir.display().to_string())
-        }
-        _ => Ok(()),
     }
 }
 
