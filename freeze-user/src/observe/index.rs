@@ -131,11 +131,13 @@ impl View {
                 return true;
             }
             let stat = read_record(&format!("/proc/{at}/stat")).ok();
-            match stat.and_then(|text| Stat::parse(&text)) {
-                None => return true,
+            at = match stat.and_then(|text| Stat::parse(&text)) {
+                None if at == pid => return true,
+                // It has another parent by now.
+                None => pid,
                 Some(stat) if stat.ppid <= 1 => return false,
-                Some(stat) => at = Pid(stat.ppid),
-            }
+                Some(stat) => Pid(stat.ppid),
+            };
         }
     }
 

@@ -318,11 +318,17 @@ fn halt_all(
             while let Some(seized) = late.pop_front() {
                 let left = end.saturating_duration_since(Instant::now());
                 let _turn = limit(if late.is_empty() { left } else { TURN }.max(TURN))?;
-                match seized.halting()? {
-                    Halting::Stopped(mut thread) => smooth_alone(&mut thread, waits),
-                    Halting::Gone => {}
-                    Halting::Late(seized) if Instant::now() < end => late.push_back(seized),
-                    Halting::Late(seized) => drop(seized.halted().map_err(never_halts)?),
+                let halted = match seized.halting()? {
+                    Halting::Stopped(thread) => Some(thread),
+                    Halting::Gone => None,
+                    Halting::Late(seized) if Instant::now() < end => {
+                        late.push_back(seized);
+                        None
+                    }
+                    Halting::Late(seized) => seized.halted().map_err(never_halts)?,
+                };
+                if let Some(mut thread) = halted {
+                    smooth_alone(&mut thread, waits);
                 }
             }
             return failed.map(|()| None);
