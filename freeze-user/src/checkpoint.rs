@@ -3,7 +3,6 @@
 use crate::collect::collect;
 use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
-use crate::kinds::kinship::SHARED_MEMORY;
 use crate::observe::ends::Ends;
 use crate::observe::looks::{self, Kept};
 use crate::observe::view::{Depth, ProcessView, View, command_of};
@@ -146,7 +145,8 @@ struct Trust {
 ///
 /// A program that forks, executes and ends children while it is looked at shows things that are no reason to refuse it:
 /// half-dead children, a vfork under way, a pipe in a child not seen yet, a file renamed just now. What several looks in a
-/// row find is refused, but not other objects of the same name each time; a vfork is waited for a little longer.
+/// row find is refused, but not other objects of the same name each time; what passes by itself is waited for a
+/// little longer.
 fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     // On a busy machine a single attempt may take longer than all patience.
     const ATTEMPTS: u32 = 8;
@@ -172,7 +172,7 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
             (lasting, looks) = (found.to_vec(), 1);
         }
         let patience = match &error {
-            Error::Refused(list) if list.iter().any(|b| b.place == SHARED_MEMORY) => Duration::from_secs(1),
+            Error::Refused(list) if list.iter().any(|b| b.passing) => Duration::from_secs(1),
             // Somebody who has ended since: a look at the others never came to its end.
             Error::Refused(list) if list.iter().all(|b| has_ended(b, roots)) => Duration::from_secs(5),
             Error::Refused(_) if looks < LOOKS => Duration::from_secs(5),

@@ -46,6 +46,9 @@ pub struct Blocker {
     /// Tells one object from another that is called the same: a program may make such all the time. 0 if there is no such number.
     #[serde(skip)]
     pub which: u64,
+    /// It is over by itself in a moment: worth another look a little later.
+    #[serde(skip)]
+    pub passing: bool,
 }
 
 impl Blocker {
@@ -58,6 +61,7 @@ impl Blocker {
             why: String::new(),
             remedy: String::new(),
             which: 0,
+            passing: false,
         }
     }
 
@@ -70,7 +74,14 @@ impl Blocker {
             why: String::new(),
             remedy: String::new(),
             which: 0,
+            passing: false,
         }
+    }
+
+    /// It is over by itself in a moment.
+    pub fn passing(mut self) -> Blocker {
+        self.passing = true;
+        self
     }
 
     pub fn why(mut self, why: impl Into<String>) -> Blocker {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 pub struct Kinship;
 
 /// The place that a refusal for memory shared between processes names; a vfork is over in a moment.
-pub const SHARED_MEMORY: &str = "its memory (vfork)";
+const SHARED_MEMORY: &str = "its memory (vfork)";
 
 impl ProcessKind for Kinship {
     const TAG: &'static str = "kinship";
@@ -151,13 +151,12 @@ fn shared_tables(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
         // Init has no tables that a process could have.
         let with = |what| parent.0 > 1 && sys::kcmp(p.speaker, parent, what, 0, 0).is_ok_and(Ordering::is_eq);
         for (_, flag, name) in TABLES.iter().filter(|(what, ..)| with(*what)) {
-            let place = if *flag == libc::CLONE_VM as u64 {
-                SHARED_MEMORY
-            } else {
-                name
+            let blocker = match *flag == libc::CLONE_VM as u64 {
+                true => p.blocker("", SHARED_MEMORY).passing(),
+                false => p.blocker("", *name),
             };
             out.push(
-                p.blocker("", place)
+                blocker
                     .why(format!(
                         "it is shared with its parent {parent}, which is not part of the checkpoint"
                     ))
@@ -173,6 +172,7 @@ fn shared_tables(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     if sharing.tables & libc::CLONE_VM as u64 != 0 && view.get(parent).is_some_and(waits) {
         out.push(
             p.blocker("", SHARED_MEMORY)
+                .passing()
                 .why(format!(
                     "its parent {parent} waits in vfork(2) until it executes another program or ends"
                 ))

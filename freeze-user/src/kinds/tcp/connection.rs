@@ -169,6 +169,7 @@ pub(super) fn obstacle(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) 
         let why = format!("a connection to {to} is just being made");
         return Some(
             fd.blocker()
+                .passing()
                 .why(why)
                 .remedy("try again when it is established or has failed"),
         );
@@ -185,6 +186,15 @@ pub(super) fn obstacle(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) 
         {
             None
         }
+        // The kernel may put off the acknowledgement for some 40 ms.
+        Far::Waiting(_) if !matches!(now, state::ESTABLISHED | state::FIN_WAIT2) => Some(
+            fd.blocker()
+                .passing()
+                .why(format!(
+                    "its other end {to} was not accepted yet, and has not acknowledged that this one was shut"
+                ))
+                .remedy("try again in a moment, or let the program accept it first"),
+        ),
         Far::Waiting(_) => Some(
             fd.blocker()
                 .why(format!(
