@@ -3,10 +3,9 @@
 use super::limits;
 use super::peer::{Done, Peer};
 use super::sample::{Goal, Row, Sample, Section};
-use super::stage::{Load, Shape, Stage, cpu_ns, freeze, ms, resident};
+use super::stage::{Load, Shape, Stage, cpu_of_living_ns, freeze, ms, resident};
 use super::{Agent, Asked};
 use anyhow::{Context, Result};
-use nix::unistd::Pid;
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
@@ -159,11 +158,12 @@ pub(crate) fn agent(stage: &mut Stage<'_>) -> Result<Section> {
     let mut section = Section::new("The agent at rest");
     let agent = Agent::start(stage)?;
     stage.brood.nap(Duration::from_secs(1))?;
-    let (before, begin) = (cpu_ns(agent.pid)?, super::stage::now());
+    let (before, begin) = (cpu_of_living_ns(agent.pid)?, super::stage::now());
     stage.brood.nap(AT_REST)?;
-    let (after, end) = (cpu_ns(agent.pid)?, super::stage::now());
+    let (after, end) = (cpu_of_living_ns(agent.pid)?, super::stage::now());
     let percent = (after - before) as f64 / (end - begin) as f64 * 100.0;
-    let memory = resident(Pid::from_raw(agent.pid.as_raw())) as f64 / f64::from(1 << 20);
+    let all = std::iter::once(agent.pid).chain(crate::brood::below(agent.pid));
+    let memory = all.map(resident).sum::<u64>() as f64 / f64::from(1 << 20);
     agent.end(stage)?;
     // A twentieth of a percent is nothing: 0.0 in any list of processes.
     let cpu = Sample::of([percent]).map(|s| Row::new("processor time over 10 s", "%", s));

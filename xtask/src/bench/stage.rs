@@ -325,18 +325,35 @@ fn memory(pid: Pid) -> Option<(u64, u64)> {
     Some((pages.next()?? * 4096, pages.next()?? * 4096))
 }
 
-/// Processor time of all threads of a process, in nanoseconds.
+/// Processor time of a process and all below it, threads and children that have ended included, in nanoseconds; it is
+/// told in hundredths of a second (proc_pid_stat(5)).
 pub(crate) fn cpu_ns(pid: Pid) -> Result<u64> {
+    const TICK: u64 = 10_000_000;
+    let ticks = |pid: Pid| -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields = stat.rsplit_once(") ")?.1.split(' ');
+        // utime, stime, cutime, cstime, after the state and ten others.
+        fields.skip(11).take(4).map(|n| n.parse::<u64>().ok()).sum()
+    };
+    let own = ticks(pid).with_context(|| format!("{pid} is gone"))?;
+    let others: u64 = brood::below(pid).into_iter().filter_map(ticks).sum();
+    Ok((own + others) * TICK)
+}
+
+/// Processor time of the threads of a process and of all below it that are there now, in nanoseconds.
+pub(crate) fn cpu_of_living_ns(pid: Pid) -> Result<u64> {
     ensure!(brood::exists(pid), "{pid} is gone");
     let mut sum = 0;
-    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread that is gone by now has left its time out: it is short.
-        let text = std::fs::read_to_string(entry?.path().join("schedstat")).unwrap_or_default();
-        sum += text
-            .split(' ')
-            .next()
-            .and_then(|n| n.parse::<u64>().ok())
-            .unwrap_or(0);
+    for pid in std::iter::once(pid).chain(brood::below(pid)) {
+        for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            // A thread that is gone by now has left its time out: it is short.
+            let text = std::fs::read_to_string(entry?.path().join("schedstat")).unwrap_or_default();
+            sum += text
+                .split(' ')
+                .next()
+                .and_then(|n| n.parse::<u64>().ok())
+                .unwrap_or(0);
+        }
     }
     Ok(sum)
 }
