@@ -6,7 +6,8 @@
 //! `FREEZE_CHURN_WORK=tcp,fork` has them do that alone.
 //!
 //! All of it is in a pid namespace of its own: such programs go through all pids of a machine in a minute, and whoever is
-//! started there meanwhile may get one that an earlier state had.
+//! started there meanwhile may get one that an earlier state had. And in an IPC namespace, so that nothing of System V is left
+//! after a failure.
 
 use freeze_tests::cycle::{checkpoint_now, nothing_unfinished, request, restore_now};
 use freeze_tests::subject::{alive, stat_fields};
@@ -166,7 +167,6 @@ impl Stage {
         };
         stage.gets_on(&BTreeMap::new(), "before all");
         stage.members = (0..stage.cast.processes.len()).map(|n| stage.member(n)).collect();
-        println!("pids {:?}", stage.members);
         stage
     }
 
@@ -404,7 +404,7 @@ fn play(seed: u64, cycles: usize, tally: &mut BTreeMap<String, usize>) {
         parts.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
         parts.truncate(4);
         println!(
-            "{when}: {report}, the longest in ns {parts:?}, restored in {restored_in:?}, {:?} in all",
+            "{when}: the longest in ns {parts:?}, restored in {restored_in:?}, {:?} in all",
             began.elapsed()
         );
         // A chain of its own begins where there are no parents any more.
@@ -447,7 +447,15 @@ fn cycles_of_programs_that_never_rest() {
         let dir = std::env::temp_dir().join(format!("freeze-churn-{}", std::process::id()));
         fs::create_dir(&dir).expect("a directory of ours");
         let status = Command::new("unshare")
-            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c"])
+            .args([
+                "--pid",
+                "--ipc",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "bash",
+                "-c",
+            ])
             .args([r#""$0" --exact cycles_of_programs_that_never_rest --nocapture; exit $?"#])
             .arg(own)
             .env(INSIDE, "yes")

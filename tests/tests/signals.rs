@@ -149,8 +149,8 @@ static volatile unsigned long seen;
 static void handler(int n) { (void)n; seen++; }
 int main(void) {
     signal(SIGUSR1, handler);
-    pid_t child = OK(fork());
-    if (!child) { while (!kill(getppid(), SIGUSR1) && getppid() != 1) ; _exit(0); }
+    pid_t parent = getpid(), child = OK(fork());
+    if (!child) { while (getppid() == parent && !kill(parent, SIGUSR1)) ; _exit(0); }
     freeze_here();
     while (!gone_ahead()) ;
     OK(kill(child, SIGKILL));

@@ -134,7 +134,7 @@ fn moves_keep_marks() -> bool {
 /// A mapping that grows, or comes at the place of another, just now must not become two by having the part registered that
 /// was there before: mremap(2) of the whole would fail with `EFAULT`. `maps` is in order of address.
 fn spans(maps: &[Vma]) -> Vec<Range> {
-    /// Nobody may map as low as this (vm.mmap_min_addr), and the kernel refuses what begins lower.
+    /// The kernel refuses what begins below vm.mmap_min_addr, which is far lower; there is hardly ever anything below this.
     const LOWEST: u64 = 1 << 20;
     let mut out = Vec::new();
     let mut start = LOWEST;

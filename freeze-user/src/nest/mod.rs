@@ -616,7 +616,7 @@ fn in_use_as(pid: Pid) -> String {
     match member {
         Some(s) if s.pgrp == pid.0 => format!("the process group of {} ({})", s.pid, command_of(s.pid())),
         Some(s) => format!("the session of {} ({})", s.pid, command_of(s.pid())),
-        None => "of somebody who has just ended, or whom /proc does not show".to_owned(),
+        None => "held by somebody who has just ended, or whom /proc does not show".to_owned(),
     }
 }
 

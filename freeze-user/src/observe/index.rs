@@ -124,21 +124,28 @@ impl View {
 
     /// Whether a process is of the set although it was not there yet when that was looked at; one that is gone holds
     /// nothing, whoever it was.
+    ///
+    /// What stands still is looked at whole: who is not in such a view is outside, wherever they descend from.
     fn descends(&self, pid: Pid) -> bool {
-        let mut at = pid;
-        loop {
-            if self.get(at).is_some() {
+        let parent = |of: Pid| {
+            let text = read_record(&format!("/proc/{of}/stat")).ok()?;
+            Some(Pid(Stat::parse(&text)?.ppid))
+        };
+        if self.get(pid).is_some() {
+            return true;
+        }
+        let Some(mut above) = parent(pid) else {
+            return true;
+        };
+        while !self.standing && above.0 > 1 {
+            if self.get(above).is_some() {
                 return true;
             }
-            let stat = read_record(&format!("/proc/{at}/stat")).ok();
-            at = match stat.and_then(|text| Stat::parse(&text)) {
-                None if at == pid => return true,
-                // It has another parent by now.
-                None => pid,
-                Some(stat) if stat.ppid <= 1 => return false,
-                Some(stat) => Pid(stat.ppid),
-            };
+            // A parent that ends in this moment leaves the process outside: the next look knows better.
+            let Some(next) = parent(above) else { break };
+            above = next;
         }
+        false
     }
 
     /// Looks at what is open outside the set, unless that was done.

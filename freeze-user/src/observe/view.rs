@@ -201,6 +201,8 @@ pub struct View {
     pub trees: Trees,
     /// The namespaces of the set other than freeze's, by name in /proc/PID/ns and inode: their numbers from 1, by name.
     pub foreign: BTreeMap<(String, u64), u32>,
+    /// Whether everything stood still meanwhile.
+    pub(super) standing: bool,
     /// Where in it things are.
     pub(super) index: Index,
 }
@@ -220,7 +222,7 @@ impl View {
         View::read_after(roots, depth, None, false, tasks(roots)?)
     }
 
-    /// The same, trusting an earlier look as to who outside the set holds what: searching all processes of the machine
+    /// The same of a set that stands still if there is an earlier look, trusting that as to who outside the set holds what: searching all processes of the machine
     /// takes longer than everything else, and only for pipes and sockets that are new since is it done again.
     ///
     /// With `trust`, also what a process rarely changes is taken over: see [`ProcessView::lasting`]. `all`: the threads
@@ -252,6 +254,7 @@ impl View {
         let mut view = View {
             roots: roots.to_vec(),
             ends: before.map(|b| b.ends.clone()).unwrap_or_default(),
+            standing: before.is_some(),
             ..View::default()
         };
         for &pid in &set {

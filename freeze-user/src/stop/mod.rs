@@ -254,7 +254,6 @@ fn halt_all(
     stopped: &mut BTreeMap<Pid, Vec<Stopped>>,
     since: &mut Option<Instant>,
 ) -> Result<Option<Vec<(Pid, Pid)>>> {
-    let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
     let mut last: BTreeSet<Pid> = BTreeSet::new();
     for _ in 0..LOOKS {
         let mut fresh = Vec::new();
@@ -295,7 +294,7 @@ fn halt_all(
         }
         failed = failed.and_then(|()| fault::point("seized"));
         let mut late = VecDeque::new();
-        let patience = limit(PATIENCE)?;
+        let patience = deadline(PATIENCE)?;
         // Also after an error: only a thread at a halt can be let go so that it sees nothing of it.
         for (pid, seized) in fresh {
             match seized.halting() {
@@ -313,24 +312,7 @@ fn halt_all(
                 .flatten()
                 .for_each(|t| smooth_alone(t, waits));
             stopped.clear();
-            let end = Instant::now() + LIMIT;
-            // In turns: one of them may wait for another that has come to its halt by now.
-            while let Some(seized) = late.pop_front() {
-                let left = end.saturating_duration_since(Instant::now());
-                let _turn = limit(if late.is_empty() { left } else { TURN }.max(TURN))?;
-                let halted = match seized.halting()? {
-                    Halting::Stopped(thread) => Some(thread),
-                    Halting::Gone => None,
-                    Halting::Late(seized) if Instant::now() < end => {
-                        late.push_back(seized);
-                        None
-                    }
-                    Halting::Late(seized) => seized.halted().map_err(never_halts)?,
-                };
-                if let Some(mut thread) = halted {
-                    smooth_alone(&mut thread, waits);
-                }
-            }
+            wait_for_late(late, waits)?;
             return failed.map(|()| None);
         }
         failed?;
@@ -339,6 +321,43 @@ fn halt_all(
         .why("it makes threads or processes faster than they can be stopped")
         .remedy("try again")
         .refuse())
+}
+
+fn deadline(after: Duration) -> Result<Deadline> {
+    Deadline::new(after).on("timer_create", || "freeze itself")
+}
+
+/// Waits until these have halted while everybody else runs, and lets each go on at once.
+///
+/// In turns: one of them may wait for another that has come to its halt by now.
+fn wait_for_late(mut late: VecDeque<Seized>, waits: &Waits) -> Result<()> {
+    let end = Instant::now() + LIMIT;
+    let mut outcome = Ok(());
+    while outcome.is_ok()
+        && let Some(seized) = late.pop_front()
+    {
+        let left = end.saturating_duration_since(Instant::now());
+        let _turn = deadline(if late.is_empty() { left } else { TURN }.max(TURN))?;
+        let halted = match seized.halting() {
+            Ok(Halting::Stopped(thread)) => Ok(Some(thread)),
+            Ok(Halting::Gone) => Ok(None),
+            Ok(Halting::Late(seized)) if Instant::now() < end => {
+                late.push_back(seized);
+                Ok(None)
+            }
+            Ok(Halting::Late(seized)) => seized.halted().map_err(never_halts),
+            Err(e) => Err(e),
+        };
+        outcome = halted.map(|thread| {
+            if let Some(mut thread) = thread {
+                smooth_alone(&mut thread, waits);
+            }
+        });
+    }
+    // After an error the others are not waited for any longer, which dropping them would do for ever without a limit.
+    let _short = deadline(TURN);
+    drop(late);
+    outcome
 }
 
 /// What is said of a thread that did not halt within [`LIMIT`]. It stays an error of lateness: this thread traces it still, so

@@ -97,6 +97,8 @@ struct Asked {
     runs: usize,
     cycles: usize,
     library: bool,
+    /// Where the images go was said, and holds for all of them.
+    dir_is_given: bool,
 }
 
 /// Everything that was found out.
@@ -190,6 +192,7 @@ fn decide(args: &BenchArgs) -> Result<Asked> {
         runs: fewer(args.runs),
         cycles: fewer(args.cycles),
         library: args.library,
+        dir_is_given: args.dir.is_some(),
     })
 }
 
@@ -221,7 +224,7 @@ fn measure(
             asked.rounds + 1,
             asked.every
         );
-        let in_memory = machine::has_room_for(mib);
+        let in_memory = asked.dir_is_given || machine::has_room_for(mib);
         if !in_memory {
             stage.use_disk()?;
         }
