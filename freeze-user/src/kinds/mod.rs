@@ -69,7 +69,7 @@ use regular::locks::{Lease, Locks};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -188,6 +188,8 @@ pub struct Shared {
     pub streams: BTreeMap<u64, sys::tcp::Stream>,
     /// What waits in the queues of unix sockets, by inode: read once, since a look leaves a mark on what is empty.
     pub queues: BTreeMap<u64, Vec<sys::socket::Message>>,
+    /// Whether the files of a file system are made up by the kernel, by its device number.
+    pub kernels: HashMap<u64, bool>,
     /// Whether nobody but the set lives in an IPC namespace, by its number.
     pub ipc_alone: BTreeMap<Option<u64>, Rc<OnceCell<bool>>>,
 }

@@ -13,8 +13,7 @@ use crate::observe::view::{FdView, View, command_of, read_fd};
 use crate::sys;
 use crate::sys::mqueue::{Shape, create, open, send, shape, unlink};
 use nix::errno::Errno;
-use nix::sys::stat::{Mode, major};
-use nix::sys::statfs::{FsType, statfs};
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -62,11 +61,8 @@ impl FdKind for MQueue {
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
-        const MQUEUE: FsType = FsType(0x1980_0202);
-        fd.stat.kind() == libc::S_IFREG
-            && major(fd.stat.dev) == 0
-            && fd.flags() & libc::O_PATH == 0
-            && statfs(fd.at().as_str()).is_ok_and(|s| s.filesystem_type() == MQUEUE)
+        const MQUEUE: i64 = 0x1980_0202;
+        fd.stat.kind() == libc::S_IFREG && fd.filesystem == MQUEUE && fd.flags() & libc::O_PATH == 0
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {

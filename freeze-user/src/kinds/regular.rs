@@ -119,7 +119,7 @@ impl FileRef {
                 store_contents(&file, stat.size, space, draft, &name)?;
             }
         }
-        let virtual_file = found == Way::Kernel || found::is_kernels(stat, at);
+        let virtual_file = found == Way::Kernel || found::is_kernels(stat, at, &mut shared.kernels);
         Ok(FileRef {
             path: OsStr::from_bytes(path).into(),
             stat: *stat,

@@ -500,9 +500,8 @@ fn hung_up(fd: &FdView, view: &View) -> Option<Hang> {
 ///
 /// A multiplexer outside of one belongs to that beside it; `tree` is where its path leads through.
 fn instance(fd: &FdView, root: &dyn Fn(&[u8]) -> PathBuf) -> Option<u64> {
-    use nix::sys::statfs::{FsType, statfs};
-    const DEVPTS: FsType = FsType(0x1cd1);
-    if statfs(fd.at().as_str()).is_ok_and(|s| s.filesystem_type() == DEVPTS) {
+    const DEVPTS: i64 = 0x1cd1;
+    if fd.filesystem == DEVPTS {
         return Some(fd.stat.dev);
     }
     let dir = pty::directory_of(Path::new(OsStr::from_bytes(&fd.link)));

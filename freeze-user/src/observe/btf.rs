@@ -3,15 +3,35 @@
 //! Format: Documentation/bpf/btf.rst.
 
 use crate::error::{Context, Error, Result};
-use std::collections::HashMap;
+use crate::sys::bpf::Constant;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Deref;
 
 /// Types of one kernel, by number and by name.
 #[derive(Debug)]
 pub struct Btf {
-    data: Vec<u8>,
+    data: Data,
     /// Where each type begins in `data`; type 0 is `void` and has none.
     types: Vec<u32>,
     strings: (usize, usize),
+}
+
+/// Where they are: mapped from the kernel, or read.
+#[derive(Debug)]
+enum Data {
+    Mapped(Constant),
+    Read(Vec<u8>),
+}
+
+impl Deref for Data {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Data::Mapped(data) => data,
+            Data::Read(data) => data,
+        }
+    }
 }
 
 /// One type as it is stored.
@@ -68,8 +88,11 @@ impl Btf {
     /// That of the running kernel.
     pub fn running() -> Result<Btf> {
         const PATH: &str = "/sys/kernel/btf/vmlinux";
-        let data = std::fs::read(PATH).on("read", || PATH)?;
-        Btf::parse(data).ok_or_else(|| Error::Image {
+        let data = match Constant::kernel_types(PATH) {
+            Ok(mapped) => Data::Mapped(mapped),
+            Err(_) => Data::Read(std::fs::read(PATH).on("read", || PATH)?),
+        };
+        Btf::of(data).ok_or_else(|| Error::Image {
             file: PATH.into(),
             offset: None,
             expected: "BTF, little-endian, version 1".into(),
@@ -79,6 +102,10 @@ impl Btf {
 
     /// `None` if it is not BTF of the known version, or contradicts itself.
     pub fn parse(data: Vec<u8>) -> Option<Btf> {
+        Btf::of(Data::Read(data))
+    }
+
+    fn of(data: Data) -> Option<Btf> {
         if data.get(..3)? != [0x9f, 0xeb, 1] {
             return None;
         }
@@ -90,7 +117,9 @@ impl Btf {
         };
         let (mut at, end) = section(8)?;
         let strings = section(16)?;
-        let mut types = vec![0];
+        // A type takes some twenty bytes.
+        let mut types = Vec::with_capacity(end.saturating_sub(at) / 16);
+        types.push(0);
         while at < end {
             types.push(at as u32);
             let t = type_at(&data, at)?;
@@ -104,17 +133,17 @@ impl Btf {
         let name = member.as_bytes();
         let bits = self
             .all()
-            .filter(|(_, t)| t.kind() == kind::STRUCT && self.name(t.name) == Some(structure.as_bytes()))
+            .filter(|(_, t)| t.kind() == kind::STRUCT && self.is_named(t.name, structure.as_bytes()))
             .find_map(|(_, t)| self.find_member(t, name, 8))?;
         (bits % 8 == 0).then_some(bits / 8)
     }
 
     /// The offsets of many members (or of variables of a section), of those that there are, in one look at all types.
     pub fn offsets<'a>(&self, wanted: &[(&'a str, &'a str)]) -> HashMap<(&'a str, &'a str), u32> {
-        let names: HashMap<&[u8], &str> = wanted.iter().map(|(s, _)| (s.as_bytes(), *s)).collect();
+        let structures: BTreeSet<&str> = wanted.iter().map(|(s, _)| *s).collect();
         let mut out = HashMap::new();
         for (_, t) in self.all().filter(|(_, t)| t.kind() == kind::STRUCT) {
-            let Some(structure) = self.name(t.name).and_then(|n| names.get(n)) else {
+            let Some(structure) = structures.iter().find(|s| self.is_named(t.name, s.as_bytes())) else {
                 continue;
             };
             for asked in wanted.iter().filter(|(s, _)| s == structure) {
@@ -135,7 +164,7 @@ impl Btf {
 
     /// The offset in bytes of a variable in a section (`.data..percpu`).
     pub fn variable(&self, section: &str, variable: &str) -> Option<u32> {
-        let named = |t: &Type, name: &str| self.name(t.name) == Some(name.as_bytes());
+        let named = |t: &Type, name: &str| self.is_named(t.name, name.as_bytes());
         let (id, _) = self
             .all()
             .find(|(_, t)| t.kind() == kind::VAR && named(t, variable))?;
@@ -175,7 +204,7 @@ impl Btf {
             let place = u32_at(&self.data, at + 8)?;
             let offset = if bit_fields { place & 0x00ff_ffff } else { place };
             if member != 0 {
-                if self.name(member) == Some(name) {
+                if self.is_named(member, name) {
                     return Some(offset);
                 }
             } else if depth > 0
@@ -204,6 +233,13 @@ impl Btf {
             }
         }
         None
+    }
+
+    /// Whether this is the name there, without a look at the whole of another.
+    fn is_named(&self, offset: u32, name: &[u8]) -> bool {
+        let at = self.strings.0 + offset as usize;
+        let text = self.data.get(at..self.strings.1);
+        text.is_some_and(|t| t.starts_with(name) && t.get(name.len()) == Some(&0))
     }
 
     fn name(&self, offset: u32) -> Option<&[u8]> {

@@ -55,3 +55,19 @@ impl From<&std::fs::Metadata> for FileStat {
         }
     }
 }
+
+impl From<&nix::sys::stat::FileStat> for FileStat {
+    fn from(s: &nix::sys::stat::FileStat) -> FileStat {
+        FileStat {
+            dev: s.st_dev,
+            ino: s.st_ino,
+            mode: s.st_mode,
+            nlink: s.st_nlink,
+            uid: s.st_uid,
+            gid: s.st_gid,
+            rdev: s.st_rdev,
+            size: s.st_size as u64,
+            mtime: (s.st_mtime, s.st_mtime_nsec),
+        }
+    }
+}

@@ -5,6 +5,7 @@ pub mod btf;
 pub mod ends;
 pub mod events;
 pub mod faults;
+mod fds;
 pub mod filestat;
 pub mod foreign;
 pub mod index;

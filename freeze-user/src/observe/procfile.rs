@@ -16,7 +16,12 @@ thread_local! {
 /// Reads a file of /proc that is one record and mostly fits a page: in one call then, of which a process of many threads
 /// takes thousands.
 pub fn read_record(path: &str) -> io::Result<Vec<u8>> {
-    read(File::open(path)?, |n| n < 4096)
+    read_record_of(File::open(path)?)
+}
+
+/// The same of one that is open.
+pub fn read_record_of(file: File) -> io::Result<Vec<u8>> {
+    read(file, |n| n < 4096)
 }
 
 /// Reads one of any length in as few calls as the kernel allows, which hands out a page or so at a time.

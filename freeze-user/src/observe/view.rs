@@ -4,6 +4,8 @@ use crate::crew;
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::observe::ends::Ends;
+use crate::observe::fds::read_fds;
+pub use crate::observe::fds::{FdView, read_fd};
 pub use crate::observe::filestat::FileStat;
 use crate::observe::index::Index;
 pub use crate::observe::lasting::Lasting;
@@ -13,75 +15,16 @@ use crate::observe::procfile::{read_all, read_record};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::observe::tree::{Tree, Trees};
-use crate::proc::fdinfo::FdInfo;
 use crate::proc::maps::{self, Vma};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::timers::{self, Timer};
 use crate::sys::ns;
 use crate::sys::pagemap;
-use crate::sys::socket::protocol_of;
 use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::ffi::OsStringExt;
-
-/// One file descriptor of one process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FdView {
-    pub pid: Pid,
-    /// The thread by which it was found: a first thread that has ended shows none.
-    by: Pid,
-    pub fd: i32,
-    /// What /proc/PID/fd/N points to: a path, `pipe:[…]`, `anon_inode:[…]`.
-    pub link: Vec<u8>,
-    pub stat: FileStat,
-    pub info: FdInfo,
-    /// Of a socket, the name of its protocol (`TCP`, `UNIX-STREAM`); else empty.
-    pub protocol: String,
-    /// The tree of files the link leads through.
-    pub tree: Tree,
-}
-
-impl FdView {
-    /// The link for people.
-    pub fn label(&self) -> String {
-        String::from_utf8_lossy(&self.link).into_owned()
-    }
-
-    /// The link of /proc that leads to it.
-    pub fn at(&self) -> String {
-        format!("/proc/{}/fd/{}", self.by, self.fd)
-    }
-
-    /// `O_ACCMODE`, status and creation flags, without the fd's own close-on-exec.
-    pub fn flags(&self) -> i32 {
-        self.info.flags & !libc::O_CLOEXEC
-    }
-
-    /// Whether the fd is closed on exec.
-    pub fn cloexec(&self) -> bool {
-        self.info.flags & libc::O_CLOEXEC != 0
-    }
-
-    /// The `x` of `anon_inode:[x]` or `anon_inode:x`.
-    pub fn anon_inode(&self) -> Option<&str> {
-        let rest = self.link.strip_prefix(b"anon_inode:")?;
-        let rest = rest
-            .strip_prefix(b"[")
-            .and_then(|r| r.strip_suffix(b"]"))
-            .unwrap_or(rest);
-        std::str::from_utf8(rest).ok()
-    }
-
-    /// A blocker at this fd.
-    pub fn blocker(&self) -> Blocker {
-        Blocker {
-            which: self.stat.which(),
-            ..Blocker::of(self.pid, format!("fd {}", self.fd), self.label())
-        }
-    }
-}
 
 /// One thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -554,7 +497,7 @@ fn command_text(cmdline: &[u8], comm: &[u8]) -> String {
         .collect()
 }
 
-fn malformed(path: &str) -> Error {
+pub(super) fn malformed(path: &str) -> Error {
     Error::kernel("parse", path, Errno::EPROTO)
 }
 
@@ -592,7 +535,7 @@ pub(super) fn read_link(dir: &str, name: &str) -> Result<LinkView> {
 }
 
 /// How often what a running program changes meanwhile is looked at until two looks agree.
-const SAME_LOOKS: usize = 100;
+pub(super) const SAME_LOOKS: usize = 100;
 
 fn link_at(path: &str) -> Result<Vec<u8>> {
     let link = std::fs::read_link(path).on("readlink", || path.to_owned())?;
@@ -664,73 +607,9 @@ fn read_timers(dir: &str) -> Result<Vec<Timer>> {
     timers::parse(&text).ok_or_else(|| malformed(&path))
 }
 
-fn read_fds(pid: Pid, by: Pid, running: bool) -> Result<Vec<FdView>> {
-    let path = format!("/proc/{by}/fd");
-    let mut fds: Vec<i32> = std::fs::read_dir(&path)
-        .on("readdir", || path.clone())?
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .collect();
-    fds.sort_unstable();
-    let one = |fd: i32| -> Result<FdView> {
-        let mut view = read_fd_by(by, pid, fd)?;
-        for _ in 0..SAME_LOOKS {
-            // It may be closed, and another opened, between two parts of the look.
-            if !running || link_at(&format!("{path}/{fd}"))? == view.link {
-                break;
-            }
-            view = read_fd_by(by, pid, fd)?;
-        }
-        Ok(view)
-    };
-    let read = |fd: &i32| match one(*fd) {
-        Ok(view) => Ok(Some(view)),
-        // Closed since the directory was read.
-        Err(Error::Kernel {
-            errno: Errno::ENOENT, ..
-        }) => Ok(None),
-        Err(e) => Err(e),
-    };
-    crew::each(&fds, read)
-        .into_iter()
-        .filter_map(Result::transpose)
-        .collect()
-}
-
 /// The link of the socket with this inode.
 pub fn socket_link(inode: u64) -> Vec<u8> {
     format!("socket:[{inode}]").into_bytes()
-}
-
-/// Reads one fd of a process.
-pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
-    read_fd_by(speaker(pid), pid, fd)
-}
-
-fn read_fd_by(by: Pid, pid: Pid, fd: i32) -> Result<FdView> {
-    let path = format!("/proc/{by}/fd/{fd}");
-    let link = link_at(&path)?;
-    let stat = FileStat::of(&path).on("stat", || path.clone())?;
-    let info_path = format!("/proc/{by}/fdinfo/{fd}");
-    let text = read_record(&info_path).on("read", || info_path.clone())?;
-    let info = FdInfo::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&info_path))?;
-    // A kernel that does not tell leaves it empty, and no kind claims the socket.
-    let socket = link.starts_with(b"socket:[");
-    let protocol = if socket {
-        protocol_of(&path).unwrap_or_default()
-    } else {
-        String::new()
-    };
-    Ok(FdView {
-        pid,
-        by,
-        fd,
-        link,
-        stat,
-        info,
-        protocol,
-        tree: Tree::default(),
-    })
 }
 
 #[cfg(test)]

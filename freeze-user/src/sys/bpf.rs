@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "raw system calls have their address here")]
 
 use super::raw;
+use crate::error::errno;
 use crate::ids::Pid;
 
 use std::ffi::CStr;
@@ -61,6 +62,44 @@ pub fn iterate_process(program: BorrowedFd<'_>, process: Pid) -> Sys<OwnedFd> {
         )
     }
     .map(owned)
+}
+
+/// A file that never changes, mapped for reading.
+#[derive(Debug)]
+pub struct Constant {
+    at: usize,
+    len: usize,
+}
+
+impl Constant {
+    /// The types of the running kernel, without a copy of them (Linux 6.16).
+    pub fn kernel_types(path: &str) -> Sys<Constant> {
+        let file = std::fs::File::open(path).map_err(errno)?;
+        let len = file.metadata().map_err(errno)?.len();
+        let (prot, flags) = (libc::PROT_READ as u64, libc::MAP_PRIVATE as u64);
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let at = unsafe { raw(libc::SYS_mmap, [0, len, prot, flags, file.as_raw_fd() as u64, 0])? };
+        Ok(Constant {
+            at: at as usize,
+            len: len as usize,
+        })
+    }
+}
+
+impl std::ops::Deref for Constant {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: a mapping of ours of that length, of memory that the kernel wrote when it was built.
+        unsafe { std::slice::from_raw_parts(self.at as *const u8, self.len) }
+    }
+}
+
+impl Drop for Constant {
+    fn drop(&mut self) {
+        // SAFETY: this mapping is ours alone, and whoever borrowed from it has let go.
+        let _ = unsafe { raw(libc::SYS_munmap, [self.at as u64, self.len as u64, 0, 0, 0, 0]) };
+    }
 }
 
 /// Gives memory that was freed back to the system (the kernel's BTF is large and read once).

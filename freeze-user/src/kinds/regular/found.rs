@@ -11,7 +11,7 @@ use crate::sys::files;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -147,7 +147,17 @@ fn is_proc(at: &str) -> bool {
 }
 
 /// Whether a file is made up by the kernel, with times and sizes that say nothing.
-pub fn is_kernels(stat: &FileStat, at: &str) -> bool {
+///
+/// `known` has the answer for file systems that were asked about, by their device numbers: nothing is mounted meanwhile.
+pub fn is_kernels(stat: &FileStat, at: &str, known: &mut HashMap<u64, bool>) -> bool {
+    // File systems without a device have numbers of this one.
+    if nix::sys::stat::major(stat.dev) != 0 {
+        return false;
+    }
+    *known.entry(stat.dev).or_insert_with(|| is_kernels_own(at))
+}
+
+fn is_kernels_own(at: &str) -> bool {
     use nix::sys::statfs::*;
     const BINFMTFS_MAGIC: FsType = FsType(0x4249_4e4d);
     const CONFIGFS_MAGIC: FsType = FsType(0x6265_6570);
@@ -156,10 +166,6 @@ pub fn is_kernels(stat: &FileStat, at: &str) -> bool {
     const FUSE_CTL_MAGIC: FsType = FsType(0x6573_5543);
     const NFSD_MAGIC: FsType = FsType(0x6e66_7364);
     const RPC_PIPEFS_MAGIC: FsType = FsType(0x6759_6969);
-    // File systems without a device have numbers of this one.
-    if nix::sys::stat::major(stat.dev) != 0 {
-        return false;
-    }
     statfs(at).is_ok_and(|s| {
         matches!(
             s.filesystem_type(),

@@ -1,0 +1,207 @@
+//! File descriptors as /proc shows them.
+
+use crate::crew;
+use crate::error::{Blocker, Context, Error, Result};
+use crate::ids::Pid;
+use crate::observe::filestat::FileStat;
+use crate::observe::procfile::read_record_of;
+use crate::observe::tree::Tree;
+use crate::observe::view::{SAME_LOOKS, malformed, speaker};
+use crate::proc::fdinfo::FdInfo;
+use crate::sys::socket::protocol_of;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::Mode;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+
+/// One file descriptor of one process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FdView {
+    pub pid: Pid,
+    /// The thread by which it was found: a first thread that has ended shows none.
+    by: Pid,
+    pub fd: i32,
+    /// What /proc/PID/fd/N points to: a path, `pipe:[…]`, `anon_inode:[…]`.
+    pub link: Vec<u8>,
+    pub stat: FileStat,
+    pub info: FdInfo,
+    /// Of a socket, the name of its protocol (`TCP`, `UNIX-STREAM`); else empty.
+    pub protocol: String,
+    /// The tree of files the link leads through.
+    pub tree: Tree,
+    /// What sort of file system a file or device without a disk below it is on (statfs(2), `f_type`); else 0.
+    pub filesystem: i64,
+}
+
+impl FdView {
+    /// The link for people.
+    pub fn label(&self) -> String {
+        String::from_utf8_lossy(&self.link).into_owned()
+    }
+
+    /// The link of /proc that leads to it.
+    pub fn at(&self) -> String {
+        format!("/proc/{}/fd/{}", self.by, self.fd)
+    }
+
+    /// `O_ACCMODE`, status and creation flags, without the fd's own close-on-exec.
+    pub fn flags(&self) -> i32 {
+        self.info.flags & !libc::O_CLOEXEC
+    }
+
+    /// Whether the fd is closed on exec.
+    pub fn cloexec(&self) -> bool {
+        self.info.flags & libc::O_CLOEXEC != 0
+    }
+
+    /// The `x` of `anon_inode:[x]` or `anon_inode:x`.
+    pub fn anon_inode(&self) -> Option<&str> {
+        let rest = self.link.strip_prefix(b"anon_inode:")?;
+        let rest = rest
+            .strip_prefix(b"[")
+            .and_then(|r| r.strip_suffix(b"]"))
+            .unwrap_or(rest);
+        std::str::from_utf8(rest).ok()
+    }
+
+    /// Whether it is on a file system of a sort that says something: device numbers without a disk have a major of 0.
+    fn has_filesystem(&self) -> bool {
+        matches!(self.stat.kind(), libc::S_IFREG | libc::S_IFCHR) && nix::sys::stat::major(self.stat.dev) == 0
+    }
+
+    /// A blocker at this fd.
+    pub fn blocker(&self) -> Blocker {
+        Blocker {
+            which: self.stat.which(),
+            ..Blocker::of(self.pid, format!("fd {}", self.fd), self.label())
+        }
+    }
+}
+
+/// Reads all of a process; `by`: the thread by which they are found; `running`: whether it may change them meanwhile.
+pub(super) fn read_fds(pid: Pid, by: Pid, running: bool) -> Result<Vec<FdView>> {
+    let at = Shelf::open(by)?;
+    let path = || format!("/proc/{by}/fd");
+    let mut fds: Vec<i32> = std::fs::read_dir(path())
+        .on("readdir", path)?
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .collect();
+    fds.sort_unstable();
+    let one = |fd: i32| -> Result<FdView> {
+        let mut view = at.read(pid, fd)?;
+        for _ in 0..SAME_LOOKS {
+            // It may be closed, and another opened, between two parts of the look.
+            if !running || at.link(fd)? == view.link {
+                break;
+            }
+            view = at.read(pid, fd)?;
+        }
+        Ok(view)
+    };
+    let read = |fd: &i32| match one(*fd) {
+        Ok(view) => Ok(Some(view)),
+        // Closed since the directory was read.
+        Err(Error::Kernel {
+            errno: Errno::ENOENT, ..
+        }) => Ok(None),
+        Err(e) => Err(e),
+    };
+    let found: Result<Vec<FdView>> = crew::each(&fds, read)
+        .into_iter()
+        .filter_map(Result::transpose)
+        .collect();
+    let mut found = found?;
+    // Whoever is asked, a device number is that of one file system.
+    let mut known: HashMap<u64, i64> = HashMap::new();
+    for view in found.iter_mut().filter(|v| v.has_filesystem()) {
+        view.filesystem = match known.get(&view.stat.dev) {
+            Some(kind) => *kind,
+            None => {
+                let kind = filesystem_at(&view.at());
+                known.insert(view.stat.dev, kind);
+                kind
+            }
+        };
+    }
+    Ok(found)
+}
+
+/// What sort of file system `path` leads into; 0 where the kernel does not tell.
+fn filesystem_at(path: &str) -> i64 {
+    nix::sys::statfs::statfs(path).map_or(0, |s| s.filesystem_type().0)
+}
+
+/// Reads one fd of a process.
+pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
+    let mut view = Shelf::open(speaker(pid))?.read(pid, fd)?;
+    if view.has_filesystem() {
+        view.filesystem = filesystem_at(&view.at());
+    }
+    Ok(view)
+}
+
+/// The directories of /proc that show the descriptors of a process: kept open, a look at each of thousands is shorter.
+struct Shelf {
+    by: Pid,
+    links: OwnedFd,
+    infos: OwnedFd,
+}
+
+impl Shelf {
+    /// `by`: the thread by which they are found.
+    fn open(by: Pid) -> Result<Shelf> {
+        let open = |name: &str| {
+            let path = format!("/proc/{by}/{name}");
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            nix::fcntl::open(path.as_str(), flags, Mode::empty()).on("open", || path.clone())
+        };
+        Ok(Shelf {
+            by,
+            links: open("fd")?,
+            infos: open("fdinfo")?,
+        })
+    }
+
+    fn path(&self, fd: i32) -> String {
+        format!("/proc/{}/fd/{fd}", self.by)
+    }
+
+    fn link(&self, fd: i32) -> Result<Vec<u8>> {
+        let link =
+            nix::fcntl::readlinkat(&self.links, fd.to_string().as_str()).on("readlink", || self.path(fd))?;
+        Ok(link.into_vec())
+    }
+
+    /// All but the sort of its file system.
+    fn read(&self, pid: Pid, fd: i32) -> Result<FdView> {
+        let number = fd.to_string();
+        let link = self.link(fd)?;
+        let stat = nix::sys::stat::fstatat(&self.links, number.as_str(), AtFlags::empty())
+            .on("stat", || self.path(fd))?;
+        let info_path = || format!("/proc/{}/fdinfo/{fd}", self.by);
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let info =
+            nix::fcntl::openat(&self.infos, number.as_str(), flags, Mode::empty()).on("open", info_path)?;
+        let text = read_record_of(info.into()).on("read", info_path)?;
+        let info = FdInfo::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&info_path()))?;
+        // A kernel that does not tell leaves it empty, and no kind claims the socket.
+        let protocol = match link.starts_with(b"socket:[") {
+            true => protocol_of(&self.path(fd)).unwrap_or_default(),
+            false => String::new(),
+        };
+        Ok(FdView {
+            pid,
+            by: self.by,
+            fd,
+            link,
+            stat: FileStat::from(&stat),
+            info,
+            protocol,
+            tree: Tree::default(),
+            filesystem: 0,
+        })
+    }
+}
