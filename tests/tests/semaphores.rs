@@ -1,6 +1,7 @@
 //! Conformance of System V semaphores: ids, values, owners, who operated last, what is taken back, who waits.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::subject::output;
+use freeze_tests::{Running, c, conformance, freeze};
 
 /// Sets get ids of their own, which no other test is given while this one is down.
 const MAKE: &str = r#"
@@ -136,3 +137,62 @@ int main(void) {
 "#
     )
 );
+
+/// What freeze says against a checkpoint of a subject, which runs on.
+fn refused(text: &str, test: &str) -> String {
+    let mut running = Running::start(&with(text), test);
+    let image = running.dir().join("image");
+    let mut checkpoint = freeze();
+    checkpoint.args(["checkpoint", &running.pid.to_string(), "--to"]);
+    let done = output(checkpoint.arg(&image));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(!image.exists());
+    running.verdict();
+    said
+}
+
+/// A restored process has one list of them for all its threads.
+#[test]
+fn what_a_thread_alone_takes_back_is_refused() {
+    let text = r#"
+static char stack[65536];
+static int a;
+static int thread(void *unused) {
+    if (op(a, 0, 2, SEM_UNDO)) return 1;
+    while (!gone_ahead()) nap(2);
+    syscall(SYS_exit, 0);
+    return 0;
+}
+int main(void) {
+    a = make(IPC_PRIVATE, 1, 0600, own_id());
+    OK(op(a, 0, 5, SEM_UNDO));
+    OK(clone(thread, stack + sizeof stack, CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD, 0));
+    while (semctl(a, 0, GETVAL) != 7) nap(1);
+    freeze_here();
+    while (semctl(a, 0, GETVAL) != 5) nap(1);
+    OK(semctl(a, 0, IPC_RMID));
+}
+"#;
+    let said = refused(text, "what_a_thread_alone_takes_back_is_refused");
+    assert!(said.contains("the thread's own"), "{said}");
+}
+
+#[test]
+fn what_two_processes_take_back_together_is_refused() {
+    let text = r#"
+static char stack[65536];
+static int child(void *unused) { while (!gone_ahead()) nap(2); return 0; }
+int main(void) {
+    int a = make(IPC_PRIVATE, 1, 0600, own_id()), status;
+    OK(op(a, 0, 5, SEM_UNDO));
+    int pid = OK(clone(child, stack + sizeof stack, CLONE_SYSVSEM | SIGCHLD, 0));
+    freeze_here();
+    OK(waitpid(pid, &status, 0));
+    SAME(semctl(a, 0, GETVAL), 5);
+    OK(semctl(a, 0, IPC_RMID));
+}
+"#;
+    let said = refused(text, "what_two_processes_take_back_together_is_refused");
+    assert!(said.contains("is shared with process"), "{said}");
+}

@@ -188,6 +188,8 @@ pub struct Shared {
     pub streams: BTreeMap<u64, sys::tcp::Stream>,
     /// What waits in the queues of unix sockets, by inode: read once, since a look leaves a mark on what is empty.
     pub queues: BTreeMap<u64, Vec<sys::socket::Message>>,
+    /// Threads, one for each list of what is to be taken back from semaphores that has something on it.
+    pub undo_lists: Vec<Pid>,
     /// Whether the files of a file system are made up by the kernel, by its device number.
     pub kernels: HashMap<u64, bool>,
     /// Whether nobody but the set lives in an IPC namespace, by its number.

@@ -11,6 +11,8 @@ use crate::sys::ipc::{Call, SemOp, sem_pid, sem_remove, sem_set, sem_values};
 use crate::sys::{Kcmp, kcmp};
 use crate::tracee::process::StoppedProcess;
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::gettid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -112,7 +114,7 @@ impl ProcessKind for Semaphores {
     const TAG: &'static str = "sysv-semaphores";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "System V semaphores with id, key, owner, values, who operated last, and SEM_UNDO: all of an IPC namespace \
-        of the set's own, on the host those that a process of the set operated on last or has something to take back from";
+        of the set's own, on the host those that a process of the set operated on last or has something to take back from; refused: a thread that takes back alone, or processes that do so together";
     const STAGE: Stage = Stage::Files;
     type Record = Record;
 
@@ -144,7 +146,7 @@ impl ProcessKind for Semaphores {
                 Err(e) => return Err(e).on("semctl", || label(object.id)),
             }
         }
-        record.undo = undo(from.process, &known, &space)?;
+        record.undo = undo(from.process, &known, &space, &mut from.shared.undo_lists)?;
         for set in known {
             let id = set.object.id;
             let used = space.first && (space.is_used_by(set.pids.iter().copied()) || space.whole()?);
@@ -318,121 +320,181 @@ fn parts(mut number: i32, most: i32) -> Vec<i32> {
 /// It does tell whether an operation would bring it out of bounds, by another error than that of an operation that
 /// would have to wait: so each question is a call that cannot succeed, and changes nothing. Half a dozen operations in
 /// one call, all or nothing, ask whether it is less than any given number.
-fn undo(process: &mut StoppedProcess, sets: &[Set], space: &Space) -> Result<Vec<Undo>> {
-    /// How often it is tried again when somebody else changes the values meanwhile.
-    const TRIES: usize = 20;
+fn undo(process: &mut StoppedProcess, sets: &[Set], space: &Space, seen: &mut Vec<Pid>) -> Result<Vec<Undo>> {
     let mut out = Vec::new();
-    if sets.is_empty() || has_none(process) {
+    if sets.is_empty() {
         return Ok(out);
     }
-    for set in sets {
-        let mut found = Vec::new();
-        for _ in 0..TRIES {
-            let id = set.object.id;
-            let values: Vec<u16> = match space.enter(|| sem_values(id)) {
-                Ok(values) => values,
-                Err(_) => break,
-            };
-            found = undo_of(process, id, &values)?;
-            if space.enter(|| sem_values(id)) == Ok(values) {
-                break;
-            }
+    for list in lists(process) {
+        let found = settled(process, list, sets, space)?;
+        if found.is_empty() {
+            continue;
+        }
+        let tid = process.threads()[list].tid();
+        if let Some(other) = seen.iter().find(|other| is_one_list(**other, tid)) {
+            return Err(Blocker::of(process.pid(), "", "SEM_UNDO")
+                .why(format!(
+                    "what is taken back from semaphores is shared with process {other} (CLONE_SYSVSEM)"
+                ))
+                .remedy("make processes without CLONE_SYSVSEM, as fork(2) does")
+                .refuse());
+        }
+        seen.push(tid);
+        if list > 0 {
+            return Err(Blocker::of(process.pid(), format!("thread {tid}"), "SEM_UNDO")
+                .why("what is taken back from semaphores at its end is the thread's own, not its process's")
+                .remedy("make threads with CLONE_SYSVSEM, as pthread_create(3) does")
+                .refuse());
         }
         out.extend(found);
     }
     Ok(out)
 }
 
-/// Whether a process has never asked for anything to be taken back: then it has no list for it, as freeze has none, and to
-/// kcmp(2) none is the same as none.
-fn has_none(process: &StoppedProcess) -> bool {
-    let own = Pid(std::process::id() as i32);
-    let Some(first) = process.threads().first() else {
-        return false;
-    };
-    kcmp(own, first.tid(), Kcmp::Sysvsem, 0, 0).is_ok_and(std::cmp::Ordering::is_eq)
-}
-
-fn undo_of(process: &mut StoppedProcess, id: i32, values: &[u16]) -> Result<Vec<Undo>> {
-    let all: Vec<u16> = (0..values.len() as u16).collect();
-    let below_zero = ask(
-        process,
-        id,
-        values,
-        &all.iter().map(|n| (*n, 0)).collect::<Vec<_>>(),
-    )?;
-    let below_one = ask(
-        process,
-        id,
-        values,
-        &all.iter().map(|n| (*n, 1)).collect::<Vec<_>>(),
-    )?;
-    let readable = below_one.iter().any(|b| *b);
-    // Of each that is not zero, bounds: not less than the first, less than the second.
-    let mut bounds: BTreeMap<u16, (i32, i32)> = BTreeMap::new();
-    for n in all {
-        match (below_zero[usize::from(n)], below_one[usize::from(n)]) {
-            (true, _) => drop(bounds.insert(n, (-MOST - 1, 0))),
-            (false, false) if readable || may_alter(process, id)? => drop(bounds.insert(n, (1, MOST + 1))),
-            _ => {}
-        }
-    }
-    while bounds.values().any(|(low, high)| high - low > 1) {
-        let open: Vec<(u16, i32)> = bounds
+/// What is to be taken back by the list of this thread, asked until nobody changes the values meanwhile.
+fn settled(process: &mut StoppedProcess, thread: usize, sets: &[Set], space: &Space) -> Result<Vec<Undo>> {
+    /// How often those are asked about that move.
+    const TRIES: usize = 20;
+    let mut out = Vec::new();
+    let now = |id: i32| space.enter(|| sem_values(id));
+    let mut values: Vec<(i32, Vec<u16>)> = sets
+        .iter()
+        .filter_map(|s| Some((s.object.id, now(s.object.id).ok()?)))
+        .collect();
+    for attempt in 1..=TRIES {
+        let found = undo_of(process, thread, &values)?;
+        let moved: Vec<(i32, Vec<u16>)> = values
             .iter()
-            .filter(|(_, (low, high))| high - low > 1)
-            .map(|(n, (low, high))| (*n, (low + high).div_euclid(2)))
+            .filter_map(|(id, before)| Some((*id, now(*id).ok().filter(|v| v != before)?)))
             .collect();
-        for ((n, middle), below) in open.iter().zip(ask(process, id, values, &open)?) {
-            let bound = bounds.get_mut(n).expect("asked for what is there");
-            match below {
-                true => bound.1 = *middle,
-                false => bound.0 = *middle,
-            }
+        let again = |u: &Undo| attempt < TRIES && moved.iter().any(|(id, _)| *id == u.id);
+        out.extend(found.into_iter().filter(|u| !again(u)));
+        if moved.is_empty() {
+            break;
         }
-    }
-    let undo = |(number, (add, _)): (u16, (i32, i32))| Undo {
-        id,
-        number,
-        add: add as i16,
-    };
-    Ok(bounds.into_iter().map(undo).collect())
-}
-
-/// Whether what is to be taken back is less than the second of each pair.
-fn ask(process: &mut StoppedProcess, id: i32, values: &[u16], questions: &[(u16, i32)]) -> Result<Vec<bool>> {
-    let mut out = Vec::with_capacity(questions.len());
-    const AT_ONCE: usize = 200;
-    for some in questions.chunks(AT_ONCE) {
-        let (ran, calls) = process.tape(|t| {
-            let mut calls = Vec::with_capacity(some.len());
-            for &(number, below) in some {
-                let call = Call::sem_op(id, &question(number, values[usize::from(number)], below));
-                let args = call.args(|data| t.bytes(data));
-                calls.push(t.try_call(call.name, call.nr, &args));
-            }
-            calls
-        })?;
-        // A set it may not alter has nothing of it.
-        out.extend(calls.into_iter().map(|c| ran.result(c) == Err(Errno::ERANGE)));
+        values = moved;
     }
     Ok(out)
 }
 
-/// Whether the process may operate on the set at all; asked where it seems that all its semaphores have something to
-/// be taken back, as it does when every question is refused.
-fn may_alter(process: &mut StoppedProcess, id: i32) -> Result<bool> {
+/// Whether two threads have one list of what is to be taken back, or both none.
+fn is_one_list(one: Pid, other: Pid) -> bool {
+    kcmp(one, other, Kcmp::Sysvsem, 0, 0).is_ok_and(std::cmp::Ordering::is_eq)
+}
+
+/// One thread, by its place, for each list of what is to be taken back: threads mostly share one, or have none.
+fn lists(process: &StoppedProcess) -> Vec<usize> {
+    // To make a thread gives its maker a list. Who leaves it has none, and to kcmp(2) none is the same as none.
+    let without = unshare(CloneFlags::CLONE_SYSVSEM)
+        .ok()
+        .map(|()| Pid(gettid().as_raw()));
+    let mut out: Vec<usize> = Vec::new();
+    for (n, thread) in process.threads().iter().enumerate() {
+        let known = out
+            .iter()
+            .any(|one| is_one_list(process.threads()[*one].tid(), thread.tid()));
+        if !known && !without.is_some_and(|none| is_one_list(none, thread.tid())) {
+            out.push(n);
+        }
+    }
+    out
+}
+
+/// The same of these sets, with the values they have.
+fn undo_of(process: &mut StoppedProcess, thread: usize, sets: &[(i32, Vec<u16>)]) -> Result<Vec<Undo>> {
+    // One that the process may operate on can be told to wait; else every question is refused, and there is nothing.
     let never = [SemOp {
         number: 0,
         add: i16::MIN,
         undo: false,
     }];
-    let (ran, at) = process.tape(|t| {
-        let call = Call::sem_op(id, &never);
-        let args = call.args(|data| t.bytes(data));
-        t.try_call(call.name, call.nr, &args)
-    })?;
-    Ok(ran.result(at) == Err(Errno::EAGAIN))
+    let calls = sets.iter().map(|(id, _)| Call::sem_op(*id, &never)).collect();
+    let mut open = Vec::new();
+    for ((id, values), answer) in sets.iter().zip(put(process, thread, calls)?) {
+        if answer == Err(Errno::EAGAIN) {
+            open.extend(values.iter().enumerate().map(|(n, value)| Semaphore {
+                id: *id,
+                number: n as u16,
+                value: *value,
+                at_least: -MOST - 1,
+                below: MOST + 1,
+            }));
+        }
+    }
+    // Hardly ever is there anything but nothing.
+    for below in [0, 1] {
+        narrow(process, thread, &mut open, |_| below)?;
+    }
+    let mut out: Vec<Semaphore> = Vec::new();
+    while !open.is_empty() {
+        let (known, more): (Vec<_>, Vec<_>) = open.into_iter().partition(|s| s.below - s.at_least == 1);
+        out.extend(known);
+        open = more;
+        narrow(process, thread, &mut open, |s| {
+            (s.at_least + s.below).div_euclid(2)
+        })?;
+    }
+    out.retain(|s| s.at_least != 0);
+    out.sort_by_key(|s| (s.id, s.number));
+    Ok(out
+        .into_iter()
+        .map(|s| Undo {
+            id: s.id,
+            number: s.number,
+            add: s.at_least as i16,
+        })
+        .collect())
+}
+
+/// A semaphore, and what is known of what is to be taken back from it.
+#[derive(Clone, Copy, Debug)]
+struct Semaphore {
+    id: i32,
+    number: u16,
+    value: u16,
+    at_least: i32,
+    below: i32,
+}
+
+/// Asks of each whether it is less than a number within its bounds, and narrows them.
+fn narrow(
+    process: &mut StoppedProcess,
+    thread: usize,
+    open: &mut [Semaphore],
+    middle: impl Fn(&Semaphore) -> i32,
+) -> Result<()> {
+    let mut asked: Vec<&mut Semaphore> = open
+        .iter_mut()
+        .filter(|s| (s.at_least + 1..s.below).contains(&middle(s)))
+        .collect();
+    let calls = asked
+        .iter()
+        .map(|s| Call::sem_op(s.id, &question(s.number, s.value, middle(s))))
+        .collect();
+    for (semaphore, answer) in asked.iter_mut().zip(put(process, thread, calls)?) {
+        match answer {
+            Err(Errno::ERANGE) => semaphore.below = middle(semaphore),
+            _ => semaphore.at_least = middle(semaphore),
+        }
+    }
+    Ok(())
+}
+
+/// What comes of calls that a thread of the process makes.
+fn put(process: &mut StoppedProcess, thread: usize, calls: Vec<Call>) -> Result<Vec<nix::Result<i64>>> {
+    const AT_ONCE: usize = 200;
+    let mut out = Vec::with_capacity(calls.len());
+    for some in calls.chunks(AT_ONCE) {
+        let (ran, made) = process.tape_on(thread, |t| {
+            let make = |call: &Call| {
+                let args = call.args(|data| t.bytes(data));
+                t.try_call(call.name, call.nr, &args)
+            };
+            some.iter().map(make).collect::<Vec<_>>()
+        })?;
+        out.extend(made.into_iter().map(|call| ran.result(call)));
+    }
+    Ok(out)
 }
 
 /// Operations that end with ERANGE if what is to be taken back from a semaphore of this value is less than `below`, and

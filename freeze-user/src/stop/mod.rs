@@ -85,6 +85,9 @@ pub fn stop(planned: Plan, host: &Host, trust: bool) -> Result<Frozen> {
 /// One attempt; `None` if a thread ended in the midst of it.
 fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     let waits = Waits::look(&planned.view.roots);
+    if trust {
+        rehearse(&planned.view, host);
+    }
     let ahead = Realtime::enter();
     let mut since = None;
     let mut stopped: BTreeMap<Pid, Vec<Stopped>> = BTreeMap::new();
@@ -100,6 +103,18 @@ fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
         trusted,
         _ahead: ahead,
     }))
+}
+
+/// Looks as the pause will: the processor has copied memory since the last time, and would find nothing in its caches.
+fn rehearse(planned: &View, host: &Host) {
+    const LARGE: usize = 100;
+    let size = |p: &ProcessView| p.fds.len() + p.threads.len();
+    if planned.processes.iter().map(size).sum::<usize>() < LARGE {
+        // What comes of it does not matter.
+        let _ = tasks(&planned.roots)
+            .and_then(|all| View::read_after(&planned.roots, Depth::Maps, Some(planned), true, all))
+            .and_then(|view| plan(view, host));
+    }
 }
 
 type Gathered = (Vec<StoppedProcess>, View, Vec<Trusted>);
