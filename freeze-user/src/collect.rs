@@ -14,6 +14,7 @@ use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
 use crate::sys::{self, Kcmp, fault, laps, limit};
+use nix::sys::stat::makedev;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
@@ -33,9 +34,23 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
     }
     let (files, firsts) = descriptions(view)?;
     laps::lap("shared descriptors");
+    let writes = |fd: &&FdView| {
+        let access = fd.flags() & libc::O_ACCMODE;
+        access != libc::O_RDONLY && fd.flags() & libc::O_PATH == 0
+    };
+    let vmas = view.processes.iter().flat_map(|p| &p.vmas);
+    let mapped = vmas
+        .filter(|v| v.shared && v.has(b"mw"))
+        .map(|v| (makedev(v.dev.0.into(), v.dev.1.into()), v.inode));
     let mut shared = Shared {
         files,
         queues,
+        written: view
+            .fds()
+            .filter(writes)
+            .map(|fd| (fd.stat.dev, fd.stat.ino))
+            .chain(mapped)
+            .collect(),
         ..Shared::default()
     };
     let eldest = processes.first().map(|p| p.pid());

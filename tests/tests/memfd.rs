@@ -118,3 +118,40 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    executed,
+    c(r#"
+#include <sys/mman.h>
+extern char **environ;
+/* A program that was executed from a memfd, sealed and not, as container runtimes do with themselves. */
+int main(int argc, char **argv) {
+    if (argc == 1) {
+        char buf[65536];
+        int from = OK(open("/proc/self/exe", O_RDONLY)), to = OK(memfd_create("own", MFD_ALLOW_SEALING | MFD_CLOEXEC));
+        for (ssize_t n; (n = OK(read(from, buf, sizeof buf)));) SAME(write(to, buf, n), n);
+        close(from);
+        OK(fcntl(to, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE));
+        char path[64];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", to);
+        int program = OK(open(path, O_RDONLY | O_CLOEXEC));
+        close(to);
+        fexecve(program, (char *[]){ "own", "again", NULL }, environ);
+        DIE("exec");
+    }
+    struct stat before, now;
+    char link[64];
+    OK(stat("/proc/self/exe", &before));
+    freeze_here();
+    ssize_t n = OK(readlink("/proc/self/exe", link, sizeof link - 1));
+    link[n] = 0;
+    if (strcmp(link, "/memfd:own (deleted)")) DIE("it is %s", link);
+    OK(stat("/proc/self/exe", &now));
+    SAME(now.st_dev, before.st_dev);
+    SAME(now.st_size, before.st_size);
+    SAME(now.st_nlink, 0);
+    int own = OK(open("/proc/self/exe", O_RDONLY));
+    SAME(fcntl(own, F_GET_SEALS), F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+}
+"#)
+);

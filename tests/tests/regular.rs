@@ -1,6 +1,8 @@
 //! Conformance of regular files: positions, flags, unlinked ones, shared descriptions, locks of every kind.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::subject::output;
+use freeze_tests::{Running, c, conformance, freeze};
+use std::time::{Duration, Instant};
 
 conformance!(
     positions,
@@ -302,3 +304,81 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    two_mounts,
+    c(r#"
+#include <sys/mount.h>
+/* An unlinked file that was opened through two mounts of its file system, and through a third that shows less of it. */
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    for (const char **d = (const char *[]){ "disk", "a", "b", 0 }; *d; d++) OK(mkdir(in_here(*d), 0755));
+    OK(mount("t", in_here("disk"), "tmpfs", 0, 0));
+    OK(mkdir(in_here("disk/sub"), 0755));
+    char *a = strdup(in_here("a"));
+    OK(mount(in_here("disk"), a, 0, MS_BIND, 0));
+    char *b = strdup(in_here("b"));
+    OK(mount(in_here("disk/sub"), b, 0, MS_BIND, 0));
+    int one = OK(open(in_here("disk/sub/f"), O_RDWR | O_CREAT, 0600));
+    int two = OK(open(in_here("a/sub/f"), O_RDWR)), three = OK(open(in_here("b/f"), O_RDONLY));
+    SAME(write(one, "written", 7), 7);
+    OK(unlink(in_here("b/f")));
+    freeze_here();
+    char back[16];
+    struct stat x, y, z;
+    OK(fstat(one, &x)); OK(fstat(two, &y)); OK(fstat(three, &z));
+    CHECK(x.st_ino == y.st_ino && y.st_ino == z.st_ino && x.st_dev == z.st_dev);
+    SAME(x.st_nlink, 0);
+    SAME(write(two, "W", 1), 1);
+    SAME(read(three, back, 16), 7);
+    CHECK(!memcmp(back, "Written", 7));
+    CHECK(access(in_here("disk/sub/f"), F_OK) == -1);
+}
+"#)
+);
+
+/// A log is written by one and followed by another: what it has grown by since is no reason to refuse the follower.
+#[test]
+fn a_log_and_who_follows_it() {
+    let subject = c(r#"
+        int main(void) {
+            int log = OK(open(in_here("log"), O_WRONLY | O_CREAT | O_APPEND, 0600));
+            int pid = OK(fork()), status;
+            if (!pid) {
+                char line[8] = "";
+                int follow = OK(open(in_here("log"), O_RDONLY));
+                while (!gone_ahead()) { if (read(follow, line, 5) != 5) nap(2); }
+                CHECK(!strcmp(line, "line\n"));
+                _exit(0);
+            }
+            close(OK(open(here_ready, O_CREAT | O_WRONLY, 0600)));
+            while (!gone_ahead()) { SAME(write(log, "line\n", 5), 5); nap(1); }
+            OK(waitpid(pid, &status, 0));
+            SAME(status, 0);
+        }"#);
+    let mut running = Running::start(&subject, "a_log_and_who_follows_it");
+    let image = running.dir().join("image");
+    let size = || {
+        std::fs::metadata(running.dir().join("log"))
+            .expect("the log")
+            .len()
+    };
+    let run = |arguments: &[&str]| {
+        let done = output(freeze().args(arguments));
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{said}");
+    };
+    let (pid, path) = (running.pid.to_string(), image.display().to_string());
+    run(&["checkpoint", &pid, "--to", &path]);
+    let then = size();
+    let until = Instant::now() + Duration::from_secs(10);
+    while size() < then + 100 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(size() >= then + 100, "nothing was written any more");
+    running.kill();
+    running.wait_gone();
+    run(&["restore", &path, "--detach"]);
+    running.verdict();
+}

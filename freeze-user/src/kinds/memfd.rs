@@ -107,6 +107,15 @@ impl MemFile {
         nix::fcntl::open(path.as_str(), flags, Mode::empty()).on("open", name)
     }
 
+    /// Opens one that a process is to run, which the kernel lets be done while nobody has it open for writing.
+    pub fn open_to_execute(&self, nest: &mut Nest) -> Result<OwnedFd> {
+        let fd = self.open(libc::O_RDONLY, nest)?;
+        self.seal(nest)?;
+        let kept = fd.try_clone().on("dup", || "a memfd")?;
+        nest.state::<Made>().files.insert(self.space, kept.into());
+        Ok(fd)
+    }
+
     fn make(&self, nest: &Nest) -> Result<File> {
         let name = || format!("memfd {}", String::from_utf8_lossy(&self.name.0));
         // Without this flag it comes with F_SEAL_SEAL, and nothing else can be sealed.

@@ -50,6 +50,9 @@ pub struct Record {
     #[serde(default)]
     pub ipc_namespace: u32,
     pub exe: FileRef,
+    /// Where the program was executed from a memfd: that, as an index into the record's memfds.
+    #[serde(default)]
+    pub exe_memfd: Option<usize>,
     /// start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end.
     pub layout: [u64; 11],
     pub auxv: Bytes,
@@ -264,12 +267,13 @@ impl ProcessKind for Memory {
         if p.is_dead() {
             return;
         }
-        if let Some((why, remedy)) = FileRef::obstacle(
+        let obstacle = FileRef::obstacle(
             &p.exe.path,
             &p.exe.stat,
             &format!("/proc/{}/exe", p.speaker),
             &p.exe.tree,
-        ) {
+        );
+        if let Some((why, remedy)) = obstacle.filter(|_| !is_memfd(&p.exe.path)) {
             out.push(
                 p.blocker("exe", String::from_utf8_lossy(&p.exe.path))
                     .why(why)
@@ -331,7 +335,8 @@ impl ProcessKind for Memory {
     }
 
     fn precheck(record: &Record, pid: Pid, options: &Options, out: &mut Vec<Blocker>) {
-        for file in record.files.iter().chain([&record.exe]) {
+        let exe = record.exe_memfd.is_none().then_some(&record.exe);
+        for file in record.files.iter().chain(exe) {
             let mut found = Vec::new();
             file.precheck(options, &mut found);
             found.retain(|b| !out.contains(b));

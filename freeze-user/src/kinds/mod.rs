@@ -180,6 +180,8 @@ pub trait PageSource: Debug {
 pub struct Shared {
     /// Which description each descriptor is.
     pub files: BTreeMap<(Pid, RawFd), FileId>,
+    /// Files that somebody in the set can write to, by device and inode.
+    pub written: BTreeSet<(u64, u64)>,
     /// Objects whose contents are in the image already, by device and inode.
     pub stored: BTreeSet<(u64, u64)>,
     /// Timers whose expiry waits to be delivered and which then go on: restored, they expire at once by themselves.

@@ -125,10 +125,7 @@ impl NodeRef {
             Some((at, true)) => return Ok(at.to_owned()),
             Some((other, false)) => {
                 let other = other.to_owned();
-                let (at, ()) = ghosts
-                    .make(key, path, |p| std::fs::hard_link(&other, p))
-                    .on("link", name)?;
-                return Ok(at);
+                return ghosts.also(key, path, &other).on("link", name);
             }
             None => {}
         }

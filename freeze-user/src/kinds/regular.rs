@@ -115,7 +115,7 @@ impl FileRef {
         if let Some(space) = unlinked {
             attributes = Some(Attributes::of(at, stat)?);
             if shared.first_sight(stat.dev, stat.ino) {
-                let file = File::open(at).on("open", name)?;
+                let file = open_unnoticed(at.as_ref()).on("open", name)?;
                 store_contents(&file, stat.size, space, draft, &name)?;
             }
         }
@@ -310,11 +310,10 @@ impl FileRef {
             Some((other, false)) => {
                 // One file that was opened under several names.
                 let other = other.to_owned();
-                let (at, ()) = nest
+                return nest
                     .state::<Ghosts>()
-                    .make(self.key(), &here, |p| std::fs::hard_link(&other, p))
-                    .on("link", name)?;
-                return Ok(at);
+                    .also(self.key(), &here, &other)
+                    .on("link", name);
             }
             None => {}
         }
@@ -460,6 +459,12 @@ fn time((sec, nsec): (i64, i64)) -> String {
     format!("{sec}.{nsec:09}")
 }
 
+/// Opens a file for reading, which is not to show in its time of access where that can be had.
+fn open_unnoticed(path: &Path) -> std::io::Result<File> {
+    let open = |flags| File::options().read(true).custom_flags(flags).open(path);
+    open(libc::O_NOATIME).or_else(|_| open(0))
+}
+
 /// Copies the file's data (not its holes) into the image, each page at its offset.
 pub fn store_contents(
     file: &File,
@@ -560,7 +565,8 @@ impl FdKind for Regular {
     }
 
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
-        let written = fd.flags() & libc::O_ACCMODE != libc::O_RDONLY && fd.flags() & libc::O_PATH == 0;
+        // What one of the set reads another may write: a log, and who follows it.
+        let written = from.shared.written.contains(&(fd.stat.dev, fd.stat.ino));
         let file = FileRef::collect(
             &fd.link,
             &fd.stat,

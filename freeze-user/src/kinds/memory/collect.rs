@@ -64,6 +64,7 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
         segments: Vec::new(),
         ipc_namespace: from.view.namespace(&view, "ipc"),
         exe: from_exe(&view, from)?,
+        exe_memfd: None,
         layout: layout(&view, brk),
         auxv: Bytes(looks::text(format!("/proc/{by}/auxv")).on("read", || format!("/proc/{by}/auxv"))?),
         vdso: Vec::new(),
@@ -79,6 +80,11 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
     let mut seen_files = SeenFiles::default();
     let mut seen_objects: BTreeMap<u64, usize> = BTreeMap::new();
     let mut seen_memfds: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+    if is_memfd(&view.exe.path) {
+        let path = format!("/proc/{by}/exe");
+        let memfd = memfd(&view.exe.path, path, &mut seen_memfds, &mut record.memfds, from)?;
+        record.exe_memfd = Some(memfd);
+    }
     let mut private = Vec::new();
     for (i, v) in view.vmas.iter().enumerate() {
         if is_vdso(&v.name) {
@@ -100,7 +106,13 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
         } else if let Some(id) = segment_of(v) {
             Backing::Segment(segment(id, v, by, &mut record.segments, from)?)
         } else if is_memfd(&v.name) {
-            Backing::Memfd(memfd(v, by, &mut seen_memfds, &mut record.memfds, from)?)
+            Backing::Memfd(memfd(
+                &v.name,
+                map_file(by, v),
+                &mut seen_memfds,
+                &mut record.memfds,
+                from,
+            )?)
         } else {
             Backing::File(file(v, by, &mut seen_files, &mut record.files, from)?)
         };
@@ -224,6 +236,7 @@ fn file(
     }
     let path = map_file(pid, v);
     let stat = stat_of(v, pid).on("stat", || path.clone())?;
+    let written = written || from.shared.written.contains(&(stat.dev, stat.ino));
     if let Some(&i) = seen.get(&(stat.dev, stat.ino)) {
         files[i].written |= written;
         by_line.insert((v.dev, v.inode), i);
@@ -273,20 +286,20 @@ fn object(
     Ok(objects.len() - 1)
 }
 
+/// The memfd of this name to which `path` leads.
 fn memfd(
-    v: &Vma,
-    pid: Pid,
+    name: &[u8],
+    path: String,
     seen: &mut BTreeMap<(u64, u64), usize>,
     memfds: &mut Vec<MemFile>,
     from: &mut Source<'_>,
 ) -> Result<usize> {
-    let path = map_file(pid, v);
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
     if let Some(&i) = seen.get(&(stat.dev, stat.ino)) {
         return Ok(i);
     }
     let file = File::open(&path).on("open", || path.clone())?;
-    memfds.push(MemFile::collect(&v.name, &stat, &file, from.shared, from.draft)?);
+    memfds.push(MemFile::collect(name, &stat, &file, from.shared, from.draft)?);
     seen.insert((stat.dev, stat.ino), memfds.len() - 1);
     Ok(memfds.len() - 1)
 }

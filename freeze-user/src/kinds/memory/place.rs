@@ -285,7 +285,10 @@ fn attach(record: &Record, pid: Pid) -> Result<Vec<Step>> {
 /// PR_SET_MM_MAP: all eleven fields, auxv and the exe link in one call.
 fn set_layout(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
     const PR_SET_MM_MAP: u64 = 14;
-    let exe = record.exe.open(libc::O_RDONLY, nest)?;
+    let exe = match record.exe_memfd.and_then(|i| record.memfds.get(i)) {
+        Some(memfd) => memfd.open_to_execute(nest)?,
+        None => record.exe.open(libc::O_RDONLY, nest)?,
+    };
     let at = nest.hand_over(pid, &[exe.as_raw_fd()])?;
     nest.process(pid)?.tape(|t| {
         let auxv = t.bytes(&record.auxv.0);

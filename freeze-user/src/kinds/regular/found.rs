@@ -85,23 +85,24 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
         };
     }
     if let Some(path) = gone {
-        // A union of directories hides a name that lies in its lower part, and does not count it off.
-        let only = stat.nlink == 0 || stat.nlink == 1 && is_overlay(at);
-        if only || stat.kind() == libc::S_IFDIR {
+        if stat.nlink == 0 || stat.kind() == libc::S_IFDIR {
             return Ok(Way::Gone);
         }
-        return elsewhere(&tree.path(path), stat, at, tree)
-            .map(Way::Lost)
-            .ok_or_else(|| {
-                (
-                    format!(
-                        "{} was unlinked, but the file has {} other name(s) that the kernel does not tell",
-                        String::from_utf8_lossy(path),
-                        stat.nlink
-                    ),
-                    "link it to its old name again (ln), or let the program open it under a name that stays",
-                )
-            });
+        let other = elsewhere(&tree.path(path), stat, at, tree).map(Way::Lost);
+        // A union of directories hides a name that lies in its lower part, and does not count it off.
+        if other.is_none() && stat.nlink == 1 && is_overlay(at) {
+            return Ok(Way::Gone);
+        }
+        return other.ok_or_else(|| {
+            (
+                format!(
+                    "{} was unlinked, but the file has {} other name(s) that the kernel does not tell",
+                    String::from_utf8_lossy(path),
+                    stat.nlink
+                ),
+                "link it to its old name again (ln), or let the program open it under a name that stays",
+            )
+        });
     }
     if !link.starts_with(b"/") || link.starts_with(b"(unreachable)") {
         return Err((

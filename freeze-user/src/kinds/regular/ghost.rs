@@ -1,6 +1,6 @@
 //! Files, directories and nodes without a name, which get one for as long as they are opened again.
 
-use super::found::above;
+use super::found::{Handle, above};
 use crate::error::{Context, Result};
 use crate::kinds::pipe::Bytes;
 use crate::observe::view::FileStat;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -90,6 +90,8 @@ pub struct Ghosts {
     names: Vec<(PathBuf, bool)>,
     /// Directories that were there before: what is made and removed in them must not show.
     touched: BTreeMap<PathBuf, [(i64, i64); 2]>,
+    /// What lies at a path of a descriptor of freeze's own.
+    held: Vec<OwnedFd>,
     /// Removed directories, whose times are set once they are empty again.
     times: Vec<(File, [(i64, i64); 2])>,
 }
@@ -119,6 +121,44 @@ impl Ghosts {
             .or_default()
             .insert(path.to_owned(), at.clone());
         Ok((at, made))
+    }
+
+    /// Gives the file that lies at `other` the name `path` too.
+    ///
+    /// One file system may be mounted in several places: then it has that name there already, or can be had there by its
+    /// handle only.
+    pub fn also(&mut self, key: (u64, u64), path: &Path, other: &Path) -> io::Result<PathBuf> {
+        let there = std::fs::symlink_metadata(other)?;
+        let same = |p: &Path| {
+            std::fs::symlink_metadata(p).is_ok_and(|m| (m.dev(), m.ino()) == (there.dev(), there.ino()))
+        };
+        let as_it_is_called = other.file_name().map(|name| path.with_file_name(name));
+        let found = [Some(path.to_owned()), as_it_is_called]
+            .into_iter()
+            .flatten()
+            .find(|p| p != other && same(p));
+        let at = match found {
+            Some(at) => at,
+            None => match self.make(key, path, |p| std::fs::hard_link(other, p)) {
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EXDEV | libc::EROFS)) => {
+                    let (kind, bytes, _) = files::handle_of(other)?;
+                    let handle = Handle {
+                        kind,
+                        bytes: Bytes(bytes),
+                    };
+                    let fd = handle.open(above(path), libc::O_PATH | libc::O_NOFOLLOW)?;
+                    let at = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+                    self.held.push(fd);
+                    at
+                }
+                made => return made.map(|(at, ())| at),
+            },
+        };
+        self.made
+            .entry(key)
+            .or_default()
+            .insert(path.to_owned(), at.clone());
+        Ok(at)
     }
 
     /// Makes the directory again that was removed from `path`.
@@ -203,6 +243,7 @@ impl Ghosts {
             let _ = nix::sys::stat::futimens(&dir, &spec(atime), &spec(mtime));
         }
         self.made.clear();
+        self.held.clear();
     }
 }
 
