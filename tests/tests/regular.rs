@@ -382,3 +382,57 @@ fn a_log_and_who_follows_it() {
     run(&["restore", &path, "--detach"]);
     running.verdict();
 }
+
+conformance!(
+    mounted_over,
+    c(r#"
+#include <sys/mount.h>
+static void fill(const char *name, const char *text) {
+    int fd = OK(open(name, O_WRONLY | O_CREAT | O_TRUNC, 0644));
+    SAME(write(fd, text, strlen(text)), strlen(text));
+    close(fd);
+}
+static void holds(int fd, const char *text) {
+    char back[64];
+    ssize_t n = OK(pread(fd, back, sizeof back - 1, 0));
+    back[n] = 0;
+    if (strcmp(back, text)) DIE("%s instead of %s", back, text);
+}
+/* In a mount namespace of its own: files and directories that are open under what was mounted on them later, of the
+ * machine's file system and of one of the program's own. */
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(chdir(here_dir));
+    OK(mkdir("m", 0755));
+    OK(mkdir("t", 0755));
+    fill("m/f", "under");
+    fill("dst", "covered");
+    fill("src", "bound");
+    OK(mount("t", "t", "tmpfs", 0, 0));
+    OK(mkdir("t/d", 0755));
+    fill("t/d/f", "own");
+    int under = OK(open("m/f", O_RDWR)), dir = OK(open("m", O_RDONLY | O_DIRECTORY)), dst = OK(open("dst", O_RDONLY));
+    int own = OK(open("t/d/f", O_RDWR)), owndir = OK(open("t/d", O_RDONLY | O_DIRECTORY));
+    OK(mount("over", "m", "tmpfs", 0, 0));
+    OK(mount("over", "t/d", "tmpfs", 0, 0));
+    OK(mount("src", "dst", 0, MS_BIND, 0));
+    fill("m/f", "over");
+    int over = OK(open("m/f", O_RDONLY)), bound = OK(open("dst", O_RDONLY));
+    freeze_here();
+    holds(under, "under");
+    holds(over, "over");
+    holds(dst, "covered");
+    holds(bound, "bound");
+    holds(own, "own");
+    holds(OK(openat(dir, "f", O_RDONLY)), "under");
+    holds(OK(openat(owndir, "f", O_RDONLY)), "own");
+    SAME(pwrite(own, "O", 1, 0), 1);
+    close(over);
+    OK(umount("m"));
+    OK(umount("t/d"));
+    holds(OK(open("m/f", O_RDONLY)), "under");
+    holds(OK(open("t/d/f", O_RDONLY)), "Own");
+}
+"#)
+);

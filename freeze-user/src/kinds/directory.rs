@@ -1,6 +1,6 @@
 //! Open directories: path, position, flags; removed ones are made again and removed again.
 
-use super::regular::found::{DELETED, Lost, Obstacle, Way, leads_to, way};
+use super::regular::found::{DELETED, Lost, Obstacle, Way, leads_to, open_covered, way};
 use super::regular::ghost::{Attributes, Ghosts};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
@@ -163,6 +163,9 @@ impl DirRef {
         match &self.off_path {
             None => open(&path),
             Some(OffPath::Removed(removed)) => open(&removed.make(&path, nest)?),
+            Some(OffPath::Lost(Lost::Covered { mount, handle })) if self.tree != 0 => {
+                open_covered(&self.path, mount, handle, flags, self.tree, nest)
+            }
             Some(OffPath::Lost(lost)) => lost.open(&path, flags).on("open", name),
         }
     }

@@ -14,7 +14,7 @@ use crate::observe::view::{FdView, FileStat, View};
 use crate::store::{Content, Draft};
 use crate::sys;
 use crate::sys::files;
-use found::{DELETED, Lost, Obstacle, Way, above, way};
+use found::{DELETED, Lost, Obstacle, Way, above, open_covered, way};
 use ghost::{Attributes, Ghosts};
 use locks::Locks;
 use nix::errno::Errno;
@@ -143,6 +143,10 @@ impl FileRef {
         if self.virtual_file || options.accept_changed.contains(&self.path) {
             return;
         }
+        // It is opened by what the tree shows once it is built.
+        if self.tree != 0 && matches!(self.lost, Some(Lost::Covered { .. })) {
+            return;
+        }
         // In a tree that is yet to be built nothing can be looked for; once it is there, this is asked again.
         let Some(here) = options.place(self.tree, &self.path) else {
             return;
@@ -253,6 +257,9 @@ impl FileRef {
                     Some((pid, fd)) => lend_descriptor(pid, fd, nest, || open(&here)),
                     None => open(&here),
                 }
+            }
+            Some(Lost::Covered { mount, handle }) if self.tree != 0 => {
+                open_covered(&self.path, mount, handle, plain, self.tree, nest)
             }
             Some(lost @ (Lost::Covered { .. } | Lost::Dead { .. })) => {
                 lost.open(&self.path, plain).on("open", name)

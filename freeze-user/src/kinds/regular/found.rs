@@ -1,13 +1,17 @@
 //! How a file is found again: by its path, by another name of it, by its handle, or only in the image.
 
-use crate::error::{Blocker, errno};
+use crate::error::{Blocker, Context, Result as Restored, errno};
 use crate::ids::Pid;
 use crate::kinds::pipe::Bytes;
+use crate::nest::Nest;
+use crate::nest::space::Kind;
 use crate::observe::looks;
-use crate::observe::tree::Tree;
+use crate::observe::tree::{Tree, parse_mounts};
 use crate::observe::view::FileStat;
 use crate::sys::ended::StandIn;
 use crate::sys::files;
+use crate::sys::ns;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
@@ -121,11 +125,13 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
             "put the file back where it was opened",
         ),
     };
-    // Mounts of other trees cannot be told from here by their numbers.
-    if tree.number != 0 {
-        return Err(why);
-    }
-    covered(link, stat, at).map(Way::Lost).ok_or(why)
+    // Of other kinds what is needed to open them anew lies in the way, too.
+    let can_be_had = tree.number == 0 || matches!(stat.kind(), libc::S_IFREG | libc::S_IFDIR);
+    can_be_had
+        .then(|| covered(link, stat, at, tree))
+        .flatten()
+        .map(Way::Lost)
+        .ok_or(why)
 }
 
 /// The process that has ended of which the file at this path of /proc told.
@@ -315,50 +321,64 @@ fn other_name(dir: &Path, stat: &FileStat) -> Option<PathBuf> {
     None
 }
 
-fn covered(link: &[u8], stat: &FileStat, at: &str) -> Option<Lost> {
-    let (kind, bytes, mount) = files::handle_of(at.as_ref()).ok()?;
+fn covered(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost> {
+    let (kind, bytes, id) = files::handle_of(at.as_ref()).ok()?;
     let handle = Handle {
         kind,
         bytes: Bytes(bytes),
     };
-    let mount = mount_point(mount)?;
+    let of = match tree.number {
+        0 => "self",
+        _ => at.strip_prefix("/proc/")?.split('/').next()?,
+    };
+    let mount = mount_point(of, id)?;
+    let here = tree.path(mount.as_os_str().as_bytes());
+    if tree.number != 0 && ns::mount_id(&here).ok()? != i64::from(id) {
+        return None;
+    }
     let fd = handle
-        .open(&mount, libc::O_PATH)
+        .open(&here, libc::O_PATH)
         .ok()
         .filter(|fd| same(fd, stat))?;
     let shown = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
-    (shown.as_os_str().as_bytes() == link).then_some(Lost::Covered { mount, handle })
+    // Of another tree the kernel shows no path here.
+    (tree.number != 0 || shown.as_os_str().as_bytes() == link).then_some(Lost::Covered { mount, handle })
 }
 
-/// Where the mount with this number is mounted.
-fn mount_point(id: i32) -> Option<PathBuf> {
-    let text = std::fs::read("/proc/self/mountinfo").ok()?;
-    text.split(|b| *b == b'\n').find_map(|line| {
-        let mut words = line.split(|b| *b == b' ');
-        (words.next()? == id.to_string().as_bytes()).then_some(())?;
-        let point = unescape(words.nth(3)?);
-        Some(PathBuf::from(OsStr::from_bytes(&point)))
-    })
-}
-
-/// Undoes `\040` and the like.
-pub fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        let code = text
-            .get(at + 1..at + 4)
-            .and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
-        match (text[at], code) {
-            (b'\\', Some(byte)) => {
-                out.push(byte);
-                at += 4;
-            }
-            (byte, _) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
+/// Opens what lies at `path` on the mount at `mount` of a tree that was built, under others that are mounted there.
+///
+/// By its handle; on a file system that was made anew that is another one, which a copy of the mount without those on it
+/// shows.
+pub fn open_covered(
+    path: &Path,
+    mount: &Path,
+    handle: &Handle,
+    flags: i32,
+    tree: u32,
+    nest: &Nest,
+) -> Restored<OwnedFd> {
+    let name = || path.display().to_string();
+    let here = nest.options.reach(tree, mount)?;
+    if let Ok(fd) = handle.open(&here, flags) {
+        return Ok(fd);
     }
-    out
+    let space = nest.spaces.get(Kind::Mount, Tree::namespace_of(tree));
+    let space = space.ok_or(Errno::ENOENT).on("setns", name)?;
+    let on = File::open(&here).on("open", name)?;
+    let copy = ns::mount_copy_of(space, on.as_fd(), b"").on("open_tree", name)?;
+    let below = path.strip_prefix(mount).unwrap_or(path);
+    let how = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let there = nix::fcntl::openat(&copy, below, how, Mode::empty()).on("open", name)?;
+    let shown = PathBuf::from(format!("/proc/self/fd/{}", there.as_raw_fd()));
+    let (kind, bytes, _) = files::handle_of(&shown).on("name_to_handle_at", name)?;
+    files::open_by_handle(on.as_fd(), kind, &bytes, flags).on("open_by_handle_at", name)
+}
+
+/// Where the mount with this number is mounted, as the process `of` sees it.
+fn mount_point(of: &str, id: i32) -> Option<PathBuf> {
+    let text = std::fs::read(format!("/proc/{of}/mountinfo")).ok()?;
+    let line = parse_mounts(&text)
+        .into_iter()
+        .find(|line| line.id == i64::from(id))?;
+    Some(OsStr::from_bytes(&line.at).into())
 }
