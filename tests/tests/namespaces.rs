@@ -545,3 +545,49 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    huge_files,
+    c(r#"
+#include <sys/mount.h>
+/* Files of a hugetlbfs of the program's own: open, and only there. */
+int main(void) {
+    size_t huge = 2 << 20;
+    char *shared = MAP_FAILED, back[8];
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(chdir(here_dir));
+    OK(mkdir("h", 0755));
+    if (!mount("h", "h", "hugetlbfs", 0, "pagesize=2M")) {
+        int f = OK(open("h/shared", O_RDWR | O_CREAT, 0640));
+        OK(ftruncate(f, 3 * huge));
+        shared = mmap(0, 3 * huge, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f, 0);
+    }
+    if (shared == MAP_FAILED) {
+        /* None may be mounted in a user namespace, and a machine need not have any huge pages. */
+        freeze_here();
+        return 0;
+    }
+    int f = OK(open("h/shared", O_RDWR)), g = OK(open("h/kept", O_RDWR | O_CREAT, 0600));
+    OK(ftruncate(g, huge));
+    char *kept = OK(mmap(0, huge, PROT_READ | PROT_WRITE, MAP_SHARED, g, 0));
+    strcpy(shared + 5, "first");
+    strcpy(shared + 2 * huge, "third");
+    strcpy(kept, "kept");
+    OK(munmap(kept, huge));
+    OK(munmap(shared, 3 * huge));
+    close(g);
+    freeze_here();
+    struct stat st;
+    OK(fstat(f, &st));
+    SAME(st.st_size, 3 * huge);
+    SAME(st.st_mode & 0777, 0640);
+    SAME(st.st_blocks * 512, 2 * huge);
+    shared = OK(mmap(0, 3 * huge, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f, 0));
+    CHECK(!strcmp(shared + 5, "first") && !strcmp(shared + 2 * huge, "third"));
+    g = OK(open("h/kept", O_RDONLY));
+    SAME(read(g, back, 5), 5);
+    CHECK(!strcmp(back, "kept"));
+}
+"#)
+);

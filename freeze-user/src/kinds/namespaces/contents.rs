@@ -136,7 +136,9 @@ pub(super) fn fill(root: &Path, contents: &Contents, nest: &mut Nest) -> Result<
                 std::os::unix::fs::symlink(OsStr::from_bytes(target), &path).on("symlink", name)?;
             }
             libc::S_IFREG => {
+                // Huge pages are filled by way of a mapping, which must be readable.
                 let file = File::options()
+                    .read(true)
                     .write(true)
                     .create_new(true)
                     .mode(0o600)

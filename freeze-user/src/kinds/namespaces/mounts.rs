@@ -230,7 +230,7 @@ impl Survey {
 
 /// Whether a file system lies in memory, so that its files travel in the image.
 fn holds_files(line: &MountLine) -> bool {
-    matches!(line.kind.as_str(), "tmpfs" | "ramfs")
+    matches!(line.kind.as_str(), "tmpfs" | "ramfs" | "hugetlbfs")
 }
 
 /// Whether a mount can be made anew that shows only a part of its file system.
