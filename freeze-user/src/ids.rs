@@ -147,9 +147,21 @@ pub fn normalize(mut ranges: Vec<Range>) -> Vec<Range> {
     out
 }
 
+/// The ranges of `list` from the first to the last that may overlap one of `with`: a single mapping is looked for among
+/// those of a process that has 65,000.
+fn near<'a>(list: &'a [Range], with: &[Range]) -> &'a [Range] {
+    let (Some(first), Some(last)) = (with.first(), with.last()) else {
+        return &[];
+    };
+    let from = list.partition_point(|r| r.end <= first.start);
+    let to = list.partition_point(|r| r.start < last.end);
+    &list[from..to.max(from)]
+}
+
 /// The parts of `a` that `b` covers too; both normalized.
 pub fn intersect(a: &[Range], b: &[Range]) -> Vec<Range> {
     let mut out = Vec::new();
+    let (a, b) = (near(a, b), near(b, a));
     let mut first = 0;
     for &r in a {
         while first < b.len() && b[first].end <= r.start {
@@ -168,6 +180,7 @@ pub fn intersect(a: &[Range], b: &[Range]) -> Vec<Range> {
 /// The parts of `a` that no range of `b` covers; both must be normalized.
 pub fn subtract(a: &[Range], b: &[Range]) -> Vec<Range> {
     let mut out = Vec::new();
+    let b = near(b, a);
     let mut first = 0;
     for &r in a {
         let mut at = r.start;

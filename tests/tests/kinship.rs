@@ -362,3 +362,36 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    left_group,
+    c(r#"
+/* Whoever made a group has gone to another, and its members are still there. */
+static void stay(pid_t group, int code) { while (!gone_ahead()) nap(2); _exit(getpgrp() == group ? code : 99); }
+int main(void) {
+    int told[2], status;
+    char byte;
+    OK(pipe(told));
+    pid_t other = OK(fork()), maker;
+    if (!other) { OK(setpgid(0, 0)); stay(getpid(), 1); }
+    OK(setpgid(other, other));
+    if (!(maker = OK(fork()))) {
+        pid_t own = getpid(), child;
+        OK(setpgid(0, 0));
+        if (!(child = OK(fork()))) stay(own, 2);
+        OK(setpgid(0, other));
+        SAME(write(told[1], "", 1), 1);
+        while (!gone_ahead()) nap(2);
+        OK(waitpid(child, &status, 0));
+        _exit(getpgrp() == other ? WEXITSTATUS(status) + 3 : 99);
+    }
+    SAME(read(told[0], &byte, 1), 1);
+    rest(20);
+    freeze_here();
+    OK(waitpid(other, &status, 0));
+    SAME(WEXITSTATUS(status), 1);
+    OK(waitpid(maker, &status, 0));
+    SAME(WEXITSTATUS(status), 5);
+}
+"#)
+);

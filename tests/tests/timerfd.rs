@@ -46,3 +46,29 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    clocks_that_wake_the_machine,
+    c(r#"
+#include <sys/timerfd.h>
+/* Set to a point in time; in a user namespace none may be made. */
+int main(void) {
+    int fds[2] = { timerfd_create(CLOCK_REALTIME_ALARM, 0), timerfd_create(CLOCK_BOOTTIME_ALARM, 0) };
+    int made = fds[0] >= 0 && fds[1] >= 0;
+    clockid_t plain[2] = { CLOCK_REALTIME, CLOCK_BOOTTIME };
+    for (int i = 0; made && i < 2; i++) {
+        struct itimerspec at = { { 7, 0 } };
+        OK(clock_gettime(plain[i], &at.it_value));
+        at.it_value.tv_sec += 1000;
+        OK(timerfd_settime(fds[i], TFD_TIMER_ABSTIME, &at, 0));
+    }
+    freeze_here();
+    for (int i = 0; made && i < 2; i++) {
+        struct itimerspec left;
+        OK(timerfd_gettime(fds[i], &left));
+        SAME(left.it_interval.tv_sec, 7);
+        CHECK(left.it_value.tv_sec > 900 && left.it_value.tv_sec <= 1000);
+    }
+}
+"#)
+);

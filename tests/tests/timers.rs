@@ -149,3 +149,29 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    alarm_that_waits,
+    c(r#"
+/* A periodic alarm whose signal is blocked and waits: the kernel shows that nothing is left, and goes on once it is taken. */
+static volatile int ticks;
+static void tick(int s) { ticks++; }
+int main(void) {
+    struct sigaction action = { .sa_handler = tick };
+    sigset_t alarm;
+    sigemptyset(&alarm);
+    sigaddset(&alarm, SIGALRM);
+    OK(sigaction(SIGALRM, &action, 0));
+    OK(sigprocmask(SIG_BLOCK, &alarm, 0));
+    OK(setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 50000 }, { 0, 1000 } }, 0));
+    for (sigset_t waits; OK(sigpending(&waits)), !sigismember(&waits, SIGALRM);) nap(1);
+    freeze_here();
+    SAME(ticks, 0);
+    OK(sigprocmask(SIG_UNBLOCK, &alarm, 0));
+    struct itimerval now;
+    OK(getitimer(ITIMER_REAL, &now));
+    SAME(now.it_interval.tv_usec, 50000);
+    for (int i = 0; ticks < 4; i++) { if (i > 2000) DIE("%d ticks", ticks); nap(5); }
+}
+"#)
+);

@@ -137,3 +137,18 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    no_new_code,
+    c(r#"
+#include <sys/mman.h>
+/* A program that has forsworn to execute what it can write (PR_SET_MDWE, Linux 6.3). */
+int main(void) {
+    int refused = prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0);
+    freeze_here();
+    if (refused) return 0;
+    SAME(prctl(66 /* PR_GET_MDWE */, 0, 0, 0, 0), 1);
+    CHECK(mmap(0, 4096, PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED);
+}
+"#)
+);

@@ -142,8 +142,17 @@ fn is_wall_clock(clock: i32) -> bool {
 }
 
 fn now(clock: i32) -> nix::Result<u64> {
-    let t = clock_gettime(ClockId::from_raw(clock))?;
+    let t = clock_gettime(ClockId::from_raw(readable(clock)))?;
     Ok(nanoseconds(t.tv_sec() as u64, t.tv_nsec() as u64))
+}
+
+/// The clock that tells the time of one that wakes the machine: without a clock of hardware that cannot be read itself.
+pub(super) fn readable(clock: i32) -> i32 {
+    match clock {
+        libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
+        libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
+        clock => clock,
+    }
 }
 
 fn nanoseconds(seconds: u64, nanos: u64) -> u64 {

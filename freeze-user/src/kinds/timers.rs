@@ -2,6 +2,7 @@
 
 use super::pipe::Bytes;
 use super::signals::timer_of;
+use super::timerfd::readable;
 use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
@@ -83,7 +84,16 @@ impl ProcessKind for Timers {
         let timers = from.process.view.timers.clone();
         let (ran, at) = from.answers::<Timers>()?;
         let four = |ran: &crate::tracee::tape::Ran, at: u64| [0, 8, 16, 24].map(|n| ran.word(at + n));
-        let interval = (0..3).map(|n| four(ran, at + n * 32)).collect();
+        let mut interval: Vec<[u64; 4]> = (0..3).map(|n| four(ran, at + n * 32)).collect();
+        // While its signal waits the real one stands still, and says that nothing is left: it goes on once the signal is
+        // taken. Set so, it would be disarmed.
+        let alarm = 1 << (libc::SIGALRM - 1);
+        if let [real, ..] = &mut interval[..]
+            && let [every, every_ns, 0, 0] = *real
+            && from.process.view.status.shd_pnd & alarm != 0
+        {
+            *real = [every, every_ns, every, every_ns];
+        }
         let mut posix = Vec::new();
         for some in timers.chunks(64) {
             let (ran, slots) = from.process.tape(|t| {
@@ -203,7 +213,7 @@ impl ProcessKind for Timers {
                     t.try_call(
                         "clock_gettime",
                         libc::SYS_clock_gettime,
-                        &[timer.clock as u64, at],
+                        &[readable(timer.clock) as u64, at],
                     );
                     at
                 };

@@ -10,7 +10,7 @@ use crate::observe::view::{Depth, read_vmas};
 use crate::sys::{self, CloneArgs, fault};
 use crate::tracee::tape::{Scratch, find_syscall};
 use crate::tracee::{EXITKILL, Seized};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
 
 const BY_PARENT: u64 = libc::CLONE_PARENT as u64;
@@ -374,12 +374,16 @@ impl Nest {
 
     /// Puts everybody into their process group.
     fn group(&mut self, families: &[Family]) -> Result<()> {
-        let leaders = families.iter().filter(|f| f.pgid == f.pid && f.sid != f.pid);
-        for f in leaders {
+        // Who made a group may have gone to another since.
+        let groups: BTreeSet<Pid> = families.iter().map(|f| f.pgid).collect();
+        let makes = |f: &&Family| groups.contains(&f.pid) && f.sid != f.pid;
+        for f in families.iter().filter(makes) {
             self.process(f.pid)?.call("setpgid", libc::SYS_setpgid, &[0, 0])?;
         }
         // A group outside the pid namespace has no number here.
-        for f in families.iter().filter(|f| f.pgid != f.pid && f.pgid.0 != 0) {
+        let moves = |f: &&Family| f.pgid != f.pid && f.pgid.0 != 0;
+        let (makers, others): (Vec<_>, Vec<_>) = families.iter().filter(moves).partition(makes);
+        for f in others.into_iter().chain(makers) {
             let interim = !families.iter().any(|l| l.pid == f.pgid) && family::free(f.pgid);
             if interim && !family::group_exists(f.pgid) {
                 let stand_in = f.interim(f.pgid, &f.pgid_ids, &self.membership(f.pid));

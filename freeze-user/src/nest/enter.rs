@@ -6,8 +6,8 @@ use super::{Nest, Patience, pid_refused};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::sys::{self, CloneArgs, fault};
-use crate::tracee::Seized;
-use std::collections::VecDeque;
+use crate::tracee::{Seized, Stopped};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// How a child comes into its pid namespace.
@@ -256,6 +256,10 @@ impl Nest {
                 }
                 calls
             })?;
+            let outer = match bound {
+                true => outer_tids(pid, &building.threads)?,
+                false => HashMap::new(),
+            };
             for (n, call) in some.into_iter().zip(calls) {
                 let recorded = tids[n];
                 let inner = match ran.result(call) {
@@ -266,7 +270,12 @@ impl Nest {
                     }
                     Err(e) => return Err(pid_refused(recorded, e)),
                 };
-                let live = if bound { outer_tid(pid, inner)? } else { recorded };
+                let live = match bound {
+                    true => outer.get(&inner).copied().ok_or_else(|| {
+                        Error::kernel("readdir", format!("/proc/{pid}/task"), nix::errno::Errno::ESRCH)
+                    })?,
+                    false => recorded,
+                };
                 let died = || Error::Died {
                     pid: live,
                     how: "ended while it was built".into(),
@@ -307,18 +316,21 @@ impl Nest {
 /// How often an id that cannot be chosen is tried for.
 const MISSES: usize = 100;
 
-/// The id freeze knows a thread by that calls itself `inner`.
-fn outer_tid(pid: Pid, inner: i32) -> Result<Pid> {
+/// The ids freeze knows the threads by that were not `known` yet, by what they call themselves.
+fn outer_tids(pid: Pid, known: &[Stopped]) -> Result<HashMap<i32, Pid>> {
+    let known: HashSet<i32> = known.iter().map(|t| t.tid().0).collect();
     let path = format!("/proc/{pid}/task");
+    let mut out = HashMap::new();
     for entry in std::fs::read_dir(&path).on("readdir", || path.clone())?.flatten() {
+        let tid: Option<i32> = entry.file_name().to_str().and_then(|t| t.parse().ok());
+        let Some(tid) = tid.filter(|tid| !known.contains(tid)) else {
+            continue;
+        };
         let text = std::fs::read(entry.path().join("status")).unwrap_or_default();
         let status = crate::proc::status::Status::parse(&String::from_utf8_lossy(&text));
-        if let Some(status) = status
-            && status.ns_pid.last() == Some(&inner)
-            && let Some(outer) = status.ns_pid.first()
-        {
-            return Ok(Pid(*outer));
+        if let Some(inner) = status.and_then(|s| s.ns_pid.last().copied()) {
+            out.insert(inner, Pid(tid));
         }
     }
-    Err(Error::kernel("readdir", path, nix::errno::Errno::ESRCH))
+    Ok(out)
 }

@@ -82,8 +82,13 @@ impl Scratch {
             thread.step_syscall(insn, libc::SYS_mmap, args)
         };
         // Each step is some 15 µs of the pause: all rights at once, unless the program has forsworn that (PR_SET_MDWE).
+        // Then what can be executed is never writable to it, and what is made writable can be executed no more.
         let all = map(writable | libc::PROT_EXEC)?;
-        let at = if all < 0 { map(writable)? } else { all };
+        let at = if all < 0 {
+            map(libc::PROT_READ | libc::PROT_EXEC)?
+        } else {
+            all
+        };
         let base = check(pid, "mmap", at)? as u64;
         let busy = status.sig_cgt | status.sig_pnd | status.shd_pnd;
         let free = |s: &&i32| busy & 1 << (**s - 1) == 0;
@@ -101,15 +106,15 @@ impl Scratch {
             nested: status.ns_pid.len() > 1,
             escape: true,
         };
-        let executable = match all < 0 {
+        let ready = match all < 0 {
             true => {
-                let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-                let done = thread.step_syscall(insn, libc::SYS_mprotect, [base, PAGE, prot, 0, 0, 0]);
+                let args = [base + PAGE, len - PAGE, writable as u64, 0, 0, 0];
+                let done = thread.step_syscall(insn, libc::SYS_mprotect, args);
                 done.and_then(|n| check(pid, "mprotect", n)).map(drop)
             }
             false => Ok(()),
         };
-        match executable.and_then(|()| poke(by, base, &CODE)) {
+        match ready.and_then(|()| poke(by, base, &CODE)) {
             Ok(()) => Ok(scratch),
             Err(e) => {
                 let _ = thread.step_syscall(insn, libc::SYS_munmap, [base, len, 0, 0, 0, 0]);
