@@ -390,3 +390,32 @@ conformance!(established_conforms, established());
 conformance!(version_6_conforms, version_6());
 conformance!(full_queues_conforms, full_queues());
 conformance!(closing_conforms, closing());
+
+conformance!(
+    shut_for_reading,
+    c(r#"
+#include <netinet/in.h>
+/* The half that receives is shut, which the other end knows nothing of; what had arrived can still be read. */
+int main(void) {
+    struct sockaddr_in to = { AF_INET, 0, { htonl(INADDR_LOOPBACK) } };
+    socklen_t len = sizeof to;
+    int listener = OK(socket(AF_INET, SOCK_STREAM, 0)), a = OK(socket(AF_INET, SOCK_STREAM, 0)), b;
+    OK(bind(listener, (void *)&to, sizeof to));
+    OK(listen(listener, 1));
+    OK(getsockname(listener, (void *)&to, &len));
+    OK(connect(a, (void *)&to, sizeof to));
+    b = OK(accept(listener, 0, 0));
+    SAME(send(b, "q", 1, 0), 1);
+    rest(20);
+    OK(shutdown(a, SHUT_RD));
+    freeze_here();
+    char byte;
+    SAME(recv(a, &byte, 1, MSG_DONTWAIT), 1);
+    SAME(byte, 'q');
+    SAME(recv(a, &byte, 1, MSG_DONTWAIT), 0);
+    SAME(send(a, "x", 1, 0), 1);
+    SAME(recv(b, &byte, 1, 0), 1);
+    SAME(byte, 'x');
+}
+"#)
+);

@@ -1,6 +1,6 @@
 //! Conformance of UDP, UDP-Lite and raw sockets: addresses, queues with their senders, groups, options.
 
-use freeze_tests::{conformance, python};
+use freeze_tests::{c, conformance, python};
 
 const BEGIN: &str = r#"
 import socket, struct
@@ -159,3 +159,99 @@ assert raw.recv(100).endswith(b"raw")
 conformance!(queues_conform, queues());
 conformance!(connected_conform, connected());
 conformance!(groups_conform, groups());
+
+conformance!(
+    shut_halves,
+    c(r#"
+#include <netinet/in.h>
+/* Halves that are shut, of which poll(2) tells one; nothing is sent through the other. */
+int main(void) {
+    struct sockaddr_in to = { AF_INET, 0, { htonl(INADDR_LOOPBACK) } };
+    socklen_t len = sizeof to;
+    int server = OK(socket(AF_INET, SOCK_DGRAM, 0)), s[3];
+    OK(bind(server, (void *)&to, sizeof to));
+    OK(getsockname(server, (void *)&to, &len));
+    for (int how = 0; how < 3; how++) {
+        s[how] = OK(socket(AF_INET, SOCK_DGRAM, 0));
+        OK(connect(s[how], (void *)&to, sizeof to));
+        OK(shutdown(s[how], how));
+    }
+    freeze_here();
+    char byte;
+    for (int how = 0; how < 3; how++) {
+        ssize_t sent = send(s[how], "x", 1, MSG_NOSIGNAL);
+        if (how == SHUT_RD) SAME(sent, 1);
+        else CHECK(sent == -1 && errno == EPIPE);
+        /* Who does not want to wait is told to try again all the same. */
+        ssize_t got = recv(s[how], &byte, 1, how == SHUT_WR ? MSG_DONTWAIT : 0);
+        if (how == SHUT_WR) CHECK(got == -1 && errno == EAGAIN);
+        else SAME(got, 0);
+    }
+}
+"#)
+);
+
+conformance!(
+    from_both_families,
+    c(r#"
+#include <netinet/in.h>
+/* What waits in one socket came by IPv4 and by IPv6, and the options of the newer sort are there. */
+int main(void) {
+    struct sockaddr_in6 any = { AF_INET6 }, from;
+    socklen_t len = sizeof any;
+    int s = OK(socket(AF_INET6, SOCK_DGRAM, 0)), options[][2] = {
+        { 31 /* IPV6_RECVERR_RFC4884 */, 1 }, { 2 /* IPV6_2292PKTINFO */, 1 }, { 8 /* IPV6_2292HOPLIMIT */, 1 },
+    };
+    OK(bind(s, (void *)&any, sizeof any));
+    OK(getsockname(s, (void *)&any, &len));
+    for (int i = 0; i < 3; i++) setsockopt(s, IPPROTO_IPV6, options[i][0], &options[i][1], sizeof(int));
+    for (int i = 0; i < 3; i++) { socklen_t n = sizeof(int); OK(getsockopt(s, IPPROTO_IPV6, options[i][0], &options[i][1], &n)); }
+    struct sockaddr_in four = { AF_INET, any.sin6_port, { htonl(INADDR_LOOPBACK) } };
+    struct sockaddr_in6 six = { AF_INET6, any.sin6_port, 0, IN6ADDR_LOOPBACK_INIT };
+    int a = OK(socket(AF_INET, SOCK_DGRAM, 0)), b = OK(socket(AF_INET6, SOCK_DGRAM, 0));
+    for (int i = 0; i < 2; i++) {
+        SAME(sendto(a, "four", 4, 0, (void *)&four, sizeof four), 4);
+        SAME(sendto(b, "sixes", 5, 0, (void *)&six, sizeof six), 5);
+    }
+    freeze_here();
+    char data[16];
+    for (int i = 0; i < 4; i++) {
+        len = sizeof from;
+        SAME(recvfrom(s, data, sizeof data, MSG_DONTWAIT, (void *)&from, &len), i % 2 ? 5 : 4);
+        SAME(!!IN6_IS_ADDR_V4MAPPED(&from.sin6_addr), i % 2 ? 0 : 1);
+    }
+    for (int i = 0; i < 3; i++) {
+        int now;
+        socklen_t n = sizeof now;
+        OK(getsockopt(s, IPPROTO_IPV6, options[i][0], &now, &n));
+        SAME(now, options[i][1]);
+    }
+}
+"#)
+);
+
+conformance!(
+    echo_of_another_time,
+    c(r#"
+#include <netinet/in.h>
+/* A ping socket that was made while the machine allowed it. */
+int main(void) {
+    char range[64];
+    int f = open("/proc/sys/net/ipv4/ping_group_range", O_RDWR);
+    ssize_t n = f < 0 ? 0 : OK(read(f, range, sizeof range));
+    if (f >= 0) pwrite(f, "0 2147483647", 12, 0);
+    int s = socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
+    if (f >= 0) pwrite(f, range, n, 0);
+    if (f >= 0) close(f);
+    struct sockaddr_in own = { AF_INET, htons(1024 + getpid() % 60000), { htonl(INADDR_LOOPBACK) } };
+    if (s >= 0) OK(bind(s, (void *)&own, sizeof own));
+    freeze_here();
+    if (s < 0) return 0;
+    char echo[8] = { 8 }, back[16];
+    own.sin_port = 0;
+    SAME(sendto(s, echo, 8, 0, (void *)&own, sizeof own), 8);
+    SAME(recv(s, back, sizeof back, 0), 8);
+    SAME(back[0], 0);
+}
+"#)
+);

@@ -1,6 +1,6 @@
 //! Conformance of unix sockets: pairs, connections, names, queues, credentials, halves, those who wait.
 
-use freeze_tests::{conformance, python};
+use freeze_tests::{c, conformance, python};
 
 /// What every subject here begins with; its working directory is the subject's own.
 const BEGIN: &str = r#"
@@ -457,3 +457,25 @@ conformance!(listening_conforms, listening());
 conformance!(abstract_names_conforms, abstract_names());
 conformance!(credentials_conforms, credentials());
 conformance!(only_in_queues_conforms, only_in_queues());
+
+conformance!(
+    a_name_as_long_as_can_be,
+    c(r#"
+#include <sys/un.h>
+/* A path that fills the address has no zero byte at its end. */
+int main(void) {
+    struct sockaddr_un name = { AF_UNIX }, now;
+    socklen_t len = sizeof now;
+    OK(chdir(here_dir));
+    memset(name.sun_path, 'n', sizeof name.sun_path);
+    int s = OK(socket(AF_UNIX, SOCK_DGRAM, 0)), c = OK(socket(AF_UNIX, SOCK_DGRAM, 0));
+    OK(bind(s, (void *)&name, sizeof name));
+    freeze_here();
+    char byte;
+    OK(getsockname(s, (void *)&now, &len));
+    SAME(memcmp(&now, &name, sizeof name), 0);
+    SAME(sendto(c, "x", 1, 0, (void *)&name, sizeof name), 1);
+    SAME(recv(s, &byte, 1, MSG_DONTWAIT), 1);
+}
+"#)
+);

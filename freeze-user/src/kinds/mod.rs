@@ -188,6 +188,8 @@ pub struct Shared {
     pub expired: BTreeSet<(Pid, i32)>,
     /// TCP connections by the inode of the end: both are read at once, so that they fit each other.
     pub streams: BTreeMap<u64, sys::tcp::Stream>,
+    /// Which halves are shut of datagram sockets, by inode, of each network namespace and protocol that was asked about.
+    pub shut: BTreeMap<(u64, i32), HashMap<u64, u8>>,
     /// What waits in the queues of unix sockets, by inode: read once, since a look leaves a mark on what is empty.
     pub queues: BTreeMap<u64, Vec<sys::socket::Message>>,
     /// Threads, one for each list of what is to be taken back from semaphores that has something on it.

@@ -208,16 +208,17 @@ pub fn inet_address(address: &[u8]) -> Option<SocketAddr> {
 }
 
 /// Tries whether an address can be bound to, with the options that decide about sharing it; adds what is in the way.
+///
+/// `made`: a new socket like the one that was recorded.
 pub fn bind_probe(
     base: &Base,
-    domain: i32,
+    made: nix::Result<OwnedFd>,
     kind: i32,
-    protocol: i32,
     address: &[u8],
     out: &mut Vec<Blocker>,
 ) {
     let options = base.early_options();
-    let tried = sys::socket(domain, kind, protocol).and_then(|fd| {
+    let tried = made.and_then(|fd| {
         nix::unistd::fchown(&fd, Some(base.uid.into()), Some(base.gid.into()))?;
         sockopt::write(fd.as_fd(), &options).map_err(|(_, e)| e)?;
         if kind == libc::SOCK_STREAM {

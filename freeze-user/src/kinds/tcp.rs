@@ -303,14 +303,8 @@ impl FdKind for Tcp {
             connection.precheck(&local.0, out);
         }
         if let (Some(local), State::Unconnected | State::Listening { .. }) = (&record.local, &record.state) {
-            bind_probe(
-                &record.base,
-                record.domain,
-                libc::SOCK_STREAM,
-                libc::IPPROTO_TCP,
-                &local.0,
-                out,
-            );
+            let made = sys::socket(record.domain, libc::SOCK_STREAM, libc::IPPROTO_TCP);
+            bind_probe(&record.base, made, libc::SOCK_STREAM, &local.0, out);
         }
     }
 

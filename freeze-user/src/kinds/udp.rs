@@ -3,9 +3,10 @@
 use super::pipe::Bytes;
 use super::socket::{Base, bind, bind_probe, fetch, held_outside, inet_address};
 use super::{FdKind, Placed, Source};
-use crate::error::{Blocker, Context, Error, Result};
+use crate::error::{Blocker, Context, Error, Result, errno};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
+use crate::observe::peers::shut_halves;
 use crate::observe::view::{FdView, View};
 use crate::sys::datagram::inject;
 use crate::sys::multicast::{self, Membership};
@@ -15,6 +16,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
@@ -131,8 +133,10 @@ impl FdKind for Udp {
                 sets.extend([&sockopt::RAW, &sockopt::ICMP_FILTER])
             }
             (libc::SOCK_RAW, _) => sets.extend([&sockopt::RAW_IPV6, &sockopt::ICMPV6_FILTER]),
-            (_, libc::IPPROTO_UDP) => sets.push(&sockopt::UDP),
-            (_, libc::IPPROTO_UDPLITE) => sets.extend([&sockopt::UDP, &sockopt::UDPLITE]),
+            (_, libc::IPPROTO_UDP) => sets.extend([&sockopt::UDP, &sockopt::PROCESSOR]),
+            (_, libc::IPPROTO_UDPLITE) => {
+                sets.extend([&sockopt::UDP, &sockopt::UDPLITE, &sockopt::PROCESSOR])
+            }
             _ => {}
         }
         let local = sys::socket_name(held, false).on("getsockname", name)?;
@@ -149,6 +153,7 @@ impl FdKind for Udp {
         let shutdown = match (seen & libc::POLLHUP != 0, seen & libc::POLLRDHUP != 0) {
             (true, _) => 3,
             (_, true) => 1,
+            _ if is_udp(fd) => shut(fd, protocol, from),
             _ => 0,
         };
         Ok(Record {
@@ -167,14 +172,8 @@ impl FdKind for Udp {
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
         if let Some(local) = &record.local {
-            bind_probe(
-                &record.base,
-                record.domain,
-                record.kind,
-                record.protocol,
-                &local.0,
-                out,
-            );
+            let made = make(record.domain, record.kind, record.protocol);
+            bind_probe(&record.base, made, record.kind, &local.0, out);
         }
     }
 
@@ -184,7 +183,7 @@ impl FdKind for Udp {
 
     fn restore(record: &Record, _: &mut Nest) -> Result<OwnedFd> {
         let name = || record.base.label();
-        let fd = sys::socket(record.domain, record.kind, record.protocol).on("socket", name)?;
+        let fd = make(record.domain, record.kind, record.protocol).on("socket", name)?;
         record.base.give_owner(fd.as_fd())?;
         record.base.give_early_options(fd.as_fd())?;
         if let Some(local) = &record.local {
@@ -215,6 +214,31 @@ impl FdKind for Udp {
     }
 }
 
+/// Which halves are shut, as far as the kernel tells: asked once for all sockets of a network and protocol.
+fn shut(fd: &FdView, protocol: i32, from: &mut Source<'_>) -> u8 {
+    let network = std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |n| n.ino());
+    let known = from.shared.shut.entry((network, protocol));
+    let known = known.or_insert_with(|| shut_halves(protocol).unwrap_or_default());
+    known.get(&fd.stat.ino).copied().unwrap_or(0)
+}
+
+/// A socket of this sort. Who may ask for echoes without being root is up to the machine (`ping_group_range`), and may
+/// have been decided otherwise when this one was made: then freeze lets itself for as long as that takes.
+fn make(domain: i32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
+    const RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
+    let made = sys::socket(domain, kind, protocol);
+    let echo = kind == libc::SOCK_DGRAM && matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6);
+    if made.as_ref().err() != Some(&Errno::EACCES) || !echo {
+        return made;
+    }
+    let group = nix::unistd::getegid();
+    let before = std::fs::read_to_string(RANGE).map_err(errno)?;
+    std::fs::write(RANGE, format!("{group} {group}")).map_err(errno)?;
+    let made = sys::socket(domain, kind, protocol);
+    std::fs::write(RANGE, before).map_err(errno)?;
+    made
+}
+
 /// Whether an address was bound to. A raw socket shows its protocol where others have the port.
 fn bound(local: &[u8], kind: i32) -> bool {
     inet_address(local).is_some_and(|a| !a.ip().is_unspecified() || a.port() != 0 && kind != libc::SOCK_RAW)
@@ -237,6 +261,8 @@ fn fill(record: &Record, fd: BorrowedFd<'_>) -> Result<()> {
             continue;
         };
         let name = || format!("{}: a datagram from {from}", record.base.label());
+        // Connected to one of IPv4 it has an address of that, and none for one of IPv6.
+        disconnect(fd).on("connect(AF_UNSPEC)", name)?;
         sys::socket_to(fd, true, &datagram.from.0).on("connect", name)?;
         let own = sys::socket_name(fd, false).on("getsockname", name)?;
         let to = inet_address(&own).ok_or(Errno::EINVAL).on("getsockname", name)?;
@@ -252,8 +278,12 @@ fn fill(record: &Record, fd: BorrowedFd<'_>) -> Result<()> {
             std::thread::sleep(Duration::from_micros(100));
         }
     }
-    // Connected to nobody: `struct sockaddr` with AF_UNSPEC.
-    sys::socket_to(fd, true, &[0; 16]).on("connect(AF_UNSPEC)", || record.base.label())
+    disconnect(fd).on("connect(AF_UNSPEC)", || record.base.label())
+}
+
+/// Connects it to nobody: `struct sockaddr` with AF_UNSPEC.
+fn disconnect(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    sys::socket_to(fd, true, &[0; 16])
 }
 
 /// Bytes of memory that the receive queue takes (SK_MEMINFO_RMEM_ALLOC).

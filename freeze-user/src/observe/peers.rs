@@ -172,7 +172,6 @@ fn plain(a: SocketAddr) -> SocketAddr {
 /// struct inet_diag_msg and its attributes: the inode; the ends, what is to be read, whether it is signed.
 fn diagnosed(message: &[u8]) -> Option<(u64, (InetSocket, u32, bool))> {
     const INET_DIAG_MD5SIG: u16 = 18;
-    const LENGTH: usize = 72;
     let (family, state) = (message.first()?, *message.get(1)?);
     let end = |port: usize, address: usize| -> Option<SocketAddr> {
         let port = u16::from_be_bytes(*message.get(port..)?.first_chunk()?);
@@ -190,15 +189,53 @@ fn diagnosed(message: &[u8]) -> Option<(u64, (InetSocket, u32, bool))> {
         net: 0,
     };
     let unread = u32_at(message, 56)?;
-    let inode = u64::from(u32_at(message, LENGTH - 4)?);
+    let signed = attribute(message, INET_DIAG_MD5SIG).is_some();
+    Some((inode_of(message)?, (ends, unread, signed)))
+}
+
+/// Bytes of struct inet_diag_msg.
+const LENGTH: usize = 72;
+
+fn inode_of(message: &[u8]) -> Option<u64> {
+    Some(u64::from(u32_at(message, LENGTH - 4)?))
+}
+
+/// The attribute of this kind that follows struct inet_diag_msg.
+fn attribute(message: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut attributes = message.get(LENGTH..)?;
-    let mut signed = false;
     while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
-        signed |= kind == INET_DIAG_MD5SIG;
-        let next = usize::from(length).max(4).next_multiple_of(4);
-        attributes = attributes.get(next..).unwrap_or_default();
+        let length = usize::from(length).max(4);
+        if kind == wanted {
+            return attributes.get(4..length);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some((inode, (ends, unread, signed)))
+    None
+}
+
+/// Which halves are shut of the datagram sockets of a protocol in this network namespace, by inode (sock_diag(7)): 1
+/// receiving, 2 sending. poll(2) does not tell of the second alone.
+pub fn shut_halves(protocol: i32) -> nix::Result<HashMap<u64, u8>> {
+    const INET_DIAG_SHUTDOWN: u16 = 8;
+    let mut rest = vec![protocol as u8, 0, 0];
+    rest.extend(u32::MAX.to_ne_bytes());
+    rest.extend([0; 48]);
+    let mut all = Vec::new();
+    let mut buffer = vec![0u8; 1 << 16];
+    let parse = |message: &[u8]| {
+        let halves = attribute(message, INET_DIAG_SHUTDOWN)?.first().copied()?;
+        Some((inode_of(message)?, halves))
+    };
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let diag = ask(family, &rest)?;
+        loop {
+            let length = recv(diag.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            if length == 0 || !messages(&buffer[..length], &mut all, parse)? {
+                break;
+            }
+        }
+    }
+    Ok(all.into_iter().collect())
 }
 
 /// Connections of the local port that nobody holds and that have nothing left to say: FIN_WAIT2 and TIME_WAIT.

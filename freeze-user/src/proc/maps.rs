@@ -146,24 +146,22 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
     })
 }
 
-/// Undoes the octal escapes (`\012` for a newline) with which seq_path writes names.
+/// Undoes the escape of a newline, the only byte of a name that is written as another here (`seq_file_path(m, file, "\n")`).
 fn unescape(s: &[u8]) -> Vec<u8> {
+    const NEWLINE: &[u8] = b"\\012";
     let mut out = Vec::with_capacity(s.len());
-    let mut at = 0;
-    while at < s.len() {
-        let octal = s
-            .get(at + 1..at + 4)
-            .filter(|d| s[at] == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
-        match octal {
-            Some(d) => {
-                out.push(d.iter().fold(0u32, |n, c| n * 8 + u32::from(c - b'0')) as u8);
-                at += 4;
+    let mut rest = s;
+    while let [first, others @ ..] = rest {
+        rest = match rest.strip_prefix(NEWLINE) {
+            Some(others) => {
+                out.push(b'\n');
+                others
             }
             None => {
-                out.push(s[at]);
-                at += 1;
+                out.push(*first);
+                others
             }
-        }
+        };
     }
     out
 }
@@ -175,9 +173,9 @@ mod tests {
     #[test]
     fn reads_names_with_blanks_and_newlines() {
         let text =
-            b"5500-5600 rw-s 00001000 fe:01 123  /tmp/a b\\012c (deleted)\n7f00-7f10 ---p 00000000 00:00 0\n";
+            b"5500-5600 rw-s 00001000 fe:01 123  /tmp/a\\040b\\012c (deleted)\n7f00-7f10 ---p 00000000 00:00 0\n";
         let v = parse_maps(text).unwrap();
-        assert_eq!(v[0].name, b"/tmp/a b\nc (deleted)");
+        assert_eq!(v[0].name, b"/tmp/a\\040b\nc (deleted)");
         assert_eq!(
             (v[0].dev, v[0].inode, v[0].shared, v[0].offset),
             ((0xfe, 1), 123, true, 0x1000)

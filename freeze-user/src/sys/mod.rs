@@ -471,6 +471,14 @@ pub fn socket_name(fd: BorrowedFd<'_>, peer: bool) -> Sys<Vec<u8>> {
 
 /// bind(2) (`connect` false) or connect(2) with a raw address.
 pub fn socket_to(fd: BorrowedFd<'_>, connect: bool, address: &[u8]) -> Sys<()> {
+    // Of a path that fills it, getsockname(2) gives a zero byte more than fits.
+    let most = match address.first_chunk() {
+        Some(family) if i32::from(u16::from_ne_bytes(*family)) == libc::AF_UNIX => {
+            size_of::<libc::sockaddr_un>()
+        }
+        _ => address.len(),
+    };
+    let address = &address[..address.len().min(most)];
     let nr = if connect {
         libc::SYS_connect
     } else {

@@ -64,6 +64,10 @@ pub static GENERAL: Options = Options {
         (69, 4), // SO_PREFER_BUSY_POLL
         (74, 4), // SO_TXREHASH
         (76, 4), // SO_PASSPIDFD
+        (61, 8), // SO_TXTIME
+        (70, 4), // SO_BUSY_POLL_BUDGET
+        (82, 4), // SO_RCVPRIORITY
+        (83, 4), // SO_PASSRIGHTS
     ],
 };
 
@@ -91,6 +95,8 @@ pub static IP: Options = Options {
         (23, 4), // IP_CHECKSUM
         (25, 4), // IP_RECVFRAGSIZE
         (50, 4), // IP_UNICAST_IF
+        (26, 4), // IP_RECVERR_RFC4884
+        (libc::IP_OPTIONS, 40),
     ],
 };
 
@@ -119,6 +125,19 @@ pub static IPV6: Options = Options {
         (libc::IPV6_RECVORIGDSTADDR, 4),
         (libc::IPV6_UNICAST_IF, 4),
         (libc::IPV6_RECVFRAGSIZE, 4),
+        (31, 4), // IPV6_RECVERR_RFC4884
+        (30, 4), // IPV6_ROUTER_ALERT_ISOLATE
+        // The older names, by which what arrives with a datagram is asked for in an older form (RFC 2292).
+        (2, 4),
+        (3, 4),
+        (4, 4),
+        (5, 4),
+        (8, 4),
+        (11, 4), // IPV6_FLOWINFO
+        (libc::IPV6_HOPOPTS, 256),
+        (libc::IPV6_RTHDRDSTOPTS, 256),
+        (libc::IPV6_RTHDR, 256),
+        (libc::IPV6_DSTOPTS, 256),
     ],
 };
 
@@ -167,6 +186,9 @@ pub static TCP: Options = Options {
         (34, 4), // TCP_FASTOPEN_NO_COOKIE
         (36, 4), // TCP_INQ
         (37, 4), // TCP_TX_DELAY
+        (44, 4), // TCP_RTO_MAX_MS
+        (45, 4), // TCP_RTO_MIN_US
+        (46, 4), // TCP_DELACK_MAX_US
     ],
 };
 
@@ -192,6 +214,12 @@ pub static UDP: Options = Options {
         (libc::UDP_SEGMENT, 4),
         (libc::UDP_GRO, 4),
     ],
+};
+
+/// Of UDP sockets that share a port: by which processor what arrives is to come. A stream notes there where it did.
+pub static PROCESSOR: Options = Options {
+    level: libc::SOL_SOCKET,
+    names: &[(libc::SO_INCOMING_CPU, 4)],
 };
 
 /// Of raw IPv4 sockets: whether headers come with the data.

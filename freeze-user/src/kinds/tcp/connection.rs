@@ -40,6 +40,9 @@ pub struct Connection {
     pub window: [u32; 5],
     pub fin_sent: bool,
     pub fin_received: bool,
+    /// Whether the program has shut the half that receives, and the other end has not.
+    #[serde(default)]
+    pub deaf: bool,
     /// Whether nothing is left of it but what was received: both halves were shut, and all was acknowledged.
     pub over: bool,
     /// Whether the other end lies outside the checkpoint.
@@ -296,10 +299,12 @@ impl Connection {
             }
             (None, None) => tcp::read(held.as_fd()).on(call, name)?,
         };
+        let seen = socket::poll(held.as_fd()).on("poll", name)?;
         if !cut {
             from.process.silence(held);
         }
         Ok(Connection {
+            deaf: seen & libc::POLLRDHUP != 0 && !stream.fin_received,
             outside,
             hold,
             cut,
@@ -346,6 +351,7 @@ impl Connection {
             fin_sent: true,
             fin_received: true,
             over: true,
+            deaf: false,
             outside: false,
             hold: None,
             cut: false,
@@ -470,10 +476,13 @@ impl Connection {
             // It closes as the other end did, and lingers as that did.
             drop(ghost);
         }
-        if self.fin_sent {
-            socket::shutdown(fd, 2).on("shutdown", name)?;
-        }
+        socket::shutdown(fd, self.shut()).on("shutdown", name)?;
         Ok(())
+    }
+
+    /// The halves that the program has shut.
+    fn shut(&self) -> u8 {
+        u8::from(self.deaf) | u8::from(self.fin_sent) << 1
     }
 
     /// Goes on with a connection to outside, whose wire is open again.
@@ -491,9 +500,7 @@ impl Connection {
         tcp::start(fd, &self.stream(), base.corked())?;
         // Leaving repair mode has changed SO_REUSEADDR.
         base.give_options(fd).map_err(|_| Errno::EINVAL)?;
-        if self.fin_sent {
-            socket::shutdown(fd, 2)?;
-        }
+        socket::shutdown(fd, self.shut())?;
         if self.fin_received {
             // The other end has sent it, and was told that it arrived.
             inject_segment(from, to, self.receive_next, acknowledged, FIN_ACK)?;
