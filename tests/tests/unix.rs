@@ -479,3 +479,30 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    the_dead_who_wrote,
+    c(r#"
+/* Who sent what waits has ended since: its credentials are still those of the message. */
+int main(void) {
+    int p[2], on = 1, status;
+    OK(socketpair(AF_UNIX, SOCK_DGRAM, 0, p));
+    OK(setsockopt(p[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on));
+    pid_t child = OK(fork());
+    if (!child) { SAME(send(p[0], "c", 1, 0), 1); _exit(0); }
+    OK(waitpid(child, &status, 0));
+    freeze_here();
+    char byte, room[CMSG_SPACE(sizeof(struct ucred))];
+    struct iovec data = { &byte, 1 };
+    struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room };
+    SAME(recvmsg(p[1], &message, MSG_DONTWAIT), 1);
+    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    CHECK(c && c->cmsg_type == SCM_CREDENTIALS);
+    struct ucred who;
+    memcpy(&who, CMSG_DATA(c), sizeof who);
+    SAME(who.uid, getuid());
+    /* In a pid namespace of its own nobody tells freeze the number of who has ended. */
+    if (!housed()) SAME(who.pid, child);
+}
+"#)
+);

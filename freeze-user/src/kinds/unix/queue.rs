@@ -10,6 +10,7 @@ use crate::ids::{FileId, Pid};
 use crate::nest::Nest;
 use crate::observe::view::{FdView, View};
 use crate::sys;
+use crate::sys::ended::StandIn;
 use crate::sys::queue::{peek_packets, peek_stream};
 use crate::sys::socket::{Credentials, Message, send};
 use crate::sys::sockopt::Roomy;
@@ -205,6 +206,7 @@ fn packet(fd: &FdView, message: Message, paired: bool, from: &mut Source<'_>) ->
 /// Sends everything again that waited in the queue of `id`; `ghost` is its peer, if that is closed afterwards.
 pub(super) fn fill(record: &Record, id: FileId, ghost: Option<&OwnedFd>, nest: &mut Nest) -> Result<()> {
     let name = || record.base.label();
+    let mut warnings = Vec::new();
     for packet in &record.queue {
         let strangers = match &packet.sender {
             Sender::Named(address) => Some(stranger(record.kind, Some(&address.0), nest)?),
@@ -241,19 +243,31 @@ pub(super) fn fill(record: &Record, id: FileId, ghost: Option<&OwnedFd>, nest: &
         let to = way.as_ref().map(|w| w.address.as_slice());
         let _room = Roomy::new(sender, packet.data.0.len()).on("setsockopt(SO_SNDBUFFORCE)", name)?;
         let data = &packet.data.0;
-        let mut sent = match send(sender, data, to, &files, packet.credentials, 0) {
-            // Its sender has ended, and its pid names nobody now.
-            Err(Errno::ESRCH) => send(sender, data, to, &files, None, 0),
-            sent => sent,
+        let mut credentials = packet.credentials;
+        let mut sent = send(sender, data, to, &files, credentials, 0);
+        // Its sender has ended, and its pid names nobody now: somebody has it for as long as it takes to send this.
+        let mut stand_in = None;
+        if let (Err(Errno::ESRCH), Some((pid, ..))) = (sent, credentials) {
+            stand_in = StandIn::new(Pid(pid)).ok();
+            if stand_in.is_none() {
+                credentials = None;
+                warnings.push(format!(
+                    "{}: a message that waits in it was sent by pid {pid}, which has ended, and names nobody now",
+                    record.base.label()
+                ));
+            }
+            sent = send(sender, data, to, &files, credentials, 0);
         }
-        .on("sendmsg", name)?;
+        let mut sent = sent.on("sendmsg", name)?;
         while sent < data.len() && record.kind == libc::SOCK_STREAM {
-            sent += send(sender, &data[sent..], to, &[], packet.credentials, 0).on("sendmsg", name)?;
+            sent += send(sender, &data[sent..], to, &[], credentials, 0).on("sendmsg", name)?;
         }
+        drop(stand_in);
         if sent != data.len() {
             return Err(Errno::EMSGSIZE).on("sendmsg", name);
         }
     }
+    nest.warnings.append(&mut warnings);
     Ok(())
 }
 
