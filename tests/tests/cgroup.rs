@@ -143,6 +143,55 @@ int main(void) {
     )
 );
 
+conformance!(
+    namespace_of_its_own,
+    with(
+        r#"
+/* A namespace whose root is the group in which it was made, seen from a group below that. */
+#define PIDS "/sys/fs/cgroup/pids"
+static void is_at(const char *hierarchy, const char *path) {
+    char line[PATH_MAX], wanted[PATH_MAX];
+    snprintf(wanted, sizeof wanted, ":%s:%s\n", hierarchy, path);
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    int found = 0;
+    CHECK(f);
+    while (fgets(line, sizeof line, f)) found |= !strcmp(strchr(line, ':'), wanted);
+    fclose(f);
+    if (!found) DIE("it is not at %s of %s", path, hierarchy);
+}
+int main(void) {
+    if (access(PIDS "/tasks", F_OK)) { freeze_here(); return 0; }
+    char dir[80], sub[100];
+    snprintf(dir, sizeof dir, PIDS "/freeze-own-%d", getpid());
+    snprintf(sub, sizeof sub, "%s/sub", dir);
+    OK(mkdir(dir, 0755));
+    OK(mkdir(sub, 0755));
+    int child = OK(fork()), status, told[2];
+    OK(pipe(told));
+    if (!child) {
+        put(dir, "cgroup.procs", "0");
+        OK(unshare(CLONE_NEWCGROUP));
+        put(sub, "cgroup.procs", "0");
+        is_at("pids", "/sub");
+        while (!gone_ahead()) nap(2);
+        is_at("pids", "/sub");
+        put(dir, "cgroup.procs", "0");
+        is_at("pids", "/");
+        put(PIDS, "cgroup.procs", "0");
+        _exit(0);
+    }
+    rest(30);
+    freeze_here();
+    OK(waitpid(child, &status, 0));
+    OK(rmdir(sub));
+    OK(rmdir(dir));
+    SAME(status, 0);
+}
+"#
+    ),
+    only: root
+);
+
 /// A control group of the unified hierarchy; thawed and removed when it is dropped.
 struct Group(PathBuf);
 

@@ -7,10 +7,14 @@ use crate::nest::{CgroupChoice, Landed, Nest, Options};
 use crate::observe::looks;
 use crate::observe::view::{ProcessView, View};
 use crate::proc::cgroup::{Membership, Mount, memberships, mounts};
+use crate::sys::ipc::within;
+use crate::sys::ns::Step;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -407,7 +411,8 @@ impl Group {
         let Some(dir) = hierarchies.dir(&self.place) else {
             return Ok(());
         };
-        if dir.is_dir() || !make_all(&dir, nest)? {
+        let fresh = nest.state::<Made>().fresh.remove(&dir);
+        if !fresh && (dir.is_dir() || !make_all(&dir, nest)?) {
             return Ok(());
         }
         let name = || dir.display().to_string();
@@ -485,12 +490,21 @@ impl Group {
 
 /// Makes a directory with those above it; whether the last was not there.
 fn make_all(dir: &Path, nest: &mut Nest) -> Result<bool> {
+    let made = create_all(dir).map_err(|e| refused(dir, "made", &e))?;
+    let fresh = !made.is_empty();
+    for dir in made {
+        let landed = nest.landed();
+        nest.state::<Made>().dirs.push(Kept { dir, landed });
+    }
+    Ok(fresh)
+}
+
+/// Makes a directory with those above it; tells which were not there.
+fn create_all(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     if dir.is_dir() {
-        return Ok(false);
+        return Ok(Vec::new());
     }
-    if let Some(above) = dir.parent() {
-        make_all(above, nest)?;
-    }
+    let mut made = dir.parent().map_or(Ok(Vec::new()), create_all)?;
     match std::fs::create_dir(dir) {
         Ok(()) => {
             // A set of processors is empty at first, and nobody can join it.
@@ -502,13 +516,62 @@ fn make_all(dir: &Path, nest: &mut Nest) -> Result<bool> {
                     let _ = std::fs::write(dir.join(file), all);
                 }
             }
-            let landed = nest.landed();
-            let dir = dir.to_owned();
-            nest.state::<Made>().dirs.push(Kept { dir, landed });
-            Ok(true)
+            made.push(dir.to_owned());
+            Ok(made)
         }
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(refused(dir, "made", &e)),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(made),
+        Err(e) => Err(e),
+    }
+}
+
+/// Which group of each hierarchy a namespace has for its root, as a process that lives in it and below that tells.
+pub(super) fn roots(pid: Pid, namespace: BorrowedFd<'_>) -> Result<Vec<Place>> {
+    let name = || format!("/proc/{pid}/cgroup");
+    let read = || std::fs::read_to_string(name()).map(|text| memberships(&text).unwrap_or_default());
+    let outside = read().on("read", name)?;
+    let inside = within(namespace, libc::CLONE_NEWCGROUP, read).on("setns", || "a cgroup namespace")?;
+    let inside = inside.on("read", name)?;
+    let root = |seen: Membership| {
+        let inner = inside.iter().find(|m| m.hierarchy == seen.hierarchy)?;
+        let path = match inner.path.as_str() {
+            "/" => &seen.path,
+            inner => seen.path.strip_suffix(inner)?,
+        };
+        let path = if path.is_empty() { "/" } else { path }.to_owned();
+        Some(Place {
+            hierarchy: seen.hierarchy,
+            path,
+        })
+    };
+    Ok(outside.into_iter().filter_map(root).collect())
+}
+
+/// Steps by which somebody goes into these groups, which are made if they are gone; those are added to `made`.
+pub(super) fn steps_into(roots: &[Place], made: &mut Vec<PathBuf>) -> Result<Vec<Step>> {
+    let hierarchies = Hierarchies::here()?;
+    let mut steps = Vec::new();
+    for root in roots {
+        let own = hierarchies.own.iter().find(|m| m.hierarchy == root.hierarchy);
+        if own.is_none_or(|own| own.path == root.path) {
+            continue;
+        }
+        let Some(dir) = hierarchies.dir(root) else {
+            continue;
+        };
+        made.extend(create_all(&dir).map_err(|e| refused(&dir, "made", &e))?);
+        let file = [dir.join("cgroup.procs").as_os_str().as_bytes(), b"\0"].concat();
+        steps.push(Step::Write(file, b"0".to_vec()));
+    }
+    Ok(steps)
+}
+
+/// Takes over groups that were made before there was a nest; they are given their settings as others are.
+pub fn take_over(nest: &mut Nest) {
+    for dir in std::mem::take(&mut nest.spaces.groups) {
+        let landed = nest.landed();
+        let made = nest.state::<Made>();
+        made.fresh.insert(dir.clone());
+        made.dirs.push(Kept { dir, landed });
     }
 }
 
@@ -540,6 +603,8 @@ struct Kept {
 #[derive(Debug, Default)]
 struct Made {
     dirs: Vec<Kept>,
+    /// Those that were made ahead, and have no settings yet.
+    fresh: BTreeSet<PathBuf>,
     /// What is written in the end: it stops the processes.
     frozen: BTreeMap<PathBuf, String>,
 }

@@ -13,6 +13,7 @@ mod ipc;
 mod mounts;
 mod propagation;
 
+use super::cgroup::{self, Place};
 use super::credentials::set_ids;
 use super::{ProcessKind, Source, Stage, netns, put};
 use crate::error::{Blocker, Context, Error, Result};
@@ -64,6 +65,9 @@ pub struct Namespace {
     pub what: What,
     /// Processes outside the checkpoint that were in it: while one of them lives the namespace does, and is joined.
     pub outside: Vec<Outsider>,
+    /// Of a cgroup namespace, its root in each hierarchy.
+    #[serde(default)]
+    pub roots: Vec<Place>,
 }
 
 /// A process by its pid and when it started, and the namespace's inode while it lives.
@@ -272,6 +276,10 @@ pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Re
                 owner,
                 what,
                 outside: outsiders(view, kind, inode),
+                roots: match kind {
+                    Kind::Cgroup if inside => cgroup::roots(pid, fd.as_fd())?,
+                    _ => Vec::new(),
+                },
             };
             put(draft, TAG, VERSION, &namespace)?;
         }
@@ -506,8 +514,9 @@ fn living(namespace: &Namespace) -> Option<Pid> {
     still_kept(namespace.kind, &namespace.outside)
 }
 
-/// Makes the namespaces, or joins those that others have kept alive; those of pids come with their inits.
-pub fn make(all: &[Namespace], families: &[Family]) -> Result<Spaces> {
+/// Makes the namespaces, or joins those that others have kept alive; those of pids come with their inits. `groups`:
+/// whether processes go back into their control groups.
+pub fn make(all: &[Namespace], families: &[Family], groups: bool) -> Result<Spaces> {
     let mut spaces = Spaces::default();
     let mut maps: BTreeMap<u32, Vec<Vec<[u32; 3]>>> = BTreeMap::new();
     for namespace in all {
@@ -541,6 +550,10 @@ pub fn make(all: &[Namespace], families: &[Family]) -> Result<Spaces> {
         }
         if namespace.owner != 0 {
             steps.push(Step::Enter(spaces.descriptor(Kind::User, namespace.owner)?));
+        }
+        // Its root is where its maker is.
+        if groups {
+            steps.splice(0..0, cgroup::steps_into(&namespace.roots, &mut spaces.groups)?);
         }
         steps.push(Step::Unshare(kind.flag()));
         match &namespace.what {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 /// The kinds of namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,6 +80,8 @@ pub struct Spaces {
     open: BTreeMap<(Kind, u32), OwnedFd>,
     /// Of time namespaces that can only be made by a process for its children: clock, seconds, nanoseconds.
     pub offsets: BTreeMap<u32, Vec<(String, i64, i64)>>,
+    /// Control groups that were made for the sake of a namespace which has them for its root.
+    pub groups: Vec<PathBuf>,
 }
 
 impl Spaces {

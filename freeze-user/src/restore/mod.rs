@@ -14,10 +14,10 @@ use crate::kinds::memory::{self, Memory, occupied};
 use crate::kinds::namespaces::{self, Namespace, clocks};
 use crate::kinds::regular::ghost::Ghosts;
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
-use crate::kinds::{tcp, terminal};
+use crate::kinds::{cgroup, tcp, terminal};
 use crate::nest::attach::Attach;
 use crate::nest::family::Family;
-use crate::nest::{Nest, Options};
+use crate::nest::{CgroupChoice, Nest, Options};
 use crate::store::{Frame, Opened};
 use crate::sys::{self, fault, interrupt};
 use nix::errno::Errno;
@@ -59,6 +59,7 @@ pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
     sys::raise_descriptor_limit();
     let (ptys, terminals) = terminal::controlling(&image, &options)?;
     let heritage = Heritage::new(&image, &records.families, std::mem::take(&mut records.memories));
+    let groups = options.cgroup == CgroupChoice::Keep;
     let mut nest = Nest::new(
         image.clone(),
         options,
@@ -66,9 +67,10 @@ pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
         &records.occupied,
         &records.held,
         terminals,
-        namespaces::make(&records.namespaces, &records.families)?,
+        namespaces::make(&records.namespaces, &records.families, groups)?,
         Box::new(heritage),
     )?;
+    cgroup::take_over(&mut nest);
     *nest.state() = ptys;
     let built = build(&mut nest, &image, &records);
     let mut filling = Filling(nest.state::<Later>().server.take());

@@ -74,6 +74,7 @@ impl Clocks {
                     offsets: own.iter().map(|o| moved(o, lag(&o.0))).collect(),
                 },
                 outside: Vec::new(),
+                roots: Vec::new(),
             });
         }
         for f in families.iter_mut() {
@@ -137,6 +138,7 @@ mod tests {
                 offsets: vec![own(-50)],
             },
             outside: Vec::new(),
+            roots: Vec::new(),
         }];
         then.carry_on(&mut families, &mut namespaces).unwrap();
         assert_eq!(families[0].spaces.of(Kind::Time), 8);
