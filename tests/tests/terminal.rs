@@ -174,3 +174,176 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    full,
+    c(r#"
+/* Ptys that hold all they can, in both directions, however that came about; a writer that waits for room. */
+#include <termios.h>
+static char text(int i) { return 'a' + (i * 7 + i / 251) % 26; }
+static int pty(int *slave, int raw) {
+    struct termios t;
+    int m = OK(posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK));
+    OK(unlockpt(m));
+    *slave = OK(open(ptsname(m), O_RDWR | O_NOCTTY | O_NONBLOCK));
+    OK(tcgetattr(*slave, &t));
+    if (raw) cfmakeraw(&t);
+    t.c_lflag &= ~ECHO;
+    OK(tcsetattr(*slave, TCSANOW, &t));
+    return m;
+}
+/* Writes on from `at` until there is no room. */
+static int fill(int fd, int at, int block) {
+    char x[2048];
+    for (;;) {
+        for (int i = 0; i < block; i++) x[i] = text(at + i);
+        int n = write(fd, x, block);
+        if (n <= 0) return at;
+        at += n;
+    }
+}
+static int all(int fd) {
+    char x[4096];
+    int n, sum = 0;
+    for (int quiet = 0; quiet < 10; quiet++, nap(1))
+        for (; (n = read(fd, x, sizeof x)) > 0; quiet = 0)
+            for (int i = 0; i < n; i++) if (x[i] != text(sum++)) return -1;
+    return sum;
+}
+static int full(int from, int to, int how) {
+    static const int block[] = { 100, 1, 2048, 512, 2048 };
+    /* Small buffers that were used once are used again beyond the limit. */
+    if (how == 4) for (int i = 0; i < 5; i++) {
+        fill(from, 0, 256);
+        CHECK(all(to) > 0);
+    }
+    int at = fill(from, 0, block[how]);
+    /* What a line discipline has taken makes room. */
+    for (int i = 0; i < 5; i++, nap(2)) at = fill(from, fill(from, at, 256), 1);
+    return at;
+}
+int main(void) {
+    int m[20], s[20], n[20], lines = 0, stuck, wait, x;
+    for (int i = 0; i < 15; i++) {
+        m[i] = pty(s + i, i >= 5);
+        n[i] = i < 10 ? full(s[i], m[i], i % 5) : full(m[i], s[i], i % 5);
+        CHECK(n[i] > 4095 + 4096);
+    }
+    int typed = pty(&x, 0);
+    while (write(typed, "a line\n", 7) == 7) { lines++; if (lines % 100 == 0) nap(1); }
+    CHECK(lines * 7 > 4095 + 4096);
+    stuck = pty(&wait, 0);
+    int child = OK(fork()), status;
+    if (!child) {
+        OK(fcntl(wait, F_SETFL, 0));
+        char w[100];
+        for (int at = 0, n; at < 40000; at += n) {
+            for (int i = 0; i < 100; i++) w[i] = text(at + i);
+            n = OK(write(wait, w, 100));
+        }
+        _exit(0);
+    }
+    OK(fcntl(stuck, F_SETFL, 0));
+    rest(50);
+    freeze_here();
+    SAME(fcntl(stuck, F_GETFL) & O_NONBLOCK, 0);
+    for (int i = 0; i < 15; i++) {
+        SAME(all(i < 10 ? m[i] : s[i]), n[i]);
+        char c = text(0);
+        SAME(write(i < 10 ? s[i] : m[i], &c, 1), 1);
+        SAME(all(i < 10 ? m[i] : s[i]), 1);
+    }
+    char line[100];
+    for (int i = 0; i < lines; i++) {
+        int n;
+        while ((n = read(x, line, sizeof line)) < 0 && errno == EAGAIN) nap(1);
+        SAME(n, 7);
+        CHECK(!memcmp(line, "a line\n", 7));
+    }
+    OK(fcntl(stuck, F_SETFL, O_NONBLOCK));
+    SAME(all(stuck), 40000);
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+    .alone()
+);
+
+conformance!(
+    stopped,
+    c(r#"
+/* Output that is stopped by tcflow(), by ^S, and with as much written before as there is room for. */
+#include <termios.h>
+static int pty(int *slave) {
+    int m = OK(posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK));
+    OK(unlockpt(m));
+    *slave = OK(open(ptsname(m), O_RDWR | O_NOCTTY | O_NONBLOCK));
+    return m;
+}
+static int says(int master, const char *expected) {
+    char x[100] = "";
+    nap(5);
+    int n = read(master, x, sizeof x - 1);
+    return n == (int)strlen(expected) && !strcmp(x, expected);
+}
+static int fill(int slave) {
+    int n = 0;
+    while (write(slave, "w", 1) == 1) n++;
+    return n;
+}
+static int all(int fd) {
+    char x[4096];
+    int n, sum = 0;
+    for (int quiet = 0; quiet < 10; quiet++, nap(1)) while ((n = read(fd, x, sizeof x)) > 0) sum += n, quiet = 0;
+    return sum;
+}
+int main(void) {
+    int call, character, typed, fast, slow, silent;
+    int m1 = pty(&call), m2 = pty(&character), m3 = pty(&typed), m4 = pty(&fast), m5 = pty(&slow), m6 = pty(&silent);
+    OK(tcflow(call, TCOOFF));
+    SAME(write(m2, "\x13", 1), 1);
+    SAME(write(m3, "\x13", 1), 1);
+    nap(20);
+    SAME(write(m3, "ab", 2), 2);
+    int n4 = fill(fast), n5 = fill(slow);
+    OK(tcflow(fast, TCOOFF));
+    SAME(write(m5, "\x13", 1), 1);
+    OK(tcflow(m6, TCOOFF));
+    rest(20);
+    freeze_here();
+    CHECK(write(call, "a", 1) == -1 && errno == EAGAIN);
+    SAME(write(m1, "\x11", 1), 1);
+    nap(5);
+    CHECK(write(call, "a", 1) == -1 && errno == EAGAIN);
+    OK(tcflow(call, TCOON));
+    SAME(write(call, "a", 1), 1);
+    CHECK(says(m1, "a"));
+    CHECK(write(character, "a", 1) == -1 && errno == EAGAIN);
+    OK(tcflow(character, TCOON));
+    CHECK(write(character, "a", 1) == -1 && errno == EAGAIN);
+    SAME(write(m2, "\x11", 1), 1);
+    nap(5);
+    SAME(write(character, "b", 1), 1);
+    CHECK(says(m2, "b"));
+    CHECK(write(typed, "a", 1) == -1 && errno == EAGAIN);
+    SAME(write(m3, "\x11", 1), 1);
+    CHECK(says(m3, "ab"));
+    SAME(all(m4), n4);
+    CHECK(write(fast, "a", 1) == -1 && errno == EAGAIN);
+    OK(tcflow(fast, TCOON));
+    SAME(write(fast, "a", 1), 1);
+    SAME(all(m5), n5);
+    CHECK(write(slow, "a", 1) == -1 && errno == EAGAIN);
+    SAME(write(m5, "\x11", 1), 1);
+    nap(5);
+    SAME(write(slow, "a", 1), 1);
+    CHECK(write(m6, "a", 1) == -1 && errno == EAGAIN);
+    OK(tcflow(m6, TCOON));
+    SAME(write(m6, "\n", 1), 1);
+    nap(5);
+    char x;
+    SAME(read(silent, &x, 1), 1);
+}
+"#)
+    .alone()
+);
