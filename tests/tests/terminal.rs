@@ -347,3 +347,61 @@ int main(void) {
 "#)
     .alone()
 );
+
+conformance!(
+    controlling,
+    c(r#"
+/* /dev/tty, open in the session it is of, in a child that shares it, and in one that has left the session. */
+#include <sys/sysmacros.h>
+static void is_tty(int t) {
+    struct stat s;
+    char link[100] = "", path[100];
+    OK(fstat(t, &s));
+    SAME(s.st_rdev, makedev(5, 0));
+    sprintf(path, "/proc/self/fd/%d", t);
+    OK(readlink(path, link, sizeof link - 1));
+    CHECK(!strcmp(link, "/dev/tty"));
+}
+int main(void) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY)), up[2], status;
+    OK(unlockpt(master));
+    OK(pipe(up));
+    int child = OK(fork());
+    if (!child) {
+        OK(setsid());
+        int slave = OK(open(ptsname(master), O_RDWR));
+        int t = OK(open("/dev/tty", O_RDWR | O_NONBLOCK)), other = OK(open("/dev/tty", O_WRONLY));
+        close(slave);
+        close(master);
+        for (int i = 0; i < 2; i++) if (!OK(fork())) {
+            if (i) OK(setsid());
+            SAME(write(up[1], "u", 1), 1);
+            while (!gone_ahead()) nap(2);
+            is_tty(t);
+            if (i) CHECK(open("/dev/tty", O_RDWR) == -1 && errno == ENXIO);
+            else OK(fcntl(t, F_SETFL, 0));
+            SAME(write(t, "x", 1), 1);
+            _exit(0);
+        }
+        while (!gone_ahead()) nap(2);
+        for (int i = 0; i < 2; i++) { OK(wait(&status)); SAME(status, 0); }
+        is_tty(t);
+        is_tty(other);
+        SAME(fcntl(t, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDWR);
+        SAME(fcntl(other, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_WRONLY);
+        SAME(write(other, "y", 1), 1);
+        SAME(tcgetsid(t), getpid());
+        _exit(0);
+    }
+    char x[8];
+    for (int i = 0; i < 2; i++) SAME(read(up[0], x, 1), 1);
+    rest(20);
+    freeze_here();
+    for (int i = 0; i < 3; i++) SAME(read(master, x, 1), 1);
+    CHECK(*x == 'y');
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+    .alone()
+);

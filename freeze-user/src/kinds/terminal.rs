@@ -94,6 +94,17 @@ pub struct Slave {
     pub dir: PathBuf,
     #[serde(default)]
     pub tree: u32,
+    /// Where it was opened as the controlling terminal of a session, by which one.
+    #[serde(default)]
+    pub controlling: Option<Controlling>,
+}
+
+/// What was opened as /dev/tty, whichever terminal that is for who opens it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controlling {
+    pub leader: Pid,
+    /// The number of the tree of files in which /dev/tty lies.
+    pub tree: u32,
 }
 
 fn usual_place() -> PathBuf {
@@ -144,7 +155,7 @@ impl FdKind for Terminal {
     const ABOUT: &'static str = "terminals: one outside the checkpoint is reattached to the restorer's (--tty) with its \
         settings; pseudo terminals inside with number, settings, size, modes, what was typed and written, stopped \
         output, session and foreground group, in whichever devpts; a slave side whose master was closed; consoles and \
-        serial lines are opened again; /dev/tty comes back as /dev/pts/N";
+        serial lines are opened again; /dev/tty of a pseudo terminal that has lost its session comes back as /dev/pts/N";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -234,6 +245,8 @@ impl FdKind for Terminal {
             && let Some(master) = master_of(fd, index, from.view)
             && let Some(id) = from.shared.files.get(&(master.pid, master.fd))
         {
+            let leader = sys::ioctl_int(borrow(master)?.as_fd(), libc::TIOCGSID).unwrap_or(0);
+            let is_leader = side(fd) == Some(Side::Controlling) && from.view.get(Pid(leader)).is_some();
             return Ok(Record::Slave(Slave {
                 master: *id,
                 index,
@@ -241,6 +254,10 @@ impl FdKind for Terminal {
                 flags,
                 dir: pty::directory_of(Path::new(OsStr::from_bytes(&master.link))),
                 tree: master.tree.number,
+                controlling: is_leader.then_some(Controlling {
+                    leader: Pid(leader),
+                    tree: fd.tree.number,
+                }),
             }));
         }
         let here = from.process.fd(fd.fd)?;
@@ -329,6 +346,11 @@ impl FdKind for Terminal {
             }
             Record::Slave(slave) => {
                 let name = || slave.path.display().to_string();
+                if let Some(controlling) = &slave.controlling
+                    && let Some(tty) = open_as(controlling, slave, nest)?
+                {
+                    return Ok(tty);
+                }
                 let master = nest.file(slave.master)?;
                 if slave.flags & LARGEFILE == 0 {
                     return pty::peer(master, slave.flags).on("ioctl(TIOCGPTPEER)", name);
@@ -519,8 +541,14 @@ fn slave_index(fd: &FdView, view: &View) -> Option<u32> {
     match side(fd)? {
         Side::Slave(index) => Some(index),
         Side::Controlling => {
+            // Who has it may have left the session since; one that has hung up answers no more.
+            const TIOCGDEV: u64 = 0x8004_5432;
+            let device = borrow(fd).map(|here| sys::ioctl_int(here.as_fd(), TIOCGDEV));
+            let device = match device {
+                Ok(Ok(device)) => device,
+                _ => view.get(fd.pid)?.stat.tty_nr,
+            } as u32;
             // As proc(5) shows it: minor bits 7-0 and 31-20, major between.
-            let device = view.get(fd.pid)?.stat.tty_nr as u32;
             (device >> 8 & 0xfff == 136).then_some(device >> 12 & 0xfff00 | device & 0xff)
         }
         _ => None,
@@ -598,6 +626,36 @@ fn own_terminal() -> Option<PathBuf> {
 fn open(path: &Path, flags: i32) -> nix::Result<OwnedFd> {
     let flags = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_CLOEXEC | libc::O_NOCTTY;
     nix::fcntl::open(path, OFlag::from_bits_retain(flags), Mode::empty())
+}
+
+/// Has the leader of a session open its terminal as /dev/tty, if that is there; nobody has descriptors of his own yet.
+fn open_as(controlling: &Controlling, slave: &Slave, nest: &mut Nest) -> Result<Option<OwnedFd>> {
+    let (Some(dir), Some(file)) = (slave.path.parent(), slave.path.file_name()) else {
+        return Ok(None);
+    };
+    let here = nest.options.reach(controlling.tree, dir)?;
+    if !is_node(&here.join(file), (5, 0)) {
+        return Ok(None);
+    }
+    let name = || slave.path.display().to_string();
+    let dir = open(&here, libc::O_PATH | libc::O_DIRECTORY).on("open", name)?;
+    let leader = controlling.leader;
+    let at = nest.hand_over(leader, &[dir.as_raw_fd()])?[0];
+    let process = nest.process(leader)?;
+    let (ran, opened) = process.tape(|t| {
+        let file = t.bytes(&[file.as_bytes(), b"\0"].concat());
+        let flags = slave.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_CLOEXEC;
+        let opened = t.try_call("openat", libc::SYS_openat, &[at, file, flags as u64, 0]);
+        t.call("close", libc::SYS_close, &[at]);
+        opened
+    })?;
+    let number = match ran.result(opened) {
+        Ok(number) => number,
+        Err(e) => return Err(e).on("open", name),
+    };
+    let tty = sys::pidfd_open(leader).and_then(|p| sys::pidfd_getfd(p.as_fd(), number as i32));
+    process.call("close", libc::SYS_close, &[number as u64])?;
+    tty.on("pidfd_getfd", name).map(Some)
 }
 
 fn reattach(outside: &Outside) -> Result<OwnedFd> {
