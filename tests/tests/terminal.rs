@@ -405,3 +405,55 @@ int main(void) {
 "#)
     .alone()
 );
+
+/// Runs a program on a terminal, checkpoints it from outside, and restores it on another terminal.
+const EXCHANGE: &str = r#"
+import fcntl, os, pty, struct, subprocess, sys
+freeze, image, go = sys.argv[1:]
+program = """
+import os, time
+tty = os.open("/dev/tty", os.O_RDWR)
+print("up", flush=True)
+while not os.path.exists(%r):
+    time.sleep(0.002)
+print(os.readlink("/proc/self/fd/%%d" %% tty), hex(os.fstat(tty).st_rdev), os.ttyname(0), flush=True)
+""" % go
+def on_terminal(*command):
+    pid, master = pty.fork()
+    if pid == 0:
+        os.closerange(3, 1000)
+        os.execv(command[0], command)
+    return pid, master
+def rest(master):
+    said = b""
+    try:
+        while more := os.read(master, 1000):
+            said += more
+    except OSError:
+        pass
+    return said.decode()
+pid, first = on_terminal(sys.executable, "-c", program)
+assert b"up" in os.read(first, 100)
+subprocess.run([freeze, "checkpoint", str(pid), "--to", image, "--kill"], check=True)
+os.waitpid(pid, 0)
+open(go, "w").close()
+pid, second = on_terminal(freeze, "restore", image, "--tty")
+said = rest(second)
+assert os.waitpid(pid, 0)[1] == 0, said
+number = struct.unpack("i", fcntl.ioctl(second, 0x80045430, b"0000"))[0]
+assert "/dev/tty 0x500 /dev/pts/%d" % number in said, said
+"#;
+
+#[test]
+fn one_outside_is_exchanged_also_as_dev_tty() {
+    let dir = freeze_tests::scratch();
+    let program = freeze_tests::freeze();
+    let done = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", EXCHANGE])
+        .arg(program.get_program())
+        .args([dir.join("image"), dir.join("go")])
+        .output()
+        .expect("python3");
+    std::fs::remove_dir_all(&dir).expect("a directory of our own");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}

@@ -542,11 +542,9 @@ fn slave_index(fd: &FdView, view: &View) -> Option<u32> {
         Side::Slave(index) => Some(index),
         Side::Controlling => {
             // Who has it may have left the session since; one that has hung up answers no more.
-            const TIOCGDEV: u64 = 0x8004_5432;
-            let device = borrow(fd).map(|here| sys::ioctl_int(here.as_fd(), TIOCGDEV));
-            let device = match device {
-                Ok(Ok(device)) => device,
-                _ => view.get(fd.pid)?.stat.tty_nr,
+            let device = match borrow(fd).ok().and_then(|here| device_of(&here)) {
+                Some(device) => device,
+                None => view.get(fd.pid)?.stat.tty_nr,
             } as u32;
             // As proc(5) shows it: minor bits 7-0 and 31-20, major between.
             (device >> 8 & 0xfff == 136).then_some(device >> 12 & 0xfff00 | device & 0xff)
@@ -577,7 +575,14 @@ fn slave_of<'a>(fd: &FdView, index: u32, view: &'a View) -> Option<&'a FdView> {
         f.flags() & libc::O_PATH == 0
             && slave_index(f, view) == Some(index)
             && (side(f) == Some(Side::Controlling) || instance_inside(f) == own)
+            && hung_up(f, view).is_none()
     })
+}
+
+/// The device number of the terminal behind a descriptor, also of /dev/tty; None of one that has hung up.
+fn device_of(terminal: &OwnedFd) -> Option<i32> {
+    const TIOCGDEV: u64 = 0x8004_5432;
+    sys::ioctl_int(terminal.as_fd(), TIOCGDEV).ok()
 }
 
 /// A duplicate of a descriptor of any process of the set.
@@ -661,7 +666,14 @@ fn open_as(controlling: &Controlling, slave: &Slave, nest: &mut Nest) -> Result<
 fn reattach(outside: &Outside) -> Result<OwnedFd> {
     let name = || format!("the terminal for {}", outside.path.display());
     let path = own_terminal().ok_or_else(|| Error::kernel("open", name(), Errno::ENXIO))?;
-    open(&path, outside.flags).on("open", name)
+    let terminal = open(&path, outside.flags).on("open", name)?;
+    if outside.path == Path::new("/dev/tty") {
+        // By its name again, where that leads to the same one.
+        let named = open(&outside.path, outside.flags).ok();
+        let same = |tty: &OwnedFd| device_of(tty) == device_of(&terminal);
+        return Ok(named.filter(same).unwrap_or(terminal));
+    }
+    Ok(terminal)
 }
 
 /// Gives the restorer's terminal the program's settings, and the program the foreground it had.
