@@ -457,3 +457,61 @@ fn one_outside_is_exchanged_also_as_dev_tty() {
     std::fs::remove_dir_all(&dir).expect("a directory of our own");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
+
+conformance!(
+    hung_while_in_use,
+    c(r#"
+/* Slave sides that were hung up (vhangup) while the master stayed open, beside one that was opened afterwards. */
+static int pty(char *name) {
+    int m = OK(posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK));
+    OK(unlockpt(m));
+    strcpy(name, ptsname(m));
+    return m;
+}
+static void is_dead(int fd) {
+    char x;
+    SAME(read(fd, &x, 1), 0);
+    CHECK(write(fd, "x", 1) == -1 && errno == EIO);
+}
+int main(void) {
+    char one[100], two[100], x[8];
+    int m = pty(one), n = pty(two), status;
+    int a = OK(open(one, O_RDWR | O_NOCTTY)), b = OK(open(one, O_RDONLY | O_NONBLOCK | O_NOCTTY));
+    int only = OK(open(two, O_RDWR | O_NOCTTY));
+    int child = OK(fork());
+    if (!child) {
+        OK(setsid());
+        signal(SIGHUP, SIG_IGN);
+        OK(open(one, O_RDWR));
+        OK(vhangup());
+        close(OK(open(in_here("hung"), O_CREAT | O_WRONLY, 0600)));
+        while (!gone_ahead()) nap(2);
+        is_dead(a);
+        CHECK(open("/dev/tty", O_RDWR) == -1 && errno == ENXIO);
+        _exit(0);
+    }
+    while (access(in_here("hung"), F_OK)) nap(2);
+    OK(ioctl(only, TIOCVHANGUP));
+    int live = OK(open(one, O_RDWR | O_NOCTTY));
+    SAME(write(live, "out", 3), 3);
+    SAME(write(m, "line\n", 5), 5);
+    rest(20);
+    freeze_here();
+    is_dead(a);
+    is_dead(only);
+    SAME(read(b, x, 1), 0);
+    SAME(fcntl(b, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDONLY | O_NONBLOCK);
+    SAME(read(live, x, 8), 5);
+    SAME(read(m, x, 3), 3);
+    CHECK(!memcmp(x, "out", 3));
+    int again = OK(open(two, O_RDWR | O_NOCTTY));
+    SAME(write(again, "y", 1), 1);
+    nap(5);
+    SAME(read(n, x, 1), 1);
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+    .alone(),
+    only: root
+);

@@ -9,7 +9,7 @@ use self::queues::{
 };
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Error, Result};
-use crate::ids::Pid;
+use crate::ids::{FileId, Pid};
 use crate::sys::{
     self,
     events::{Termios, ioctl_word, set_termios, termios},
@@ -19,6 +19,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFlags, PollTimeout};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -220,11 +221,13 @@ fn flow(side: BorrowedFd<'_>, action: i32) -> nix::Result<()> {
 
 /// Records a pty; both sides stand still, and hold afterwards what they held before.
 ///
-/// `slave` is one descriptor of the slave side, if anybody has one, and `node` where that side lies.
+/// `slave` is one descriptor of the slave side, if anybody has one, and `node` where that side lies; `hung` says
+/// whether somebody has one that was hung up.
 pub fn collect(
     index: u32,
     master: BorrowedFd<'_>,
     slave: Option<BorrowedFd<'_>>,
+    hung: bool,
     node: &Path,
 ) -> Result<Pty> {
     let name = || format!("pty {index}");
@@ -255,7 +258,7 @@ pub fn collect(
         mode: 0,
         uid: 0,
         gid: 0,
-        unopened: slave.is_none() && !hung_up,
+        unopened: slave.is_none() && !hung_up && !hung,
         stopped_by_call: false,
         master_stopped: false,
     };
@@ -345,6 +348,8 @@ pub struct Made {
     pub slave: Option<OwnedFd>,
     /// Where its slave side lies.
     pub node: PathBuf,
+    /// Descriptors of its slave side that have been hung up.
+    pub hung: BTreeMap<FileId, OwnedFd>,
 }
 
 /// The directory of slave sides that belongs to a multiplexer, as the kernel finds it.
@@ -380,7 +385,9 @@ pub fn unlock(master: BorrowedFd<'_>) -> nix::Result<()> {
 }
 
 /// Makes a pty with its recorded number, settings and contents; it has no lock, no packet mode and no session yet.
-pub fn make(pty: &Pty, flags: i32, ptmx: &Path) -> Result<Made> {
+///
+/// `hung` are slave sides that were hung up, with their flags.
+pub fn make(pty: &Pty, flags: i32, ptmx: &Path, hung: &[(FileId, i32)]) -> Result<Made> {
     let name = || format!("/dev/pts/{}", pty.index);
     let node = directory_of(ptmx).join(pty.index.to_string());
     let master = master_at(pty.index, flags, ptmx)?;
@@ -401,9 +408,11 @@ pub fn make(pty: &Pty, flags: i32, ptmx: &Path) -> Result<Made> {
             master,
             slave: None,
             node,
+            hung: BTreeMap::new(),
         });
     }
     unlock(master.as_fd()).on("ioctl(TIOCSPTLCK)", name)?;
+    let hung = hang_up(&node, hung).on("ioctl(TIOCVHANGUP)", name)?;
     let slave = peer(master.as_fd(), libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
     Opened {
         master: master.as_fd(),
@@ -419,7 +428,23 @@ pub fn make(pty: &Pty, flags: i32, ptmx: &Path) -> Result<Made> {
         master,
         slave: Some(slave),
         node,
+        hung,
     })
+}
+
+/// Opens the slave side for each of `hung` and hangs all up, which also would what is opened before and is not meant.
+fn hang_up(node: &Path, hung: &[(FileId, i32)]) -> nix::Result<BTreeMap<FileId, OwnedFd>> {
+    const TIOCVHANGUP: u64 = 0x5437;
+    let open = |flags: i32| {
+        let flags = flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
+        nix::fcntl::open(node, OFlag::from_bits_retain(flags), Mode::empty())
+    };
+    let opened = hung.iter().map(|(id, flags)| Ok((*id, open(*flags)?)));
+    let opened: BTreeMap<FileId, OwnedFd> = opened.collect::<nix::Result<_>>()?;
+    if let Some(any) = opened.values().next() {
+        sys::ioctl_number(any.as_fd(), TIOCVHANGUP, 0)?;
+    }
+    Ok(opened)
 }
 
 /// Does what must wait until both sides have been opened by everybody.
@@ -473,15 +498,15 @@ mod tests {
         prepare(master.as_fd(), slave.as_fd());
         let index = sys::ioctl_int(master.as_fd(), TIOCGPTN).unwrap() as u32;
         let node = Path::new("/dev/pts").join(index.to_string());
-        let first = collect(index, master.as_fd(), Some(slave.as_fd()), &node).unwrap();
-        let second = collect(index, master.as_fd(), Some(slave.as_fd()), &node).unwrap();
+        let first = collect(index, master.as_fd(), Some(slave.as_fd()), false, &node).unwrap();
+        let second = collect(index, master.as_fd(), Some(slave.as_fd()), false, &node).unwrap();
         assert_eq!(first, second, "what was looked at has changed");
         drop((master, slave));
-        let made = make(&first, libc::O_RDWR, Path::new("/dev/ptmx")).unwrap();
+        let made = make(&first, libc::O_RDWR, Path::new("/dev/ptmx"), &[]).unwrap();
         settle(&first, &made).unwrap();
         assert_eq!(made.node, node);
         let slave = made.slave.as_ref().map(AsFd::as_fd);
-        let again = collect(index, made.master.as_fd(), slave, &node).unwrap();
+        let again = collect(index, made.master.as_fd(), slave, false, &node).unwrap();
         (first, again, made)
     }
 
