@@ -174,3 +174,344 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    full,
+    c(r#"
+/* Ptys that hold all they can, in both directions, however that came about; a writer that waits for room. */
+#include <termios.h>
+static char text(int i) { return 'a' + (i * 7 + i / 251) % 26; }
+static int pty(int *slave, int raw) {
+    struct termios t;
+    int m = OK(posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK));
+    OK(unlockpt(m));
+    *slave = OK(open(ptsname(m), O_RDWR | O_NOCTTY | O_NONBLOCK));
+    OK(tcgetattr(*slave, &t));
+    if (raw) cfmakeraw(&t);
+    t.c_lflag &= ~ECHO;
+    OK(tcsetattr(*slave, TCSANOW, &t));
+    return m;
+}
+/* Writes on from `at` until there is no room. */
+static int fill(int fd, int at, int block) {
+    char x[2048];
+    for (;;) {
+        for (int i = 0; i < block; i++) x[i] = text(at + i);
+        int n = write(fd, x, block);
+        if (n <= 0) return at;
+        at += n;
+    }
+}
+static int all(int fd) {
+    char x[4096];
+    int n, sum = 0;
+    for (int quiet = 0; quiet < 10; quiet++, nap(1))
+        for (; (n = read(fd, x, sizeof x)) > 0; quiet = 0)
+            for (int i = 0; i < n; i++) if (x[i] != text(sum++)) return -1;
+    return sum;
+}
+static int full(int from, int to, int how) {
+    static const int block[] = { 100, 1, 2048, 512, 2048 };
+    /* Small buffers that were used once are used again beyond the limit. */
+    if (how == 4) for (int i = 0; i < 5; i++) {
+        fill(from, 0, 256);
+        CHECK(all(to) > 0);
+    }
+    int at = fill(from, 0, block[how]);
+    /* What a line discipline has taken makes room. */
+    for (int i = 0; i < 5; i++, nap(2)) at = fill(from, fill(from, at, 256), 1);
+    return at;
+}
+int main(void) {
+    int m[20], s[20], n[20], lines = 0, stuck, wait, x;
+    for (int i = 0; i < 15; i++) {
+        m[i] = pty(s + i, i >= 5);
+        n[i] = i < 10 ? full(s[i], m[i], i % 5) : full(m[i], s[i], i % 5);
+        CHECK(n[i] > 4095 + 4096);
+    }
+    int typed = pty(&x, 0);
+    while (write(typed, "a line\n", 7) == 7) { lines++; if (lines % 100 == 0) nap(1); }
+    CHECK(lines * 7 > 4095 + 4096);
+    stuck = pty(&wait, 0);
+    int child = OK(fork()), status;
+    if (!child) {
+        OK(fcntl(wait, F_SETFL, 0));
+        char w[100];
+        for (int at = 0, n; at < 40000; at += n) {
+            for (int i = 0; i < 100; i++) w[i] = text(at + i);
+            n = OK(write(wait, w, 100));
+        }
+        _exit(0);
+    }
+    OK(fcntl(stuck, F_SETFL, 0));
+    rest(50);
+    freeze_here();
+    SAME(fcntl(stuck, F_GETFL) & O_NONBLOCK, 0);
+    for (int i = 0; i < 15; i++) {
+        SAME(all(i < 10 ? m[i] : s[i]), n[i]);
+        char c = text(0);
+        SAME(write(i < 10 ? s[i] : m[i], &c, 1), 1);
+        SAME(all(i < 10 ? m[i] : s[i]), 1);
+    }
+    char line[100];
+    for (int i = 0; i < lines; i++) {
+        int n;
+        while ((n = read(x, line, sizeof line)) < 0 && errno == EAGAIN) nap(1);
+        SAME(n, 7);
+        CHECK(!memcmp(line, "a line\n", 7));
+    }
+    OK(fcntl(stuck, F_SETFL, O_NONBLOCK));
+    SAME(all(stuck), 40000);
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+    .alone()
+);
+
+conformance!(
+    stopped,
+    c(r#"
+/* Output that is stopped by tcflow(), by ^S, and with as much written before as there is room for. */
+#include <termios.h>
+static int pty(int *slave) {
+    int m = OK(posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK));
+    OK(unlockpt(m));
+    *slave = OK(open(ptsname(m), O_RDWR | O_NOCTTY | O_NONBLOCK));
+    return m;
+}
+static int says(int master, const char *expected) {
+    char x[100] = "";
+    nap(5);
+    int n = read(master, x, sizeof x - 1);
+    return n == (int)strlen(expected) && !strcmp(x, expected);
+}
+static int fill(int slave) {
+    int n = 0;
+    while (write(slave, "w", 1) == 1) n++;
+    return n;
+}
+static int all(int fd) {
+    char x[4096];
+    int n, sum = 0;
+    for (int quiet = 0; quiet < 10; quiet++, nap(1)) while ((n = read(fd, x, sizeof x)) > 0) sum += n, quiet = 0;
+    return sum;
+}
+int main(void) {
+    int call, character, typed, fast, slow, silent;
+    int m1 = pty(&call), m2 = pty(&character), m3 = pty(&typed), m4 = pty(&fast), m5 = pty(&slow), m6 = pty(&silent);
+    OK(tcflow(call, TCOOFF));
+    SAME(write(m2, "\x13", 1), 1);
+    SAME(write(m3, "\x13", 1), 1);
+    nap(20);
+    SAME(write(m3, "ab", 2), 2);
+    int n4 = fill(fast), n5 = fill(slow);
+    OK(tcflow(fast, TCOOFF));
+    SAME(write(m5, "\x13", 1), 1);
+    OK(tcflow(m6, TCOOFF));
+    rest(20);
+    freeze_here();
+    CHECK(write(call, "a", 1) == -1 && errno == EAGAIN);
+    SAME(write(m1, "\x11", 1), 1);
+    nap(5);
+    CHECK(write(call, "a", 1) == -1 && errno == EAGAIN);
+    OK(tcflow(call, TCOON));
+    SAME(write(call, "a", 1), 1);
+    CHECK(says(m1, "a"));
+    CHECK(write(character, "a", 1) == -1 && errno == EAGAIN);
+    OK(tcflow(character, TCOON));
+    CHECK(write(character, "a", 1) == -1 && errno == EAGAIN);
+    SAME(write(m2, "\x11", 1), 1);
+    nap(5);
+    SAME(write(character, "b", 1), 1);
+    CHECK(says(m2, "b"));
+    CHECK(write(typed, "a", 1) == -1 && errno == EAGAIN);
+    SAME(write(m3, "\x11", 1), 1);
+    CHECK(says(m3, "ab"));
+    SAME(all(m4), n4);
+    CHECK(write(fast, "a", 1) == -1 && errno == EAGAIN);
+    OK(tcflow(fast, TCOON));
+    SAME(write(fast, "a", 1), 1);
+    SAME(all(m5), n5);
+    CHECK(write(slow, "a", 1) == -1 && errno == EAGAIN);
+    SAME(write(m5, "\x11", 1), 1);
+    nap(5);
+    SAME(write(slow, "a", 1), 1);
+    CHECK(write(m6, "a", 1) == -1 && errno == EAGAIN);
+    OK(tcflow(m6, TCOON));
+    SAME(write(m6, "\n", 1), 1);
+    nap(5);
+    char x;
+    SAME(read(silent, &x, 1), 1);
+}
+"#)
+    .alone()
+);
+
+conformance!(
+    controlling,
+    c(r#"
+/* /dev/tty, open in the session it is of, in a child that shares it, and in one that has left the session. */
+#include <sys/sysmacros.h>
+static void is_tty(int t) {
+    struct stat s;
+    char link[100] = "", path[100];
+    OK(fstat(t, &s));
+    SAME(s.st_rdev, makedev(5, 0));
+    sprintf(path, "/proc/self/fd/%d", t);
+    OK(readlink(path, link, sizeof link - 1));
+    CHECK(!strcmp(link, "/dev/tty"));
+}
+int main(void) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY)), up[2], status;
+    OK(unlockpt(master));
+    OK(pipe(up));
+    int child = OK(fork());
+    if (!child) {
+        OK(setsid());
+        int slave = OK(open(ptsname(master), O_RDWR));
+        int t = OK(open("/dev/tty", O_RDWR | O_NONBLOCK)), other = OK(open("/dev/tty", O_WRONLY));
+        close(slave);
+        close(master);
+        for (int i = 0; i < 2; i++) if (!OK(fork())) {
+            if (i) OK(setsid());
+            SAME(write(up[1], "u", 1), 1);
+            while (!gone_ahead()) nap(2);
+            is_tty(t);
+            if (i) CHECK(open("/dev/tty", O_RDWR) == -1 && errno == ENXIO);
+            else OK(fcntl(t, F_SETFL, 0));
+            SAME(write(t, "x", 1), 1);
+            _exit(0);
+        }
+        while (!gone_ahead()) nap(2);
+        for (int i = 0; i < 2; i++) { OK(wait(&status)); SAME(status, 0); }
+        is_tty(t);
+        is_tty(other);
+        SAME(fcntl(t, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDWR);
+        SAME(fcntl(other, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_WRONLY);
+        SAME(write(other, "y", 1), 1);
+        SAME(tcgetsid(t), getpid());
+        _exit(0);
+    }
+    char x[8];
+    for (int i = 0; i < 2; i++) SAME(read(up[0], x, 1), 1);
+    rest(20);
+    freeze_here();
+    for (int i = 0; i < 3; i++) SAME(read(master, x, 1), 1);
+    CHECK(*x == 'y');
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+    .alone()
+);
+
+/// Runs a program on a terminal, checkpoints it from outside, and restores it on another terminal.
+const EXCHANGE: &str = r#"
+import fcntl, os, pty, struct, subprocess, sys
+freeze, image, go = sys.argv[1:]
+program = """
+import os, time
+tty = os.open("/dev/tty", os.O_RDWR)
+print("up", flush=True)
+while not os.path.exists(%r):
+    time.sleep(0.002)
+print(os.readlink("/proc/self/fd/%%d" %% tty), hex(os.fstat(tty).st_rdev), os.ttyname(0), flush=True)
+""" % go
+def on_terminal(*command):
+    pid, master = pty.fork()
+    if pid == 0:
+        os.closerange(3, 1000)
+        os.execv(command[0], command)
+    return pid, master
+def rest(master):
+    said = b""
+    try:
+        while more := os.read(master, 1000):
+            said += more
+    except OSError:
+        pass
+    return said.decode()
+pid, first = on_terminal(sys.executable, "-c", program)
+assert b"up" in os.read(first, 100)
+subprocess.run([freeze, "checkpoint", str(pid), "--to", image, "--kill"], check=True)
+os.waitpid(pid, 0)
+open(go, "w").close()
+pid, second = on_terminal(freeze, "restore", image, "--tty")
+said = rest(second)
+assert os.waitpid(pid, 0)[1] == 0, said
+number = struct.unpack("i", fcntl.ioctl(second, 0x80045430, b"0000"))[0]
+assert "/dev/tty 0x500 /dev/pts/%d" % number in said, said
+"#;
+
+#[test]
+fn one_outside_is_exchanged_also_as_dev_tty() {
+    let dir = freeze_tests::scratch();
+    let program = freeze_tests::freeze();
+    let done = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", EXCHANGE])
+        .arg(program.get_program())
+        .args([dir.join("image"), dir.join("go")])
+        .output()
+        .expect("python3");
+    std::fs::remove_dir_all(&dir).expect("a directory of our own");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+conformance!(
+    hung_while_in_use,
+    c(r#"
+/* Slave sides that were hung up (vhangup) while the master stayed open, beside one that was opened afterwards. */
+static int pty(char *name) {
+    int m = OK(posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK));
+    OK(unlockpt(m));
+    strcpy(name, ptsname(m));
+    return m;
+}
+static void is_dead(int fd) {
+    char x;
+    SAME(read(fd, &x, 1), 0);
+    CHECK(write(fd, "x", 1) == -1 && errno == EIO);
+}
+int main(void) {
+    char one[100], two[100], x[8];
+    int m = pty(one), n = pty(two), status;
+    int a = OK(open(one, O_RDWR | O_NOCTTY)), b = OK(open(one, O_RDONLY | O_NONBLOCK | O_NOCTTY));
+    int only = OK(open(two, O_RDWR | O_NOCTTY));
+    int child = OK(fork());
+    if (!child) {
+        OK(setsid());
+        signal(SIGHUP, SIG_IGN);
+        OK(open(one, O_RDWR));
+        OK(vhangup());
+        close(OK(open(in_here("hung"), O_CREAT | O_WRONLY, 0600)));
+        while (!gone_ahead()) nap(2);
+        is_dead(a);
+        CHECK(open("/dev/tty", O_RDWR) == -1 && errno == ENXIO);
+        _exit(0);
+    }
+    while (access(in_here("hung"), F_OK)) nap(2);
+    OK(ioctl(only, TIOCVHANGUP));
+    int live = OK(open(one, O_RDWR | O_NOCTTY));
+    SAME(write(live, "out", 3), 3);
+    SAME(write(m, "line\n", 5), 5);
+    rest(20);
+    freeze_here();
+    is_dead(a);
+    is_dead(only);
+    SAME(read(b, x, 1), 0);
+    SAME(fcntl(b, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDONLY | O_NONBLOCK);
+    SAME(read(live, x, 8), 5);
+    SAME(read(m, x, 3), 3);
+    CHECK(!memcmp(x, "out", 3));
+    int again = OK(open(two, O_RDWR | O_NOCTTY));
+    SAME(write(again, "y", 1), 1);
+    nap(5);
+    SAME(read(n, x, 1), 1);
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+    .alone(),
+    only: root
+);

@@ -1,17 +1,25 @@
 //! The state of a pseudo terminal: settings, size, modes, and what is under way between its two sides.
 
+mod queues;
+
+pub use self::queues::Input;
+
+use self::queues::{
+    FULL, Unwaiting, doubles, drain, put_back, put_input, ready, take_input, type_in, writable,
+};
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Error, Result};
-use crate::ids::Pid;
+use crate::ids::{FileId, Pid};
 use crate::sys::{
     self,
     events::{Termios, ioctl_word, set_termios, termios},
 };
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFlags, PollTimeout};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -31,7 +39,7 @@ pub struct Pty {
     pub packets: bool,
     /// Exclusive mode of the master and of the slave side (TIOCEXCL).
     pub exclusive: [bool; 2],
-    /// Whether output is stopped (^S).
+    /// Whether output is stopped.
     pub stopped: bool,
     /// Whether the slave side was closed by its last holder.
     pub hung_up: bool,
@@ -48,15 +56,12 @@ pub struct Pty {
     /// Whether nobody has opened the slave side yet.
     #[serde(default)]
     pub unopened: bool,
-}
-
-/// Typed by the master, not read by the slave side yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Input {
-    /// What single reads bring in canonical mode: a line each, with its newline unless it was ended otherwise.
-    pub lines: Vec<Bytes>,
-    /// What has no end yet; in other modes everything.
-    pub rest: Bytes,
+    /// Whether output is stopped by tcflow(3), which alone starts it again, and not by its character (^S).
+    #[serde(default)]
+    pub stopped_by_call: bool,
+    /// Whether what the master writes is stopped; it has no characters for that.
+    #[serde(default)]
+    pub master_stopped: bool,
 }
 
 const TIOCGPKT: u64 = 0x8004_5438;
@@ -68,9 +73,6 @@ const TIOCSPTLCK: u64 = 0x4004_5431;
 
 /// The ordinary line discipline.
 const N_TTY: i32 = 0;
-
-/// What the line discipline holds at most; more waits before it, not looked at yet.
-const FULL: i32 = 4095;
 
 // Places in struct termios2: four words of flags, one byte of line discipline, then the control characters.
 const IFLAG: usize = 0;
@@ -104,22 +106,13 @@ fn literal(t: &Termios, canonical: bool) -> Termios {
     out
 }
 
-fn ready(fd: BorrowedFd<'_>, wanted: PollFlags, wait: PollTimeout) -> nix::Result<PollFlags> {
-    let mut fds = [PollFd::new(fd, wanted)];
-    poll(&mut fds, wait)?;
-    Ok(fds[0].revents().unwrap_or(PollFlags::empty()))
-}
-
 /// What speaks against taking a pty, as its master shows it.
 pub fn obstacle(
     master: BorrowedFd<'_>,
     slave: Option<BorrowedFd<'_>>,
 ) -> Result<Option<(&'static str, &'static str)>> {
     let name = || "a pty";
-    if ready(master, PollFlags::POLLPRI, PollTimeout::ZERO)
-        .on("poll", name)?
-        .contains(PollFlags::POLLPRI)
-    {
+    if ready(master, PollFlags::POLLPRI, PollTimeout::ZERO).on("poll", name)? {
         return Ok(Some((
             "a control message of its packet mode is waiting to be read",
             "try again in a moment",
@@ -132,8 +125,10 @@ pub fn obstacle(
         )));
     }
     let Some(slave) = slave else { return Ok(None) };
+    // Of three places it keeps the last for one that takes them all.
+    let full = sys::ioctl_int(slave, libc::FIONREAD).on("ioctl(FIONREAD)", name)? as usize >= FULL - 2;
     Ok(
-        (sys::ioctl_int(slave, libc::FIONREAD).on("ioctl(FIONREAD)", name)? >= FULL).then_some((
+        (full && doubles(&termios(slave).on("ioctl(TCGETS2)", name)?)).then_some((
             "more is typed ahead than its line discipline holds",
             "let the program read its input",
         )),
@@ -146,6 +141,7 @@ struct Opened<'a> {
     slave: BorrowedFd<'a>,
     found: Termios,
     packets: bool,
+    _unwaiting: Unwaiting<'a>,
 }
 
 impl Drop for Opened<'_> {
@@ -157,20 +153,87 @@ impl Drop for Opened<'_> {
     }
 }
 
+impl Opened<'_> {
+    /// The settings found, except that no character stops output; once they are set, none has.
+    fn started(&self) -> Termios {
+        let mut out = self.found;
+        set_flag(&mut out, IFLAG, flag(&self.found, IFLAG) & !libc::IXON);
+        out
+    }
+
+    /// Takes out all that lies between the two sides, and lets what was stopped go on meanwhile.
+    fn take(&self, out: &mut Pty) -> nix::Result<()> {
+        drain(self.master, &mut out.output.0)?;
+        // Nothing is in the way of its output now, so what keeps it from writing is that it is stopped.
+        out.stopped = !writable(self.slave)?;
+        if out.stopped {
+            // This starts what tcflow(3) has stopped, and nothing else.
+            flow(self.slave, libc::TCOON)?;
+            out.stopped_by_call = writable(self.slave)?;
+        }
+        // An echo that was stopped or had no room comes out before anything else that is written, even nothing.
+        set_termios(self.slave, &self.started())?;
+        nix::unistd::write(self.slave, &[])?;
+        drain(self.master, &mut out.output.0)?;
+        take_input(self.slave, &self.started(), &mut out.input)?;
+        out.master_stopped = !writable(self.master)?;
+        if out.master_stopped {
+            flow(self.master, libc::TCOON)?;
+        }
+        Ok(())
+    }
+
+    /// Puts it back, and stops again what was stopped: as much as can be, whatever becomes of the rest.
+    fn put(&self, pty: &Pty) -> Result<()> {
+        let name = || format!("pty {}", pty.index);
+        let plain = set_termios(self.slave, &literal(&self.started(), false));
+        let output = put_back(self.slave, self.master, &pty.output.0);
+        let stopped = if pty.stopped { self.stop(pty) } else { Ok(()) };
+        let input = put_input(self.slave, self.master, &self.found, &pty.input);
+        if pty.master_stopped {
+            flow(self.master, libc::TCOOFF).on("ioctl(TCXONC)", name)?;
+        }
+        plain.on("ioctl(TCSETS2)", name)?;
+        output.on("write", name)?;
+        stopped.on("ioctl(TCXONC)", name)?;
+        input.on("ioctl(TIOCSTI)", name)
+    }
+
+    /// Stops output the way it was stopped; nothing has been typed yet.
+    fn stop(&self, pty: &Pty) -> nix::Result<()> {
+        const STOP: u8 = 19;
+        if pty.stopped_by_call || flag(&self.found, IFLAG) & libc::IXON == 0 {
+            return flow(self.slave, libc::TCOOFF);
+        }
+        let mut reacting = literal(&self.found, false);
+        set_flag(&mut reacting, LFLAG, 0);
+        reacting[CC + libc::VSTOP] = STOP;
+        set_termios(self.slave, &reacting)?;
+        type_in(self.slave, STOP)
+    }
+}
+
+/// tcflow(3).
+fn flow(side: BorrowedFd<'_>, action: i32) -> nix::Result<()> {
+    const TCXONC: u64 = 0x540a;
+    sys::ioctl_number(side, TCXONC, action as u64).map(drop)
+}
+
 /// Records a pty; both sides stand still, and hold afterwards what they held before.
 ///
-/// `slave` is one descriptor of the slave side, if anybody has one, and `node` where that side lies.
+/// `slave` is one descriptor of the slave side, if anybody has one, and `node` where that side lies; `hung` says
+/// whether somebody has one that was hung up.
 pub fn collect(
     index: u32,
     master: BorrowedFd<'_>,
     slave: Option<BorrowedFd<'_>>,
+    hung: bool,
     node: &Path,
 ) -> Result<Pty> {
     let name = || format!("pty {index}");
     let int = |request| sys::ioctl_int(master, request).on("ioctl", name);
     let found = termios(master).on("ioctl(TCGETS2)", name)?;
-    let events = ready(master, PollFlags::POLLIN, PollTimeout::ZERO).on("poll", name)?;
-    let hung_up = slave.is_none() && events.contains(PollFlags::POLLHUP);
+    let hung_up = slave.is_none() && ready(master, PollFlags::POLLHUP, PollTimeout::ZERO).on("poll", name)?;
     let optional = |request| match sys::ioctl_int(master, request) {
         Ok(id) if id > 0 => Ok(Some(Pid(id))),
         Ok(_) | Err(Errno::ENOTTY) => Ok(None),
@@ -195,7 +258,9 @@ pub fn collect(
         mode: 0,
         uid: 0,
         gid: 0,
-        unopened: slave.is_none() && !hung_up,
+        unopened: slave.is_none() && !hung_up && !hung,
+        stopped_by_call: false,
+        master_stopped: false,
     };
     if out.unopened {
         // Whatever was typed was echoed too: without an echo, and with no reader, nothing waits.
@@ -211,17 +276,11 @@ pub fn collect(
     if out.session.is_some() {
         out.foreground = optional(libc::TIOCGPGRP)?;
     }
-    let held;
-    let slave = match slave {
-        Some(slave) => slave,
-        // It was opened and closed before, so once more changes nothing.
-        None if hung_up => {
-            let _unlocked = Unlocked::new(master, out.locked).on("ioctl(TIOCSPTLCK)", name)?;
-            held = peer(master, libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
-            held.as_fd()
-        }
-        None => return Err(typed_unopened(index).refuse()),
-    };
+    // One of freeze's own, which can read and write and does not wait. Where all are closed it was opened and closed
+    // before, so once more changes nothing.
+    let _unlocked = Unlocked::new(master, out.locked).on("ioctl(TIOCSPTLCK)", name)?;
+    let held = peer(master, libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
+    let slave = held.as_fd();
     let node = nix::sys::stat::fstat(slave).on("fstat", name)?;
     (out.mode, out.uid, out.gid) = (node.st_mode & 0o7777, node.st_uid, node.st_gid);
     out.exclusive[1] = sys::ioctl_int(slave, TIOCGEXCL).on("ioctl(TIOCGEXCL)", name)? != 0;
@@ -230,19 +289,16 @@ pub fn collect(
         slave,
         found,
         packets: out.packets,
+        _unwaiting: Unwaiting::new(master).on("fcntl(F_SETFL)", name)?,
     };
     if opened.packets {
         ioctl_word(master, libc::TIOCPKT, 0).on("ioctl(TIOCPKT)", name)?;
     }
-    out.output = Bytes(drain(master).on("read", name)?);
-    // Nothing is in the way of its output now, so what keeps it from writing is that it is stopped.
-    let writable = ready(slave, PollFlags::POLLOUT, PollTimeout::ZERO).on("poll", name)?;
-    out.stopped = !writable.contains(PollFlags::POLLOUT);
-    let taken = take_input(slave, &found).on("read", name);
-    put_output(slave, master, &found, &out.output.0).on("write", name)?;
-    out.input = taken?;
-    put_input(slave, &found, &out.input).on("ioctl(TIOCSTI)", name)?;
+    let taken = opened.take(&mut out);
+    let back = opened.put(&out);
     drop(opened);
+    taken.on("look at", name)?;
+    back?;
     Ok(out)
 }
 
@@ -256,100 +312,6 @@ fn typed_unopened(index: u32) -> Blocker {
 fn window(fd: BorrowedFd<'_>, into: &mut [u8; 8]) -> nix::Result<()> {
     // TIOCGWINSZ writes four 16-bit words; it predates requests that carry their size.
     sys::events::ioctl_eight(fd, libc::TIOCGWINSZ, into)
-}
-
-/// Everything that can be read without waiting.
-fn drain(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
-    let mut out = Vec::new();
-    let mut buf = [0; 4096];
-    while ready(fd, PollFlags::POLLIN, PollTimeout::ZERO)?.contains(PollFlags::POLLIN) {
-        match nix::unistd::read(fd, &mut buf) {
-            // The end of a master whose other side is closed.
-            Ok(0) | Err(Errno::EIO | Errno::EAGAIN) => break,
-            Ok(n) => out.extend_from_slice(&buf[..n]),
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(out)
-}
-
-fn take_input(slave: BorrowedFd<'_>, found: &Termios) -> nix::Result<Input> {
-    let mut input = Input::default();
-    let mut buf = [0; 4096];
-    if canonical(found) {
-        while ready(slave, PollFlags::POLLIN, PollTimeout::ZERO)?.contains(PollFlags::POLLIN) {
-            let n = nix::unistd::read(slave, &mut buf)?;
-            input.lines.push(Bytes(buf[..n].to_vec()));
-        }
-    }
-    set_termios(slave, &literal(found, false))?;
-    input.rest = Bytes(drain(slave)?);
-    Ok(input)
-}
-
-fn put_input(slave: BorrowedFd<'_>, found: &Termios, input: &Input) -> nix::Result<()> {
-    let mut plain = literal(found, canonical(found));
-    set_termios(slave, &plain)?;
-    for line in &input.lines {
-        let mut unused = (1..=255u8).filter(|b| *b != b'\n' && !line.0.contains(b));
-        let (end, quote) = (
-            unused.next().ok_or(Errno::E2BIG)?,
-            unused.next().ok_or(Errno::E2BIG)?,
-        );
-        plain[CC + libc::VEOF] = end;
-        plain[CC + libc::VLNEXT] = quote;
-        set_termios(slave, &plain)?;
-        let (body, tail) = match line.0.split_last() {
-            Some((b'\n', body)) => (body, b'\n'),
-            _ => (&line.0[..], end),
-        };
-        for byte in body {
-            if *byte == b'\n' {
-                type_in(slave, quote)?;
-            }
-            type_in(slave, *byte)?;
-        }
-        type_in(slave, tail)?;
-    }
-    plain[CC + libc::VEOF] = 0;
-    plain[CC + libc::VLNEXT] = 0;
-    set_termios(slave, &plain)?;
-    input.rest.0.iter().try_for_each(|b| type_in(slave, *b))?;
-    set_termios(slave, found)
-}
-
-/// TIOCSTI: one character into the line discipline, which has dealt with it on return.
-fn type_in(slave: BorrowedFd<'_>, byte: u8) -> nix::Result<()> {
-    ioctl_word(slave, libc::TIOCSTI, u64::from(byte))
-}
-
-/// Writes to the slave side as if nobody were there to change it on its way to the master.
-fn put_output(
-    slave: BorrowedFd<'_>,
-    master: BorrowedFd<'_>,
-    found: &Termios,
-    bytes: &[u8],
-) -> nix::Result<()> {
-    if bytes.is_empty() {
-        return Ok(());
-    }
-    // Up to what its line discipline holds it is put in directly, even while output is stopped.
-    let (direct, more) = bytes.split_at(bytes.len().min(FULL as usize));
-    direct.iter().try_for_each(|b| type_in(master, *b))?;
-    if more.is_empty() {
-        return Ok(());
-    }
-    let before = termios(slave)?;
-    set_termios(slave, &literal(found, canonical(&before)))?;
-    let mut rest = more;
-    while !rest.is_empty() {
-        if !ready(slave, PollFlags::POLLOUT, PollTimeout::from(1000u16))?.contains(PollFlags::POLLOUT) {
-            return Err(Errno::ENOSPC);
-        }
-        let n = nix::unistd::write(slave, &rest[..rest.len().min(1024)])?;
-        rest = &rest[n..];
-    }
-    set_termios(slave, &before)
 }
 
 /// A new description of the slave side.
@@ -386,6 +348,8 @@ pub struct Made {
     pub slave: Option<OwnedFd>,
     /// Where its slave side lies.
     pub node: PathBuf,
+    /// Descriptors of its slave side that have been hung up.
+    pub hung: BTreeMap<FileId, OwnedFd>,
 }
 
 /// The directory of slave sides that belongs to a multiplexer, as the kernel finds it.
@@ -421,7 +385,9 @@ pub fn unlock(master: BorrowedFd<'_>) -> nix::Result<()> {
 }
 
 /// Makes a pty with its recorded number, settings and contents; it has no lock, no packet mode and no session yet.
-pub fn make(pty: &Pty, flags: i32, ptmx: &Path) -> Result<Made> {
+///
+/// `hung` are slave sides that were hung up, with their flags.
+pub fn make(pty: &Pty, flags: i32, ptmx: &Path, hung: &[(FileId, i32)]) -> Result<Made> {
     let name = || format!("/dev/pts/{}", pty.index);
     let node = directory_of(ptmx).join(pty.index.to_string());
     let master = master_at(pty.index, flags, ptmx)?;
@@ -442,32 +408,43 @@ pub fn make(pty: &Pty, flags: i32, ptmx: &Path) -> Result<Made> {
             master,
             slave: None,
             node,
+            hung: BTreeMap::new(),
         });
     }
     unlock(master.as_fd()).on("ioctl(TIOCSPTLCK)", name)?;
+    let hung = hang_up(&node, hung).on("ioctl(TIOCVHANGUP)", name)?;
     let slave = peer(master.as_fd(), libc::O_RDWR | libc::O_NONBLOCK).on("ioctl(TIOCGPTPEER)", name)?;
-    put_output(slave.as_fd(), master.as_fd(), &found, &pty.output.0).on("write", name)?;
-    put_input(slave.as_fd(), &found, &pty.input).on("ioctl(TIOCSTI)", name)?;
-    if pty.stopped {
-        stop(slave.as_fd(), &found).on("ioctl", name)?;
+    Opened {
+        master: master.as_fd(),
+        slave: slave.as_fd(),
+        found,
+        packets: false,
+        _unwaiting: Unwaiting::new(master.as_fd()).on("fcntl(F_SETFL)", name)?,
     }
+    .put(pty)?;
     nix::unistd::fchown(slave.as_fd(), Some(pty.uid.into()), Some(pty.gid.into())).on("fchown", name)?;
     nix::sys::stat::fchmod(slave.as_fd(), Mode::from_bits_truncate(pty.mode)).on("fchmod", name)?;
     Ok(Made {
         master,
         slave: Some(slave),
         node,
+        hung,
     })
 }
 
-/// Stops output the way it was stopped: by its character where that means anything, else by tcflow(3).
-fn stop(slave: BorrowedFd<'_>, found: &Termios) -> nix::Result<()> {
-    let character = found[CC + libc::VSTOP];
-    if flag(found, IFLAG) & libc::IXON != 0 && character != 0 {
-        return type_in(slave, character);
+/// Opens the slave side for each of `hung` and hangs all up, which also would what is opened before and is not meant.
+fn hang_up(node: &Path, hung: &[(FileId, i32)]) -> nix::Result<BTreeMap<FileId, OwnedFd>> {
+    const TIOCVHANGUP: u64 = 0x5437;
+    let open = |flags: i32| {
+        let flags = flags & (libc::O_ACCMODE | libc::O_NONBLOCK) | libc::O_NOCTTY | libc::O_CLOEXEC;
+        nix::fcntl::open(node, OFlag::from_bits_retain(flags), Mode::empty())
+    };
+    let opened = hung.iter().map(|(id, flags)| Ok((*id, open(*flags)?)));
+    let opened: BTreeMap<FileId, OwnedFd> = opened.collect::<nix::Result<_>>()?;
+    if let Some(any) = opened.values().next() {
+        sys::ioctl_number(any.as_fd(), TIOCVHANGUP, 0)?;
     }
-    const TCXONC: u64 = 0x540a;
-    sys::ioctl_number(slave, TCXONC, libc::TCOOFF as u64).map(drop)
+    Ok(opened)
 }
 
 /// Does what must wait until both sides have been opened by everybody.
@@ -521,15 +498,15 @@ mod tests {
         prepare(master.as_fd(), slave.as_fd());
         let index = sys::ioctl_int(master.as_fd(), TIOCGPTN).unwrap() as u32;
         let node = Path::new("/dev/pts").join(index.to_string());
-        let first = collect(index, master.as_fd(), Some(slave.as_fd()), &node).unwrap();
-        let second = collect(index, master.as_fd(), Some(slave.as_fd()), &node).unwrap();
+        let first = collect(index, master.as_fd(), Some(slave.as_fd()), false, &node).unwrap();
+        let second = collect(index, master.as_fd(), Some(slave.as_fd()), false, &node).unwrap();
         assert_eq!(first, second, "what was looked at has changed");
         drop((master, slave));
-        let made = make(&first, libc::O_RDWR, Path::new("/dev/ptmx")).unwrap();
+        let made = make(&first, libc::O_RDWR, Path::new("/dev/ptmx"), &[]).unwrap();
         settle(&first, &made).unwrap();
         assert_eq!(made.node, node);
         let slave = made.slave.as_ref().map(AsFd::as_fd);
-        let again = collect(index, made.master.as_fd(), slave, &node).unwrap();
+        let again = collect(index, made.master.as_fd(), slave, false, &node).unwrap();
         (first, again, made)
     }
 
@@ -582,6 +559,11 @@ mod tests {
             let _ = ready(master, PollFlags::POLLIN, PollTimeout::ZERO);
         });
         assert_eq!(old.output.0.len(), 9000);
+        assert_eq!(old, new);
+        let (old, new, _made) = cycle(|_, slave| {
+            flow(slave, libc::TCOOFF).unwrap();
+        });
+        assert!(old.stopped && old.stopped_by_call);
         assert_eq!(old, new);
     }
 }

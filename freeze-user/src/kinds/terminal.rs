@@ -1,5 +1,11 @@
 //! Terminals: one outside the checkpoint is exchanged for the restorer's, a pseudo terminal inside it is made again.
 
+mod sides;
+
+use self::sides::{
+    Side, borrow, device_of, holders_outside, hung_of, is_hung_up, master_index, master_of, side,
+    slave_index, slave_of,
+};
 use super::pipe::Bytes;
 use super::pty::{self, Made, Pty};
 use super::regular::found::DELETED;
@@ -7,8 +13,7 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
-use crate::observe::index::Other;
-use crate::observe::view::{FdView, View, command_of, read_fd};
+use crate::observe::view::{FdView, View, command_of};
 use crate::store::Opened;
 use crate::sys::{
     self,
@@ -22,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::IsTerminal;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -38,7 +43,7 @@ pub enum Record {
     Master(Box<Master>),
     /// The slave side of one whose master is in the checkpoint.
     Slave(Slave),
-    /// The slave side of one whose master was closed.
+    /// The slave side of one whose master was closed, or that was hung up while it stayed open.
     HungUp(HungUp),
 }
 
@@ -70,6 +75,9 @@ pub struct Master {
     /// The number of the tree of files its path is in.
     #[serde(default)]
     pub tree: u32,
+    /// Its slave sides that were hung up (vhangup), with their flags.
+    #[serde(default)]
+    pub hung: Vec<(FileId, i32)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +88,9 @@ pub struct HungUp {
     pub index: u32,
     pub flags: i32,
     pub tree: u32,
+    /// Where its master is in the checkpoint: that one, and the number under which it knows this side.
+    #[serde(default)]
+    pub master: Option<(FileId, FileId)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +104,17 @@ pub struct Slave {
     #[serde(default = "usual_place", with = "crate::ospath")]
     pub dir: PathBuf,
     #[serde(default)]
+    pub tree: u32,
+    /// Where it was opened as the controlling terminal of a session, by which one.
+    #[serde(default)]
+    pub controlling: Option<Controlling>,
+}
+
+/// What was opened as /dev/tty, whichever terminal that is for who opens it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controlling {
+    pub leader: Pid,
+    /// The number of the tree of files in which /dev/tty lies.
     pub tree: u32,
 }
 
@@ -110,31 +132,6 @@ impl Master {
 /// What tells pseudo terminals of one number apart that belong to different instances of devpts.
 type Key = (u32, PathBuf, u32);
 
-/// What a descriptor of a terminal is, by its device number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Master,
-    /// With its number.
-    Slave(u32),
-    /// /dev/tty: the controlling terminal, whichever that is.
-    Controlling,
-    /// A console or serial line.
-    Line,
-}
-
-fn side(fd: &FdView) -> Option<Side> {
-    if fd.stat.kind() != libc::S_IFCHR {
-        return None;
-    }
-    match (major(fd.stat.rdev), minor(fd.stat.rdev)) {
-        (5, 2) => Some(Side::Master),
-        (136, n) => Some(Side::Slave(n as u32)),
-        (5, 0) => Some(Side::Controlling),
-        (5, 1) | (4 | 204 | 229, _) => Some(Side::Line),
-        _ => None,
-    }
-}
-
 /// The kernel's own `O_LARGEFILE`, which open(2) adds and libc shows as 0 on x86-64.
 const LARGEFILE: i32 = 0o100000;
 
@@ -143,8 +140,8 @@ impl FdKind for Terminal {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "terminals: one outside the checkpoint is reattached to the restorer's (--tty) with its \
         settings; pseudo terminals inside with number, settings, size, modes, what was typed and written, stopped \
-        output, session and foreground group, in whichever devpts; a slave side whose master was closed; consoles and \
-        serial lines are opened again; /dev/tty comes back as /dev/pts/N";
+        output, session and foreground group, in whichever devpts; a slave side whose master was closed, or that was hung up (vhangup); consoles and \
+        serial lines are opened again; /dev/tty of a pseudo terminal that has lost its session comes back as /dev/pts/N";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -152,15 +149,6 @@ impl FdKind for Terminal {
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
-        if let Some(Side::Slave(_)) = side(fd)
-            && let Some(Hang { ours: true }) = hung_up(fd, view)
-        {
-            out.push(
-                fd.blocker()
-                    .why("it was hung up (vhangup) while its master stayed open")
-                    .remedy("let the program close it"),
-            );
-        }
         if side(fd) != Some(Side::Master) {
             return;
         }
@@ -210,30 +198,38 @@ impl FdKind for Terminal {
             let master = from.process.fd(fd.fd)?;
             let slave = slave_of(fd, index, from.view).map(borrow).transpose()?;
             let node = pty::directory_of(&fd.tree.path(&fd.link)).join(index.to_string());
-            let pty = pty::collect(index, master.as_fd(), slave.as_ref().map(AsFd::as_fd), &node)?;
+            let hung = hung_of(fd, index, from);
+            let slave = slave.as_ref().map(AsFd::as_fd);
+            let pty = pty::collect(index, master.as_fd(), slave, !hung.is_empty(), &node)?;
             let tree = fd.tree.number;
             return Ok(Record::Master(Box::new(Master {
                 path,
                 flags,
                 pty,
                 tree,
+                hung,
             })));
         }
         if let Some(Side::Slave(index)) = side(fd)
-            && hung_up(fd, from.view).is_some()
+            && is_hung_up(fd)
         {
             let node = fd.link.strip_suffix(DELETED).unwrap_or(&fd.link);
+            let number = |f: &FdView| from.shared.files.get(&(f.pid, f.fd)).copied();
+            let master = master_of(fd, index, from.view).and_then(number);
             return Ok(Record::HungUp(HungUp {
                 node: OsStr::from_bytes(node).into(),
                 index,
                 flags,
                 tree: fd.tree.number,
+                master: master.zip(number(fd)),
             }));
         }
         if let Some(index) = slave_index(fd, from.view)
             && let Some(master) = master_of(fd, index, from.view)
             && let Some(id) = from.shared.files.get(&(master.pid, master.fd))
         {
+            let leader = sys::ioctl_int(borrow(master)?.as_fd(), libc::TIOCGSID).unwrap_or(0);
+            let is_leader = side(fd) == Some(Side::Controlling) && from.view.get(Pid(leader)).is_some();
             return Ok(Record::Slave(Slave {
                 master: *id,
                 index,
@@ -241,6 +237,10 @@ impl FdKind for Terminal {
                 flags,
                 dir: pty::directory_of(Path::new(OsStr::from_bytes(&master.link))),
                 tree: master.tree.number,
+                controlling: is_leader.then_some(Controlling {
+                    leader: Pid(leader),
+                    tree: fd.tree.number,
+                }),
             }));
         }
         let here = from.process.fd(fd.fd)?;
@@ -300,7 +300,7 @@ impl FdKind for Terminal {
             }
             Record::HungUp(hung) => {
                 let node = options.place(hung.tree, &hung.node);
-                if node.is_some_and(|n| pty::is_taken(&n)) {
+                if hung.master.is_none() && node.is_some_and(|n| pty::is_taken(&n)) {
                     out.push(pty::taken(hung.index));
                 }
             }
@@ -311,6 +311,7 @@ impl FdKind for Terminal {
     fn members(record: &Record) -> Vec<FileId> {
         match record {
             Record::Slave(slave) => vec![slave.master],
+            Record::HungUp(hung) => hung.master.iter().map(|(master, _)| *master).collect(),
             _ => Vec::new(),
         }
     }
@@ -329,6 +330,11 @@ impl FdKind for Terminal {
             }
             Record::Slave(slave) => {
                 let name = || slave.path.display().to_string();
+                if let Some(controlling) = &slave.controlling
+                    && let Some(tty) = open_as(controlling, slave, nest)?
+                {
+                    return Ok(tty);
+                }
                 let master = nest.file(slave.master)?;
                 if slave.flags & LARGEFILE == 0 {
                     return pty::peer(master, slave.flags).on("ioctl(TIOCGPTPEER)", name);
@@ -338,6 +344,18 @@ impl FdKind for Terminal {
                     return Err(Error::kernel("open", name(), Errno::ENXIO));
                 };
                 open(&made.node, slave.flags).on("open", name)
+            }
+            Record::HungUp(HungUp {
+                master: Some((_, own)),
+                node,
+                ..
+            }) => {
+                let name = || node.display().to_string();
+                let mut made = nest.state::<Ptys>().made.values();
+                match made.find_map(|made| made.hung.get(own)) {
+                    Some(tty) => tty.try_clone().on("dup", name),
+                    None => Err(Error::kernel("open", name(), Errno::ENXIO)),
+                }
             }
             Record::HungUp(hung) => {
                 let ptmx = ptmx_beside(&nest.options.reach(hung.tree, &hung.node)?);
@@ -406,7 +424,7 @@ impl Ptys {
         use std::collections::btree_map::Entry;
         match self.made.entry(master.key()) {
             Entry::Occupied(made) => Ok(made.into_mut()),
-            Entry::Vacant(free) => Ok(free.insert(pty::make(&master.pty, master.flags, ptmx)?)),
+            Entry::Vacant(free) => Ok(free.insert(pty::make(&master.pty, master.flags, ptmx, &master.hung)?)),
         }
     }
 }
@@ -481,107 +499,6 @@ fn ptmx_beside(node: &Path) -> PathBuf {
     }
 }
 
-/// A slave side that does nothing any more, and whether its master is in the checkpoint all the same.
-struct Hang {
-    ours: bool,
-}
-
-fn hung_up(fd: &FdView, view: &View) -> Option<Hang> {
-    let here = borrow(fd).ok()?;
-    // What a hung-up terminal answers to every request.
-    (termios(here.as_fd()) == Err(Errno::EIO)).then_some(())?;
-    let index = slave_index(fd, view)?;
-    Some(Hang {
-        ours: master_of(fd, index, view).is_some(),
-    })
-}
-
-/// The device number of the devpts that a descriptor of either side belongs to.
-///
-/// A multiplexer outside of one belongs to that beside it; `tree` is where its path leads through.
-fn instance(fd: &FdView, root: &dyn Fn(&[u8]) -> PathBuf) -> Option<u64> {
-    const DEVPTS: i64 = 0x1cd1;
-    if fd.filesystem == DEVPTS {
-        return Some(fd.stat.dev);
-    }
-    let dir = pty::directory_of(Path::new(OsStr::from_bytes(&fd.link)));
-    std::fs::metadata(root(dir.as_os_str().as_bytes()))
-        .ok()
-        .map(|m| m.dev())
-}
-
-fn master_index(fd: &FdView) -> Option<u32> {
-    fd.info.get("tty-index")?.parse().ok()
-}
-
-/// The number of the pseudo terminal that a descriptor is the slave side of.
-fn slave_index(fd: &FdView, view: &View) -> Option<u32> {
-    match side(fd)? {
-        Side::Slave(index) => Some(index),
-        Side::Controlling => {
-            // As proc(5) shows it: minor bits 7-0 and 31-20, major between.
-            let device = view.get(fd.pid)?.stat.tty_nr as u32;
-            (device >> 8 & 0xfff == 136).then_some(device >> 12 & 0xfff00 | device & 0xff)
-        }
-        _ => None,
-    }
-}
-
-fn instance_inside(fd: &FdView) -> Option<u64> {
-    instance(fd, &|path| fd.tree.path(path))
-}
-
-/// The master of the slave side `fd`, which has the number `index`.
-fn master_of<'a>(fd: &FdView, index: u32, view: &'a View) -> Option<&'a FdView> {
-    // /dev/tty does not tell in which devpts its terminal lies.
-    let known = (side(fd) != Some(Side::Controlling)).then(|| instance_inside(fd));
-    view.fds().find(|f| {
-        side(f) == Some(Side::Master)
-            && master_index(f) == Some(index)
-            && known.is_none_or(|dev| instance_inside(f) == dev)
-    })
-}
-
-/// A slave side of the master `fd`, which has the number `index`.
-fn slave_of<'a>(fd: &FdView, index: u32, view: &'a View) -> Option<&'a FdView> {
-    let own = instance_inside(fd);
-    view.fds().find(|f| {
-        f.flags() & libc::O_PATH == 0
-            && slave_index(f, view) == Some(index)
-            && (side(f) == Some(Side::Controlling) || instance_inside(f) == own)
-    })
-}
-
-/// A duplicate of a descriptor of any process of the set.
-fn borrow(fd: &FdView) -> Result<OwnedFd> {
-    let name = || format!("fd {} of {}", fd.fd, fd.pid);
-    let pidfd = sys::pidfd_open(fd.pid).on("pidfd_open", name)?;
-    sys::pidfd_getfd(pidfd.as_fd(), fd.fd).on("pidfd_getfd", name)
-}
-
-/// Who outside the set holds either side of the pseudo terminal whose master is `fd`.
-fn holders_outside(fd: &FdView, index: u32, view: &View) -> Vec<(Pid, RawFd)> {
-    let devpts = instance_inside(fd);
-    let slave = format!("/{index}");
-    let alike = view.others(|other| other.link.ends_with(b"ptmx") || other.link.ends_with(slave.as_bytes()));
-    let joined = |other: &&Other| {
-        let Ok(seen) = read_fd(other.pid, other.fd) else {
-            return false;
-        };
-        let joined = match side(&seen) {
-            Some(Side::Master) => master_index(&seen) == Some(index),
-            Some(Side::Slave(n)) => n == index,
-            _ => false,
-        };
-        let theirs = |path: &[u8]| {
-            let root = format!("/proc/{}/root", other.pid).into_bytes();
-            PathBuf::from(OsStr::from_bytes(&[&root, path].concat()))
-        };
-        joined && instance(&seen, &theirs) == devpts
-    };
-    alike.filter(joined).map(|other| (other.pid, other.fd)).collect()
-}
-
 /// Which of freeze's own descriptors is its terminal.
 fn own_terminal() -> Option<PathBuf> {
     let standard = [
@@ -600,10 +517,47 @@ fn open(path: &Path, flags: i32) -> nix::Result<OwnedFd> {
     nix::fcntl::open(path, OFlag::from_bits_retain(flags), Mode::empty())
 }
 
+/// Has the leader of a session open its terminal as /dev/tty, if that is there; nobody has descriptors of his own yet.
+fn open_as(controlling: &Controlling, slave: &Slave, nest: &mut Nest) -> Result<Option<OwnedFd>> {
+    let (Some(dir), Some(file)) = (slave.path.parent(), slave.path.file_name()) else {
+        return Ok(None);
+    };
+    let here = nest.options.reach(controlling.tree, dir)?;
+    if !is_node(&here.join(file), (5, 0)) {
+        return Ok(None);
+    }
+    let name = || slave.path.display().to_string();
+    let dir = open(&here, libc::O_PATH | libc::O_DIRECTORY).on("open", name)?;
+    let leader = controlling.leader;
+    let at = nest.hand_over(leader, &[dir.as_raw_fd()])?[0];
+    let process = nest.process(leader)?;
+    let (ran, opened) = process.tape(|t| {
+        let file = t.bytes(&[file.as_bytes(), b"\0"].concat());
+        let flags = slave.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_CLOEXEC;
+        let opened = t.try_call("openat", libc::SYS_openat, &[at, file, flags as u64, 0]);
+        t.call("close", libc::SYS_close, &[at]);
+        opened
+    })?;
+    let number = match ran.result(opened) {
+        Ok(number) => number,
+        Err(e) => return Err(e).on("open", name),
+    };
+    let tty = sys::pidfd_open(leader).and_then(|p| sys::pidfd_getfd(p.as_fd(), number as i32));
+    process.call("close", libc::SYS_close, &[number as u64])?;
+    tty.on("pidfd_getfd", name).map(Some)
+}
+
 fn reattach(outside: &Outside) -> Result<OwnedFd> {
     let name = || format!("the terminal for {}", outside.path.display());
     let path = own_terminal().ok_or_else(|| Error::kernel("open", name(), Errno::ENXIO))?;
-    open(&path, outside.flags).on("open", name)
+    let terminal = open(&path, outside.flags).on("open", name)?;
+    if outside.path == Path::new("/dev/tty") {
+        // By its name again, where that leads to the same one.
+        let named = open(&outside.path, outside.flags).ok();
+        let same = |tty: &OwnedFd| device_of(tty) == device_of(&terminal);
+        return Ok(named.filter(same).unwrap_or(terminal));
+    }
+    Ok(terminal)
 }
 
 /// Gives the restorer's terminal the program's settings, and the program the foreground it had.
@@ -690,32 +644,5 @@ impl Drop for Quiet {
         if let Some(old) = &self.0 {
             let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(old), None);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::observe::view::Depth;
-
-    #[test]
-    fn both_sides_are_told_and_found() {
-        let pair = nix::pty::openpty(None, None).unwrap();
-        let own = Pid(std::process::id() as i32);
-        let view = View::read(&[own], Depth::Maps).unwrap();
-        let at = |fd: &OwnedFd| view.fds().find(|f| f.fd == fd.as_raw_fd()).unwrap();
-        let (master, slave) = (at(&pair.master), at(&pair.slave));
-        assert_eq!(side(master), Some(Side::Master));
-        let index = master_index(master).unwrap();
-        assert_eq!(side(slave), Some(Side::Slave(index)));
-        assert_eq!(instance_inside(master), instance_inside(slave));
-        assert_eq!(master_of(slave, index, &view), Some(master));
-        assert_eq!(slave_of(master, index, &view), Some(slave));
-        assert_eq!(holders_outside(master, index, &view), []);
-        let nobody = View::default();
-        assert_eq!(master_of(slave, index, &nobody), None);
-        assert!(hung_up(slave, &view).is_none());
-        drop(pair.master);
-        assert!(hung_up(slave, &view).is_some());
     }
 }
