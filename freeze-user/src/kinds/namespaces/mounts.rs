@@ -164,6 +164,10 @@ impl Survey {
         if !MADE_ANEW.contains(&line.kind.as_str()) && !block {
             return Err(format!("a file system of type {} cannot be made anew", line.kind));
         }
+        // Relative to what directory they were, nobody tells.
+        if line.kind == "overlay" && !layers(&line.super_options).all(|layer| layer.starts_with('/')) {
+            return Err("its layers are named by relative paths".into());
+        }
         if matches!(line.kind.as_str(), "bpf" | "binfmt_misc") && !is_bare(tree, line, view) {
             return Err("what is pinned or registered in it is not carried".into());
         }
@@ -226,6 +230,18 @@ impl Survey {
             None => view.namespace(p, "pid"),
         }
     }
+}
+
+/// The directories of which an overlay consists.
+fn layers(options: &str) -> impl Iterator<Item = &str> {
+    let named = options.split(',').filter_map(|o| o.split_once('='));
+    let directories = named.filter(|(name, _)| {
+        matches!(
+            *name,
+            "lowerdir" | "upperdir" | "workdir" | "lowerdir+" | "datadir+"
+        )
+    });
+    directories.flat_map(|(_, paths)| paths.split(':').filter(|p| !p.is_empty()))
 }
 
 /// Whether a file system lies in memory, so that its files travel in the image.
