@@ -5,7 +5,7 @@ use super::memfd::is_memfd;
 use super::pipe::Bytes;
 use super::regular::found::{DELETED, Lost, Way, is_proc, way};
 use super::regular::ghost::{Attributes, Ghosts};
-use super::regular::{descriptor_in_proc, lend_descriptor};
+use super::regular::{descriptor_in_proc, lend_descriptor, thread_of_proc};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -200,7 +200,7 @@ impl FdKind for Node {
     const TAG: &'static str = "path";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "O_PATH descriptors of symbolic links (of /proc too), fifos, sockets and devices, unlinked ones too, and of sockets \
-        and memfds without a path that a process of the checkpoint has open; refused: links of /proc that tell of a thread";
+        and memfds without a path that a process of the checkpoint has open";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -218,13 +218,6 @@ impl FdKind for Node {
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
         if is_nameless(fd) {
             return out.extend(holder(fd, view).is_none().then(|| nobodys(fd)));
-        }
-        if fd.stat.kind() == libc::S_IFLNK && is_of_thread(&fd.link) && is_proc(&fd.at()) {
-            out.push(
-                fd.blocker()
-                    .why("it tells of a thread, and threads come after descriptors")
-                    .remedy("let the program close it"),
-            );
         }
         if let Err((why, remedy)) = way(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
             out.push(fd.blocker().why(why).remedy(remedy));
@@ -272,6 +265,9 @@ impl FdKind for Node {
             return nix::fcntl::open(at.as_str(), how, Mode::empty()).on("open", || held.to_string());
         }
         let here = nest.options.reach(record.tree, &record.path)?;
+        if record.node.proc {
+            thread_of_proc(&record.path, record.tree, nest)?;
+        }
         if record.node.proc
             && let Some((pid, fd)) = descriptor_in_proc(&record.path, "/fd/", record.tree, nest)
         {
@@ -304,12 +300,6 @@ fn nobodys(fd: &FdView) -> Blocker {
     fd.blocker()
         .why("it stands for something that no process of the checkpoint has open")
         .remedy("let the program close it")
-}
-
-/// Whether a path of /proc is that of a thread other than the first.
-fn is_of_thread(link: &[u8]) -> bool {
-    let words: Vec<&[u8]> = link.split(|c| *c == b'/').collect();
-    matches!(words[..], [_, b"proc", pid, b"task", tid, ..] if pid != tid)
 }
 
 #[cfg(test)]

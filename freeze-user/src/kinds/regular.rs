@@ -86,16 +86,36 @@ pub(super) fn lend_descriptor<T>(
     done
 }
 
+/// The process of the nest that has this number where this /proc is mounted.
+fn process_in_proc(number: &str, tree: u32, nest: &Nest) -> Option<Pid> {
+    let named: i32 = number.parse().ok()?;
+    let is_it = |p: &Pid| {
+        nest.membership(*p).of(Kind::Mount) == Tree::namespace_of(tree) && nest.known_as(*p, *p) == named
+    };
+    nest.pids().into_iter().find(is_it)
+}
+
+/// Has the thread made of which a file of /proc tells, if that is one of the nest.
+pub(super) fn thread_of_proc(path: &Path, tree: u32, nest: &mut Nest) -> Result<()> {
+    let thread = || {
+        let (pid, rest) = path.strip_prefix("/proc").ok()?.to_str()?.split_once("/task/")?;
+        let named: i32 = rest.split('/').next()?.parse().ok()?;
+        let pid = process_in_proc(pid, tree, nest)?;
+        let mut tids = nest.tids(pid).iter();
+        let tid = tids.find(|t| nest.known_as(pid, **t) == named)?;
+        Some((pid, *tid))
+    };
+    if let Some((pid, tid)) = thread() {
+        nest.thread_ahead(pid, tid)?;
+    }
+    Ok(())
+}
+
 /// The descriptor of a process of the nest that a file of /proc is about, in a directory of this name.
 pub(super) fn descriptor_in_proc(path: &Path, directory: &str, tree: u32, nest: &Nest) -> Option<(Pid, i32)> {
     let rest = path.strip_prefix("/proc").ok()?.to_str()?;
     let (pid, fd) = rest.split_once(directory)?;
-    let named: i32 = pid.parse().ok()?;
-    // The number is that of the process where this /proc is mounted.
-    let is_it = |p: &Pid| {
-        nest.membership(*p).of(Kind::Mount) == Tree::namespace_of(tree) && nest.known_as(*p, *p) == named
-    };
-    let pid = nest.pids().into_iter().find(is_it)?;
+    let pid = process_in_proc(pid, tree, nest)?;
     // The door's number is none of the program's.
     let fd: i32 = fd.parse().ok()?;
     (fd as u64 != nest.door()).then_some((pid, fd))
@@ -595,6 +615,9 @@ impl FdKind for Regular {
     }
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
+        if record.file.virtual_file {
+            thread_of_proc(&record.file.path, record.file.tree, nest)?;
+        }
         let name = || record.file.path.display().to_string();
         let fd = record.file.open(record.flags, nest)?;
         if record.flags & libc::O_PATH != 0 {

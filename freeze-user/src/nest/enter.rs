@@ -199,6 +199,11 @@ impl Nest {
         Some(owner.pid)
     }
 
+    /// The recorded ids of the threads of a process besides its first.
+    pub fn tids(&self, pid: Pid) -> &[Pid] {
+        self.families.get(&pid).map_or(&[], |f| &f.tids)
+    }
+
     /// Has a thread of a process made with all the others, ahead of their stage; tells the id freeze knows it by.
     pub fn thread_ahead(&mut self, owner: Pid, tid: Pid) -> Result<Pid> {
         let all = self
