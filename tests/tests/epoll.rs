@@ -1,6 +1,6 @@
 //! Conformance of epoll: numbers, files closed or duplicated since, modes, nesting, sharing.
 
-use freeze_tests::{conformance, python};
+use freeze_tests::{c, conformance, python};
 
 conformance!(
     watches,
@@ -114,4 +114,44 @@ while len(got) < 60:
 assert sorted(fd for fd, _ in got) == fds
 "#
     )
+);
+
+conformance!(
+    in_a_queue,
+    c(r#"
+/* An instance that travels and what it watches, which nobody holds any more; an inotify instance too. */
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+int main(void) {
+    int s[2], fds[3] = { OK(epoll_create1(0)), OK(eventfd(1, 0)), OK(inotify_init1(IN_NONBLOCK)) };
+    struct epoll_event event = { EPOLLIN, { .u64 = 77 } };
+    OK(epoll_ctl(fds[0], EPOLL_CTL_ADD, fds[1], &event));
+    OK(mkdir(strdup(in_here("d")), 0700));
+    SAME(OK(inotify_add_watch(fds[2], in_here("d"), IN_CREATE)), 1);
+    OK(socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+    char data = 'x', room[CMSG_SPACE(sizeof fds)] = { 0 };
+    struct iovec iov = { &data, 1 };
+    struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room };
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    *c = (struct cmsghdr){ CMSG_LEN(sizeof fds), SOL_SOCKET, SCM_RIGHTS };
+    memcpy(CMSG_DATA(c), fds, sizeof fds);
+    OK(sendmsg(s[0], &m, 0));
+    for (int n = 0; n < 3; n++) OK(close(fds[n]));
+    freeze_here();
+    m.msg_controllen = sizeof room;
+    OK(recvmsg(s[1], &m, 0));
+    memcpy(fds, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof fds);
+    event.data.u64 = 0;
+    SAME(OK(epoll_wait(fds[0], &event, 1, 0)), 1);
+    SAME(event.data.u64, 77);
+    uint64_t n;
+    SAME(OK(read(fds[1], &n, sizeof n)), sizeof n);
+    SAME(OK(epoll_wait(fds[0], &event, 1, 0)), 0);
+    char text[4096];
+    close(OK(open(in_here("d/new"), O_CREAT | O_WRONLY, 0600)));
+    CHECK(read(fds[2], text, sizeof text) > 0);
+    SAME(((struct inotify_event *)text)->wd, 1);
+}
+"#)
 );

@@ -127,3 +127,77 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    queued_of_what_is_gone,
+    c(r#"
+/* Events of names that nothing has any more, of moves, of files that were removed, of watches that were. */
+#include <sys/inotify.h>
+static int fd;
+static char buf[8192];
+static int len, at;
+static uint32_t next(int wd, uint32_t mask, const char *name) {
+    if (at >= len) { len = OK(read(fd, buf, sizeof buf)); at = 0; }
+    struct inotify_event *e = (void *)(buf + at);
+    at += sizeof *e + e->len;
+    SAME(e->wd, wd);
+    SAME(e->mask, mask);
+    CHECK(!strcmp(e->len ? e->name : "", name));
+    return e->cookie;
+}
+int main(void) {
+    char *d = strdup(in_here("d")), *g = strdup(in_here("g")), *e = strdup(in_here("e")), *f = strdup(in_here("f"));
+    char *a = strdup(in_here("d/a")), *b = strdup(in_here("d/b")), *s = strdup(in_here("d/s")), *t = strdup(in_here("g/t"));
+    OK(mkdir(d, 0700));
+    OK(mkdir(g, 0700));
+    OK(mkdir(e, 0700));
+    close(OK(open(f, O_CREAT | O_WRONLY, 0600)));
+    fd = OK(inotify_init1(IN_NONBLOCK));
+    SAME(OK(inotify_add_watch(fd, d, IN_ALL_EVENTS)), 1);
+    SAME(OK(inotify_add_watch(fd, f, IN_DELETE_SELF | IN_ATTRIB)), 2);
+    SAME(OK(inotify_add_watch(fd, e, IN_CREATE | IN_DELETE_SELF)), 3);
+    SAME(OK(inotify_add_watch(fd, here_dir, IN_ONLYDIR | IN_MOVE)), 4);
+    SAME(OK(inotify_add_watch(fd, g, IN_MOVE)), 5);
+    int w = OK(open(a, O_CREAT | O_WRONLY, 0600));
+    SAME(write(w, "x", 1), 1);
+    close(w);
+    OK(rename(a, b));
+    OK(unlink(b));
+    OK(unlink(f));
+    OK(mkdir(strdup(in_here("e/sub")), 0700));
+    OK(rmdir(in_here("e/sub")));
+    OK(rmdir(e));
+    OK(inotify_rm_watch(fd, 4));
+    OK(mkdir(s, 0700));
+    OK(rename(s, t));
+    OK(rename(t, in_here("away")));
+    OK(rmdir(in_here("away")));
+    freeze_here();
+    next(1, IN_CREATE, "a");
+    next(1, IN_OPEN, "a");
+    next(1, IN_MODIFY, "a");
+    next(1, IN_CLOSE_WRITE, "a");
+    uint32_t cookie = next(1, IN_MOVED_FROM, "a");
+    SAME(next(1, IN_MOVED_TO, "b"), cookie);
+    next(1, IN_DELETE, "b");
+    next(2, IN_ATTRIB, "");
+    next(2, IN_DELETE_SELF, "");
+    next(2, IN_IGNORED, "");
+    next(3, IN_CREATE | IN_ISDIR, "sub");
+    next(3, IN_DELETE_SELF, "");
+    next(3, IN_IGNORED, "");
+    next(4, IN_IGNORED, "");
+    next(1, IN_CREATE | IN_ISDIR, "s");
+    uint32_t second = next(1, IN_MOVED_FROM | IN_ISDIR, "s");
+    CHECK(second != cookie);
+    SAME(next(5, IN_MOVED_TO | IN_ISDIR, "t"), second);
+    CHECK(next(5, IN_MOVED_FROM | IN_ISDIR, "t") != second);
+    CHECK(read(fd, buf, sizeof buf) == -1 && errno == EAGAIN);
+    SAME(OK(inotify_add_watch(fd, here_dir, IN_CREATE)), 6);
+    close(OK(open(a, O_CREAT | O_WRONLY, 0600)));
+    len = 0;
+    next(1, IN_CREATE, "a");
+    CHECK(access(b, F_OK) == -1 && access(s, F_OK) == -1 && access(t, F_OK) == -1);
+}
+"#)
+);

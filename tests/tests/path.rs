@@ -32,3 +32,50 @@ int main(void){
 }
 "#)
 );
+
+conformance!(
+    made_up,
+    c(r#"
+/* Links of /proc, and what has no path: namespaces, sockets, memfds. */
+#include <sys/mman.h>
+#include <sys/socket.h>
+static char path[64], text[4096];
+static int of(int fd) {
+    sprintf(path, "/proc/self/fd/%d", fd);
+    return OK(open(path, O_PATH));
+}
+int main(void) {
+    int child = OK(fork());
+    if (!child) for (;;) pause();
+    int how = O_PATH | O_NOFOLLOW;
+    int exe = OK(open("/proc/self/exe", how)), cwd = OK(open("/proc/self/cwd", how)), top = OK(open("/proc/self", how));
+    sprintf(path, "/proc/%d/root", child);
+    int root = OK(open(path, how)), null = OK(open("/dev/null", O_RDONLY));
+    sprintf(path, "/proc/self/fd/%d", null);
+    int link = OK(open(path, how));
+    int uts = OK(open("/proc/self/ns/uts", O_PATH)), m = OK(memfd_create("some", 0)), s[2];
+    SAME(write(m, "x", 1), 1);
+    OK(socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+    int memory = of(m), socket = of(s[0]);
+    struct stat a, b;
+    freeze_here();
+    CHECK(readlinkat(exe, "", text, sizeof text) > 1);
+    CHECK(readlinkat(cwd, "", text, sizeof text) >= 1);
+    SAME(readlinkat(root, "", text, sizeof text), 1);
+    SAME(atoi((memset(text, 0, sizeof text), readlinkat(top, "", text, sizeof text), text)), getpid());
+    memset(text, 0, sizeof text);
+    CHECK(readlinkat(link, "", text, sizeof text) > 0 && !strcmp(text, "/dev/null"));
+    OK(stat("/proc/self/ns/uts", &a));
+    OK(fstat(uts, &b));
+    SAME(a.st_ino, b.st_ino);
+    OK(fstat(s[0], &a));
+    OK(fstat(socket, &b));
+    SAME(a.st_ino, b.st_ino);
+    SAME(fcntl(socket, F_GETFL), O_PATH);
+    sprintf(path, "/proc/self/fd/%d", memory);
+    SAME(read(OK(open(path, O_RDONLY)), text, 9), 1);
+    kill(child, SIGKILL);
+    OK(waitpid(child, 0, 0));
+}
+"#)
+);

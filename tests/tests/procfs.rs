@@ -67,3 +67,39 @@ int main(void) {
 "#),
     only: host
 );
+
+conformance!(
+    of_threads,
+    c(r#"
+/* What tells of a thread: a file, a directory, a link. */
+#include <pthread.h>
+static volatile int tid, leave;
+static void *thread(void *unused) {
+    (void)unused;
+    tid = gettid();
+    while (!leave) rest(20);
+    return 0;
+}
+int main(void) {
+    pthread_t one;
+    CHECK(!pthread_create(&one, 0, thread, 0));
+    while (!tid) nap(1);
+    char path[64], buf[64];
+    sprintf(path, "/proc/self/task/%d/stat", tid);
+    int stat = OK(open(path, O_RDONLY));
+    sprintf(path, "/proc/self/task/%d", tid);
+    int dir = OK(open(path, O_RDONLY | O_DIRECTORY));
+    sprintf(path, "/proc/self/task/%d/exe", tid);
+    int link = OK(open(path, O_PATH | O_NOFOLLOW));
+    freeze_here();
+    CHECK(read(stat, buf, sizeof buf) > 0);
+    SAME(atoi(buf), tid);
+    CHECK(openat(dir, "comm", O_RDONLY) >= 0);
+    CHECK(readlinkat(link, "", buf, sizeof buf) > 0);
+    leave = 1;
+    pthread_join(one, 0);
+    CHECK(openat(dir, "comm", O_RDONLY) == -1);
+}
+"#),
+    only: root
+);

@@ -2,6 +2,7 @@
 
 use super::regular::found::{DELETED, Lost, Obstacle, Way, leads_to, open_covered, way};
 use super::regular::ghost::{Attributes, Ghosts};
+use super::regular::thread_of_proc;
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -218,6 +219,7 @@ impl FdKind for Directory {
     }
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
+        thread_of_proc(&record.path, record.tree, nest)?;
         let fd = record.place().open(record.flags, nest)?;
         if record.position != 0 && record.flags & libc::O_PATH == 0 {
             nix::unistd::lseek64(fd.as_fd(), record.position, nix::unistd::Whence::SeekSet)

@@ -54,7 +54,15 @@ impl ProcessKind for FdTable {
             .iter()
             .filter(|f| f.tree.number == 0 && f.link.starts_with(b"/"));
         looks::foresee_identities(here.map(|f| Path::new(OsStr::from_bytes(&f.link))));
+        let bound = view.processes.iter().any(|q| view.namespace(q, "user") != 0);
         for fd in &p.fds {
+            if bound && is_of_thread(&fd.link) {
+                out.push(
+                    fd.blocker()
+                        .why("it tells of a thread, and those of processes in a user namespace can be made only after all descriptors")
+                        .remedy("let the program close it"),
+                );
+            }
             match kind_of(fd) {
                 Some(kind) => (kind.verdict)(fd, view, out),
                 None => out.push(unknown(fd)),
@@ -157,6 +165,12 @@ impl ProcessKind for FdTable {
         }
         Ok(())
     }
+}
+
+/// Whether a path is one of /proc that tells of a thread other than the first.
+fn is_of_thread(link: &[u8]) -> bool {
+    let words: Vec<&[u8]> = link.split(|c| *c == b'/').collect();
+    matches!(words[..], [_, b"proc", pid, b"task", tid, ..] if pid != tid)
 }
 
 /// The refusal of a descriptor that no kind claims, with the best word for what it is.

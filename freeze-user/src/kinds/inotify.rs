@@ -13,13 +13,12 @@ use crate::sys::{
     self,
     events::{inotify_add, inotify_new, inotify_remove},
 };
-use again::{Event, Watch, hopeless, repeat, waiting};
+use again::{Event, Reach, StandIns, Watch, hopeless, repeat, waiting};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 #[derive(Debug)]
 pub struct Inotify;
@@ -58,8 +57,8 @@ impl FdKind for Inotify {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "inotify: watches with their numbers and masks, of files that were renamed or unlinked too; \
         events that wait to be read where the kernel lets freeze look at them and the same can be done again (open, close, \
-        access, modify, attributes, and create and delete of what is not there any more) with no other instance of the \
-        checkpoint watching; else refused while events wait";
+        access, modify, attributes; create, move and delete of names that nothing has now; all of watches that are gone) with \
+        no other instance of the checkpoint watching; else refused while events wait";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -96,15 +95,17 @@ impl FdKind for Inotify {
             return out.push(refuse("events wait to be read, which cannot be put back".into()));
         };
         let reach = |wd: i32| {
-            let at = list.iter().position(|e| e.wd == wd)?;
-            match all[at].as_ref().ok()? {
-                Found::Path(path, tree) => {
-                    let trees = view.trees.all().cloned().chain([Tree::default()]);
-                    let tree = trees.into_iter().find(|t| t.number == *tree)?;
-                    Some(tree.path(path.as_os_str().as_bytes()))
-                }
-                Found::Held(..) => None,
-            }
+            let Some(at) = list.iter().position(|e| e.wd == wd) else {
+                return Reach::Gone;
+            };
+            let Ok(Found::Path(path, number)) = &all[at] else {
+                return Reach::Nowhere;
+            };
+            let trees = view.trees.all().cloned().chain([Tree::default()]);
+            let tree = trees.into_iter().find(|t| t.number == *number);
+            tree.map_or(Reach::Nowhere, |t| {
+                Reach::Path(t.path(path.as_os_str().as_bytes()))
+            })
         };
         if let Some(event) = hopeless(&events, reach) {
             out.push(refuse(format!(
@@ -152,7 +153,10 @@ impl FdKind for Inotify {
             .watches
             .iter()
             .all(|w| options.place(w.spot.tree, &w.spot.path).is_some());
-        let reach = |wd: i32| spot(wd).and_then(|s| options.place(s.tree, &s.path));
+        let reach = |wd: i32| match spot(wd) {
+            None => Reach::Gone,
+            Some(s) => options.place(s.tree, &s.path).map_or(Reach::Nowhere, Reach::Path),
+        };
         if let Some(event) = hopeless(&record.events, reach).filter(|_| trees_there) {
             let at = spot(event.wd).map_or_else(String::new, |s| s.path.display().to_string());
             out.push(
@@ -176,34 +180,38 @@ impl FdKind for Inotify {
 
     fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
         // Only now, so that it tells nothing of the files that were opened for the restore.
-        let reached: Result<Vec<_>> = record.watches.iter().map(|w| w.spot.reach(nest)).collect();
-        let reached = reached?;
-        watch_all(nest.file(placed.id)?, &record.watches, &reached)?;
-        if record.events.is_empty() {
-            return Ok(());
+        let mut watches = Vec::with_capacity(record.watches.len());
+        for w in &record.watches {
+            let (at, follow) = w.spot.reach(nest)?;
+            watches.push((w.wd, at, follow, w.mask));
         }
-        let watches = record.watches.iter().zip(reached);
-        let watches: Vec<Watch> = watches
-            .map(|(w, (at, follow))| (w.wd, at, follow, w.mask))
-            .collect();
-        repeat(nest.file(placed.id)?, &record.events, &watches)
+        let fd = nest.file(placed.id)?;
+        let there = |wd: i32| record.watches.iter().any(|w| w.wd == wd);
+        let gone = StandIns::new(&record.events, there)?;
+        let mut all: Vec<Watch> = watches.iter().cloned().chain(gone.watches()).collect();
+        all.sort_by_key(|w| w.0);
+        watch_all(fd, &all)?;
+        match record.events.is_empty() {
+            true => Ok(()),
+            false => repeat(fd, &record.events, &watches, &gone),
+        }
     }
 }
 
 /// Adds the watches with their numbers, which are given out in turn and never twice.
-fn watch_all(fd: BorrowedFd<'_>, watches: &[Watched], reached: &[(PathBuf, bool)]) -> Result<()> {
+fn watch_all(fd: BorrowedFd<'_>, watches: &[Watch]) -> Result<()> {
     let mut skipped = false;
-    for (watch, (here, follow)) in watches.iter().zip(reached) {
+    for (number, here, follow, mask) in watches {
         let name = || here.display().to_string();
         loop {
-            let wd = inotify_add(fd, here, watch.mask, *follow).on("inotify_add_watch", name)?;
-            if wd == watch.wd {
+            let wd = inotify_add(fd, here, *mask, *follow).on("inotify_add_watch", name)?;
+            if wd == *number {
                 break;
             }
-            if wd > watch.wd {
+            if wd > *number {
                 return Err(Error::kernel(
                     "inotify_add_watch",
-                    format!("{}: watch {}", name(), watch.wd),
+                    format!("{}: watch {number}", name()),
                     Errno::EEXIST,
                 ));
             }
@@ -292,9 +300,12 @@ mod tests {
         .into();
         list.iter()
             .for_each(|w| std::fs::write(&w.spot.path, "").unwrap());
-        let reached: Vec<_> = list.iter().map(|w| (w.spot.path.clone(), false)).collect();
+        let watches: Vec<Watch> = list
+            .iter()
+            .map(|w| (w.wd, w.spot.path.clone(), false, w.mask))
+            .collect();
         let fd = inotify_new().unwrap();
-        watch_all(fd.as_fd(), &list, &reached).unwrap();
+        watch_all(fd.as_fd(), &watches).unwrap();
         let seen = read_fd(Pid(std::process::id() as i32), fd.as_raw_fd()).unwrap();
         let entries = entries(&seen).unwrap();
         let targets: Vec<Target> = entries.iter().map(|e| e.target.clone()).collect();

@@ -540,7 +540,9 @@ impl Around {
 /// The namespaces of a description: a socket's network is that in which it was made.
 fn surroundings(fd: &FdView, view: &View) -> Result<Around> {
     let mut around = Around::default();
-    if fd.protocol.is_empty() || !view.foreign.keys().any(|(kind, _)| kind == "net") {
+    // What only stands for a socket can be asked nothing.
+    let asked = !fd.protocol.is_empty() && fd.flags() & libc::O_PATH == 0;
+    if !asked || !view.foreign.keys().any(|(kind, _)| kind == "net") {
         return Ok(around);
     }
     let name = || format!("fd {} of {}", fd.fd, fd.pid);
@@ -655,8 +657,12 @@ fn put<T: Serialize>(draft: &mut Draft, tag: &'static str, version: u16, record:
 
 /// The kind that claims a descriptor.
 pub fn kind_of(fd: &FdView) -> Option<&'static FdEntry> {
-    // What only stands for an object without a path can be opened again for pipes alone.
-    if fd.flags() & libc::O_PATH != 0 && !fd.link.starts_with(b"/") && !fd.link.starts_with(b"pipe:") {
+    // What only stands for an object without a path can be opened again for these alone.
+    let reopened = || {
+        let known: [&[u8]; 3] = [b"/", b"pipe:", b"socket:["];
+        known.iter().any(|k| fd.link.starts_with(k)) || nsfd::NsFd::claims(fd)
+    };
+    if fd.flags() & libc::O_PATH != 0 && !reopened() {
         return None;
     }
     FD_KINDS.iter().find(|k| (k.claims)(fd))

@@ -90,7 +90,8 @@ impl FdKind for NsFd {
                 format!("/proc/{pid}/ns/{}", record.kind.name())
             }
         };
-        let flags = OFlag::from_bits_retain(record.flags & (libc::O_ACCMODE | libc::O_NONBLOCK));
+        let flags =
+            OFlag::from_bits_retain(record.flags & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_PATH));
         nix::fcntl::open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty()).on("open", name)
     }
 

@@ -1,8 +1,11 @@
-//! O_PATH descriptors of what is neither file nor directory: symbolic links, fifos, sockets, devices.
+//! O_PATH descriptors of what is neither file nor directory: symbolic links, fifos, sockets, devices; and of what has no
+//! path but is open, sockets and memfds.
 
+use super::memfd::is_memfd;
 use super::pipe::Bytes;
-use super::regular::found::{DELETED, Lost, Way, way};
+use super::regular::found::{DELETED, Lost, Way, is_proc, way};
 use super::regular::ghost::{Attributes, Ghosts};
+use super::regular::{descriptor_in_proc, lend_descriptor, thread_of_proc};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -14,7 +17,7 @@ use nix::sys::stat::{Mode, SFlag};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +33,9 @@ pub struct Record {
     /// The number of the tree of files it is in.
     #[serde(default)]
     pub tree: u32,
+    /// Of what has no path: the description through which it is open.
+    #[serde(default)]
+    pub held: Option<FileId>,
 }
 
 /// A node of a file system, and how it is found or made again.
@@ -41,19 +47,31 @@ pub struct NodeRef {
     pub gone: Option<Attributes>,
     /// Where an unlinked symbolic link leads.
     pub target: Option<Bytes>,
+    /// A link of /proc: there as soon as the process is that it tells of.
+    #[serde(default)]
+    pub proc: bool,
 }
 
 impl NodeRef {
+    /// Of something that lies nowhere.
+    fn bare(stat: &FileStat) -> NodeRef {
+        NodeRef {
+            stat: *stat,
+            lost: None,
+            gone: None,
+            target: None,
+            proc: false,
+        }
+    }
+
     /// Records the node at `link`, to which `at` leads; tells its path too.
     pub fn collect(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<(PathBuf, NodeRef)> {
         let name = || String::from_utf8_lossy(link).into_owned();
         let found = way(link, stat, at, tree)
             .map_err(|(why, remedy)| Blocker::at(name(), "").why(why).remedy(remedy).refuse())?;
         let mut out = NodeRef {
-            stat: *stat,
-            lost: None,
-            gone: None,
-            target: None,
+            proc: found == Way::Kernel || stat.kind() == libc::S_IFLNK && is_proc(at),
+            ..NodeRef::bare(stat)
         };
         let mut path = link;
         match found {
@@ -92,7 +110,7 @@ impl NodeRef {
         if let Some(lost) = &self.lost {
             lost.precheck(path, out);
         }
-        if self.gone.is_some() || self.lost.is_some() {
+        if self.gone.is_some() || self.lost.is_some() || self.proc {
             return;
         }
         let found = match std::fs::symlink_metadata(path).map(|m| FileStat::from(&m)) {
@@ -178,8 +196,8 @@ impl NodeRef {
 impl FdKind for Node {
     const TAG: &'static str = "path";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str =
-        "O_PATH descriptors of symbolic links, fifos, sockets and devices, unlinked ones too";
+    const ABOUT: &'static str = "O_PATH descriptors of symbolic links (of /proc too), fifos, sockets and devices, unlinked ones too, and of sockets \
+        and memfds without a path that a process of the checkpoint has open";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -190,37 +208,72 @@ impl FdKind for Node {
             libc::S_IFCHR,
             libc::S_IFBLK,
         ];
-        fd.flags() & libc::O_PATH != 0 && fd.link.starts_with(b"/") && own.contains(&fd.stat.kind())
+        let named = fd.link.starts_with(b"/") && own.contains(&fd.stat.kind());
+        fd.flags() & libc::O_PATH != 0 && (named || is_nameless(fd))
     }
 
-    fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
+    fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+        if is_nameless(fd) {
+            return out.extend(holder(fd, view).is_none().then(|| nobodys(fd)));
+        }
         if let Err((why, remedy)) = way(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
     }
 
-    fn collect(fd: &FdView, _: &mut Source<'_>) -> Result<Record> {
+    fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
+        if is_nameless(fd) {
+            let at = holder(fd, from.view).map(|f| (f.pid, f.fd));
+            let held = at.and_then(|at| from.shared.files.get(&at).copied());
+            return Ok(Record {
+                path: PathBuf::new(),
+                flags: fd.flags(),
+                node: NodeRef::bare(&fd.stat),
+                tree: 0,
+                held: Some(held.ok_or_else(|| nobodys(fd).refuse())?),
+            });
+        }
         let (path, node) = NodeRef::collect(&fd.link, &fd.stat, &fd.at(), &fd.tree)?;
         Ok(Record {
             path,
             flags: fd.flags(),
             node,
             tree: fd.tree.number,
+            held: None,
         })
     }
 
     fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
-        if let Some(here) = options.place(record.tree, &record.path) {
+        if let Some(here) = options.place(record.tree, &record.path)
+            && record.held.is_none()
+        {
             record.node.precheck(&here, out);
         }
     }
 
-    fn members(_: &Record) -> Vec<FileId> {
-        Vec::new()
+    fn members(record: &Record) -> Vec<FileId> {
+        record.held.into_iter().collect()
     }
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
+        if let Some(held) = record.held {
+            let at = format!("/proc/self/fd/{}", nest.file(held)?.as_raw_fd());
+            let how = OFlag::O_PATH | OFlag::O_CLOEXEC;
+            return nix::fcntl::open(at.as_str(), how, Mode::empty()).on("open", || held.to_string());
+        }
         let here = nest.options.reach(record.tree, &record.path)?;
+        if record.node.proc {
+            thread_of_proc(&record.path, record.tree, nest)?;
+        }
+        if record.node.proc
+            && let Some((pid, fd)) = descriptor_in_proc(&record.path, "/fd/", record.tree, nest)
+        {
+            // Its table is still empty, and the link is there only as long as the descriptor is.
+            let how = OFlag::from_bits_retain(record.flags | libc::O_CLOEXEC);
+            return lend_descriptor(pid, fd, nest, || {
+                nix::fcntl::open(&here, how, Mode::empty()).on("open", || here.display().to_string())
+            });
+        }
         record.node.open(&here, record.flags, nest)
     }
 
@@ -229,12 +282,28 @@ impl FdKind for Node {
     }
 }
 
+/// Whether it stands for something that is open and lies nowhere.
+fn is_nameless(fd: &FdView) -> bool {
+    fd.link.starts_with(b"socket:[") || is_memfd(&fd.link)
+}
+
+/// A description of the set through which the same is open.
+fn holder<'a>(fd: &FdView, view: &'a View) -> Option<&'a FdView> {
+    let same = |f: &&FdView| (f.stat.dev, f.stat.ino) == (fd.stat.dev, fd.stat.ino);
+    view.fds().find(|f| same(f) && f.flags() & libc::O_PATH == 0)
+}
+
+fn nobodys(fd: &FdView) -> Blocker {
+    fd.blocker()
+        .why("it stands for something that no process of the checkpoint has open")
+        .remedy("let the program close it")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ids::Pid;
     use crate::observe::view::read_fd;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn an_unlinked_link_still_says_where_it_leads() {

@@ -1,10 +1,10 @@
-//! Pidfds: of processes in the checkpoint, of others that outlast it, and of those that have ended.
+//! Pidfds: of processes and threads in the checkpoint, of others that outlast it, and of those that have ended.
 
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
-use crate::observe::view::{FdView, View, command_of};
+use crate::observe::view::{FdView, ProcessView, View, command_of};
 use crate::proc::stat::Stat;
 use crate::sys;
 use crate::sys::ended::{self, Ended};
@@ -27,7 +27,7 @@ pub struct Record {
 /// What has become of its process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// It is in the checkpoint.
+    /// It is in the checkpoint, a process or a thread.
     #[default]
     Inside,
     /// It goes on outside, where it is known by when it started, in ticks after this boot.
@@ -45,8 +45,9 @@ pub enum State {
 impl FdKind for PidFd {
     const TAG: &'static str = "pidfd";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "pidfds of processes in the checkpoint, of processes outside that live on until the \
-        restore, and of those that have ended, with their status";
+    const ABOUT: &'static str = "pidfds of processes and threads in the checkpoint, of processes outside that live on until the \
+        restore, and of those that have ended, with their status; of threads of a process in a user namespace of its \
+        own they are refused";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -62,14 +63,19 @@ impl FdKind for PidFd {
                     .why("its process is in another pid namespace than freeze")
                     .remedy("run freeze in a pid namespace that sees it, or let the program close it"),
             ),
-            Some(pid) if view.get(pid).is_none() && is_thread_of(pid, view) => out.push(
-                fd.blocker()
-                    .why(format!(
-                        "it stands for the thread {pid}, and threads come after descriptors"
-                    ))
-                    .remedy("let the program close it"),
-            ),
-            Some(_) => {}
+            Some(tid) => {
+                let owner = owner_of(tid, view);
+                if owner.is_some_and(|p| view.namespace(p, "user") != 0) {
+                    out.push(
+                        fd.blocker()
+                            .why(format!(
+                                "it stands for the thread {tid} of a process in a user namespace of its own, whose threads \
+                                 can be made only after all descriptors"
+                            ))
+                            .remedy("let the program close it"),
+                    );
+                }
+            }
         }
     }
 
@@ -84,7 +90,7 @@ impl FdKind for PidFd {
                     space: from.view.namespace(&from.process.view, "pid"),
                 }
             }
-            pid if from.view.get(pid).is_some() => State::Inside,
+            pid if from.view.get(pid).is_some() || owner_of(pid, from.view).is_some() => State::Inside,
             pid => match started(pid) {
                 Some(started) => State::Outside {
                     started,
@@ -133,8 +139,12 @@ impl FdKind for PidFd {
             sys::events::pidfd_open_with(pid, record.thread).on("pidfd_open", || format!("pid {pid}"))
         };
         match record.state {
-            // The processes exist since the nest was made.
-            State::Inside | State::Outside { .. } => open(record.pid),
+            // The processes exist since the nest was made, and threads of theirs that are asked for come at once.
+            State::Inside => match nest.owner_of_thread(record.pid) {
+                Some(owner) => open(nest.thread_ahead(owner, record.pid)?),
+                None => open(record.pid),
+            },
+            State::Outside { .. } => open(record.pid),
             State::Ended { which, status, space } => {
                 if !nest.state::<Dead>().0.contains_key(&which) {
                     let end = || Ended::new(status).on("fork", || "a process that ends at once");
@@ -161,11 +171,10 @@ fn target(fd: &FdView) -> Option<Pid> {
     fd.info.get("Pid")?.parse().ok().map(Pid)
 }
 
-fn is_thread_of(tid: Pid, view: &View) -> bool {
-    view.processes
-        .iter()
-        .flat_map(|p| &p.threads)
-        .any(|t| t.tid == tid)
+/// The process that has this thread besides its first.
+fn owner_of(tid: Pid, view: &View) -> Option<&ProcessView> {
+    let has = |p: &&ProcessView| p.pid != tid && p.threads.iter().any(|t| t.tid == tid);
+    view.processes.iter().find(has)
 }
 
 fn nobodys(fd: &FdView) -> Blocker {

@@ -72,13 +72,53 @@ pub struct FileRef {
 }
 
 /// Does something while a process that has no descriptors yet has one of this number.
-fn lend_descriptor<T>(pid: Pid, fd: i32, nest: &mut Nest, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn lend_descriptor<T>(
+    pid: Pid,
+    fd: i32,
+    nest: &mut Nest,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     let (door, fd) = (nest.door(), fd as u64);
     let process = nest.process(pid)?;
     process.call("dup2", libc::SYS_dup2, &[door, fd])?;
     let done = work();
     process.call("close", libc::SYS_close, &[fd])?;
     done
+}
+
+/// The process of the nest that has this number where this /proc is mounted.
+fn process_in_proc(number: &str, tree: u32, nest: &Nest) -> Option<Pid> {
+    let named: i32 = number.parse().ok()?;
+    let is_it = |p: &Pid| {
+        nest.membership(*p).of(Kind::Mount) == Tree::namespace_of(tree) && nest.known_as(*p, *p) == named
+    };
+    nest.pids().into_iter().find(is_it)
+}
+
+/// Has the thread made of which a file of /proc tells, if that is one of the nest.
+pub(super) fn thread_of_proc(path: &Path, tree: u32, nest: &mut Nest) -> Result<()> {
+    let thread = || {
+        let (pid, rest) = path.strip_prefix("/proc").ok()?.to_str()?.split_once("/task/")?;
+        let named: i32 = rest.split('/').next()?.parse().ok()?;
+        let pid = process_in_proc(pid, tree, nest)?;
+        let mut tids = nest.tids(pid).iter();
+        let tid = tids.find(|t| nest.known_as(pid, **t) == named)?;
+        Some((pid, *tid))
+    };
+    if let Some((pid, tid)) = thread() {
+        nest.thread_ahead(pid, tid)?;
+    }
+    Ok(())
+}
+
+/// The descriptor of a process of the nest that a file of /proc is about, in a directory of this name.
+pub(super) fn descriptor_in_proc(path: &Path, directory: &str, tree: u32, nest: &Nest) -> Option<(Pid, i32)> {
+    let rest = path.strip_prefix("/proc").ok()?.to_str()?;
+    let (pid, fd) = rest.split_once(directory)?;
+    let pid = process_in_proc(pid, tree, nest)?;
+    // The door's number is none of the program's.
+    let fd: i32 = fd.parse().ok()?;
+    (fd as u64 != nest.door()).then_some((pid, fd))
 }
 
 impl FileRef {
@@ -270,21 +310,8 @@ impl FileRef {
 
     /// The descriptor of a process of the nest that this file of /proc is about.
     fn of_descriptor(&self, nest: &Nest) -> Option<(Pid, i32)> {
-        if !self.virtual_file {
-            return None;
-        }
-        let rest = self.path.strip_prefix("/proc").ok()?.to_str()?;
-        let (pid, fd) = rest.split_once("/fdinfo/")?;
-        let named: i32 = pid.parse().ok()?;
-        // The number is that of the process where this /proc is mounted.
-        let is_it = |p: &Pid| {
-            nest.membership(*p).of(Kind::Mount) == Tree::namespace_of(self.tree)
-                && nest.known_as(*p, *p) == named
-        };
-        let pid = nest.pids().into_iter().find(is_it)?;
-        // The door's number is none of the program's.
-        let fd: i32 = fd.parse().ok()?;
-        (fd as u64 != nest.door()).then_some((pid, fd))
+        let told = || descriptor_in_proc(&self.path, "/fdinfo/", self.tree, nest);
+        self.virtual_file.then(told).flatten()
     }
 
     fn key(&self) -> (u64, u64) {
@@ -601,6 +628,9 @@ impl FdKind for Regular {
     }
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
+        if record.file.virtual_file {
+            thread_of_proc(&record.file.path, record.file.tree, nest)?;
+        }
         let name = || record.file.path.display().to_string();
         let fd = record.file.open(record.flags, nest)?;
         if record.flags & libc::O_PATH != 0 {

@@ -193,8 +193,37 @@ impl Nest {
         Ok(())
     }
 
-    /// Gives a process its other threads, in this order, with their recorded ids as far as they can be chosen.
-    pub fn spawn_threads(&mut self, pid: Pid, tids: &[Pid]) -> Result<()> {
+    /// The process that has a thread with this recorded id besides its first.
+    pub fn owner_of_thread(&self, tid: Pid) -> Option<Pid> {
+        let owner = self.families.values().find(|f| f.tids.contains(&tid))?;
+        Some(owner.pid)
+    }
+
+    /// The recorded ids of the threads of a process besides its first.
+    pub fn tids(&self, pid: Pid) -> &[Pid] {
+        self.families.get(&pid).map_or(&[], |f| &f.tids)
+    }
+
+    /// Has a thread of a process made with all the others, ahead of their stage; tells the id freeze knows it by.
+    pub fn thread_ahead(&mut self, owner: Pid, tid: Pid) -> Result<Pid> {
+        let all = self
+            .families
+            .get(&owner)
+            .map_or_else(Vec::new, |f| f.tids.clone());
+        self.spawn_threads(owner, &all)?;
+        Ok(self.process(owner)?.live_tid(tid))
+    }
+
+    /// Gives a process its other threads, in this order, with their recorded ids as far as they can be chosen; those
+    /// that are there already stay.
+    pub fn spawn_threads(&mut self, pid: Pid, wanted: &[Pid]) -> Result<()> {
+        let building = self.process(pid)?;
+        let tids: Vec<Pid> = wanted
+            .iter()
+            .copied()
+            .filter(|t| building.thread(*t).is_none())
+            .collect();
+        let tids = &tids[..];
         let family = self.families.get(&pid);
         let ids: Vec<Vec<i32>> = tids
             .iter()
@@ -212,11 +241,9 @@ impl Nest {
             None => None,
         };
         let building = self.process(pid)?;
-        let (before, named) = (building.threads.len(), building.names.len());
         let step = if bound { 1 } else { 128 };
-        // Those that are yet to be made, and in which order the others were.
+        // Those that are yet to be made.
         let mut left: VecDeque<usize> = (0..tids.len()).collect();
-        let mut order = Vec::new();
         let (mut missed, mut patience) = (0, Patience::default());
         while !left.is_empty() {
             let some: Vec<usize> = left.drain(..step.min(left.len())).collect();
@@ -291,7 +318,6 @@ impl Nest {
                     continue;
                 }
                 missed = 0;
-                order.push(n);
                 building.threads.push(thread);
                 building.names.push((recorded, inner));
             }
@@ -299,16 +325,11 @@ impl Nest {
                 patience.wait();
             }
         }
-        let threads = building
-            .threads
-            .drain(before..)
-            .zip(building.names.drain(named..));
-        let mut all: Vec<_> = order.into_iter().zip(threads).collect();
-        all.sort_by_key(|(n, _)| *n);
-        for (_, (thread, name)) in all {
-            building.threads.push(thread);
-            building.names.push(name);
-        }
+        // In their order, whichever could be made first; the leader stays ahead of them.
+        let threads = building.threads.drain(..).zip(building.names.drain(..));
+        let mut all: Vec<_> = threads.collect();
+        all.sort_by_key(|(_, (recorded, _))| wanted.iter().position(|t| t == recorded));
+        (building.threads, building.names) = all.into_iter().unzip();
         Ok(())
     }
 }

@@ -70,6 +70,9 @@ const MEMBERS: [(&str, &str); 44] = [
     ("inotify_event_info", "name"),
 ];
 
+/// An event of inotify: watch, mask, cookie and name.
+pub type Told = (i32, u32, u32, Vec<u8>);
+
 /// The most marks, or wishes for notification, that one directory may have before the search is given up.
 const MARKS: usize = 1000;
 
@@ -209,8 +212,8 @@ impl Peek {
         None
     }
 
-    /// The events that wait in the inotify instance behind `fd`: watch, mask and name, the oldest first.
-    pub fn events(&self, fd: BorrowedFd<'_>) -> Option<Vec<(i32, u32, Vec<u8>)>> {
+    /// The events that wait in the inotify instance behind `fd`, the oldest first.
+    pub fn events(&self, fd: BorrowedFd<'_>) -> Option<Vec<Told>> {
         const LONGEST: u32 = 4096;
         let group = self.word(self.at(self.file(fd)?, "file", "private_data"))?;
         let head = self.at(group, "fsnotify_group", "notification_list");
@@ -226,7 +229,12 @@ impl Peek {
             self.reader
                 .read(self.at(event, "inotify_event_info", "name"), &mut name)
                 .ok()?;
-            out.push((number("wd")? as i32, number("mask")?, name));
+            out.push((
+                number("wd")? as i32,
+                number("mask")?,
+                number("sync_cookie")?,
+                name,
+            ));
             at = self.word(at)?;
         }
         Some(out)

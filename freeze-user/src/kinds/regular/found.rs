@@ -149,7 +149,8 @@ fn free(pid: Pid) -> bool {
     !Path::new(&format!("/proc/{pid}")).exists()
 }
 
-fn is_proc(at: &str) -> bool {
+/// Whether a file is one of /proc.
+pub fn is_proc(at: &str) -> bool {
     nix::sys::statfs::statfs(at).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }
 

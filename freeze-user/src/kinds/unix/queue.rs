@@ -121,12 +121,16 @@ fn is_among(own: &OwnedFd, found: &[FdView]) -> Result<bool> {
 
 /// Refuses what cannot be put together without a process that holds it.
 fn admissible(fd: &FdView, seen: &FdView) -> Result<()> {
-    const WITHOUT_HOLDER: [&str; 12] = [
+    const WITHOUT_HOLDER: [&str; 16] = [
         "pipe",
         "eventfd",
         "timerfd",
         "signalfd",
         "pidfd",
+        "epoll",
+        "inotify",
+        "path",
+        "namespace-fd",
         "directory",
         "device",
         "regular-file",
