@@ -9,6 +9,7 @@ use crate::observe::looks;
 use crate::observe::view::{ProcessView, View};
 use crate::sys;
 use crate::tracee::tape::Tape;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug)]
@@ -124,16 +125,22 @@ impl ProcessKind for Limits {
                 "pid {pid}: nice {nice} of its autogroup could not be set: {e}"
             ));
         }
+        let all = record.rlimits.iter().enumerate();
+        let mut own: Vec<(usize, &(u64, u64))> = all.collect();
         if nest.membership(pid).of(Kind::User) != 0 {
-            // Its rights in its own user namespace do not reach to raising a limit.
-            for (n, (soft, hard)) in record.rlimits.iter().enumerate() {
-                let label = || format!("limit {} of pid {pid}", name(n));
-                sys::set_rlimit(pid, n as u32, *soft, *hard).on("prlimit64", label)?;
+            // Its rights in its own user namespace do not reach to raising a limit. Freeze may have none over it, and need
+            // none for what it has been born with, or for less.
+            let mut left = Vec::new();
+            for (n, limit) in own {
+                match sys::set_rlimit(pid, n as u32, limit.0, limit.1) {
+                    Err(Errno::EPERM) => left.push((n, limit)),
+                    set => set.on("prlimit64", || format!("limit {} of pid {pid}", name(n)))?,
+                }
             }
-            return Ok(());
+            own = left;
         }
         nest.process(pid)?.tape(|t| {
-            for (n, (soft, hard)) in record.rlimits.iter().enumerate() {
+            for (n, (soft, hard)) in own {
                 let mut bytes = soft.to_ne_bytes().to_vec();
                 bytes.extend_from_slice(&hard.to_ne_bytes());
                 let at = t.bytes(&bytes);

@@ -32,7 +32,8 @@ pub fn markdown() -> String {
         - descriptors that no kind above claims: userfaultfd, perf events, eBPF programs and links, \
           devices with state of their own, sockets of other families;\n\
         - the other end of a pipe, fifo, socket or terminal pair held by a process outside the tree: every holder is named;\n\
-        - mounts of file systems that cannot be made anew and are not mounted where freeze runs, 32-bit programs, kernel \
+        - mounts of file systems that cannot be made anew and are not mounted where freeze runs, idmapped mounts, overlays of \
+          relative paths, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
         - files that neither path nor handle leads to.\n\
@@ -50,6 +51,15 @@ pub fn markdown() -> String {
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\
         - the most workers of a thread, where they were given through an io_uring instance that is closed since;\n\
         - where memory was unmapped and mapped anew under a buffer that is registered with an io_uring, the pages that the buffer still had: registered again, it has the new ones;\n\
+        - the rest of a call that had moved a part of its data and waited for more (a write of more than a pipe or socket holds, \
+          recv with MSG_WAITALL): after any checkpoint it returns the part, as after a signal;\n\
+        - datagrams in the queue of a socket that cannot be sent to it again, as one from a network that is gone (each is warned \
+          of), and what came along with those that can (time to live, type of service, device);\n\
+        - the mark of out-of-band data that was taken in line, the groups of a peer (SO_PEERGROUPS), a filter that chooses \
+          among sockets of one port (SO_ATTACH_REUSEPORT_CBPF), and whether an IPv6 socket that is connected takes IPv4 when \
+          it is connected anew (IPV6_V6ONLY);\n\
+        - whose child a process is among the threads of its parent (__WNOTHREAD): the first's;\n\
+        - what was written to a System V segment beyond its size, into the rest of its last page;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\

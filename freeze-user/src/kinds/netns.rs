@@ -95,6 +95,8 @@ const NEWLINKPROP: u16 = 108;
 
 // IFLA_*
 const ADDRESS: u16 = 1;
+/// `::1`.
+const LOOPBACK: [u8; 16] = 1u128.to_be_bytes();
 const IFNAME: u16 = 3;
 const MTU: u16 = 4;
 const LINK: u16 = 5;
@@ -469,13 +471,13 @@ impl Record {
         for (path, _) in &asking {
             let _ = std::fs::write(Path::new(SETTINGS).join(path), "0");
         }
-        self.set_addresses(&mut netlink, &mut warnings)?;
+        self.set_addresses(&mut netlink, true, &mut warnings)?;
         for link in &self.links {
             let body = link.head(link.flags & FLAGS, FLAGS);
             netlink.request(SETLINK, 0, &body)?;
         }
         // What came by itself with the devices going up is not wanted; what went with it is.
-        self.set_addresses(&mut netlink, &mut warnings)?;
+        self.set_addresses(&mut netlink, false, &mut warnings)?;
         for (path, value) in &asking {
             let _ = std::fs::write(Path::new(SETTINGS).join(path), value);
         }
@@ -511,7 +513,8 @@ impl Record {
         Ok(())
     }
 
-    fn set_addresses(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {
+    /// `ahead`: before the devices are up.
+    fn set_addresses(&self, netlink: &mut Netlink, ahead: bool, warnings: &mut Vec<String>) -> Sys<()> {
         let key = |m: &[u8]| address_key(m);
         let now: Vec<Vec<u8>> = netlink.dump(GETADDR, &[0; 8])?;
         let wanted: Vec<_> = self.addresses.iter().map(|a| key(&a.0)).collect();
@@ -519,7 +522,9 @@ impl Record {
             let _ = netlink.request(DELADDR, 0, extra);
         }
         for address in &self.addresses {
-            if now.iter().any(|n| key(n) == key(&address.0)) {
+            // That of the loopback device comes with it, and without the route that another would have.
+            let comes = ahead && attributes(&address.0, 8).contains(&(ADDRESS, &LOOPBACK[..]));
+            if comes || now.iter().any(|n| key(n) == key(&address.0)) {
                 continue;
             }
             match netlink.request(NEWADDR, CREATE | EXCL, &address_request(&address.0)) {

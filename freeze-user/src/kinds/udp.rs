@@ -3,7 +3,7 @@
 use super::pipe::Bytes;
 use super::socket::{Base, bind, bind_probe, fetch, held_outside, inet_address};
 use super::{FdKind, Placed, Source};
-use crate::error::{Blocker, Context, Error, Result, errno};
+use crate::error::{Blocker, Context, Result, errno};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
 use crate::observe::peers::shut_halves;
@@ -14,7 +14,7 @@ use crate::sys::queue::peek_packets;
 use crate::sys::{self, socket, sockopt};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -121,12 +121,12 @@ impl FdKind for Udp {
         let (domain, kind) = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?);
         let protocol = number(libc::SO_PROTOCOL)?;
         let mut sets = vec![&sockopt::GENERAL, &sockopt::IP, &sockopt::IP_MULTICAST];
+        let remote = sys::socket_name(held, true).ok().map(Bytes);
         if domain == libc::AF_INET6 {
-            sets.extend([
-                &sockopt::IPV6,
-                &sockopt::IPV6_UNCONNECTED,
-                &sockopt::IPV6_MULTICAST,
-            ]);
+            sets.extend([&sockopt::IPV6, &sockopt::IPV6_MULTICAST]);
+        }
+        if domain == libc::AF_INET6 && remote.is_none() {
+            sets.push(&sockopt::IPV6_UNCONNECTED);
         }
         match (kind, protocol) {
             (libc::SOCK_RAW, _) if domain == libc::AF_INET => {
@@ -162,7 +162,7 @@ impl FdKind for Udp {
             kind,
             protocol,
             local: bound(&local, kind).then_some(Bytes(local)),
-            remote: sys::socket_name(held, true).ok().map(Bytes),
+            remote,
             groups: multicast::read(held, domain == libc::AF_INET6)
                 .on("looking for multicast groups", name)?,
             queue,
@@ -181,7 +181,7 @@ impl FdKind for Udp {
         Vec::new()
     }
 
-    fn restore(record: &Record, _: &mut Nest) -> Result<OwnedFd> {
+    fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.base.label();
         let fd = make(record.domain, record.kind, record.protocol).on("socket", name)?;
         record.base.give_owner(fd.as_fd())?;
@@ -190,7 +190,7 @@ impl FdKind for Udp {
             bind(fd.as_fd(), &local.0).on("bind", name)?;
         }
         if !record.queue.is_empty() {
-            fill(record, fd.as_fd())?;
+            fill(record, fd.as_fd(), nest)?;
         }
         if let Some(remote) = &record.remote {
             sys::socket_to(fd.as_fd(), true, &remote.0).on("connect", name)?;
@@ -244,9 +244,8 @@ fn bound(local: &[u8], kind: i32) -> bool {
     inet_address(local).is_some_and(|a| !a.ip().is_unspecified() || a.port() != 0 && kind != libc::SOCK_RAW)
 }
 
-/// Sends everything again that waited: each datagram while the socket hears nobody but its sender, so that no other
-/// socket of the same port gets it, and nothing comes between.
-fn fill(record: &Record, fd: BorrowedFd<'_>) -> Result<()> {
+/// Sends everything again that waited. What cannot be had again is lost as datagrams may be, but not in silence.
+fn fill(record: &Record, fd: BorrowedFd<'_>, nest: &mut Nest) -> Result<()> {
     const SO_RCVBUFFORCE: i32 = 33;
     let all: usize = record.queue.iter().map(|d| d.data.0.len() + 4096).sum();
     let room = i32::try_from(all.saturating_mul(2)).unwrap_or(i32::MAX / 2);
@@ -260,25 +259,42 @@ fn fill(record: &Record, fd: BorrowedFd<'_>) -> Result<()> {
         let Some(from) = inet_address(&datagram.from.0) else {
             continue;
         };
-        let name = || format!("{}: a datagram from {from}", record.base.label());
-        // Connected to one of IPv4 it has an address of that, and none for one of IPv6.
-        disconnect(fd).on("connect(AF_UNSPEC)", name)?;
-        sys::socket_to(fd, true, &datagram.from.0).on("connect", name)?;
-        let own = sys::socket_name(fd, false).on("getsockname", name)?;
-        let to = inet_address(&own).ok_or(Errno::EINVAL).on("getsockname", name)?;
-        let waiting = memory(fd).on("getsockopt(SO_MEMINFO)", name)?;
-        inject(record.protocol, plain(from), plain(to), &datagram.data.0).on("send", name)?;
-        // It comes by way of the loopback device, as a rule before the call is over.
-        let began = Instant::now();
-        while memory(fd).on("getsockopt(SO_MEMINFO)", name)? <= waiting {
-            if began.elapsed() > Duration::from_secs(5) {
-                let what = format!("{}, which a packet filter may have dropped", name());
-                return Err(Error::kernel("putting it into the queue", what, Errno::ETIMEDOUT));
-            }
-            std::thread::sleep(Duration::from_micros(100));
+        let put = put_again(record, datagram, from, fd);
+        if let Err(e) = put.and_then(|()| disconnect(fd)) {
+            let label = record.base.label();
+            nest.warnings.push(format!(
+                "{label}: a datagram from {from} that waited to be read is lost: {}",
+                e.desc()
+            ));
         }
     }
     disconnect(fd).on("connect(AF_UNSPEC)", || record.base.label())
+}
+
+/// Sends one datagram while the socket hears nobody but its sender, so that no other socket of the same port gets it, and
+/// nothing comes between.
+fn put_again(record: &Record, datagram: &Datagram, from: SocketAddr, fd: BorrowedFd<'_>) -> nix::Result<()> {
+    // One of IPv6 that was connected to an address of IPv4 never hears any other again.
+    let foreign = record.domain == libc::AF_INET6 && plain(from).is_ipv4();
+    if !foreign {
+        sys::socket_to(fd, true, &datagram.from.0)?;
+    }
+    let own = sys::socket_name(fd, false)?;
+    let mut to = inet_address(&own).ok_or(Errno::EINVAL)?;
+    if foreign && to.ip().is_unspecified() {
+        to.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let waiting = memory(fd)?;
+    inject(record.protocol, plain(from), plain(to), &datagram.data.0)?;
+    // It comes by way of the loopback device, as a rule before the call is over.
+    let began = Instant::now();
+    while memory(fd)? <= waiting {
+        if began.elapsed() > Duration::from_secs(2) {
+            return Err(Errno::ETIMEDOUT);
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
 }
 
 /// Connects it to nobody: `struct sockaddr` with AF_UNSPEC.

@@ -328,7 +328,7 @@ impl Nest {
         // In their order, whichever could be made first; the leader stays ahead of them.
         let threads = building.threads.drain(..).zip(building.names.drain(..));
         let mut all: Vec<_> = threads.collect();
-        all.sort_by_key(|(_, (recorded, _))| wanted.iter().position(|t| t == recorded));
+        all.sort_by_cached_key(|(_, (recorded, _))| wanted.iter().position(|t| t == recorded));
         (building.threads, building.names) = all.into_iter().unzip();
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! TCP connections taken apart and put together by repair mode (TCP_REPAIR, Linux 3.5 and later; needs CAP_NET_ADMIN).
 
 use super::socket::{Meanwhile, option, send, set_option};
+use super::sockopt::Roomy;
 use super::{Sys, getsockopt, ioctl_int, setsockopt, socket_to};
 use nix::errno::Errno;
 use std::os::fd::BorrowedFd;
@@ -337,8 +338,13 @@ pub fn start(fd: BorrowedFd<'_>, stream: &Stream, corked: bool) -> Sys<()> {
     if corked {
         set_option(fd, TCP, libc::TCP_CORK, 1)?;
     }
-    let sent = stream.written.len() - stream.unsent as usize;
-    put(fd, &stream.written[sent..])
+    let unsent = &stream.written[stream.written.len() - stream.unsent as usize..];
+    if unsent.is_empty() {
+        return Ok(());
+    }
+    // Its size may have been given to the buffer already, which held all this once and may not do so again.
+    let _room = Roomy::new(fd, unsent.len())?;
+    put(fd, unsent)
 }
 
 /// Takes a connection made by [`write`] out of repair mode without a sign of it on the wire.

@@ -119,8 +119,12 @@ fn load(register: u32, base: u32, offset: u32, len: u32) -> Attributes {
     expression("payload", data)
 }
 
-/// The rule: what is TCP and has its four numbers in the set is dropped.
-fn rule(family: &Family) -> Attributes {
+/// The rule: what is TCP and has its four numbers in the set is dropped, those of the other end first.
+fn rule(family: &Family, outgoing: bool) -> Attributes {
+    let (theirs, own) = match outgoing {
+        true => ((family.target, 2), (family.source, 0)),
+        false => ((family.source, 0), (family.target, 2)),
+    };
     const META_L4PROTO: u32 = 16;
     let words = family.address / 4;
     let protocol = Attributes::default()
@@ -137,10 +141,10 @@ fn rule(family: &Family) -> Attributes {
     let steps = [
         expression("meta", protocol),
         expression("cmp", is_tcp),
-        load(FIRST_REGISTER, 1, family.source, family.address),
-        load(FIRST_REGISTER + words, 1, family.target, family.address),
-        load(FIRST_REGISTER + 2 * words, 2, 0, 2),
-        load(FIRST_REGISTER + 2 * words + 1, 2, 2, 2),
+        load(FIRST_REGISTER, 1, theirs.0, family.address),
+        load(FIRST_REGISTER + words, 1, own.0, family.address),
+        load(FIRST_REGISTER + 2 * words, 2, theirs.1, 2),
+        load(FIRST_REGISTER + 2 * words + 1, 2, own.1, 2),
         expression("lookup", lookup),
         expression("immediate", dropped),
     ];
@@ -148,7 +152,11 @@ fn rule(family: &Family) -> Attributes {
 }
 
 const SET: &str = "wires";
-const CHAIN: &str = "held";
+/// What arrives, and what is sent: until its process is ended a socket goes on by itself, and tells the other end more
+/// than was recorded.
+const CHAINS: [(&str, u32, bool); 2] = [("held", LOCAL_IN, false), ("silent", LOCAL_OUT, true)];
+const LOCAL_IN: u32 = 1;
+const LOCAL_OUT: u32 = 3;
 
 /// The element of the set for a connection, and the number of its family.
 fn element(ends: &Ends) -> Sys<(u8, Vec<u8>)> {
@@ -261,7 +269,6 @@ fn hold_by(netlink: &OwnedFd, name: &str, flags: u32, all: &[Ends]) -> Sys<()> {
 }
 
 fn make(out: &mut Vec<u8>, family: &Family, name: &str, owned: u32) {
-    const LOCAL_IN: u32 = 1;
     /// Before everything else, connection tracking included.
     const PRIORITY: i32 = -400;
     let table = || Attributes::default().text(1, name);
@@ -274,11 +281,13 @@ fn make(out: &mut Vec<u8>, family: &Family, name: &str, owned: u32) {
         .word(5, 2 * family.address + 8)
         .word(10, 1);
     message(out, NEWSET, flags, family.number, set);
-    let hook = Attributes::default().word(1, LOCAL_IN).word(2, PRIORITY as u32);
-    let chain = table().text(3, CHAIN).nest(4, hook).text(7, "filter");
-    message(out, NEWCHAIN, flags, family.number, chain);
-    let steps = table().text(2, CHAIN).nest(4, rule(family));
-    message(out, NEWRULE, flags | APPEND, family.number, steps);
+    for (name, hook, outgoing) in CHAINS {
+        let hook = Attributes::default().word(1, hook).word(2, PRIORITY as u32);
+        let chain = table().text(3, name).nest(4, hook).text(7, "filter");
+        message(out, NEWCHAIN, flags, family.number, chain);
+        let steps = table().text(2, name).nest(4, rule(family, outgoing));
+        message(out, NEWRULE, flags | APPEND, family.number, steps);
+    }
 }
 
 /// Lets the connections of a table go; tells whether there was one.

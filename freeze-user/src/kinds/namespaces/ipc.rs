@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// What of /proc/sys belongs to an IPC namespace.
-const IPC_SETTINGS: [&str; 13] = [
+const IPC_SETTINGS: [&str; 14] = [
     "kernel/auto_msgmni",
     "kernel/msgmax",
     "kernel/msgmnb",
@@ -26,6 +26,7 @@ const IPC_SETTINGS: [&str; 13] = [
     "fs/mqueue/msg_max",
     "fs/mqueue/msgsize_max",
     "fs/mqueue/msg_default",
+    "fs/mqueue/msgsize_default",
 ];
 
 /// Adds the POSIX queues that nobody of the set has open: there is no descriptor to look into them by.

@@ -124,6 +124,9 @@ impl Survey {
         view: &View,
     ) -> std::result::Result<Origin, String> {
         let path = |bytes: &[u8]| -> PathBuf { OsStr::from_bytes(bytes).into() };
+        if line.options.split(',').any(|o| o == "idmapped") {
+            return Err("it maps ids (mount_setattr), and the kernel does not tell how".into());
+        }
         let removed = removed_root(line);
         if removed.is_some() && !shows_directory(tree, line, view) {
             return Err("the file that is mounted there was removed".into());
@@ -447,6 +450,9 @@ pub(super) fn build<'a>(
     let Some(&first) = members.first() else {
         return Ok(());
     };
+    // What it shows is needed until the end: who is not root may mount only what can be seen already (mount_namespaces(7)).
+    // Where others are mounted over the new root it would lie among them.
+    let keep = mounts.iter().skip(1).all(|m| m.at != Path::new("/"));
     for (i, m) in mounts.iter().enumerate() {
         let name = || format!("mount {} of {}", m.at.display(), described(first));
         // The root is put aside first: there is no root yet to put it at.
@@ -487,6 +493,9 @@ pub(super) fn build<'a>(
                 let done = make(at, m, by, nest);
                 if done.is_ok() && i == 0 {
                     become_root(ASIDE, first, nest)?;
+                    if !keep {
+                        drop_old_root(first, nest)?;
+                    }
                 }
                 let part = m.root.strip_prefix("/").unwrap_or(Path::new(""));
                 let part = if matches!(m.fs.as_str(), "tmpfs" | "ramfs") {
@@ -514,7 +523,13 @@ pub(super) fn build<'a>(
         built.mounts.push((number, m, mount));
         if i == 0 && !matches!(m.from, Origin::New(..)) {
             become_root(ASIDE, first, nest)?;
+            if !keep {
+                drop_old_root(first, nest)?;
+            }
         }
+    }
+    if keep && !mounts.is_empty() {
+        drop_old_root(first, nest)?;
     }
     Ok(())
 }
@@ -617,7 +632,7 @@ fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<OwnedFd>
     Ok(mount)
 }
 
-/// Makes what is mounted at `aside` the root, and drops everything else that was there.
+/// Makes what is mounted at `aside` the root; the old one lies on top of it, where no path leads.
 fn become_root(aside: &str, by: Pid, nest: &mut Nest) -> Result<()> {
     nest.process(by)?.tape(|t| {
         let aside = t.bytes(&terminated(aside.as_bytes()));
@@ -625,6 +640,17 @@ fn become_root(aside: &str, by: Pid, nest: &mut Nest) -> Result<()> {
         let root = t.bytes(b"/\0");
         t.call("chdir", libc::SYS_chdir, &[aside]);
         t.call("pivot_root", libc::SYS_pivot_root, &[dot, dot]);
+        t.call("chdir", libc::SYS_chdir, &[root]);
+    })?;
+    Ok(())
+}
+
+/// Drops everything that was there before.
+fn drop_old_root(by: Pid, nest: &mut Nest) -> Result<()> {
+    nest.process(by)?.tape(|t| {
+        let dot = t.bytes(b".\0");
+        let root = t.bytes(b"/\0");
+        t.call("chdir", libc::SYS_chdir, &[root]);
         t.call("umount2", libc::SYS_umount2, &[dot, libc::MNT_DETACH as u64]);
         t.call("chdir", libc::SYS_chdir, &[root]);
     })?;

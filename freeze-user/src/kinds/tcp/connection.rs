@@ -435,7 +435,12 @@ impl Connection {
             self.remote.0.clone()
         };
         if let (Some(a), Some(b)) = (inet_address(local), inet_address(&remote)) {
-            clear(a, b);
+            if self.outside {
+                // The other end may be on this machine, closed, and still at work on what it has to say.
+                forget(a, b);
+            } else {
+                clear(a, b);
+            }
         }
         tcp::write(fd, local, &remote, &self.stream()).on("making a connection (TCP_REPAIR)", name)?;
         if self.peer.is_none() && !self.outside {
@@ -574,10 +579,13 @@ fn some_port(local: &[u8]) -> nix::Result<Vec<u8>> {
 
 /// Removes what the kernel still remembers of an earlier connection between the same two ports, if nobody holds it.
 pub(super) fn clear(local: SocketAddr, remote: SocketAddr) {
+    forget(local, remote);
+    forget(remote, local);
+}
+
+/// The same of one of its ends.
+fn forget(local: SocketAddr, remote: SocketAddr) {
     let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
-    let (local, remote) = (plain(local), plain(remote));
-    for (a, b) in [(local, remote), (remote, local)] {
-        // If there is none, or it cannot be removed, connecting tells.
-        let _ = crate::observe::peers::forget_tcp(a, b);
-    }
+    // If there is none, or it cannot be removed, connecting tells.
+    let _ = crate::observe::peers::forget_tcp(plain(local), plain(remote));
 }
