@@ -255,25 +255,36 @@ fn fill(record: &Record, fd: BorrowedFd<'_>, nest: &mut Nest) -> Result<()> {
         socket::set_option(fd, libc::SOL_SOCKET, SO_RCVBUFFORCE, room)
             .on("setsockopt(SO_RCVBUFFORCE)", || record.base.label())?;
     }
+    let mut lost: Vec<(SocketAddr, Errno)> = Vec::new();
     for datagram in &record.queue {
         let Some(from) = inet_address(&datagram.from.0) else {
             continue;
         };
-        let put = put_again(record, datagram, from, fd);
-        if let Err(e) = put.and_then(|()| disconnect(fd)) {
-            let label = record.base.label();
-            nest.warnings.push(format!(
-                "{label}: a datagram from {from} that waited to be read is lost: {}",
-                e.desc()
-            ));
-        }
+        // Where one did not come, others hardly will.
+        let patience = Duration::from_millis(if lost.is_empty() { 2000 } else { 20 });
+        let put = put_again(record, datagram, from, fd, patience).and_then(|()| disconnect(fd));
+        lost.extend(put.err().map(|e| (from, e)));
+    }
+    if let Some((from, e)) = lost.first() {
+        nest.warnings.push(format!(
+            "{}: {} datagram(s) that waited to be read are lost, the first from {from}: {}",
+            record.base.label(),
+            lost.len(),
+            e.desc()
+        ));
     }
     disconnect(fd).on("connect(AF_UNSPEC)", || record.base.label())
 }
 
 /// Sends one datagram while the socket hears nobody but its sender, so that no other socket of the same port gets it, and
 /// nothing comes between.
-fn put_again(record: &Record, datagram: &Datagram, from: SocketAddr, fd: BorrowedFd<'_>) -> nix::Result<()> {
+fn put_again(
+    record: &Record,
+    datagram: &Datagram,
+    from: SocketAddr,
+    fd: BorrowedFd<'_>,
+    patience: Duration,
+) -> nix::Result<()> {
     // One of IPv6 that was connected to an address of IPv4 never hears any other again.
     let foreign = record.domain == libc::AF_INET6 && plain(from).is_ipv4();
     if !foreign {
@@ -289,7 +300,7 @@ fn put_again(record: &Record, datagram: &Datagram, from: SocketAddr, fd: Borrowe
     // It comes by way of the loopback device, as a rule before the call is over.
     let began = Instant::now();
     while memory(fd)? <= waiting {
-        if began.elapsed() > Duration::from_secs(2) {
+        if began.elapsed() > patience {
             return Err(Errno::ETIMEDOUT);
         }
         std::thread::sleep(Duration::from_micros(100));
