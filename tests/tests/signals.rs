@@ -150,7 +150,7 @@ static void handler(int n) { (void)n; seen++; }
 int main(void) {
     signal(SIGUSR1, handler);
     pid_t parent = getpid(), child = OK(fork());
-    /* Whom the next one reaches before the last has returned gets no further by itself: the storm has to end. */
+    /* A sleep that a signal ends begins anew, and would never be over: the storm has to end. */
     if (!child) {
         for (unsigned n = 0; n % 1000 || !gone_ahead(); n++)
             if (getppid() != parent || kill(parent, SIGUSR1)) break;
