@@ -490,21 +490,26 @@ impl Group {
 
 /// Makes a directory with those above it; whether the last was not there.
 fn make_all(dir: &Path, nest: &mut Nest) -> Result<bool> {
-    let made = create_all(dir).map_err(|e| refused(dir, "made", &e))?;
+    let mut made = Vec::new();
+    let done = create_all(dir, &mut made);
     let fresh = !made.is_empty();
+    // Also those above one that could not be made.
     for dir in made {
         let landed = nest.landed();
         nest.state::<Made>().dirs.push(Kept { dir, landed });
     }
+    done.map_err(|e| refused(dir, "made", &e))?;
     Ok(fresh)
 }
 
-/// Makes a directory with those above it; tells which were not there.
-fn create_all(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// Makes a directory with those above it; adds those that were not there to `made`.
+fn create_all(dir: &Path, made: &mut Vec<PathBuf>) -> std::io::Result<()> {
     if dir.is_dir() {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let mut made = dir.parent().map_or(Ok(Vec::new()), create_all)?;
+    if let Some(above) = dir.parent() {
+        create_all(above, made)?;
+    }
     match std::fs::create_dir(dir) {
         Ok(()) => {
             // A set of processors is empty at first, and nobody can join it.
@@ -517,9 +522,9 @@ fn create_all(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
                 }
             }
             made.push(dir.to_owned());
-            Ok(made)
+            Ok(())
         }
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(made),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(e),
     }
 }
@@ -558,7 +563,7 @@ pub(super) fn steps_into(roots: &[Place], made: &mut Vec<PathBuf>) -> Result<Vec
         let Some(dir) = hierarchies.dir(root) else {
             continue;
         };
-        made.extend(create_all(&dir).map_err(|e| refused(&dir, "made", &e))?);
+        create_all(&dir, made).map_err(|e| refused(&dir, "made", &e))?;
         let file = [dir.join("cgroup.procs").as_os_str().as_bytes(), b"\0"].concat();
         steps.push(Step::Write(file, b"0".to_vec()));
     }
@@ -567,7 +572,7 @@ pub(super) fn steps_into(roots: &[Place], made: &mut Vec<PathBuf>) -> Result<Vec
 
 /// Takes over groups that were made before there was a nest; they are given their settings as others are.
 pub fn take_over(nest: &mut Nest) {
-    for dir in std::mem::take(&mut nest.spaces.groups) {
+    for dir in std::mem::take(&mut nest.spaces.groups.0) {
         let landed = nest.landed();
         let made = nest.state::<Made>();
         made.fresh.insert(dir.clone());

@@ -553,7 +553,7 @@ pub fn make(all: &[Namespace], families: &[Family], groups: bool) -> Result<Spac
         }
         // Its root is where its maker is.
         if groups {
-            steps.splice(0..0, cgroup::steps_into(&namespace.roots, &mut spaces.groups)?);
+            steps.splice(0..0, cgroup::steps_into(&namespace.roots, &mut spaces.groups.0)?);
         }
         steps.push(Step::Unshare(kind.flag()));
         match &namespace.what {

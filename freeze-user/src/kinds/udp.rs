@@ -232,6 +232,9 @@ fn make(domain: i32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
         return made;
     }
     let group = nix::unistd::getegid();
+    // Two at once would each take the other's for what it was.
+    let alone = std::fs::File::open(RANGE).map_err(errno)?;
+    sys::flock(alone.as_fd(), libc::LOCK_EX)?;
     let before = std::fs::read_to_string(RANGE).map_err(errno)?;
     std::fs::write(RANGE, format!("{group} {group}")).map_err(errno)?;
     let made = sys::socket(domain, kind, protocol);

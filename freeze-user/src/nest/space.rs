@@ -81,7 +81,19 @@ pub struct Spaces {
     /// Of time namespaces that can only be made by a process for its children: clock, seconds, nanoseconds.
     pub offsets: BTreeMap<u32, Vec<(String, i64, i64)>>,
     /// Control groups that were made for the sake of a namespace which has them for its root.
-    pub groups: Vec<PathBuf>,
+    pub groups: Groups,
+}
+
+/// Control groups that are removed again unless somebody takes them over.
+#[derive(Debug, Default)]
+pub struct Groups(pub Vec<PathBuf>);
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for dir in self.0.iter().rev() {
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
 }
 
 impl Spaces {

@@ -165,8 +165,8 @@ impl View {
         View::read_after(roots, depth, None, false, tasks(roots)?)
     }
 
-    /// The same of a set that stands still if there is an earlier look, trusting that as to who outside the set holds what: searching all processes of the machine
-    /// takes longer than everything else, and only for pipes and sockets that are new since is it done again.
+    /// The same of a set that stands still if there is an earlier look, trusting that as to who outside the set holds what:
+    /// searching all processes of the machine takes longer than everything else, and only for pipes and sockets that are new since is it done again.
     ///
     /// With `trust`, also what a process rarely changes is taken over: see [`ProcessView::lasting`]. `all`: the threads
     /// that there are.
