@@ -468,7 +468,7 @@ fn a_newer_version() {
     assert_eq!(
         said(&done),
         format!(
-            "freeze: {}, offset 0: expected image format 1 to 1, which this freeze reads, found image format 9",
+            "freeze: {}, offset 0: expected image format 1 to 2, which this freeze reads, found image format 9",
             manifest.display()
         )
     );

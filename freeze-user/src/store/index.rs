@@ -59,6 +59,89 @@ pub(crate) struct Index {
     pub(crate) runs: Vec<Entry>,
 }
 
+/// The bytes of the space table and the run table, and what the manifest says of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tables<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// The version of the image format.
+    pub(crate) format: u32,
+    pub(crate) spaces: usize,
+    pub(crate) runs: usize,
+    /// Where they are: the file, and the offset in it.
+    pub(crate) file: &'a Path,
+    pub(crate) base: u64,
+}
+
+/// The fewest bytes that a run takes.
+pub(crate) const SHORTEST_RUN: u64 = 3;
+
+/// For each source, the slot behind the run of it that was named last: where the next is most likely to be.
+#[derive(Debug)]
+struct Expected(Vec<u64>);
+
+impl Expected {
+    fn new(sources: usize) -> Expected {
+        Expected(vec![0; sources])
+    }
+
+    fn slot(&self, source: u32) -> u64 {
+        self.0.get(source as usize).copied().unwrap_or(0)
+    }
+
+    fn after(&mut self, run: &Entry) {
+        if let Some(slot) = self.0.get_mut(run.source as usize) {
+            *slot = run.slot.wrapping_add(run.pages.into());
+        }
+    }
+}
+
+/// A number in as few bytes as it needs, seven bits in each, the lowest first (LEB128).
+fn put(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+fn take(left: &mut &[u8]) -> Option<u64> {
+    let mut n = 0;
+    for shift in (0..u64::BITS).step_by(7) {
+        let (&byte, rest) = left.split_first()?;
+        *left = rest;
+        let bits = u64::from(byte & 0x7f);
+        if bits << shift >> shift != bits {
+            return None;
+        }
+        n |= bits << shift;
+        if byte < 0x80 {
+            return Some(n);
+        }
+    }
+    None
+}
+
+/// The next run of a space whose last one ended at page `end`; none if the numbers are no such thing.
+fn take_run(left: &mut &[u8], end: u64, expected: &mut Expected) -> Option<Entry> {
+    let start = end.checked_add(take(left)?)?;
+    let pages = u32::try_from(take(left)?).ok()?;
+    // As it was written: zero pages are 0, and all others one further.
+    let source = u32::try_from(take(left)?).ok()?.wrapping_sub(1);
+    let mut run = Entry {
+        start,
+        slot: 0,
+        pages,
+        source,
+    };
+    if source != ZERO {
+        let ahead = take(left)?;
+        let ahead = (ahead >> 1) ^ (ahead & 1).wrapping_neg();
+        run.slot = expected.slot(source).wrapping_add(ahead);
+        expected.after(&run);
+    }
+    start.checked_add(pages.into()).map(|_| run)
+}
+
 impl Index {
     /// Begins the next space; spaces must come in order.
     pub(crate) fn open_space(&mut self, space: SpaceId) {
@@ -116,44 +199,36 @@ impl Index {
             out.extend_from_slice(&s.first.to_le_bytes());
             out.extend_from_slice(&s.runs.to_le_bytes());
         }
-        for r in &self.runs {
-            out.extend_from_slice(&r.start.to_le_bytes());
-            out.extend_from_slice(&r.slot.to_le_bytes());
-            out.extend_from_slice(&r.pages.to_le_bytes());
-            out.extend_from_slice(&r.source.to_le_bytes());
+        let sources = self.runs.iter().filter(|r| r.source != ZERO).map(|r| r.source);
+        let mut expected = Expected::new(sources.max().map_or(0, |last| last as usize + 1));
+        for s in &self.spaces {
+            let mut end = 0;
+            for r in &self.runs[s.first as usize..(s.first + s.runs) as usize] {
+                put(&mut out, r.start - end);
+                put(&mut out, r.pages.into());
+                // Zero pages become 0, the shortest number.
+                put(&mut out, r.source.wrapping_add(1).into());
+                if r.source != ZERO {
+                    let ahead = r.slot.wrapping_sub(expected.slot(r.source));
+                    put(&mut out, (ahead << 1) ^ ((ahead as i64 >> 63) as u64));
+                    expected.after(r);
+                }
+                end = r.end();
+            }
         }
         out
     }
 
-    /// Reads the two tables, whose checksum was right, and makes sure that they make sense; `base` is where
-    /// they begin in the file, `slots` how many pages each source has.
-    pub(crate) fn decode(
-        bytes: &[u8],
-        spaces: usize,
-        slots: &[u64],
-        file: &Path,
-        base: u64,
-    ) -> Result<Index> {
-        let wrong = |entry: usize, expected: &str, found: String| {
-            damaged(file, base + (entry * ENTRY) as u64, expected, found)
-        };
-        let word = |e: &[u8], at: usize| u64::from_le_bytes(array(&e[at..at + 8]));
-        let half = |e: &[u8], at: usize| u32::from_le_bytes(array(&e[at..at + 4]));
-        let (space_part, run_part) = bytes.split_at(spaces * ENTRY);
-        let runs: Vec<Entry> = run_part
-            .chunks_exact(ENTRY)
-            .map(|e| Entry {
-                start: word(e, 0),
-                slot: word(e, 8),
-                pages: half(e, 16),
-                source: half(e, 20),
-            })
-            .collect();
+    /// Reads the two tables, whose checksum was right, and makes sure that they make sense; `slots` tells how many pages
+    /// each source has.
+    pub(crate) fn decode(tables: &Tables<'_>, slots: &[u64]) -> Result<Index> {
+        let (space_part, mut left) = tables.bytes.split_at(tables.spaces * ENTRY);
+        let place = |left: &[u8]| tables.base + (tables.bytes.len() - left.len()) as u64;
         let mut index = Index {
-            spaces: Vec::with_capacity(spaces),
-            runs,
+            spaces: Vec::with_capacity(tables.spaces),
+            runs: Vec::with_capacity(tables.runs),
         };
-        let mut first = 0;
+        let mut expected = Expected::new(slots.len());
         for (i, e) in space_part.chunks_exact(ENTRY).enumerate() {
             let s = SpaceEntry {
                 space: SpaceId(word(e, 0)),
@@ -161,41 +236,77 @@ impl Index {
                 runs: word(e, 16),
             };
             let ordered = index.spaces.last().is_none_or(|last| last.space < s.space);
-            if !ordered || s.first != first || s.runs > index.runs.len() as u64 - first {
-                return Err(wrong(i, "a space that follows the one before", format!("{s:?}")));
+            let first = index.runs.len();
+            if !ordered || s.first != first as u64 || s.runs > (tables.runs - first) as u64 {
+                return Err(damaged(
+                    tables.file,
+                    tables.base + (i * ENTRY) as u64,
+                    "a space that follows the one before",
+                    format!("{s:?}"),
+                ));
             }
-            first += s.runs;
             let mut end = 0;
-            for (j, r) in index.runs[s.first as usize..first as usize].iter().enumerate() {
-                let room = if r.source == ZERO {
-                    Some(0)
-                } else {
-                    slots.get(r.source as usize).copied()
+            for _ in 0..s.runs {
+                let at = place(left);
+                let run = match tables.format {
+                    1 => take_whole(&mut left),
+                    _ => take_run(&mut left, end, &mut expected),
                 };
-                let need = if r.source == ZERO { 0 } else { u64::from(r.pages) };
-                let stored = room.is_some_and(|room| r.slot <= room && room - r.slot >= need);
-                let fits = r.start >= end && r.start <= u64::MAX / PAGE - u64::from(r.pages);
-                if !stored || !fits || r.pages == 0 {
-                    let found = format!("{r:?} with {} sources", slots.len());
-                    return Err(wrong(
-                        spaces + s.first as usize + j,
-                        "a run after the one before, of pages that exist",
-                        found,
-                    ));
+                match run.filter(|r| fits(r, end, slots)) {
+                    Some(run) => {
+                        end = run.end();
+                        index.runs.push(run);
+                    }
+                    None => {
+                        let found = run.map_or_else(|| "no run".into(), |r| format!("{r:?}"));
+                        return Err(damaged(
+                            tables.file,
+                            at,
+                            "a run after the one before, of pages that exist",
+                            format!("{found} with {} sources", slots.len()),
+                        ));
+                    }
                 }
-                end = r.end();
             }
             index.spaces.push(s);
         }
-        if first != index.runs.len() as u64 {
-            return Err(wrong(
-                spaces + first as usize,
-                "the end of the run table",
-                "runs of no space".into(),
+        if !left.is_empty() || index.runs.len() != tables.runs {
+            return Err(damaged(
+                tables.file,
+                place(left),
+                format!("the end of the run table after {} runs", tables.runs),
+                format!("{} bytes after {} runs", left.len(), index.runs.len()),
             ));
         }
         Ok(index)
     }
+}
+
+/// Whether a run can come after one that ends at page `end`, and its pages are there.
+fn fits(r: &Entry, end: u64, slots: &[u64]) -> bool {
+    let (room, need) = match r.source {
+        ZERO => (Some(0), 0),
+        source => (slots.get(source as usize).copied(), u64::from(r.pages)),
+    };
+    let stored = room.is_some_and(|room| r.slot <= room && room - r.slot >= need);
+    let follows = r.start >= end && r.start <= u64::MAX / PAGE - u64::from(r.pages);
+    stored && follows && r.pages > 0
+}
+
+fn word(e: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array(&e[at..at + 8]))
+}
+
+/// The next run of a table of format 1.
+fn take_whole(left: &mut &[u8]) -> Option<Entry> {
+    let (e, rest) = left.split_at_checked(ENTRY)?;
+    *left = rest;
+    Some(Entry {
+        start: word(e, 0),
+        slot: word(e, 8),
+        pages: u32::from_le_bytes(array(&e[16..20])),
+        source: u32::from_le_bytes(array(&e[20..24])),
+    })
 }
 
 /// Where a page of an unfinished checkpoint comes from.
@@ -340,12 +451,83 @@ mod tests {
         assert_eq!(index.runs(SpaceId(2)), Some(&[][..]));
         assert_eq!(index.runs(SpaceId(4)), None);
         let bytes = index.encode();
-        let back = Index::decode(&bytes, 3, &[4], Path::new("i"), 0).unwrap();
+        let tables = Tables {
+            bytes: &bytes,
+            format: 2,
+            spaces: 3,
+            runs: 5,
+            file: Path::new("i"),
+            base: 24,
+        };
+        let back = Index::decode(&tables, &[4]).unwrap();
         assert_eq!((&back.spaces, &back.runs), (&index.spaces, &index.runs));
-        let e = Index::decode(&bytes, 3, &[3], Path::new("i"), 24)
-            .unwrap_err()
-            .to_string();
-        assert!(e.starts_with("i, offset 192: expected a run"), "{e}");
+        let e = Index::decode(&tables, &[3]).unwrap_err().to_string();
+        assert!(
+            e.starts_with("i, offset ") && e.contains("expected a run after"),
+            "{e}"
+        );
+        let short = Tables {
+            bytes: &bytes[..bytes.len() - 1],
+            ..tables
+        };
+        assert!(Index::decode(&short, &[4]).is_err());
+        let long = [&bytes[..], &[0]].concat();
+        let long = Tables {
+            bytes: &long,
+            ..tables
+        };
+        let e = Index::decode(&long, &[4]).unwrap_err().to_string();
+        assert!(e.ends_with("found 1 bytes after 5 runs"), "{e}");
+    }
+
+    /// Pages that were written here and there since, which is what a long chain comes to: a few bytes each.
+    #[test]
+    fn scattered_runs_take_few_bytes() {
+        let mut random = Random(5);
+        let mut index = Index::default();
+        index.open_space(SpaceId(1));
+        let mut next = [0; 20];
+        let mut at = 0x7f00_0000_0000 / PAGE;
+        for page in 0..100_000 {
+            let source = random.below(200) as u32;
+            match source {
+                0..20 => {
+                    index.push(at, 1, next[source as usize], source);
+                    next[source as usize] += 1;
+                }
+                _ => index.push(at, 1, page, 20),
+            }
+            at += 1;
+        }
+        let bytes = index.encode();
+        assert!(
+            bytes.len() < index.runs.len() * 5,
+            "{} of {}",
+            bytes.len(),
+            index.runs.len()
+        );
+        let tables = Tables {
+            bytes: &bytes,
+            format: 2,
+            spaces: 1,
+            runs: index.runs.len(),
+            file: Path::new("i"),
+            base: 0,
+        };
+        let back = Index::decode(&tables, &[100_000; 21]).unwrap();
+        assert_eq!(back.runs, index.runs);
+    }
+
+    #[test]
+    fn numbers_read_back_and_too_large_ones_are_none() {
+        for n in [0, 1, 127, 128, 300, u64::MAX - 1, u64::MAX] {
+            let mut bytes = Vec::new();
+            put(&mut bytes, n);
+            let mut left = &bytes[..];
+            assert_eq!((take(&mut left), left.len()), (Some(n), 0));
+        }
+        assert_eq!(take(&mut &[0xff; 9][..]), None);
+        assert_eq!(take(&mut &[[0xff; 9].as_slice(), &[2]].concat()[..]), None);
     }
 
     /// Whatever the bytes, the answer is an index or an error.
@@ -356,7 +538,15 @@ mod tests {
             let bytes: Vec<u8> = (0..ENTRY * 4)
                 .map(|_| (random.next() & 0x8f) as u8 & random.next() as u8)
                 .collect();
-            let _ = Index::decode(&bytes, random.below(5) as usize, &[9, 1], Path::new("i"), 0);
+            let tables = Tables {
+                bytes: &bytes,
+                format: 1 + random.below(2) as u32,
+                spaces: random.below(5) as usize,
+                runs: random.below(5) as usize,
+                file: Path::new("i"),
+                base: 0,
+            };
+            let _ = Index::decode(&tables, &[9, 1]);
         }
     }
 }

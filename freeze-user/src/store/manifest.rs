@@ -12,7 +12,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the image format that this freeze writes, and the newest it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 const MAGIC: &str = "freeze checkpoint";
 
 /// A 64-bit XXH3 checksum, written as sixteen hexadecimal digits.
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(Manifest::unseal(&bytes, Path::new("m")).unwrap(), (m, sum));
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(json["checksum"], sum.to_string());
-        assert_eq!(json["format"], 1);
+        assert_eq!(json["format"], 2);
     }
 
     #[test]
@@ -298,7 +298,7 @@ mod tests {
         let e = Manifest::unseal(&m.seal().unwrap().0, Path::new("/s/m")).unwrap_err();
         assert_eq!(
             e.to_string(),
-            "/s/m, offset 0: expected image format 1 to 1, which this freeze reads, found image format 7"
+            "/s/m, offset 0: expected image format 1 to 2, which this freeze reads, found image format 7"
         );
     }
 

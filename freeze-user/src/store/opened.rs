@@ -2,7 +2,7 @@
 
 use super::draft::UNFINISHED_MANIFEST;
 use super::frame::{self, Frame, Record};
-use super::index::{Entry, Index, OWN, ZERO};
+use super::index::{Entry, Index, OWN, SHORTEST_RUN, Tables, ZERO};
 use super::manifest::{Ancestor, Manifest, Sum};
 use super::pages::{Cache, Chunk, ENTRY, Form, PageFile, Unpack};
 use super::{CheckpointId, INDEX, MANIFEST, PAGES, PAGES_ONLY, RECORDS, damaged, entries, lock};
@@ -140,11 +140,14 @@ fn read_part(file: &File, path: &Path, offset: u64, len: u64, sum: Sum, what: &s
 /// Opens the page file of the checkpoint in `dir`, checking its chunk table.
 fn open_pages(dir: &Path, manifest: &Manifest) -> Result<(PageFile, File)> {
     let (path, about) = (dir.join(INDEX), &manifest.files.index);
-    let entries = about
-        .chunks
-        .checked_add(about.spaces)
-        .and_then(|n| n.checked_add(about.runs));
-    if entries.and_then(|n| n.checked_mul(ENTRY as u64)) != Some(about.bytes) {
+    let fixed = about.chunks.checked_add(about.spaces);
+    let fixed = fixed.and_then(|n| n.checked_mul(ENTRY as u64));
+    let runs = fixed.and_then(|n| about.bytes.checked_sub(n));
+    let right = |bytes: u64| match manifest.format {
+        1 => about.runs.checked_mul(ENTRY as u64) == Some(bytes),
+        _ => about.runs <= bytes / SHORTEST_RUN,
+    };
+    if !runs.is_some_and(right) {
         let found = format!(
             "{} chunks, {} spaces, {} runs",
             about.chunks, about.spaces, about.runs
@@ -262,7 +265,17 @@ impl Opened {
         };
         let index = match pages_only {
             true => Index::default(),
-            false => Index::decode(&bytes, about.spaces as usize, &slots, &file, base)?,
+            false => {
+                let tables = Tables {
+                    bytes: &bytes,
+                    format: manifest.format,
+                    spaces: about.spaces as usize,
+                    runs: about.runs as usize,
+                    file: &file,
+                    base,
+                };
+                Index::decode(&tables, &slots)?
+            }
         };
         Ok(Opened(Arc::new(Inner {
             path,

@@ -564,9 +564,9 @@ fn an_unknown_record_is_not_passed_over() {
     assert!(e.ends_with("found a record \"teleporter\" of version 9"), "{e}");
 }
 
-/// The images of format 1 that stay readable for good: a hot one and a cold one on top of it.
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/format-1")
+/// The images of a format that stay readable for good: a hot one and a cold one on top of it.
+fn golden(format: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/format-{format}"))
 }
 
 fn golden_ids() -> [CheckpointId; 2] {
@@ -578,7 +578,11 @@ fn golden_ids() -> [CheckpointId; 2] {
 
 #[test]
 fn golden_images_are_still_read() {
-    let store = Store::open(&golden()).unwrap();
+    (1..=FORMAT).for_each(golden_images_of);
+}
+
+fn golden_images_of(format: u32) {
+    let store = Store::open(&golden(format)).unwrap();
     let [hot, cold] = golden_ids().map(|id| store.find(id.as_str()).unwrap());
     assert_eq!(
         (hot.all::<Note>().unwrap(), cold.one::<Note>().unwrap()),
@@ -589,6 +593,7 @@ fn golden_images_are_still_read() {
     expected.insert(19, vec![0; PAGE as usize]);
     assert!(contents(&hot, A) == expected);
     assert_eq!(hot.manifest().about.command, ["sleep", "1000"]);
+    assert_eq!(hot.manifest().format, format);
     expected.insert(17, page(17, 3));
     assert!(contents(&cold, A) == expected);
     assert!(cold.has_space(SpaceId::shared(7)) && cold.depth() == 2);
@@ -598,7 +603,7 @@ fn golden_images_are_still_read() {
 #[test]
 #[ignore = "writes the golden images anew: only for a new version of the format"]
 fn write_golden_images() {
-    let dir = golden();
+    let dir = golden(FORMAT);
     std::fs::create_dir_all(&dir).unwrap();
     let [hot, cold] = golden_ids();
     let page = |n: u64, fill: u64| (0..PAGE).map(|i| ((i + n) * fill) as u8).collect::<Vec<u8>>();
