@@ -82,6 +82,12 @@ pub struct Range {
     pub end: u64,
 }
 
+/// Every address and offset.
+pub const EVERYWHERE: Range = Range {
+    start: 0,
+    end: u64::MAX,
+};
+
 impl Range {
     /// The range from `start` to `end`; `start ≤ end` must hold.
     pub fn new(start: u64, end: u64) -> Range {

@@ -659,13 +659,7 @@ fn store_changed(space: SpaceId, r: Range, bytes: &[u8], parent: &Opened, draft:
     let mut reader = parent.reader();
     let mut theirs = vec![0; PAGE as usize];
     let mut same: Vec<Range> = Vec::new();
-    let stored: Vec<Range> = normalize(
-        parent
-            .runs(space)
-            .filter_map(|run| run.range.intersect(r))
-            .collect(),
-    );
-    for part in &stored {
+    for part in parent.ranges(space, r, true) {
         let mut at = part.start;
         while at < part.end {
             let page = Range::new(at, at + PAGE);

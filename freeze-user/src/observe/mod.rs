@@ -27,6 +27,7 @@ mod testing;
 mod tests;
 pub mod tree;
 pub mod view;
+mod vmflags;
 
 pub use audit::Difference;
 pub use events::Event;

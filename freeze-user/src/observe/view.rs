@@ -15,6 +15,7 @@ use crate::observe::procfile::{read_all, read_record};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::observe::tree::{Tree, Trees};
+use crate::observe::vmflags;
 use crate::proc::maps::{self, Vma};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
@@ -466,17 +467,14 @@ pub fn speaker(pid: Pid) -> Pid {
 
 /// Reads the vmas of a process at the given depth.
 pub fn read_vmas(pid: Pid, depth: Depth) -> Result<Vec<Vma>> {
-    let file = match depth {
-        Depth::Maps => "maps",
-        Depth::Smaps => "smaps",
-    };
-    let path = format!("/proc/{pid}/{file}");
-    let text = read_all(&path).on("read", || path.clone())?;
-    let parsed = match depth {
-        Depth::Maps => maps::parse_maps(&text),
-        Depth::Smaps => maps::parse_smaps(&text),
-    };
-    parsed.ok_or_else(|| malformed(&path))
+    match depth {
+        Depth::Maps => {
+            let path = format!("/proc/{pid}/maps");
+            let text = read_all(&path).on("read", || path.clone())?;
+            maps::parse_maps(&text).ok_or_else(|| malformed(&path))
+        }
+        Depth::Smaps => vmflags::read(pid),
+    }
 }
 
 /// The command of a process for people.

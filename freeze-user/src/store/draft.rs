@@ -7,7 +7,7 @@ use super::opened::Opened;
 use super::pages::{CHUNK_PAGES, Cache, ENTRY, Form, PageWriter, is_zero};
 use super::{CheckpointId, INCOMPLETE, INDEX, MANIFEST, PAGES, RECORDS, create, lock, retention, sync_dir};
 use crate::error::{Context, Error, Result};
-use crate::ids::{PAGE, Range, SpaceId, intersect, normalize};
+use crate::ids::{EVERYWHERE, PAGE, Range, SpaceId, intersect, normalize};
 use crate::sys::fault;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -350,8 +350,11 @@ impl Draft {
             }
         }
         for (of, runs) in inherited {
-            let theirs = self.parent.iter().flat_map(|parent| parent.runs(of));
-            let theirs = normalize(theirs.map(|run| run.range).collect());
+            let theirs = self
+                .parent
+                .as_ref()
+                .map(|parent| parent.ranges(of, EVERYWHERE, true));
+            let theirs = theirs.unwrap_or_default();
             stored.extend(intersect(&normalize(runs), &theirs));
         }
         normalize(stored)

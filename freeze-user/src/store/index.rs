@@ -487,8 +487,9 @@ mod tests {
         let mut index = Index::default();
         index.open_space(SpaceId(1));
         let mut next = [0; 20];
-        let mut at = 0x7f00_0000_0000 / PAGE;
+        let first = 0x7f00_0000_0000 / PAGE;
         for page in 0..100_000 {
+            let at = first + page;
             let source = random.below(200) as u32;
             match source {
                 0..20 => {
@@ -497,7 +498,6 @@ mod tests {
                 }
                 _ => index.push(at, 1, page, 20),
             }
-            at += 1;
         }
         let bytes = index.encode();
         assert!(

@@ -7,7 +7,7 @@ use super::manifest::{Ancestor, Manifest, Sum};
 use super::pages::{Cache, Chunk, ENTRY, Form, PageFile, Unpack};
 use super::{CheckpointId, INDEX, MANIFEST, PAGES, PAGES_ONLY, RECORDS, damaged, entries, lock};
 use crate::error::{Error, Result};
-use crate::ids::{PAGE, Range, SpaceId};
+use crate::ids::{EVERYWHERE, PAGE, Range, SpaceId};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
@@ -400,6 +400,25 @@ impl Opened {
         self.entries(space).unwrap_or_default().iter().map(run)
     }
 
+    /// The pages of a space in `within` that it has, neighbours joined wherever they lie; without `zero`, only those that
+    /// are not zero.
+    pub fn ranges(&self, space: SpaceId, within: Range, zero: bool) -> Vec<Range> {
+        let entries = self.entries(space).unwrap_or_default();
+        let first = entries.partition_point(|e| e.end() * PAGE <= within.start);
+        let inside = entries[first..]
+            .iter()
+            .take_while(|e| e.start * PAGE < within.end)
+            .filter(|e| zero || e.source != ZERO);
+        let mut out: Vec<Range> = Vec::new();
+        for r in inside.filter_map(|e| run(e).range.intersect(within)) {
+            match out.last_mut() {
+                Some(last) if last.end == r.start => last.end = r.end,
+                _ => out.push(r),
+            }
+        }
+        out
+    }
+
     /// The file and the offset in it from which a run can be mapped; only once the checksums of all of it
     /// were found right. `None` for zero pages and for cold ones.
     pub fn mappable(&self, run: &Run) -> Result<Option<(&File, u64)>> {
@@ -435,7 +454,7 @@ impl Opened {
         space: SpaceId,
         f: impl FnMut(Range, Content<'_>) -> Result<()>,
     ) -> Result<()> {
-        self.reader().for_each_in(space, Range::new(0, u64::MAX), f)
+        self.reader().for_each_in(space, EVERYWHERE, f)
     }
 
     /// Reads all of it and of what it needs of its ancestors.

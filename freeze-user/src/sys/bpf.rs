@@ -6,9 +6,13 @@ use crate::error::errno;
 use crate::ids::Pid;
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 type Sys<T> = nix::Result<T>;
+
+const BPF_PROG_TYPE_TRACING: u32 = 26;
+const BPF_TRACE_ITER: u32 = 28;
 
 fn owned(fd: i64) -> OwnedFd {
     // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
@@ -16,21 +20,23 @@ fn owned(fd: i64) -> OwnedFd {
 }
 
 /// Starts an iterator program over the threads (and their files) of one process; reading runs it.
-///
-/// `BPF_LINK_CREATE` with `bpf_iter_link_info.task.pid` (Linux 6.1), then `BPF_ITER_CREATE`.
 pub fn iterate_process(program: BorrowedFd<'_>, process: Pid) -> Sys<OwnedFd> {
+    iterate(program, [0, process.0 as u32, 0, 0])
+}
+
+/// Starts an iterator; `task` is the member of that name of `struct bpf_iter_link_info`: tid, pid (a thread group), pid_fd.
+///
+/// `BPF_LINK_CREATE` with `bpf_iter_link_info.task` (Linux 6.1), then `BPF_ITER_CREATE`.
+fn iterate(program: BorrowedFd<'_>, task: [u32; 4]) -> Sys<OwnedFd> {
     const BPF_LINK_CREATE: u64 = 28;
     const BPF_ITER_CREATE: u64 = 33;
-    const BPF_TRACE_ITER: u32 = 28;
-    // struct bpf_iter_link_info, task member: tid, pid (a thread group), pid_fd.
-    let info: [u32; 4] = [0, process.0 as u32, 0, 0];
     // union bpf_attr, link_create member: prog_fd, target_fd, attach_type, flags, iter_info, its length.
     let mut attr = [0u64; 6];
     attr[0] = u64::from(program.as_raw_fd() as u32);
     attr[1] = u64::from(BPF_TRACE_ITER);
-    attr[2] = info.as_ptr() as u64;
-    attr[3] = size_of_val(&info) as u64;
-    // SAFETY: `attr` and `info` live through the call and have the lengths given.
+    attr[2] = task.as_ptr() as u64;
+    attr[3] = size_of_val(&task) as u64;
+    // SAFETY: `attr` and `task` live through the call and have the lengths given.
     let link = unsafe {
         raw(
             libc::SYS_bpf,
@@ -62,6 +68,57 @@ pub fn iterate_process(program: BorrowedFd<'_>, process: Pid) -> Sys<OwnedFd> {
         )
     }
     .map(owned)
+}
+
+/// A program that tells start, end and flags of every vma of a thread's address space.
+#[derive(Debug)]
+pub struct VmaIterator(OwnedFd);
+
+impl VmaIterator {
+    /// `target` is the number of the function `bpf_iter_task_vma` in the kernel's BTF, `offsets` those of `vm_start`,
+    /// `vm_end` and `vm_flags` in `struct vm_area_struct`.
+    pub fn new(target: u32, offsets: [u32; 3]) -> Sys<VmaIterator> {
+        const SEQ_WRITE: i32 = 127;
+        let mut code = vec![
+            op(0x79, 7, 1, 16, 0), // r7 = context->vma
+            op(0x15, 7, 0, 12, 0), // none: to the end
+            op(0x79, 8, 1, 0, 0),  // r8 = context->meta
+            op(0x79, 8, 8, 0, 0),  // r8 = r8->seq
+        ];
+        for (n, offset) in offsets.into_iter().enumerate() {
+            let offset = i16::try_from(offset).map_err(|_| nix::errno::Errno::ERANGE)?;
+            code.push(op(0x79, 1, 7, offset, 0));
+            code.push(op(0x7b, 10, 1, 8 * n as i16 - 24, 0));
+        }
+        code.extend([
+            op(0xbf, 1, 8, 0, 0),
+            op(0xbf, 2, 10, 0, 0),
+            op(0x07, 2, 0, 0, -24),
+            op(0xb7, 3, 0, 0, 24),
+            op(0x85, 0, 0, 0, SEQ_WRITE), // what finds no room is written again when there is some
+            op(0xb7, 0, 0, 0, 0),
+            op(0x95, 0, 0, 0, 0),
+        ]);
+        load(BPF_PROG_TYPE_TRACING, &code, |attr| {
+            attr[17] = BPF_TRACE_ITER;
+            attr[27] = target;
+        })
+        .map(VmaIterator)
+    }
+
+    /// What it tells of the address space of a thread, in order of address; ESRCH if there is no such thread.
+    pub fn read(&self, thread: Pid) -> Sys<Vec<[u64; 3]>> {
+        let fd = iterate(self.0.as_fd(), [thread.0 as u32, 0, 0, 0])?;
+        let mut bytes = Vec::new();
+        std::fs::File::from(fd).read_to_end(&mut bytes).map_err(errno)?;
+        let words = |e: &[u8]| {
+            std::array::from_fn(|n| {
+                let word = e[8 * n..].first_chunk().copied();
+                u64::from_ne_bytes(word.unwrap_or_default())
+            })
+        };
+        Ok(bytes.chunks_exact(24).map(words).collect())
+    }
 }
 
 /// A file that never changes, mapped for reading.
@@ -112,33 +169,27 @@ pub fn trim() {
 ///
 /// `attach` is the expected attach type, `btf_id` what it would attach to in the kernel's BTF, 0 for none.
 pub fn try_program(kind: u32, attach: u32, btf_id: u32) -> Sys<OwnedFd> {
-    const BPF_PROG_LOAD: u64 = 5;
     // r0 = 0; exit
-    let code: [u64; 2] = [0xb7, 0x95];
+    load(kind, &[0xb7, 0x95], |attr| {
+        attr[17] = attach;
+        attr[27] = btf_id;
+    })
+}
+
+/// Loads a program of `kind`; `more` adds what else is to be said, in the part of union bpf_attr for BPF_PROG_LOAD, as
+/// 32-bit words.
+fn load(kind: u32, code: &[u64], more: impl FnOnce(&mut [u32; 32])) -> Sys<OwnedFd> {
+    const BPF_PROG_LOAD: u64 = 5;
     let license = c"GPL";
-    // union bpf_attr, the part for BPF_PROG_LOAD, as 32-bit words.
+    let (at, text) = (code.as_ptr() as u64, license.as_ptr() as u64);
     let mut attr = [0u32; 32];
-    attr[0] = kind;
-    attr[1] = code.len() as u32;
-    attr[2] = code.as_ptr() as u64 as u32;
-    attr[3] = (code.as_ptr() as u64 >> 32) as u32;
-    attr[4] = license.as_ptr() as u64 as u32;
-    attr[5] = (license.as_ptr() as u64 >> 32) as u32;
-    attr[17] = attach;
-    attr[27] = btf_id;
+    attr[..2].copy_from_slice(&[kind, code.len() as u32]);
+    attr[2..6].copy_from_slice(&[at as u32, (at >> 32) as u32, text as u32, (text >> 32) as u32]);
+    more(&mut attr);
     // SAFETY: `attr`, `code` and `license` live through the call and have the lengths given.
     unsafe {
-        raw(
-            libc::SYS_bpf,
-            [
-                BPF_PROG_LOAD,
-                attr.as_ptr() as u64,
-                size_of_val(&attr) as u64,
-                0,
-                0,
-                0,
-            ],
-        )
+        let len = size_of_val(&attr) as u64;
+        raw(libc::SYS_bpf, [BPF_PROG_LOAD, attr.as_ptr() as u64, len, 0, 0, 0])
     }
     .map(owned)
 }
@@ -187,22 +238,12 @@ pub struct KernelReader(OwnedFd);
 impl KernelReader {
     /// Needs CAP_BPF and CAP_PERFMON, Linux 5.14, and a lockdown below "confidentiality".
     pub fn new() -> Sys<KernelReader> {
-        const BPF_PROG_LOAD: u64 = 5;
         const BPF_PROG_TYPE_SYSCALL: u32 = 31;
         const BPF_F_SLEEPABLE: u32 = 1 << 4;
-        let code = program();
-        let license = c"GPL";
-        let (at, text) = (code.as_ptr() as u64, license.as_ptr() as u64);
-        let mut attr = [0u32; 32];
-        attr[..2].copy_from_slice(&[BPF_PROG_TYPE_SYSCALL, code.len() as u32]);
-        attr[2..6].copy_from_slice(&[at as u32, (at >> 32) as u32, text as u32, (text >> 32) as u32]);
-        attr[11] = BPF_F_SLEEPABLE;
-        // SAFETY: `attr`, `code` and `license` live through the call and have the lengths given.
-        let fd = unsafe {
-            let len = size_of_val(&attr) as u64;
-            raw(libc::SYS_bpf, [BPF_PROG_LOAD, attr.as_ptr() as u64, len, 0, 0, 0])?
-        };
-        Ok(KernelReader(owned(fd)))
+        load(BPF_PROG_TYPE_SYSCALL, &program(), |attr| {
+            attr[11] = BPF_F_SLEEPABLE
+        })
+        .map(KernelReader)
     }
 
     /// The `task_struct` of the calling thread.
@@ -249,11 +290,13 @@ impl KernelReader {
     }
 }
 
+/// One instruction: code, registers, offset and immediate value.
+fn op(code: u64, to: u64, from: u64, offset: i16, value: i32) -> u64 {
+    code | to << 8 | from << 12 | u64::from(offset as u16) << 16 | u64::from(value as u32) << 32
+}
+
 /// With an address of 0 it tells the current task; else it reads as many bytes from there, onto its stack first.
 fn program() -> Vec<u64> {
-    let op = |code: u64, to: u64, from: u64, offset: i16, value: i32| {
-        code | to << 8 | from << 12 | u64::from(offset as u16) << 16 | u64::from(value as u32) << 32
-    };
     const GET_CURRENT_TASK: i32 = 35;
     const PROBE_READ_KERNEL: i32 = 113;
     let copies = (AT_ONCE / 8) as i16;

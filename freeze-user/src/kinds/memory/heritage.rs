@@ -10,7 +10,7 @@
 use super::super::pipe::Bytes;
 use super::{Backing, Mapping, Record, fill, place, vdso};
 use crate::error::Result;
-use crate::ids::{Pid, Range, SpaceId, intersect, normalize, subtract};
+use crate::ids::{EVERYWHERE, Pid, Range, SpaceId, intersect, normalize, subtract};
 use crate::nest::family::Family;
 use crate::nest::{Bequest, Nest};
 use crate::store::{Content, Opened, Where};
@@ -294,15 +294,22 @@ pub struct Kept {
 /// Settles what a process does with its inheritance.
 pub fn settle(record: &Record, pid: Pid, nest: &mut Nest) -> Kept {
     let estate = nest.state::<Estates>().0.remove(&pid).unwrap_or_default();
+    let all = nest.image.ranges(SpaceId::private(pid), EVERYWHERE, true);
+    let mapped = normalize(estate.mapped.iter().map(|(r, _)| *r).collect());
+    if estate.held.is_empty() {
+        return Kept {
+            mapped,
+            todo: all,
+            ..Kept::default()
+        };
+    }
     let own = layer(&nest.image, pid);
-    let mut all: Vec<Range> = nest.image.runs(SpaceId::private(pid)).map(|r| r.range).collect();
-    all = normalize(all);
     // What both have at one place.
     let other: Vec<Range> = differing(&own, &estate.held).iter().map(|p| p.range).collect();
     let ranges = |layer: &[Piece]| normalize(layer.iter().map(|p| p.range).collect());
     let common = subtract(&ranges(&own), &normalize(other));
     let mut kept = Kept {
-        mapped: normalize(estate.mapped.iter().map(|(r, _)| *r).collect()),
+        mapped,
         ..Kept::default()
     };
     let (mut inside, mut has) = (Vec::new(), Vec::new());

@@ -6,9 +6,8 @@ pub mod serve;
 use super::heritage::Kept;
 use super::{Mapping, Record};
 use crate::error::{Context, Result};
-use crate::ids::{Pid, Range, SpaceId, intersect, normalize, subtract};
+use crate::ids::{EVERYWHERE, Pid, Range, SpaceId, intersect, normalize, subtract};
 use crate::nest::Nest;
-use crate::store::Where;
 use crate::sys::missing::{FLAGS, Filler};
 use serve::Server;
 
@@ -31,8 +30,7 @@ pub fn put_off(record: &Record, pid: Pid, kept: &Kept, nest: &mut Nest) -> Resul
     if nest.state::<Later>().refused {
         return Ok(now);
     }
-    let stored = nest.image.runs(SpaceId::private(pid));
-    let stored = normalize(stored.filter(|r| r.at != Where::Zero).map(|r| r.range).collect());
+    let stored = nest.image.ranges(SpaceId::private(pid), EVERYWHERE, false);
     let todo = intersect(&stored, &now);
     let mut areas = Vec::new();
     let mut missing = Vec::new();
