@@ -111,8 +111,8 @@ impl Reader {
         let mut vmas = maps::parse_maps(&text).ok_or_else(|| malformed(&path))?;
         let numbers = match self.iterator.read(pid) {
             Ok(numbers) => numbers,
-            // Gone, or before Linux 6.1.
-            Err(Errno::ESRCH | Errno::EINVAL) => return Ok(None),
+            // Changing, gone, or before Linux 6.1.
+            Err(Errno::EAGAIN | Errno::ESRCH | Errno::EINVAL) => return Ok(None),
             Err(e) => return Err(e).on("bpf", || format!("iterator over the mappings of {pid}")),
         };
         let Some(pairs) = paired(&vmas, &numbers) else {
@@ -167,7 +167,12 @@ mod tests {
     /// Twice: the first time it learns, the second it knows.
     #[test]
     fn what_is_learned_is_what_smaps_says() {
-        let Some(reader) = Reader::start() else { return };
+        let btf = Btf::running().unwrap();
+        let id = btf.ids(true, &["bpf_iter_task_vma"])["bpf_iter_task_vma"];
+        if crate::sys::bpf::try_program(26, 28, id).is_err() {
+            return; // no iterators here at all
+        }
+        let reader = Reader::start().unwrap();
         // A thread that does nothing but wait, in a process whose mappings do not change: a child of ours.
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let pid = Pid(child.id() as i32);
@@ -178,7 +183,7 @@ mod tests {
         assert_eq!(reader.read(pid).unwrap(), Some(told));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(reader.iterator.read(Pid(0x3fff_ffff)), Err(Errno::ESRCH));
+        assert_eq!(reader.iterator.read(Pid(0x3fff_ffff)), Ok(Vec::new()));
     }
 
     #[test]

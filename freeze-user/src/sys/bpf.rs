@@ -81,7 +81,7 @@ impl VmaIterator {
         const SEQ_WRITE: i32 = 127;
         let mut code = vec![
             op(0x79, 7, 1, 16, 0), // r7 = context->vma
-            op(0x15, 7, 0, 12, 0), // none: to the end
+            op(0x15, 7, 0, 13, 0), // none: to the last two
             op(0x79, 8, 1, 0, 0),  // r8 = context->meta
             op(0x79, 8, 8, 0, 0),  // r8 = r8->seq
         ];
@@ -106,18 +106,32 @@ impl VmaIterator {
         .map(VmaIterator)
     }
 
-    /// What it tells of the address space of a thread, in order of address; ESRCH if there is no such thread.
+    /// What it tells of the address space of a thread, in order of address; nothing if there is no such thread.
+    ///
+    /// EAGAIN if mappings change meanwhile: the kernel shows one that has grown again, and would show one that does not
+    /// cease to grow for ever.
     pub fn read(&self, thread: Pid) -> Sys<Vec<[u64; 3]>> {
-        let fd = iterate(self.0.as_fd(), [thread.0 as u32, 0, 0, 0])?;
-        let mut bytes = Vec::new();
-        std::fs::File::from(fd).read_to_end(&mut bytes).map_err(errno)?;
-        let words = |e: &[u8]| {
-            std::array::from_fn(|n| {
-                let word = e[8 * n..].first_chunk().copied();
-                u64::from_ne_bytes(word.unwrap_or_default())
-            })
-        };
-        Ok(bytes.chunks_exact(24).map(words).collect())
+        const ONE: usize = 24;
+        let mut file = std::fs::File::from(iterate(self.0.as_fd(), [thread.0 as u32, 0, 0, 0])?);
+        let mut out: Vec<[u64; 3]> = Vec::new();
+        let (mut part, mut have) = ([0; 1024 * ONE], 0);
+        loop {
+            let n = file.read(&mut part[have..]).map_err(errno)?;
+            if n == 0 {
+                return Ok(out);
+            }
+            have += n;
+            let whole = have / ONE * ONE;
+            for entry in part[..whole].chunks_exact(ONE) {
+                let word = |n: usize| entry[8 * n..].first_chunk().map_or(0, |w| u64::from_ne_bytes(*w));
+                if out.last().is_some_and(|[_, end, _]| word(0) < *end) {
+                    return Err(nix::errno::Errno::EAGAIN);
+                }
+                out.push([word(0), word(1), word(2)]);
+            }
+            part.copy_within(whole..have, 0);
+            have -= whole;
+        }
     }
 }
 
