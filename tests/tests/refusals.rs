@@ -456,7 +456,7 @@ fn a_newer_version() {
     let manifest = image.join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("the manifest");
     let (body, _) = text.split_once(",\n  \"checksum\"").expect("a seal");
-    let newer = body.replace("\"format\": 1,", "\"format\": 9,");
+    let newer = body.replace("\"format\": 2,", "\"format\": 9,");
     assert_ne!(newer, body);
     let sealed = format!(
         "{newer},\n  \"checksum\": \"{}\"\n}}\n",

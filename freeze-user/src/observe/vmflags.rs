@@ -15,8 +15,8 @@ use nix::errno::Errno;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// From here on smaps takes longer than to prepare the iterator.
-const MANY_VMAS: usize = 300;
+/// From here on smaps takes longer than to prepare the iterator, which takes some milliseconds once.
+const MANY_VMAS: usize = 2000;
 const MANY_PAGES: u64 = (32 << 20) / PAGE;
 
 /// What smaps says of a vma beside what maps does.
@@ -41,13 +41,23 @@ static READER: OnceLock<Option<Reader>> = OnceLock::new();
 
 /// The vmas of a process with their flags.
 pub(super) fn read(pid: Pid) -> Result<Vec<Vma>> {
-    let Some(reader) = reader(pid) else {
+    let reader = match READER.get() {
+        None if !is_large(pid) => {
+            let vmas = smaps(pid)?;
+            if vmas.len() > MANY_VMAS {
+                READER.get_or_init(Reader::start);
+            }
+            return Ok(vmas);
+        }
+        _ => READER.get_or_init(Reader::start),
+    };
+    let Some(reader) = reader else {
         return smaps(pid);
     };
-    if let Some(vmas) = reader.read(pid)? {
-        return Ok(vmas);
+    match reader.read(pid)? {
+        Some(vmas) => Ok(vmas),
+        None => reader.learn_from(pid),
     }
-    reader.learn_from(pid)
 }
 
 fn smaps(pid: Pid) -> Result<Vec<Vma>> {
@@ -56,20 +66,10 @@ fn smaps(pid: Pid) -> Result<Vec<Vma>> {
     maps::parse_smaps(&text).ok_or_else(|| malformed(&path))
 }
 
-fn reader(pid: Pid) -> Option<&'static Reader> {
-    match READER.get() {
-        Some(reader) => reader.as_ref(),
-        None if is_large(pid) => READER.get_or_init(Reader::start).as_ref(),
-        None => None,
-    }
-}
-
 fn is_large(pid: Pid) -> bool {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let resident = statm.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok());
     resident.is_some_and(|pages| pages > MANY_PAGES)
-        || read_all(format!("/proc/{pid}/maps"))
-            .is_ok_and(|text| text.iter().filter(|b| **b == b'\n').count() > MANY_VMAS)
 }
 
 impl Reader {
