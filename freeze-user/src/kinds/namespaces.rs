@@ -9,6 +9,7 @@
 
 pub mod clocks;
 mod contents;
+mod disk;
 mod ipc;
 mod mounts;
 mod propagation;

@@ -8,6 +8,8 @@ pub mod conntrack;
 pub mod filter;
 mod elsewhere;
 mod link;
+mod multicast;
+mod routes;
 mod settings;
 pub mod traffic;
 pub mod xtables;
@@ -20,6 +22,7 @@ use crate::sys::rtnl::{APPEND, CREATE, EXCL, Netlink, attributes, nest, put};
 use crate::sys::tun;
 use nix::Result as Sys;
 use nix::errno::Errno;
+use routes::{neighbours, prefixes, routes, rules};
 use serde::{Deserialize, Serialize};
 use settings::{SETTINGS, apply_settings, settings};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +38,12 @@ pub struct Record {
     pub routes: Vec<Bytes>,
     pub rules: Vec<Bytes>,
     pub neighbours: Vec<Bytes>,
+    /// Routes of the kernel's own to what IPv6 addresses lie beside; they come with these, and can be deleted.
+    #[serde(default)]
+    pub prefixes: Option<Vec<Bytes>>,
+    /// What devices were told to listen to (`ip maddr add`), beside what programs and the kernel itself ask for.
+    #[serde(default)]
+    pub multicast: Vec<multicast::Heard>,
     /// Files under /proc/sys/net and what is in them.
     pub settings: Vec<(String, String)>,
     /// Of nf_tables.
@@ -72,6 +81,9 @@ pub struct Link {
     /// What is particular to its kind, and to a part of such a one.
     pub data: Bytes,
     pub part: Bytes,
+    /// Limits of what it takes at once (`ip link set gso_max_size` …), by attribute.
+    #[serde(default)]
+    pub segments: Vec<(u16, u32)>,
     /// Of a tun or tap device: IFF_* flags of TUNSETIFF, owner and group (-1 for none).
     pub tun: Option<(u32, i64, i64)>,
 }
@@ -109,6 +121,8 @@ const NET_NS_FD: u16 = 28;
 const LINK_NETNSID: u16 = 37;
 const XDP: u16 = 43;
 const PROP_LIST: u16 = 52;
+/// Of segments: their number and size for sending, size for receiving, and the same two sizes of IPv4 alone.
+const SEGMENTS: [u16; 5] = [40, 41, 58, 63, 64];
 const ALT_IFNAME: u16 = 53;
 // IFLA_INFO_*
 const INFO_KIND: u16 = 1;
@@ -183,6 +197,13 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
     for (number, record, netns) in all {
         let name = || format!("network namespace {number} of the image");
         let said = within(*netns, libc::CLONE_NEWNET, || record.settle())
+            .and_then(|r| r)
+            .on("netlink", name)?;
+        warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
+    }
+    for (number, record, netns) in all {
+        let name = || format!("network namespace {number} of the image");
+        let said = within(*netns, libc::CLONE_NEWNET, || record.lead())
             .and_then(|r| r)
             .on("netlink", name)?;
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
@@ -366,8 +387,10 @@ fn read(others: &[(u32, i32)], label: &str) -> Sys<(Record, Vec<Blocker>)> {
     }
     record.addresses = netlink.dump(GETADDR, &[0; 8])?.into_iter().map(Bytes).collect();
     record.routes = routes(&mut netlink)?;
+    record.prefixes = Some(prefixes(&mut netlink)?);
     record.rules = rules(&mut netlink)?;
-    record.neighbours = neighbours(&mut netlink)?;
+    record.neighbours = neighbours(&mut netlink, &record.links)?;
+    record.multicast = multicast::read();
     record.settings = settings();
     record.disciplines = traffic::read(&mut netlink, &record.links, label, &mut out)?;
     elsewhere::judge(&record.links, label, &mut out)?;
@@ -481,7 +504,15 @@ impl Record {
         for (path, value) in &asking {
             let _ = std::fs::write(Path::new(SETTINGS).join(path), value);
         }
-        let now = neighbours(&mut netlink)?;
+        multicast::restore(&self.multicast)?;
+        Ok(warnings)
+    }
+
+    /// What can be said once all devices of all namespaces are up, each of which brings along routes.
+    fn lead(&self) -> Sys<Vec<String>> {
+        let mut netlink = Netlink::route()?;
+        let mut warnings = Vec::new();
+        let now = neighbours(&mut netlink, &self.links)?;
         for wanted in self.neighbours.iter().filter(|n| !now.contains(n)) {
             netlink.request(NEWNEIGH, CREATE, &wanted.0)?;
         }
@@ -540,38 +571,6 @@ impl Record {
         }
         Ok(())
     }
-
-    fn set_routes(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {
-        let now = routes(netlink)?;
-        for extra in now.iter().filter(|r| !self.routes.contains(r)) {
-            let _ = netlink.request(DELROUTE, 0, &extra.0);
-        }
-        // A route by way of a neighbour wants the route to that one: as often as one more can be set.
-        let mut rest: Vec<&Bytes> = self.routes.iter().filter(|r| !now.contains(r)).collect();
-        loop {
-            let before = rest.len();
-            let mut last = None;
-            rest.retain(
-                |route| match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
-                    Ok(()) | Err(Errno::EEXIST) => false,
-                    Err(e) => {
-                        last = Some(e);
-                        true
-                    }
-                },
-            );
-            if rest.is_empty() {
-                return Ok(());
-            }
-            if rest.len() == before {
-                warnings.push(format!(
-                    "{before} route(s) are not there: {}",
-                    last.unwrap_or(Errno::EINVAL)
-                ));
-                return Ok(());
-            }
-        }
-    }
 }
 
 /// What tells addresses apart: family, prefix, device, and the addresses themselves.
@@ -603,84 +602,4 @@ fn address_request(message: &[u8]) -> Vec<u8> {
         }
     }
     out
-}
-
-/// Routes of all tables, without what only counts, and without those that are derived from addresses.
-fn routes(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
-    const CACHEINFO: u16 = 12;
-    const CLONED: u32 = 0x200;
-    const LOCAL_TABLE: u8 = 255;
-    let mut out = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut ask = vec![0; 12];
-        ask[0] = family as u8;
-        for message in netlink.dump(GETROUTE, &ask)? {
-            let Some(head) = message.get(..12) else { continue };
-            const BY_KERNEL: u8 = 2;
-            // Routes of the local table come with the addresses; so do those to what they are directly joined to.
-            let derived = head[5] == BY_KERNEL && (head[4] == LOCAL_TABLE || family == libc::AF_INET6);
-            if derived || word(&head[8..]) & CLONED != 0 {
-                continue;
-            }
-            let mut kept = head.to_vec();
-            // Whether a next hop is dead or has no carrier is found out anew.
-            kept[8..12].fill(0);
-            let mut all = attributes(&message, 12);
-            all.sort();
-            for (kind, value) in all.into_iter().filter(|(k, _)| *k != CACHEINFO) {
-                put(&mut kept, kind, value);
-            }
-            out.push(Bytes(kept));
-        }
-    }
-    Ok(out)
-}
-
-/// Rules that choose a table.
-fn rules(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
-    let mut out = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut ask = vec![0; 12];
-        ask[0] = family as u8;
-        match netlink.dump(GETRULE, &ask) {
-            Ok(all) => out.extend(all.into_iter().map(Bytes)),
-            // Without multiple tables there are none.
-            Err(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(out)
-}
-
-/// Neighbours that were entered by hand, and those that are answered for.
-fn neighbours(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
-    const PERMANENT: u16 = 0x80;
-    const PROXY: u8 = 1 << 3;
-    const CACHEINFO: u16 = 3;
-    const PROBES: u16 = 4;
-    let mut out = Vec::new();
-    for proxies in [false, true] {
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut ask = vec![0; 12];
-            ask[0] = family as u8;
-            if proxies {
-                ask[10] = PROXY;
-            }
-            for message in netlink.dump(GETNEIGH, &ask)? {
-                let Some(head) = message.get(..12) else { continue };
-                let state = u16::from_ne_bytes([head[8], head[9]]);
-                if !proxies && state & PERMANENT == 0 || proxies && head[10] & PROXY == 0 {
-                    continue;
-                }
-                let mut kept = head.to_vec();
-                for (kind, value) in attributes(&message, 12) {
-                    if kind != CACHEINFO && kind != PROBES {
-                        put(&mut kept, kind, value);
-                    }
-                }
-                out.push(Bytes(kept));
-            }
-        }
-    }
-    Ok(out)
 }

@@ -5,6 +5,7 @@
 
 use super::contents::{self, Contents};
 use super::described;
+use super::disk::{self, Disk};
 use super::propagation::{OwnGroup, Sharing};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
@@ -49,6 +50,9 @@ pub struct Mount {
     pub source: String,
     pub super_options: String,
     pub from: Origin,
+    /// The block device on which it is mounted anew.
+    #[serde(default)]
+    pub disk: Option<Disk>,
 }
 
 /// Where what a mount shows is to be had from.
@@ -163,7 +167,14 @@ impl Survey {
                 ));
             }
         }
-        let block = line.source.starts_with(b"/dev/");
+        let block = lies_on_disk(line);
+        if block {
+            Disk::of(line)?;
+        }
+        // U+FFFD stands for what was no text.
+        if line.super_options.contains('\u{fffd}') {
+            return Err("its options hold bytes that are no text".into());
+        }
         if !MADE_ANEW.contains(&line.kind.as_str()) && !block {
             return Err(format!("a file system of type {} cannot be made anew", line.kind));
         }
@@ -247,6 +258,13 @@ fn layers(options: &str) -> impl Iterator<Item = &str> {
     directories.flat_map(|(_, paths)| paths.split(':').filter(|p| !p.is_empty()))
 }
 
+/// Whether a file system that is made anew is mounted from a block device.
+fn lies_on_disk(line: &MountLine) -> bool {
+    !MADE_ANEW.contains(&line.kind.as_str())
+        && line.source.starts_with(b"/dev/")
+        && !line.kind.starts_with("fuse")
+}
+
 /// Whether a file system lies in memory, so that its files travel in the image.
 fn holds_files(line: &MountLine) -> bool {
     matches!(line.kind.as_str(), "tmpfs" | "ramfs" | "hugetlbfs")
@@ -297,6 +315,19 @@ fn join(base: &[u8], rest: &[u8]) -> Vec<u8> {
 pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     let survey = Survey::new(view);
     let tree = view.namespace(p, "mnt");
+    for p in view.processes.iter().filter(|p| view.namespace(p, "mnt") == tree) {
+        let root = ns::mount_id(Path::new(&format!("/proc/{}/root", p.pid)));
+        let mut seen = view.trees.mounts(tree).iter().chain(&survey.own);
+        if let Ok(root) = root
+            && !seen.any(|line| line.id == root)
+        {
+            out.push(
+                p.blocker("root", String::from_utf8_lossy(&p.root.path).into_owned())
+                    .why("it is on a mount that another one was mounted over, and so is all that the program sees")
+                    .remedy("let it go to what is mounted there (chroot, pivot_root)"),
+            );
+        }
+    }
     for (i, line) in view.trees.mounts(tree).iter().enumerate() {
         let origin = match survey.origin(tree, i, line, view) {
             Ok(Origin::New(..)) if survey.contents(tree, i, view).is_none() => {
@@ -346,15 +377,22 @@ pub(super) fn collect(
             propagation: line.propagation.clone(),
             root: OsStr::from_bytes(&line.root).into(),
             removed: match removed_root(line) {
-                Some(_) => Some(Removed::alone(
-                    &reached(number, &line.at, view).to_string_lossy(),
-                )?),
+                Some(_) => {
+                    let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
+                    let path = reached(number, &line.at, view);
+                    let root = nix::fcntl::open(&path, opened, Mode::empty()).on("open", name)?;
+                    Some(Removed::alone(&format!("/proc/self/fd/{}", root.as_raw_fd()))?)
+                }
                 None => None,
             },
             own_group: survey.own_group(line),
             fs: line.kind.clone(),
             source: String::from_utf8_lossy(&line.source).into_owned(),
             super_options: line.super_options.clone(),
+            disk: match &from {
+                Origin::New(..) if lies_on_disk(line) => Disk::of(line).ok(),
+                _ => None,
+            },
             from,
         });
     }
@@ -364,6 +402,12 @@ pub(super) fn collect(
 /// Adds what of freeze's own tree a recorded tree needs and does not find.
 pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
     for m in mounts {
+        if let Some(disk) = &m.disk {
+            disk.precheck(
+                &format!("mount {} of mount namespace {tree}", m.at.display()),
+                out,
+            );
+        }
         if let Origin::Own(path) = &m.from
             && m.removed.is_none()
             && let Err(e) = std::fs::symlink_metadata(path)
@@ -458,8 +502,9 @@ pub(super) fn build<'a>(
         // The root is put aside first: there is no root yet to put it at.
         const ASIDE: &str = "/proc";
         let at = if i == 0 { Path::new(ASIDE) } else { &m.at };
-        let made = match &m.from {
-            Origin::Own(path) => {
+        let made = match (&m.from, &m.disk) {
+            (Origin::New(..), Some(disk)) => attach(disk.mount(m)?, number, at, m, first, nest),
+            (Origin::Own(path), _) => {
                 let path = match &m.removed {
                     Some(removed) => removed.make(path, nest)?,
                     None => path.clone(),
@@ -467,7 +512,7 @@ pub(super) fn build<'a>(
                 let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
-            Origin::Other(tree, index, path) => {
+            (Origin::Other(tree, index, path), _) => {
                 let mut whole = built.mounts.iter().filter(|(t, ..)| t == tree);
                 let whole = whole.nth(*index).zip(nest.spaces.get(Kind::Mount, *tree));
                 let ((.., whole), tree) = whole.ok_or(Errno::ENOENT).on("open_tree", name)?;
@@ -487,7 +532,8 @@ pub(super) fn build<'a>(
                     .on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
-            Origin::New(inside, shown) => {
+            (Origin::New(inside, shown), None) => {
+                disk::forgive_volatile(Path::new(&format!("/proc/{first}/root")), m)?;
                 let shows = |p: &Pid| m.fs != "proc" || nest.membership(*p).of(Kind::Pid) == *shown;
                 let by = members.iter().copied().find(|p| shows(p)).unwrap_or(first);
                 let done = make(at, m, by, nest);
@@ -503,7 +549,7 @@ pub(super) fn build<'a>(
                 } else {
                     Path::new("")
                 };
-                let root = PathBuf::from(format!("/proc/{first}/root{}", m.at.display())).join(part);
+                let root = inside_of(first, &m.at).join(part);
                 if !part.as_os_str().is_empty() && done.is_ok() {
                     std::fs::create_dir_all(&root).on("mkdir", name)?;
                 }
@@ -521,7 +567,7 @@ pub(super) fn build<'a>(
             e => e,
         })?;
         built.mounts.push((number, m, mount));
-        if i == 0 && !matches!(m.from, Origin::New(..)) {
+        if i == 0 && (m.disk.is_some() || !matches!(m.from, Origin::New(..))) {
             become_root(ASIDE, first, nest)?;
             if !keep {
                 drop_old_root(first, nest)?;
@@ -559,6 +605,12 @@ fn attach(copy: OwnedFd, number: u32, at: &Path, m: &Mount, by: Pid, nest: &mut 
         seal_later(number, &copy, nest)?;
     }
     Ok(copy)
+}
+
+/// How freeze reaches a path of the tree that a process of the nest lives in.
+fn inside_of(pid: Pid, path: &Path) -> PathBuf {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    PathBuf::from(format!("/proc/{pid}/root")).join(path)
 }
 
 fn seal_later(number: u32, mount: &OwnedFd, nest: &mut Nest) -> Result<()> {
@@ -616,15 +668,19 @@ fn narrow(at: &Path, part: &Path, by: Pid, nest: &mut Nest) -> Result<()> {
 /// Makes a new file system read-only where it was as a whole, now that its contents are there: it can hold no file then
 /// that has no name. One mount of it becomes so later.
 fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<OwnedFd> {
-    let path = PathBuf::from(format!("/proc/{by}/root{}", m.at.display()));
+    let path = inside_of(by, &m.at);
     let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let mount = nix::fcntl::open(&path, opened, Mode::empty()).on("open", || path.display().to_string())?;
     if is_read_only(&m.super_options) {
         nest.process(by)?.tape(|t| {
             let none = t.bytes(b"none\0");
             let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
-            let flags = flags(&m.options) | libc::MS_REMOUNT | libc::MS_RDONLY;
-            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
+            let own = flags(&m.options);
+            let whole = own | libc::MS_REMOUNT | libc::MS_RDONLY;
+            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, whole, 0]);
+            // The mount by itself need not say so.
+            let alone = own | libc::MS_REMOUNT | libc::MS_BIND;
+            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, alone, 0]);
         })?;
     } else if is_read_only(&m.options) {
         seal_later(number, &mount, nest)?;
