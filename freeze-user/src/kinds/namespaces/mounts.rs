@@ -6,6 +6,7 @@
 use super::contents::{self, Contents};
 use super::described;
 use super::disk::{self, Disk};
+use super::options::{ALL_ATTRIBUTES, READ_ONLY, attributes, flags};
 use super::propagation::{OwnGroup, Sharing};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
@@ -13,6 +14,7 @@ use crate::kinds::Shared;
 use crate::kinds::directory::Removed;
 use crate::nest::Nest;
 use crate::nest::space::Kind;
+use crate::observe::foreign::namespace_bound;
 use crate::observe::tree::{MountLine, below, covers, parse_mounts};
 use crate::observe::view::{ProcessView, View};
 use crate::store::Draft;
@@ -62,6 +64,8 @@ pub enum Origin {
     Own(#[serde(with = "crate::ospath")] PathBuf),
     /// It is at this path in the file system of another mount of the image: number of the tree, index in its list.
     Other(u32, usize, #[serde(with = "crate::ospath")] PathBuf),
+    /// It is a namespace (`ip netns add`): its kind and number, 0 for freeze's own.
+    Space(Kind, u32),
     /// A file system of its own: what was in it, and whose pids or sockets it shows.
     New(Option<Contents>, u32),
 }
@@ -149,6 +153,13 @@ impl Survey {
             if ns::mount_id(there) == Ok(own.id) {
                 return Ok(Origin::Own(here));
             }
+        }
+        if let Some((kind, inode)) = namespace_bound(line) {
+            return space_of(&kind, inode, view).ok_or_else(|| {
+                format!(
+                    "nobody of the checkpoint lives in the {kind} namespace, which cannot be made again empty"
+                )
+            });
         }
         match self.whole.get(&line.device) {
             // A part of a file system in memory is made anew with nothing beside it, if nothing else of it is to be seen.
@@ -246,6 +257,16 @@ impl Survey {
     }
 }
 
+/// A namespace that is mounted on a file, if it is one of the image or freeze's own.
+fn space_of(kind: &str, inode: u64, view: &View) -> Option<Origin> {
+    let found = Kind::ALL.into_iter().find(|k| k.name() == kind)?;
+    if let Some(number) = view.foreign.get(&(kind.to_owned(), inode)) {
+        return Some(Origin::Space(found, *number));
+    }
+    let own = std::fs::metadata(format!("/proc/thread-self/ns/{kind}")).ok()?;
+    (own.ino() == inode).then_some(Origin::Space(found, 0))
+}
+
 /// The directories of which an overlay consists.
 fn layers(options: &str) -> impl Iterator<Item = &str> {
     let named = options.split(',').filter_map(|o| o.split_once('='));
@@ -335,6 +356,10 @@ pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
             }
             found => found,
         };
+        if let (Ok(Origin::Space(kind, 1..)), Some((_, inode))) = (&origin, namespace_bound(line)) {
+            let holder = p.blocker(format!("mount {}", String::from_utf8_lossy(&line.at)), "");
+            super::held_verdict(*kind, inode, &holder, view, out);
+        }
         if let Err(why) = origin {
             out.push(
                 p.blocker(
@@ -510,6 +535,11 @@ pub(super) fn build<'a>(
                     None => path.clone(),
                 };
                 let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
+                attach(copy, number, at, m, first, nest)
+            }
+            (Origin::Space(kind, which), _) => {
+                let space = format!("/proc/self/fd/{}", nest.spaces.descriptor(*kind, *which)?);
+                let copy = ns::mount_copy(None, space.as_bytes()).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
             (Origin::Other(tree, index, path), _) => {
@@ -717,49 +747,6 @@ fn terminated(bytes: &[u8]) -> Vec<u8> {
     [bytes, b"\0"].concat()
 }
 
-/// Option, flag of mount(2), attribute of mount_setattr(2).
-const OPTIONS: [(&str, u64, u64); 8] = [
-    ("ro", libc::MS_RDONLY, READ_ONLY),
-    ("nosuid", libc::MS_NOSUID, 2),
-    ("nodev", libc::MS_NODEV, 4),
-    ("noexec", libc::MS_NOEXEC, 8),
-    ("noatime", libc::MS_NOATIME, 0x10),
-    ("nodiratime", libc::MS_NODIRATIME, 0x80),
-    ("relatime", libc::MS_RELATIME, 0),
-    ("nosymfollow", 256, 0x20_0000),
-];
-const STRICTATIME: u64 = 0x20;
-const READ_ONLY: u64 = 1;
-const ALL_ATTRIBUTES: u64 = 0x0f | 0x70 | 0x80 | 0x20_0000;
-
-fn flags(options: &str) -> u64 {
-    let has = |name: &str| options.split(',').any(|o| o == name);
-    let flags = OPTIONS
-        .iter()
-        .filter(|(name, ..)| has(name))
-        .map(|(_, flag, _)| flag);
-    let strict = if has("noatime") || has("relatime") {
-        0
-    } else {
-        libc::MS_STRICTATIME
-    };
-    flags.sum::<u64>() | strict
-}
-
-fn attributes(options: &str) -> u64 {
-    let has = |name: &str| options.split(',').any(|o| o == name);
-    let set = OPTIONS
-        .iter()
-        .filter(|(name, ..)| has(name))
-        .map(|(.., attr)| attr);
-    let strict = if has("noatime") || has("relatime") {
-        0
-    } else {
-        STRICTATIME
-    };
-    set.sum::<u64>() | strict
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -772,12 +759,5 @@ mod tests {
         assert_eq!(below(b"/a", b"/ab"), None);
         assert_eq!(join(b"/", b"/x"), b"/x");
         assert_eq!(join(b"/mnt", b""), b"/mnt");
-    }
-
-    #[test]
-    fn options_are_flags() {
-        assert_eq!(attributes("rw,relatime"), 0);
-        assert_eq!(attributes("ro,nosuid,noatime"), 1 | 2 | 0x10);
-        assert_eq!(flags("rw,nodev"), libc::MS_NODEV | libc::MS_STRICTATIME);
     }
 }
