@@ -581,6 +581,15 @@ fn living(namespace: &Namespace) -> Option<PathBuf> {
 /// Makes the namespaces, or joins those that others have kept alive; those of pids come with their inits. `groups`:
 /// whether processes go back into their control groups.
 pub fn make(all: &[Namespace], families: &[Family], groups: bool) -> Result<Spaces> {
+    let mut taken = Vec::new();
+    for namespace in all.iter().filter(|n| living(n).is_none()) {
+        if let What::Network(record) = &namespace.what {
+            record.await_names(&mut taken);
+        }
+    }
+    if !taken.is_empty() {
+        return Err(Error::Refused(taken));
+    }
     let mut spaces = Spaces::default();
     let mut maps: BTreeMap<u32, Vec<Vec<[u32; 3]>>> = BTreeMap::new();
     for namespace in all {

@@ -4,15 +4,18 @@
 //! for in the kernel's own messages (rtnetlink(7)), which are a stable interface: the image has them as they came, less
 //! what only counts or is derived.
 
+mod alone;
 pub mod conntrack;
-pub mod filter;
 mod elsewhere;
+pub mod filter;
 mod link;
 mod multicast;
 mod routes;
 mod settings;
 pub mod traffic;
 pub mod xtables;
+
+pub use alone::{device, restore_device};
 
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Result};
@@ -78,6 +81,9 @@ pub struct Link {
     pub master: i32,
     /// Of a pair, where the other end is: the number of its namespace and the device there.
     pub peer: Option<(u32, i32)>,
+    /// The other end, where that is in freeze's own namespace.
+    #[serde(default)]
+    pub outer: Option<Box<alone::Outer>>,
     /// What is particular to its kind, and to a part of such a one.
     pub data: Bytes,
     pub part: Bytes,
@@ -174,17 +180,24 @@ pub fn collect(
 ) -> Result<Record> {
     let others: Vec<(u32, i32)> = others.iter().map(|(n, fd)| (*n, fd.as_raw_fd())).collect();
     let read = || read(&others, label);
-    let (record, blockers) = within(netns, libc::CLONE_NEWNET, read)
+    let (mut record, blockers) = within(netns, libc::CLONE_NEWNET, read)
         .and_then(|r| r)
         .on("netlink", || label.to_owned())?;
     out.extend(blockers);
+    for link in &mut record.links {
+        if let Some((0, index)) = link.peer {
+            link.outer = Some(Box::new(alone::outer(index, label, out)?));
+        }
+    }
     Ok(record)
 }
 
 /// Puts into fresh namespaces what was in those of these numbers; tells what is not as it was.
 pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
-    let places: BTreeMap<u32, i32> = all.iter().map(|(n, _, fd)| (*n, fd.as_raw_fd())).collect();
+    let own = std::fs::File::open("/proc/thread-self/ns/net").on("open", || "/proc/thread-self/ns/net")?;
+    let places = all.iter().map(|(n, _, fd)| (*n, fd.as_raw_fd()));
+    let places: BTreeMap<u32, i32> = places.chain([(0, own.as_raw_fd())]).collect();
     // All devices first: one may be half of a pair whose other half lies elsewhere.
     for (number, record, netns) in all {
         let name = || format!("network namespace {number} of the image");
@@ -201,6 +214,9 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
             .on("netlink", name)?;
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
+    for outer in all.iter().flat_map(|(_, record, _)| record.outers()) {
+        warnings.extend(outer.settle()?);
+    }
     for (number, record, netns) in all {
         let name = || format!("network namespace {number} of the image");
         let said = within(*netns, libc::CLONE_NEWNET, || record.lead())
@@ -215,12 +231,21 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
 ///
 /// It is made anew in a namespace that nobody sees, by this kernel.
 pub fn try_out(record: &Record, label: &str, out: &mut Vec<Blocker>) {
-    if record.filters.is_empty() && record.xtables.is_empty() && record.disciplines.is_empty() {
+    let mut outers = record.outers();
+    let plain = record.disciplines.is_empty() && outers.all(|o| o.device.disciplines.is_empty());
+    if record.filters.is_empty() && record.xtables.is_empty() && plain {
         return;
     }
     let tried = || -> Sys<Vec<Blocker>> {
         ns::unshare(libc::CLONE_NEWNET)?;
         let mut out = traffic::trial(&record.disciplines, &record.links, label);
+        for outer in record.outers() {
+            out.extend(traffic::trial(
+                &outer.device.disciplines,
+                &outer.device.links,
+                label,
+            ));
+        }
         out.extend(xtables::trial(&record.xtables, label));
         out.extend(filter::trial(&record.filters, label));
         Ok(out)
@@ -254,92 +279,6 @@ pub fn guard(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
         let said = within(*netns, libc::CLONE_NEWNET, work).on("setns", name)??;
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
-    Ok(warnings)
-}
-
-/// Reads one device of freeze's own namespace, with its addresses and routes.
-pub fn device(name: &str) -> Result<Record> {
-    let read = || -> Sys<Record> {
-        let mut netlink = Netlink::route()?;
-        let mut record = Record::default();
-        for message in netlink.dump(GETLINK, &[0; 16])? {
-            let link = Link::read(&message, &BTreeMap::new(), "", &mut Vec::new());
-            record.links.extend(link.filter(|l| l.name == name));
-        }
-        let index = record.links.first().ok_or(Errno::ENODEV)?.index;
-        let addresses = netlink.dump(GETADDR, &[0; 8])?.into_iter().map(Bytes);
-        record.addresses = addresses.filter(|a| is_of(&a.0, index)).collect();
-        record.routes = routes(&mut netlink)?;
-        record.routes.retain(|r| leaves_by(&r.0, index));
-        Ok(record)
-    };
-    read().on("netlink", || format!("network device {name}"))
-}
-
-/// Whether an address is that of a device.
-fn is_of(address: &[u8], index: i32) -> bool {
-    address.get(4..).map_or(0, word) as i32 == index
-}
-
-/// Whether a route leads through a device.
-fn leaves_by(route: &[u8], index: i32) -> bool {
-    const OIF: u16 = 4;
-    attributes(route, 12)
-        .iter()
-        .any(|(k, v)| *k == OIF && word(v) as i32 == index)
-}
-
-/// Makes a tun or tap device of freeze's own namespace again, if it is gone, and gives it what it had.
-pub fn restore_device(record: &Record) -> Result<Vec<String>> {
-    let mut warnings = Vec::new();
-    let mut work = || -> Sys<()> {
-        let mut netlink = Netlink::route()?;
-        let Some(link) = record.links.first() else {
-            return Ok(());
-        };
-        let there = netlink.dump(GETLINK, &[0; 16])?;
-        let named = |m: &Vec<u8>| {
-            attributes(m, 16)
-                .iter()
-                .any(|(k, v)| *k == IFNAME && text(v) == link.name)
-        };
-        if there.iter().any(named) {
-            // It stays without a process to hold it, or another one has it too: as it is, it is right.
-            return Ok(());
-        }
-        if there.iter().any(|m| is_of(m, link.index)) {
-            return Err(Errno::EEXIST);
-        }
-        link.make_tun()?;
-        link.settle(&mut netlink)?;
-        let asking = Path::new(SETTINGS).join(format!("ipv6/conf/{}/accept_dad", link.name));
-        let before = std::fs::read_to_string(&asking).unwrap_or_default();
-        let _ = std::fs::write(&asking, "0");
-        netlink.request(SETLINK, 0, &link.head(link.flags & FLAGS, FLAGS))?;
-        for extra in netlink
-            .dump(GETADDR, &[0; 8])?
-            .iter()
-            .filter(|a| is_of(a, link.index))
-        {
-            let _ = netlink.request(DELADDR, 0, extra);
-        }
-        for address in &record.addresses {
-            match netlink.request(NEWADDR, CREATE | EXCL, &address_request(&address.0)) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(e) => warnings.push(format!("device {}: an address is not there: {e}", link.name)),
-            }
-        }
-        let _ = std::fs::write(&asking, before);
-        let now = routes(&mut netlink)?;
-        for route in record.routes.iter().filter(|r| !now.contains(r)) {
-            match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(e) => warnings.push(format!("device {}: a route is not there: {e}", link.name)),
-            }
-        }
-        Ok(())
-    };
-    work().on("netlink", || "a tun device")?;
     Ok(warnings)
 }
 
@@ -426,6 +365,15 @@ fn namespace_ids(netlink: &mut Netlink, others: &[(u32, i32)]) -> BTreeMap<i32, 
 }
 
 impl Record {
+    fn outers(&self) -> impl Iterator<Item = &alone::Outer> {
+        self.links.iter().filter_map(|l| l.outer.as_deref())
+    }
+
+    /// Waits for the names of the outer ends of its pairs, and adds those that are taken by something else.
+    pub fn await_names(&self, out: &mut Vec<Blocker>) {
+        self.outers().for_each(|outer| outer.await_name(out));
+    }
+
     fn make_links(
         &self,
         number: u32,
@@ -456,6 +404,10 @@ impl Record {
                     ("veth", None) => return Err(Errno::ENODEV),
                     (kind, _) if !KINDS.iter().any(|(k, _)| *k == kind) => return Err(Errno::ENODEV),
                     ("tun", _) => link.make_tun()?,
+                    (_, Some((0, _))) => {
+                        let (outer, own) = link.outer.as_ref().zip(places.get(&0)).ok_or(Errno::ENODEV)?;
+                        outer.make_with(link, &mut netlink, *own)?;
+                    }
                     (_, Some((to, index))) => {
                         let to = if to == u32::MAX { number } else { to };
                         let peer = all

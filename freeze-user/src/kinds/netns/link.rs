@@ -80,7 +80,7 @@ impl Link {
         if link.kind == "veth" {
             let number = match elsewhere {
                 None => Some(u32::MAX),
-                Some(id) => numbers.get(&id).copied().filter(|n| *n != 0),
+                Some(id) => numbers.get(&id).copied(),
             };
             match number {
                 Some(number) => link.peer = Some((number, below)),
