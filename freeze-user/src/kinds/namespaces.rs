@@ -32,7 +32,7 @@ use crate::sys::ns::{self, Maker, Step};
 use mounts::Mount;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -401,6 +401,31 @@ fn is_kept(kind: Kind, inode: u64, view: &View) -> bool {
     bound(kind, inode).is_some() || !outsiders(view, kind, inode).is_empty()
 }
 
+/// Whether a namespace of the set goes when the set does.
+pub(super) fn ends_with(kind: Kind, namespace: &OwnedFd, view: &View) -> bool {
+    let Ok((_, inode)) = crate::sys::dev_ino(namespace) else {
+        return false;
+    };
+    view.foreign.contains_key(&(kind.name().to_owned(), inode)) && !is_kept(kind, inode, view)
+}
+
+/// All namespaces of a kind other than freeze's that somebody lives in or that are mounted somewhere in freeze's tree.
+pub(super) fn visible(kind: Kind) -> Vec<OwnedFd> {
+    let lived_in = all_pids().unwrap_or_default().into_iter();
+    let lived_in = lived_in.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/{}", kind.name())));
+    let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default());
+    let is_one = |l: &&MountLine| namespace_bound(l).is_some_and(|(k, _)| k == kind.name());
+    let mounted = lines.iter().filter(is_one);
+    let mounted = mounted.map(|l| PathBuf::from(OsStr::from_bytes(&l.at)));
+    let own = std::fs::metadata(format!("/proc/thread-self/ns/{}", kind.name())).map(|m| m.ino());
+    let mut seen: BTreeSet<u64> = own.into_iter().collect();
+    let found = lived_in.chain(mounted).filter_map(|path| {
+        let inode = std::fs::metadata(&path).ok()?.ino();
+        seen.insert(inode).then(|| File::open(&path).ok())?
+    });
+    found.map(OwnedFd::from).collect()
+}
+
 /// One of the processes that kept a namespace alive, if it still does.
 pub(super) fn still_kept(kind: Kind, keepers: &[Outsider]) -> Option<Pid> {
     let alive = keepers
@@ -756,6 +781,14 @@ pub fn guard(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
     let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
     let said = netns::guard(&networks)?;
     nest.warnings.extend(said);
+    Ok(())
+}
+
+/// Lets into networks what is sent to them, now that everything that may hear it is there.
+pub fn let_in(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
+    for (_, _, net) in fresh_networks(nest, all)? {
+        netns::let_in(net.as_fd());
+    }
     Ok(())
 }
 

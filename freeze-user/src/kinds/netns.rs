@@ -22,7 +22,7 @@ use crate::error::{Blocker, Context, Result};
 use crate::sys::ipc::within;
 use crate::sys::ns;
 use crate::sys::rtnl::{APPEND, CREATE, EXCL, Netlink, attributes, nest, put};
-use crate::sys::tun;
+use crate::sys::{tun, wire};
 use nix::Result as Sys;
 use nix::errno::Errno;
 use routes::{neighbours, prefixes, routes, rules};
@@ -207,6 +207,14 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
         .and_then(|r| r)
         .on("netlink", name)?;
     }
+    for (_, record, netns) in all {
+        let pairs = record.links.iter().filter(|l| l.outer.is_some());
+        let pairs: Vec<u32> = pairs.map(|l| l.index as u32).collect();
+        // Without such tables no connection to outside could be recorded that must not be answered.
+        if !pairs.is_empty() {
+            let _ = within(*netns, libc::CLONE_NEWNET, || wire::shut(SHUT, &pairs));
+        }
+    }
     for (number, record, netns) in all {
         let name = || format!("network namespace {number} of the image");
         let said = within(*netns, libc::CLONE_NEWNET, || record.settle())
@@ -225,6 +233,14 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
     Ok(warnings)
+}
+
+/// The table of nf_tables that lets nothing into a namespace that is not ready yet.
+pub(super) const SHUT: &str = "freeze-shut";
+
+/// Lets into a namespace what is sent to it.
+pub(super) fn let_in(netns: BorrowedFd<'_>) {
+    let _ = within(netns, libc::CLONE_NEWNET, || wire::release(SHUT));
 }
 
 /// Adds what of packet filters and traffic control would not come back as it is; `label` says where it was.
