@@ -346,6 +346,114 @@ int main(void) {
 );
 
 conformance!(
+    volatile_overlay,
+    c(r#"
+/* One that forgoes writing to the disk, which by itself can be mounted only once. */
+#include <sys/mount.h>
+int main(void) {
+    char options[1000], text[9] = "";
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    const char *dirs[] = { "low", "over", "u" };
+    for (int i = 0; i < 3; i++) OK(mkdir(in_here(dirs[i]), 0755));
+    OK(mount("upper", in_here("u"), "tmpfs", 0, ""));
+    OK(mkdir(in_here("u/up"), 0755));
+    OK(mkdir(in_here("u/work"), 0755));
+    snprintf(options, sizeof options, "volatile,lowerdir=%s,upperdir=%s,workdir=%s", strdup(in_here("low")), strdup(in_here("u/up")), strdup(in_here("u/work")));
+    if (mount("union", in_here("over"), "overlay", 0, options)) { freeze_here(); return 0; }
+    int fd = OK(open(in_here("over/f"), O_CREAT | O_RDWR, 0644));
+    SAME(write(fd, "written", 7), 7);
+    freeze_here();
+    SAME(pread(OK(open(in_here("over/f"), O_RDONLY)), text, 9, 0), 7);
+    CHECK(!memcmp(text, "written", 7));
+    return 0;
+}
+"#),
+    only: root
+);
+
+conformance!(
+    odd_names,
+    c(r#"
+/* Mounts at names with blanks, line feeds, backslashes, and bytes that are no text; so are the files in them. */
+#include <sys/mount.h>
+int main(void) {
+    static const char *const names[] = { "a b", "line\nfeed", "back\\slash", "tab\there", "no\377text", "1#,x=2:3" };
+    char text[9], inside[64];
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    for (int i = 0; i < 6; i++) {
+        OK(mkdir(in_here(names[i]), 0755));
+        OK(mount("some, source #", in_here(names[i]), "tmpfs", 0, ""));
+        snprintf(inside, sizeof inside, "%s/%s", names[i], names[5 - i]);
+        int fd = OK(open(in_here(inside), O_CREAT | O_RDWR, 0644));
+        SAME(write(fd, names[i], strlen(names[i])), strlen(names[i]));
+        OK(close(fd));
+    }
+    freeze_here();
+    for (int i = 0; i < 6; i++) {
+        snprintf(inside, sizeof inside, "%s/%s", names[i], names[5 - i]);
+        int fd = OK(open(in_here(inside), O_RDONLY));
+        SAME(read(fd, text, 3), 3);
+        CHECK(!memcmp(text, names[i], 3));
+        OK(close(fd));
+        OK(umount(in_here(names[i])));
+    }
+    return 0;
+}
+"#)
+);
+
+conformance!(
+    loop_device,
+    c(r#"
+/* A file system in a file, whose loop device goes with its only mount; the node of it is nowhere in the tree. */
+#include <linux/loop.h>
+#include <sys/mount.h>
+int main(void) {
+    char command[PATH_MAX + 64], path[64], text[9] = "";
+    snprintf(command, sizeof command, "truncate -s 8M '%s/disk' && mkfs.ext4 -q '%s/disk' 2>/dev/null", here_dir, here_dir);
+    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+    if (control < 0 || system(command)) { freeze_here(); return 0; }
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    int file = OK(open(in_here("disk"), O_RDWR | O_CLOEXEC)), device, done;
+    do {
+        sprintf(path, "/dev/loop%d", OK(ioctl(control, LOOP_CTL_GET_FREE)));
+        device = OK(open(path, O_RDWR | O_CLOEXEC));
+        struct loop_config config = { .fd = file, .info = { .lo_flags = LO_FLAGS_AUTOCLEAR } };
+        done = ioctl(device, LOOP_CONFIGURE, &config);
+        if (!done) OK(mount(path, in_here("m"), "ext4", MS_NOATIME, "errors=remount-ro"));
+        OK(close(device));
+    } while (done);
+    OK(close(control));
+    OK(close(file));
+    OK(mkdir(in_here("m/dir"), 0755));
+    OK(mkdir(in_here("part"), 0755));
+    OK(mount(strdup(in_here("m/dir")), strdup(in_here("part")), 0, MS_BIND, 0));
+    int fd = OK(open(in_here("part/f"), O_CREAT | O_RDWR, 0600)), gone = OK(open(in_here("m/gone"), O_CREAT | O_RDWR, 0600));
+    SAME(write(fd, "on disk", 7), 7);
+    SAME(write(gone, "still", 5), 5);
+    OK(unlink(in_here("m/gone")));
+    OK(mount("none", "/dev", "tmpfs", 0, ""));
+    freeze_here();
+    SAME(pread(fd, text, 9, 0), 7);
+    CHECK(!memcmp(text, "on disk", 7));
+    SAME(pread(gone, text, 9, 0), 5);
+    CHECK(!memcmp(text, "still", 5));
+    OK(access(in_here("m/dir/f"), F_OK));
+    OK(close(fd));
+    OK(close(gone));
+    OK(umount(in_here("part")));
+    OK(umount(in_here("m")));
+    return 0;
+}
+"#),
+    only: host
+);
+
+conformance!(
     container,
     c(r#"
 /* What a simple container is: pids, mounts, network and names of its own, and a root in memory with its own /proc. */

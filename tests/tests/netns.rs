@@ -68,7 +68,19 @@ fn plain(mut record: Record) -> Record {
         *address = Bytes(kept);
     }
     record.addresses.sort_by(|a, b| a.0.cmp(&b.0));
+    for route in &mut record.routes {
+        const EXPIRES: u16 = 23;
+        let mut kept = route.0[..12].to_vec();
+        for (kind, value) in attributes(&route.0, 12) {
+            put(&mut kept, kind, if kind == EXPIRES { b"some" } else { value });
+        }
+        *route = Bytes(kept);
+    }
     record.routes.sort_by(|a, b| a.0.cmp(&b.0));
+    record
+        .prefixes
+        .iter_mut()
+        .for_each(|all| all.sort_by(|a, b| a.0.cmp(&b.0)));
     record
 }
 
@@ -94,7 +106,11 @@ fn a_namespace_comes_back() {
         route add fd01::/64 via fd00:5::9
         route add 10.9.0.0/16 dev d0 table 77
         rule add from 10.9.0.0/16 table 77 priority 500
+        route add fd02::/64 via fd00:5::9 expires 5000
         neigh add 10.5.0.77 lladdr 02:00:00:00:00:99 dev d0 nud permanent
+        neigh add 10.5.0.78 lladdr 02:00:00:00:00:98 dev d0 nud noarp
+        maddr add 01:00:5e:01:02:03 dev d0
+        link set d0 gso_max_size 30000
         link add br0 type bridge forward_delay 300
         link add v1 index 50 type veth peer name v2 index 51
         link set v1 master br0 up
@@ -115,6 +131,11 @@ fn a_namespace_comes_back() {
     let settings = || std::fs::write("/proc/sys/net/ipv4/conf/d0/rp_filter", "2");
     within(a.as_fd(), libc::CLONE_NEWNET, settings).unwrap().unwrap();
     let others = [(1, a.as_fd()), (2, b.as_fd())];
+    // The kernel's own route to what lies beside an address can be deleted.
+    ip(
+        &a,
+        "-6 route del fd00:5::/64 dev d0 proto kernel\n-6 route add fd00:5::/64 dev d0 metric 99",
+    );
     let mut out = Vec::new();
     // The kernel gives addresses to what was brought up, some time later.
     let mut before = 0;
@@ -141,6 +162,13 @@ fn a_namespace_comes_back() {
     assert_eq!(was.routes, is.routes);
     assert_eq!(was.rules, is.rules);
     assert_eq!(was.neighbours, is.neighbours);
+    assert_eq!(was.multicast, is.multicast);
+    assert!(
+        was.multicast.iter().any(|m| m.device == "d0"),
+        "{:?}",
+        was.multicast
+    );
+    assert_eq!(was.prefixes, is.prefixes);
     for (one, other) in was.settings.iter().zip(&is.settings) {
         assert_eq!(one, other);
     }
@@ -152,6 +180,78 @@ fn a_namespace_comes_back() {
         out[0]
             .to_string()
             .contains("its other end lies in a network namespace outside"),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn the_outer_end_of_a_pair_comes_back() {
+    let Some(inner) = fresh() else {
+        skip!("no network namespace can be made here");
+    };
+    // The namespace of this thread stands for freeze's own.
+    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+        skip!("no network namespace can be made here");
+    }
+    let own = || File::open("/proc/thread-self/ns/net").unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), inner.as_raw_fd());
+    ip(
+        &own(),
+        &format!(
+            "link add br0 type bridge
+            link set br0 up
+            link add out0 index 70 type veth peer name in0 index 7 netns {path}
+            link set out0 mtu 1400 alias outer master br0 up
+            addr add 10.9.0.1/24 dev out0
+            route add 10.77.0.0/16 dev out0
+            neigh add 10.9.0.9 lladdr 02:00:00:00:00:09 dev out0 nud permanent"
+        ),
+    );
+    std::fs::write("/proc/sys/net/ipv4/conf/out0/proxy_arp", "1").unwrap();
+    ip(&inner, "link set in0 up\naddr add 10.9.0.2/24 dev in0");
+    // Once no address waits to be found unique any more.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    let mut out = Vec::new();
+    let others = |inner: &File| [(0, own()), (1, inner.try_clone().unwrap())];
+    let collect = |inner: &File, out: &mut Vec<_>| {
+        let all = others(inner);
+        let all: Vec<_> = all.iter().map(|(n, f)| (*n, f.as_fd())).collect();
+        collect(inner.as_fd(), &all, "inner", out).unwrap()
+    };
+    let record = collect(&inner, &mut out);
+    assert!(out.is_empty(), "{out:?}");
+    drop(inner);
+    record.await_names(&mut out);
+    assert!(out.is_empty(), "{out:?}");
+    // Somebody has taken the number meanwhile.
+    ip(&own(), "link add other index 70 type veth peer name rehto");
+    let again = fresh().unwrap();
+    let said = restore(&[(1, &record, again.as_fd())]).unwrap();
+    assert!(said.is_empty(), "{said:?}");
+    let shown = shell(
+        &own(),
+        "ip -d link show out0; ip addr show out0; ip route; ip neigh show dev out0 nud permanent",
+    );
+    for part in [
+        "mtu 1400",
+        "master br0",
+        "alias outer",
+        "state UP",
+        "10.9.0.1/24",
+        "10.77.0.0/16 dev out0",
+        "10.9.0.9 lladdr",
+    ] {
+        assert!(shown.contains(part), "{part} is missing in {shown}");
+    }
+    assert_eq!(
+        std::fs::read_to_string("/proc/sys/net/ipv4/conf/out0/proxy_arp").unwrap(),
+        "1\n"
+    );
+    assert!(shell(&again, "ip addr show in0").contains("10.9.0.2/24"));
+    // While it is there no other one of its name can be made.
+    record.await_names(&mut out);
+    assert!(
+        out[0].to_string().contains("there is a device of this name"),
         "{out:?}"
     );
 }

@@ -97,3 +97,61 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    mounted,
+    c(r#"
+/* Namespaces that only a mount keeps, as `ip netns add` does, and the one that the subject lives in. */
+#include <net/if.h>
+#include <sys/mount.h>
+static const char *const kinds[] = { "net", "uts", "ipc" };
+static char *at(const char *kind) { char name[16]; sprintf(name, "m/%s", kind); return strdup(in_here(name)); }
+int main(void) {
+    char name[65];
+    OK(unshare(CLONE_NEWNS | CLONE_NEWUTS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(sethostname("lived-in", 8));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("names", in_here("m"), "tmpfs", 0, ""));
+    OK(close(OK(open(at("own"), O_CREAT | O_WRONLY, 0600))));
+    OK(mount("/proc/self/ns/uts", at("own"), 0, MS_BIND, 0));
+    int kid = OK(fork()), status;
+    if (!kid) {
+        OK(unshare(CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC));
+        OK(sethostname("mounted", 7));
+        struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+        OK(ioctl(OK(socket(AF_INET, SOCK_DGRAM, 0)), SIOCSIFFLAGS, &lo));
+        for (int i = 0; i < 3; i++) {
+            char own[32];
+            sprintf(own, "/proc/self/ns/%s", kinds[i]);
+            OK(close(OK(open(at(kinds[i]), O_CREAT | O_WRONLY, 0600))));
+            OK(mount(own, at(kinds[i]), 0, MS_BIND, 0));
+        }
+        _exit(0);
+    }
+    OK(waitpid(kid, &status, 0));
+    SAME(status, 0);
+    freeze_here();
+    struct stat a, b;
+    OK(stat(at("own"), &a));
+    OK(stat("/proc/self/ns/uts", &b));
+    SAME(a.st_ino, b.st_ino);
+    for (int i = 0; i < 3; i++) {
+        char own[32];
+        sprintf(own, "/proc/self/ns/%s", kinds[i]);
+        int fd = OK(open(at(kinds[i]), O_RDONLY));
+        OK(setns(fd, 0));
+        OK(close(fd));
+        OK(stat(at(kinds[i]), &a));
+        OK(stat(own, &b));
+        SAME(a.st_ino, b.st_ino);
+    }
+    OK(gethostname(name, sizeof name));
+    CHECK(!strcmp(name, "mounted"));
+    struct ifreq lo = { .ifr_name = "lo" };
+    OK(ioctl(OK(socket(AF_INET, SOCK_DGRAM, 0)), SIOCGIFFLAGS, &lo));
+    CHECK(lo.ifr_flags & IFF_UP);
+    return 0;
+}
+"#)
+);

@@ -108,26 +108,26 @@ int main(void) {
 conformance!(
     instances,
     c(r#"
-/* Two instances of devpts, in which two terminals have one number. */
+/* Two instances of devpts, in which two terminals have one number; one is mounted under another name than usual. */
 #include <sys/mount.h>
 #include <termios.h>
 int main(void) {
     OK(unshare(CLONE_NEWNS));
     OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
-    char *d = strdup(in_here("pts"));
+    char *d = strdup(in_here("terms"));
     OK(mkdir(d, 0755));
     OK(mount("devpts", d, "devpts", 0, "newinstance,ptmxmode=0666"));
     OK(mount("devpts", "/dev/pts", "devpts", 0, "newinstance,ptmxmode=0666"));
-    int master[2] = { OK(open(in_here("pts/ptmx"), O_RDWR | O_NOCTTY)), OK(posix_openpt(O_RDWR | O_NOCTTY)) };
+    int master[2] = { OK(open(in_here("terms/ptmx"), O_RDWR | O_NOCTTY)), OK(posix_openpt(O_RDWR | O_NOCTTY)) };
     OK(unlockpt(master[0]));
     OK(unlockpt(master[1]));
-    int slave[2] = { OK(open(in_here("pts/0"), O_RDWR | O_NOCTTY)), OK(open("/dev/pts/0", O_RDWR | O_NOCTTY)) };
+    int slave[2] = { OK(open(in_here("terms/0"), O_RDWR | O_NOCTTY)), OK(open("/dev/pts/0", O_RDWR | O_NOCTTY)) };
     freeze_here();
     struct stat s[2];
     OK(fstat(slave[0], s));
     OK(fstat(slave[1], s + 1));
     CHECK(s[0].st_dev != s[1].st_dev);
-    OK(stat(in_here("pts/0"), s + 1));
+    OK(stat(in_here("terms/0"), s + 1));
     SAME(s[0].st_dev, s[1].st_dev);
     char x[8];
     SAME(write(master[0], "a\n", 2), 2);

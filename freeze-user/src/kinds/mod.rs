@@ -72,6 +72,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
 /// A kind of open file description.
@@ -434,7 +435,17 @@ const fn fd<K: FdKind>() -> FdEntry {
         about: K::ABOUT,
         claims: K::claims,
         verdict: |fd, view, out| {
-            let done = surroundings(fd, view).and_then(|around| {
+            let done = surroundings(fd, view, true).and_then(|around| {
+                if around.unknown {
+                    out.push(
+                        fd.blocker()
+                            .why("it belongs to a network namespace in which nobody of the checkpoint lives")
+                            .remedy(
+                                "let a process of the checkpoint stay there, or hold that namespace open",
+                            ),
+                    );
+                    return Ok(());
+                }
                 around.within(|| {
                     K::verdict(fd, view, out);
                     Ok(())
@@ -449,7 +460,7 @@ const fn fd<K: FdKind>() -> FdEntry {
             }
         },
         collect: |id, fd, from| {
-            let around = surroundings(fd, from.view)?;
+            let around = surroundings(fd, from.view, false)?;
             let mut common = Common::collect(fd, from)?;
             common.net = around.net;
             let record = around.within(|| K::collect(fd, from))?;
@@ -528,6 +539,8 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
 struct Around {
     net: u32,
     open: Vec<OwnedFd>,
+    /// Whether it is in one that neither the set nor freeze lives in.
+    unknown: bool,
 }
 
 impl Around {
@@ -537,12 +550,13 @@ impl Around {
     }
 }
 
-/// The namespaces of a description: a socket's network is that in which it was made.
-fn surroundings(fd: &FdView, view: &View) -> Result<Around> {
+/// The namespaces of a description: a socket's network is that in which it was made. It stays so for good: where it can
+/// only be freeze's, that is looked at once, by the verdict.
+fn surroundings(fd: &FdView, view: &View, verdict: bool) -> Result<Around> {
     let mut around = Around::default();
     // What only stands for a socket can be asked nothing.
     let asked = !fd.protocol.is_empty() && fd.flags() & libc::O_PATH == 0;
-    if !asked || !view.foreign.keys().any(|(kind, _)| kind == "net") {
+    if !asked || !verdict && !view.foreign.keys().any(|(kind, _)| kind == "net") {
         return Ok(around);
     }
     let name = || format!("fd {} of {}", fd.fd, fd.pid);
@@ -553,6 +567,9 @@ fn surroundings(fd: &FdView, view: &View) -> Result<Around> {
     if let Some(number) = view.foreign.get(&("net".to_owned(), inode)) {
         around.net = *number;
         around.open.push(net);
+    } else {
+        let own = std::fs::metadata("/proc/thread-self/ns/net").map(|m| m.ino());
+        around.unknown = own.is_ok_and(|own| own != inode);
     }
     Ok(around)
 }

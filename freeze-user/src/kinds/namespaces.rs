@@ -9,8 +9,10 @@
 
 pub mod clocks;
 mod contents;
+mod disk;
 mod ipc;
 mod mounts;
+mod options;
 mod propagation;
 
 use super::cgroup::{self, Place};
@@ -21,18 +23,22 @@ use crate::ids::Pid;
 use crate::nest::family::Family;
 use crate::nest::space::{Kind, Spaces};
 use crate::nest::{Nest, Options};
-use crate::observe::tree::Tree;
-use crate::observe::view::{FdView, ProcessView, View, all_pids, command_of};
+use crate::observe::foreign::namespace_bound;
+use crate::observe::tree::{MountLine, Tree, parse_mounts};
+use crate::observe::view::{ProcessView, View, all_pids, command_of};
 use crate::proc::stat::Stat;
 use crate::store::Draft;
 use crate::sys::ns::{self, Maker, Step};
 use mounts::Mount;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 #[derive(Debug)]
 pub struct Namespaces;
@@ -65,6 +71,9 @@ pub struct Namespace {
     pub what: What,
     /// Processes outside the checkpoint that were in it: while one of them lives the namespace does, and is joined.
     pub outside: Vec<Outsider>,
+    /// Where freeze's own tree has it mounted (`ip netns add`): while that is there, it is joined.
+    #[serde(default)]
+    pub bound: Option<Bound>,
     /// Of a cgroup namespace, its root in each hierarchy.
     #[serde(default)]
     pub roots: Vec<Place>,
@@ -76,6 +85,13 @@ pub struct Outsider {
     pub pid: Pid,
     pub started: u64,
     pub inode: u64,
+}
+
+/// A file that a namespace is mounted on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    #[serde(with = "crate::ospath")]
+    pub at: PathBuf,
 }
 
 /// What a namespace holds.
@@ -276,6 +292,7 @@ pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Re
                 owner,
                 what,
                 outside: outsiders(view, kind, inode),
+                bound: bound(kind, inode),
                 roots: match kind {
                     Kind::Cgroup if inside => cgroup::roots(pid, fd.as_fd())?,
                     _ => Vec::new(),
@@ -309,34 +326,49 @@ fn open(view: &View, kind: Kind, inode: u64) -> Result<Option<Found>> {
             }
         }
     }
-    let Some(holder) = view.holder_of(kind.name(), inode) else {
+    let holder = view.holder_of(kind.name(), inode);
+    let mounted = || {
+        let path = view.mounted(kind.name(), inode)?;
+        // Whoever can see it will do.
+        let pid = view.processes.iter().find(|p| view.namespace(p, "mnt") != 0)?.pid;
+        Some((pid, path))
+    };
+    let Some((pid, path)) = holder.map(|h| (h.pid, h.at().into())).or_else(mounted) else {
         return Ok(None);
     };
     Ok(Some(Found {
-        pid: holder.pid,
-        fd: File::open(holder.at()).on("open", || holder.at())?.into(),
+        pid,
+        fd: File::open(&path)
+            .on("open", || path.display().to_string())?
+            .into(),
         inside: false,
     }))
 }
 
-/// Adds what speaks against carrying a namespace that the set only holds open, by the descriptor `fd`.
-pub(super) fn held_verdict(kind: Kind, inode: u64, fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
+/// Adds what speaks against carrying a namespace that the set only holds, by `holder`.
+pub(super) fn held_verdict(kind: Kind, inode: u64, holder: &Blocker, view: &View, out: &mut Vec<Blocker>) {
     let lived_in = |p: &ProcessView| p.namespaces.values().any(|i| *i == inode);
-    if view.processes.iter().any(lived_in) || !outsiders(view, kind, inode).is_empty() {
+    if view.processes.iter().any(lived_in) || is_kept(kind, inode, view) {
         return;
     }
     let Ok(Some(found)) = open(view, kind, inode) else {
         return;
     };
     if kind == Kind::Net {
-        made_anew(&found.fd, &fd.label(), view, out);
+        made_anew(
+            &found.fd,
+            &format!("net namespace held by {}", found.pid),
+            view,
+            out,
+        );
     }
     let tables = ["/proc/sysvipc/msg", "/proc/sysvipc/sem", "/proc/sysvipc/shm"];
     let lines = || tables.map(|t| std::fs::read_to_string(t).map_or(0, |text| text.lines().count()));
     // The first line is the heading.
     if kind == Kind::Ipc && ns::within(&[found.fd.as_fd()], lines).is_ok_and(|n| n.iter().any(|n| *n > 1)) {
         out.push(
-            fd.blocker()
+            holder
+                .clone()
                 .why("there are System V objects in it, and no process of the checkpoint that lives there")
                 .remedy("let a process of the checkpoint stay in it"),
         );
@@ -346,6 +378,52 @@ pub(super) fn held_verdict(kind: Kind, inode: u64, fd: &FdView, view: &View, out
 /// The processes outside the set that keep a namespace alive, by which it is found again.
 pub(super) fn keepers(view: &View, kind: Kind, inode: u64) -> Vec<Outsider> {
     outsiders(view, kind, inode)
+}
+
+/// Where freeze's own tree has a namespace mounted, by which it outlives the set. What others do in it is theirs alone
+/// where that is a network or a name; objects of System V would be there twice.
+fn bound(kind: Kind, inode: u64) -> Option<Bound> {
+    if !matches!(kind, Kind::Net | Kind::Uts) {
+        return None;
+    }
+    let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").ok()?);
+    let mut here = lines
+        .iter()
+        .filter(|line| namespace_bound(line) == Some((kind.name().to_owned(), inode)));
+    here.find_map(|line| {
+        let at = PathBuf::from(OsStr::from_bytes(&line.at));
+        (ns::mount_id(&at) == Ok(line.id)).then_some(Bound { at })
+    })
+}
+
+/// Whether a namespace lives on without the set.
+fn is_kept(kind: Kind, inode: u64, view: &View) -> bool {
+    bound(kind, inode).is_some() || !outsiders(view, kind, inode).is_empty()
+}
+
+/// Whether a namespace of the set goes when the set does.
+pub(super) fn ends_with(kind: Kind, namespace: &OwnedFd, view: &View) -> bool {
+    let Ok((_, inode)) = crate::sys::dev_ino(namespace) else {
+        return false;
+    };
+    view.foreign.contains_key(&(kind.name().to_owned(), inode)) && !is_kept(kind, inode, view)
+}
+
+/// All namespaces of a kind other than freeze's that somebody lives in or that are mounted somewhere in freeze's tree.
+pub(super) fn visible(kind: Kind) -> Vec<OwnedFd> {
+    let lived_in = all_pids().unwrap_or_default().into_iter();
+    let lived_in = lived_in.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/{}", kind.name())));
+    let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default());
+    let is_one = |l: &&MountLine| namespace_bound(l).is_some_and(|(k, _)| k == kind.name());
+    let mounted = lines.iter().filter(is_one);
+    let mounted = mounted.map(|l| PathBuf::from(OsStr::from_bytes(&l.at)));
+    let own = std::fs::metadata(format!("/proc/thread-self/ns/{}", kind.name())).map(|m| m.ino());
+    let mut seen: BTreeSet<u64> = own.into_iter().collect();
+    let found = lived_in.chain(mounted).filter_map(|path| {
+        let inode = std::fs::metadata(&path).ok()?.ino();
+        seen.insert(inode).then(|| File::open(&path).ok())?
+    });
+    found.map(OwnedFd::from).collect()
 }
 
 /// One of the processes that kept a namespace alive, if it still does.
@@ -462,7 +540,7 @@ fn network_verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     let Ok(Some(found)) = open(view, Kind::Net, *inode) else {
         return;
     };
-    if outsiders(view, Kind::Net, *inode).is_empty() {
+    if !is_kept(Kind::Net, *inode, view) {
         made_anew(&found.fd, &format!("net namespace of {}", p.pid), view, out);
     }
 }
@@ -509,14 +587,34 @@ pub fn precheck(all: &[Namespace], out: &mut Vec<Blocker>) {
     }
 }
 
-/// A process outside the checkpoint that keeps a namespace alive.
-fn living(namespace: &Namespace) -> Option<Pid> {
-    still_kept(namespace.kind, &namespace.outside)
+/// What outside the checkpoint keeps a namespace alive: a process, or a file that it is mounted on.
+fn living(namespace: &Namespace) -> Option<PathBuf> {
+    let name = namespace.kind.name();
+    if let Some(pid) = still_kept(namespace.kind, &namespace.outside) {
+        return Some(format!("/proc/{pid}/ns/{name}").into());
+    }
+    let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").ok()?);
+    let at = &namespace.bound.as_ref()?.at;
+    let is_one = |line: &MountLine| namespace_bound(line).is_some_and(|(kind, _)| kind == name);
+    let here = |line: &MountLine| at.as_os_str().as_bytes() == line.at && ns::mount_id(at) == Ok(line.id);
+    lines
+        .iter()
+        .any(|line| is_one(line) && here(line))
+        .then(|| at.clone())
 }
 
 /// Makes the namespaces, or joins those that others have kept alive; those of pids come with their inits. `groups`:
 /// whether processes go back into their control groups.
 pub fn make(all: &[Namespace], families: &[Family], groups: bool) -> Result<Spaces> {
+    let mut taken = Vec::new();
+    for namespace in all.iter().filter(|n| living(n).is_none()) {
+        if let What::Network(record) = &namespace.what {
+            record.await_names(&mut taken);
+        }
+    }
+    if !taken.is_empty() {
+        return Err(Error::Refused(taken));
+    }
     let mut spaces = Spaces::default();
     let mut maps: BTreeMap<u32, Vec<Vec<[u32; 3]>>> = BTreeMap::new();
     for namespace in all {
@@ -525,9 +623,9 @@ pub fn make(all: &[Namespace], families: &[Family], groups: bool) -> Result<Spac
         if let What::User { uids, gids, .. } = &namespace.what {
             maps.insert(number, vec![uids.clone(), gids.clone()]);
         }
-        if let Some(pid) = living(namespace) {
-            let path = format!("/proc/{pid}/ns/{}", kind.name());
-            spaces.put(kind, number, File::open(&path).on("open", || path)?.into());
+        if let Some(path) = living(namespace) {
+            let file = File::open(&path).on("open", || path.display().to_string())?;
+            spaces.put(kind, number, file.into());
             continue;
         }
         let apart = |f: &Family| kind == Kind::Time && f.time_for_children == Some(number);
@@ -683,6 +781,14 @@ pub fn guard(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
     let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
     let said = netns::guard(&networks)?;
     nest.warnings.extend(said);
+    Ok(())
+}
+
+/// Lets into networks what is sent to them, now that everything that may hear it is there.
+pub fn let_in(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
+    for (_, _, net) in fresh_networks(nest, all)? {
+        netns::let_in(net.as_fd());
+    }
     Ok(())
 }
 

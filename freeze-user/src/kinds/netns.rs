@@ -4,22 +4,28 @@
 //! for in the kernel's own messages (rtnetlink(7)), which are a stable interface: the image has them as they came, less
 //! what only counts or is derived.
 
+mod alone;
 pub mod conntrack;
-pub mod filter;
 mod elsewhere;
+pub mod filter;
 mod link;
+mod multicast;
+mod routes;
 mod settings;
 pub mod traffic;
 pub mod xtables;
+
+pub use alone::{device, restore_device};
 
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Result};
 use crate::sys::ipc::within;
 use crate::sys::ns;
 use crate::sys::rtnl::{APPEND, CREATE, EXCL, Netlink, attributes, nest, put};
-use crate::sys::tun;
+use crate::sys::{tun, wire};
 use nix::Result as Sys;
 use nix::errno::Errno;
+use routes::{neighbours, prefixes, routes, rules};
 use serde::{Deserialize, Serialize};
 use settings::{SETTINGS, apply_settings, settings};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +41,12 @@ pub struct Record {
     pub routes: Vec<Bytes>,
     pub rules: Vec<Bytes>,
     pub neighbours: Vec<Bytes>,
+    /// Routes of the kernel's own to what IPv6 addresses lie beside; they come with these, and can be deleted.
+    #[serde(default)]
+    pub prefixes: Option<Vec<Bytes>>,
+    /// What devices were told to listen to (`ip maddr add`), beside what programs and the kernel itself ask for.
+    #[serde(default)]
+    pub multicast: Vec<multicast::Heard>,
     /// Files under /proc/sys/net and what is in them.
     pub settings: Vec<(String, String)>,
     /// Of nf_tables.
@@ -69,9 +81,15 @@ pub struct Link {
     pub master: i32,
     /// Of a pair, where the other end is: the number of its namespace and the device there.
     pub peer: Option<(u32, i32)>,
+    /// The other end, where that is in freeze's own namespace.
+    #[serde(default)]
+    pub outer: Option<Box<alone::Outer>>,
     /// What is particular to its kind, and to a part of such a one.
     pub data: Bytes,
     pub part: Bytes,
+    /// Limits of what it takes at once (`ip link set gso_max_size` …), by attribute.
+    #[serde(default)]
+    pub segments: Vec<(u16, u32)>,
     /// Of a tun or tap device: IFF_* flags of TUNSETIFF, owner and group (-1 for none).
     pub tun: Option<(u32, i64, i64)>,
 }
@@ -109,6 +127,8 @@ const NET_NS_FD: u16 = 28;
 const LINK_NETNSID: u16 = 37;
 const XDP: u16 = 43;
 const PROP_LIST: u16 = 52;
+/// Of segments: their number and size for sending, size for receiving, and the same two sizes of IPv4 alone.
+const SEGMENTS: [u16; 5] = [40, 41, 58, 63, 64];
 const ALT_IFNAME: u16 = 53;
 // IFLA_INFO_*
 const INFO_KIND: u16 = 1;
@@ -160,17 +180,24 @@ pub fn collect(
 ) -> Result<Record> {
     let others: Vec<(u32, i32)> = others.iter().map(|(n, fd)| (*n, fd.as_raw_fd())).collect();
     let read = || read(&others, label);
-    let (record, blockers) = within(netns, libc::CLONE_NEWNET, read)
+    let (mut record, blockers) = within(netns, libc::CLONE_NEWNET, read)
         .and_then(|r| r)
         .on("netlink", || label.to_owned())?;
     out.extend(blockers);
+    for link in &mut record.links {
+        if let Some((0, index)) = link.peer {
+            link.outer = Some(Box::new(alone::outer(index, label, out)?));
+        }
+    }
     Ok(record)
 }
 
 /// Puts into fresh namespaces what was in those of these numbers; tells what is not as it was.
 pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
-    let places: BTreeMap<u32, i32> = all.iter().map(|(n, _, fd)| (*n, fd.as_raw_fd())).collect();
+    let own = std::fs::File::open("/proc/thread-self/ns/net").on("open", || "/proc/thread-self/ns/net")?;
+    let places = all.iter().map(|(n, _, fd)| (*n, fd.as_raw_fd()));
+    let places: BTreeMap<u32, i32> = places.chain([(0, own.as_raw_fd())]).collect();
     // All devices first: one may be half of a pair whose other half lies elsewhere.
     for (number, record, netns) in all {
         let name = || format!("network namespace {number} of the image");
@@ -180,6 +207,14 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
         .and_then(|r| r)
         .on("netlink", name)?;
     }
+    for (_, record, netns) in all {
+        let pairs = record.links.iter().filter(|l| l.outer.is_some());
+        let pairs: Vec<u32> = pairs.map(|l| l.index as u32).collect();
+        // Without such tables no connection to outside could be recorded that must not be answered.
+        if !pairs.is_empty() {
+            let _ = within(*netns, libc::CLONE_NEWNET, || wire::shut(SHUT, &pairs));
+        }
+    }
     for (number, record, netns) in all {
         let name = || format!("network namespace {number} of the image");
         let said = within(*netns, libc::CLONE_NEWNET, || record.settle())
@@ -187,19 +222,46 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
             .on("netlink", name)?;
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
+    for outer in all.iter().flat_map(|(_, record, _)| record.outers()) {
+        warnings.extend(outer.settle()?);
+    }
+    for (number, record, netns) in all {
+        let name = || format!("network namespace {number} of the image");
+        let said = within(*netns, libc::CLONE_NEWNET, || record.lead())
+            .and_then(|r| r)
+            .on("netlink", name)?;
+        warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
+    }
     Ok(warnings)
+}
+
+/// The table of nf_tables that lets nothing into a namespace that is not ready yet.
+pub(super) const SHUT: &str = "freeze-shut";
+
+/// Lets into a namespace what is sent to it.
+pub(super) fn let_in(netns: BorrowedFd<'_>) {
+    let _ = within(netns, libc::CLONE_NEWNET, || wire::release(SHUT));
 }
 
 /// Adds what of packet filters and traffic control would not come back as it is; `label` says where it was.
 ///
 /// It is made anew in a namespace that nobody sees, by this kernel.
 pub fn try_out(record: &Record, label: &str, out: &mut Vec<Blocker>) {
-    if record.filters.is_empty() && record.xtables.is_empty() && record.disciplines.is_empty() {
+    let mut outers = record.outers();
+    let plain = record.disciplines.is_empty() && outers.all(|o| o.device.disciplines.is_empty());
+    if record.filters.is_empty() && record.xtables.is_empty() && plain {
         return;
     }
     let tried = || -> Sys<Vec<Blocker>> {
         ns::unshare(libc::CLONE_NEWNET)?;
         let mut out = traffic::trial(&record.disciplines, &record.links, label);
+        for outer in record.outers() {
+            out.extend(traffic::trial(
+                &outer.device.disciplines,
+                &outer.device.links,
+                label,
+            ));
+        }
         out.extend(xtables::trial(&record.xtables, label));
         out.extend(filter::trial(&record.filters, label));
         Ok(out)
@@ -233,92 +295,6 @@ pub fn guard(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
         let said = within(*netns, libc::CLONE_NEWNET, work).on("setns", name)??;
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
-    Ok(warnings)
-}
-
-/// Reads one device of freeze's own namespace, with its addresses and routes.
-pub fn device(name: &str) -> Result<Record> {
-    let read = || -> Sys<Record> {
-        let mut netlink = Netlink::route()?;
-        let mut record = Record::default();
-        for message in netlink.dump(GETLINK, &[0; 16])? {
-            let link = Link::read(&message, &BTreeMap::new(), "", &mut Vec::new());
-            record.links.extend(link.filter(|l| l.name == name));
-        }
-        let index = record.links.first().ok_or(Errno::ENODEV)?.index;
-        let addresses = netlink.dump(GETADDR, &[0; 8])?.into_iter().map(Bytes);
-        record.addresses = addresses.filter(|a| is_of(&a.0, index)).collect();
-        record.routes = routes(&mut netlink)?;
-        record.routes.retain(|r| leaves_by(&r.0, index));
-        Ok(record)
-    };
-    read().on("netlink", || format!("network device {name}"))
-}
-
-/// Whether an address is that of a device.
-fn is_of(address: &[u8], index: i32) -> bool {
-    address.get(4..).map_or(0, word) as i32 == index
-}
-
-/// Whether a route leads through a device.
-fn leaves_by(route: &[u8], index: i32) -> bool {
-    const OIF: u16 = 4;
-    attributes(route, 12)
-        .iter()
-        .any(|(k, v)| *k == OIF && word(v) as i32 == index)
-}
-
-/// Makes a tun or tap device of freeze's own namespace again, if it is gone, and gives it what it had.
-pub fn restore_device(record: &Record) -> Result<Vec<String>> {
-    let mut warnings = Vec::new();
-    let mut work = || -> Sys<()> {
-        let mut netlink = Netlink::route()?;
-        let Some(link) = record.links.first() else {
-            return Ok(());
-        };
-        let there = netlink.dump(GETLINK, &[0; 16])?;
-        let named = |m: &Vec<u8>| {
-            attributes(m, 16)
-                .iter()
-                .any(|(k, v)| *k == IFNAME && text(v) == link.name)
-        };
-        if there.iter().any(named) {
-            // It stays without a process to hold it, or another one has it too: as it is, it is right.
-            return Ok(());
-        }
-        if there.iter().any(|m| is_of(m, link.index)) {
-            return Err(Errno::EEXIST);
-        }
-        link.make_tun()?;
-        link.settle(&mut netlink)?;
-        let asking = Path::new(SETTINGS).join(format!("ipv6/conf/{}/accept_dad", link.name));
-        let before = std::fs::read_to_string(&asking).unwrap_or_default();
-        let _ = std::fs::write(&asking, "0");
-        netlink.request(SETLINK, 0, &link.head(link.flags & FLAGS, FLAGS))?;
-        for extra in netlink
-            .dump(GETADDR, &[0; 8])?
-            .iter()
-            .filter(|a| is_of(a, link.index))
-        {
-            let _ = netlink.request(DELADDR, 0, extra);
-        }
-        for address in &record.addresses {
-            match netlink.request(NEWADDR, CREATE | EXCL, &address_request(&address.0)) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(e) => warnings.push(format!("device {}: an address is not there: {e}", link.name)),
-            }
-        }
-        let _ = std::fs::write(&asking, before);
-        let now = routes(&mut netlink)?;
-        for route in record.routes.iter().filter(|r| !now.contains(r)) {
-            match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(e) => warnings.push(format!("device {}: a route is not there: {e}", link.name)),
-            }
-        }
-        Ok(())
-    };
-    work().on("netlink", || "a tun device")?;
     Ok(warnings)
 }
 
@@ -366,8 +342,10 @@ fn read(others: &[(u32, i32)], label: &str) -> Sys<(Record, Vec<Blocker>)> {
     }
     record.addresses = netlink.dump(GETADDR, &[0; 8])?.into_iter().map(Bytes).collect();
     record.routes = routes(&mut netlink)?;
+    record.prefixes = Some(prefixes(&mut netlink)?);
     record.rules = rules(&mut netlink)?;
-    record.neighbours = neighbours(&mut netlink)?;
+    record.neighbours = neighbours(&mut netlink, &record.links)?;
+    record.multicast = multicast::read();
     record.settings = settings();
     record.disciplines = traffic::read(&mut netlink, &record.links, label, &mut out)?;
     elsewhere::judge(&record.links, label, &mut out)?;
@@ -403,6 +381,15 @@ fn namespace_ids(netlink: &mut Netlink, others: &[(u32, i32)]) -> BTreeMap<i32, 
 }
 
 impl Record {
+    fn outers(&self) -> impl Iterator<Item = &alone::Outer> {
+        self.links.iter().filter_map(|l| l.outer.as_deref())
+    }
+
+    /// Waits for the names of the outer ends of its pairs, and adds those that are taken by something else.
+    pub fn await_names(&self, out: &mut Vec<Blocker>) {
+        self.outers().for_each(|outer| outer.await_name(out));
+    }
+
     fn make_links(
         &self,
         number: u32,
@@ -433,6 +420,10 @@ impl Record {
                     ("veth", None) => return Err(Errno::ENODEV),
                     (kind, _) if !KINDS.iter().any(|(k, _)| *k == kind) => return Err(Errno::ENODEV),
                     ("tun", _) => link.make_tun()?,
+                    (_, Some((0, _))) => {
+                        let (outer, own) = link.outer.as_ref().zip(places.get(&0)).ok_or(Errno::ENODEV)?;
+                        outer.make_with(link, &mut netlink, *own)?;
+                    }
                     (_, Some((to, index))) => {
                         let to = if to == u32::MAX { number } else { to };
                         let peer = all
@@ -481,7 +472,15 @@ impl Record {
         for (path, value) in &asking {
             let _ = std::fs::write(Path::new(SETTINGS).join(path), value);
         }
-        let now = neighbours(&mut netlink)?;
+        multicast::restore(&self.multicast)?;
+        Ok(warnings)
+    }
+
+    /// What can be said once all devices of all namespaces are up, each of which brings along routes.
+    fn lead(&self) -> Sys<Vec<String>> {
+        let mut netlink = Netlink::route()?;
+        let mut warnings = Vec::new();
+        let now = neighbours(&mut netlink, &self.links)?;
         for wanted in self.neighbours.iter().filter(|n| !now.contains(n)) {
             netlink.request(NEWNEIGH, CREATE, &wanted.0)?;
         }
@@ -540,38 +539,6 @@ impl Record {
         }
         Ok(())
     }
-
-    fn set_routes(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {
-        let now = routes(netlink)?;
-        for extra in now.iter().filter(|r| !self.routes.contains(r)) {
-            let _ = netlink.request(DELROUTE, 0, &extra.0);
-        }
-        // A route by way of a neighbour wants the route to that one: as often as one more can be set.
-        let mut rest: Vec<&Bytes> = self.routes.iter().filter(|r| !now.contains(r)).collect();
-        loop {
-            let before = rest.len();
-            let mut last = None;
-            rest.retain(
-                |route| match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
-                    Ok(()) | Err(Errno::EEXIST) => false,
-                    Err(e) => {
-                        last = Some(e);
-                        true
-                    }
-                },
-            );
-            if rest.is_empty() {
-                return Ok(());
-            }
-            if rest.len() == before {
-                warnings.push(format!(
-                    "{before} route(s) are not there: {}",
-                    last.unwrap_or(Errno::EINVAL)
-                ));
-                return Ok(());
-            }
-        }
-    }
 }
 
 /// What tells addresses apart: family, prefix, device, and the addresses themselves.
@@ -603,84 +570,4 @@ fn address_request(message: &[u8]) -> Vec<u8> {
         }
     }
     out
-}
-
-/// Routes of all tables, without what only counts, and without those that are derived from addresses.
-fn routes(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
-    const CACHEINFO: u16 = 12;
-    const CLONED: u32 = 0x200;
-    const LOCAL_TABLE: u8 = 255;
-    let mut out = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut ask = vec![0; 12];
-        ask[0] = family as u8;
-        for message in netlink.dump(GETROUTE, &ask)? {
-            let Some(head) = message.get(..12) else { continue };
-            const BY_KERNEL: u8 = 2;
-            // Routes of the local table come with the addresses; so do those to what they are directly joined to.
-            let derived = head[5] == BY_KERNEL && (head[4] == LOCAL_TABLE || family == libc::AF_INET6);
-            if derived || word(&head[8..]) & CLONED != 0 {
-                continue;
-            }
-            let mut kept = head.to_vec();
-            // Whether a next hop is dead or has no carrier is found out anew.
-            kept[8..12].fill(0);
-            let mut all = attributes(&message, 12);
-            all.sort();
-            for (kind, value) in all.into_iter().filter(|(k, _)| *k != CACHEINFO) {
-                put(&mut kept, kind, value);
-            }
-            out.push(Bytes(kept));
-        }
-    }
-    Ok(out)
-}
-
-/// Rules that choose a table.
-fn rules(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
-    let mut out = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut ask = vec![0; 12];
-        ask[0] = family as u8;
-        match netlink.dump(GETRULE, &ask) {
-            Ok(all) => out.extend(all.into_iter().map(Bytes)),
-            // Without multiple tables there are none.
-            Err(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(out)
-}
-
-/// Neighbours that were entered by hand, and those that are answered for.
-fn neighbours(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
-    const PERMANENT: u16 = 0x80;
-    const PROXY: u8 = 1 << 3;
-    const CACHEINFO: u16 = 3;
-    const PROBES: u16 = 4;
-    let mut out = Vec::new();
-    for proxies in [false, true] {
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut ask = vec![0; 12];
-            ask[0] = family as u8;
-            if proxies {
-                ask[10] = PROXY;
-            }
-            for message in netlink.dump(GETNEIGH, &ask)? {
-                let Some(head) = message.get(..12) else { continue };
-                let state = u16::from_ne_bytes([head[8], head[9]]);
-                if !proxies && state & PERMANENT == 0 || proxies && head[10] & PROXY == 0 {
-                    continue;
-                }
-                let mut kept = head.to_vec();
-                for (kind, value) in attributes(&message, 12) {
-                    if kind != CACHEINFO && kind != PROBES {
-                        put(&mut kept, kind, value);
-                    }
-                }
-                out.push(Bytes(kept));
-            }
-        }
-    }
-    Ok(out)
 }

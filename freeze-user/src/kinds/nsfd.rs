@@ -50,7 +50,7 @@ impl FdKind for NsFd {
         let Some((kind, inode)) = told(fd) else { return };
         match which(kind, inode, view) {
             Some(Which::Numbered(0) | Which::Theirs(_)) => {}
-            Some(Which::Numbered(_)) => held_verdict(kind, inode, fd, view, out),
+            Some(Which::Numbered(_)) => held_verdict(kind, inode, &fd.blocker(), view, out),
             None => out.push(nobodys(fd)),
         }
     }

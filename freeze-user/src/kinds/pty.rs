@@ -71,6 +71,9 @@ const TIOCGPTPEER: u64 = 0x5441;
 const TIOCGPTN: u64 = 0x8004_5430;
 const TIOCSPTLCK: u64 = 0x4004_5431;
 
+/// The type of a devpts, as statfs(2) tells it.
+pub const DEVPTS: i64 = 0x1cd1;
+
 /// The ordinary line discipline.
 const N_TTY: i32 = 0;
 
@@ -352,13 +355,24 @@ pub struct Made {
     pub hung: BTreeMap<FileId, OwnedFd>,
 }
 
-/// The directory of slave sides that belongs to a multiplexer, as the kernel finds it.
+/// The directory of slave sides that belongs to a multiplexer, as the kernel finds it; `ptmx` is a path that leads there.
 pub fn directory_of(ptmx: &Path) -> PathBuf {
-    let beside = ptmx.parent().unwrap_or(Path::new("/"));
-    match beside.file_name() {
-        Some(name) if name == "pts" => beside.to_owned(),
-        _ => beside.join("pts"),
+    directory(ptmx, is_inside(ptmx))
+}
+
+/// The same of any path, where it is known whether the multiplexer lies beside the slave sides.
+pub fn directory(ptmx: &Path, inside: bool) -> PathBuf {
+    let parent = ptmx.parent().unwrap_or(Path::new("/"));
+    match parent.file_name() {
+        Some(name) if inside || name == "pts" => parent.to_owned(),
+        _ => parent.join("pts"),
     }
+}
+
+/// Whether a multiplexer lies in a devpts itself, which may be mounted under any name.
+pub fn is_inside(ptmx: &Path) -> bool {
+    let parent = ptmx.parent().unwrap_or(Path::new("/"));
+    nix::sys::statfs::statfs(parent).is_ok_and(|s| s.filesystem_type().0 == DEVPTS)
 }
 
 /// A new master with the number asked for, by way of `ptmx`.

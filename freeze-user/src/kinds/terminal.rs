@@ -3,8 +3,8 @@
 mod sides;
 
 use self::sides::{
-    Side, borrow, device_of, holders_outside, hung_of, is_hung_up, master_index, master_of, side,
-    slave_index, slave_of,
+    Side, borrow, device_of, holders_outside, hung_of, is_below_its_directory, is_hung_up, master_index,
+    master_of, side, slave_index, slave_of,
 };
 use super::pipe::Bytes;
 use super::pty::{self, Made, Pty};
@@ -78,6 +78,9 @@ pub struct Master {
     /// Its slave sides that were hung up (vhangup), with their flags.
     #[serde(default)]
     pub hung: Vec<(FileId, i32)>,
+    /// Whether its path leads into the devpts itself.
+    #[serde(default)]
+    pub inside: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,7 +128,7 @@ fn usual_place() -> PathBuf {
 impl Master {
     /// The number of its tree of files, where its slave side lies there, and its number.
     fn key(&self) -> Key {
-        (self.tree, pty::directory_of(&self.path), self.pty.index)
+        (self.tree, pty::directory(&self.path, self.inside), self.pty.index)
     }
 }
 
@@ -160,6 +163,13 @@ impl FdKind for Terminal {
             );
             return;
         };
+        if !is_below_its_directory(fd) {
+            out.push(
+                fd.blocker()
+                    .why("its multiplexer is mounted away from its devpts, in which freeze does not find the slave side")
+                    .remedy("mount that devpts as pts beside it"),
+            );
+        }
         for (pid, number) in holders_outside(fd, index, view) {
             out.push(
                 fd.blocker()
@@ -208,6 +218,7 @@ impl FdKind for Terminal {
                 pty,
                 tree,
                 hung,
+                inside: pty::is_inside(&fd.tree.path(&fd.link)),
             })));
         }
         if let Some(Side::Slave(index)) = side(fd)
@@ -235,7 +246,10 @@ impl FdKind for Terminal {
                 index,
                 path,
                 flags,
-                dir: pty::directory_of(Path::new(OsStr::from_bytes(&master.link))),
+                dir: pty::directory(
+                    Path::new(OsStr::from_bytes(&master.link)),
+                    pty::is_inside(&master.tree.path(&master.link)),
+                ),
                 tree: master.tree.number,
                 controlling: is_leader.then_some(Controlling {
                     leader: Pid(leader),

@@ -1,10 +1,12 @@
 //! The namespaces of a set that are not freeze's own: their numbers, and what leads through them.
 
 use super::lasting::read_namespaces;
-use super::tree::Trees;
+use super::tree::{MountLine, Trees};
 use super::view::{FdView, ProcessView, View};
 use crate::error::Result;
+use crate::sys::ns;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 impl View {
     /// Numbers the namespaces of the set that are not freeze's, in the order in which they are met.
@@ -26,7 +28,13 @@ impl View {
             }
         }
         // Last those that are only held open, and can be made again with nobody in them.
-        let held: Vec<(String, u64)> = self.fds().filter_map(|f| namespace_of(&f.link)).collect();
+        let held = self.fds().filter_map(|f| namespace_of(&f.link)).collect();
+        self.number_held(held)
+    }
+
+    /// Numbers those that only a descriptor or a mount holds.
+    fn number_held(&mut self, held: Vec<(String, u64)>) -> Result<()> {
+        let own = read_namespaces("/proc/thread-self")?;
         for (kind, inode) in held {
             let emptied = ["cgroup", "ipc", "net", "time", "user", "uts"].contains(&kind.as_str());
             if emptied && own.get(&kind) != Some(&inode) && !self.foreign.contains_key(&(kind.clone(), inode))
@@ -53,6 +61,9 @@ impl View {
         if self.trees.is_empty() {
             return Ok(());
         }
+        let mounts = (1..=self.trees.count()).flat_map(|n| self.trees.mounts(n));
+        let bound = mounts.filter_map(namespace_bound).collect();
+        self.number_held(bound)?;
         for p in &mut self.processes {
             for fd in &mut p.fds {
                 fd.tree = self.trees.of_mount(fd.info.mnt_id);
@@ -70,6 +81,18 @@ impl View {
             .find(|f| namespace_of(&f.link).is_some_and(|(k, i)| k == kind && i == inode))
     }
 
+    /// Where a tree of the set has the namespace of this kind and inode mounted, as freeze reaches it.
+    pub fn mounted(&self, kind: &str, inode: u64) -> Option<PathBuf> {
+        self.trees.all().find_map(|tree| {
+            let mut mounts = self.trees.mounts(tree.number).iter();
+            mounts.find_map(|line| {
+                let (k, i) = namespace_bound(line)?;
+                let path = tree.path(&line.at);
+                (k == kind && i == inode && ns::mount_id(&path) == Ok(line.id)).then_some(path)
+            })
+        })
+    }
+
     /// The network namespaces of the set that are not freeze's.
     pub(super) fn foreign_nets(&self) -> Vec<(u32, std::fs::File)> {
         let mut out: BTreeMap<u32, std::fs::File> = BTreeMap::new();
@@ -83,15 +106,21 @@ impl View {
             }
         }
         for ((_, inode), number) in self.foreign.iter().filter(|((kind, _), _)| kind == "net") {
+            let holder = self.holder_of("net", *inode).map(|h| PathBuf::from(h.at()));
             if !out.contains_key(number)
-                && let Some(holder) = self.holder_of("net", *inode)
-                && let Ok(file) = std::fs::File::open(holder.at())
+                && let Some(path) = holder.or_else(|| self.mounted("net", *inode))
+                && let Ok(file) = std::fs::File::open(path)
             {
                 out.insert(*number, file);
             }
         }
         out.into_iter().collect()
     }
+}
+
+/// The kind and inode of the namespace that is mounted on a file (`ip netns add`).
+pub fn namespace_bound(line: &MountLine) -> Option<(String, u64)> {
+    namespace_of(&line.root).filter(|_| line.kind == "nsfs")
 }
 
 /// The kind and inode of the namespace that a link of /proc/PID/fd leads to: `net:[4026531833]`.

@@ -80,6 +80,7 @@ pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
     let processes = records.families.len();
     fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
     tcp::depart(&mut nest);
+    namespaces::let_in(&mut nest, &records.namespaces).map_err(|e| e.fate(Fate::TakenDown))?;
     let warnings = std::mem::take(&mut nest.warnings);
     let roots = nest.fly()?;
     let took_us = began.elapsed().as_micros() as u64;

@@ -17,6 +17,7 @@ pub mod keeper;
 pub mod ipc;
 pub mod laps;
 pub mod limit;
+pub mod loops;
 pub mod missing;
 pub mod mqueue;
 pub mod multicast;
@@ -400,6 +401,18 @@ pub fn ioctl_bytes(fd: BorrowedFd<'_>, request: u64, bytes: &mut [u8]) -> Sys<i6
             libc::SYS_ioctl,
             [fd.as_raw_fd() as u64, request, bytes.as_mut_ptr() as u64, 0, 0, 0],
         )
+    }
+}
+
+/// ioctl(2) of a network device with its `struct ifreq`, whose requests do not carry their size.
+pub fn ioctl_request(fd: BorrowedFd<'_>, request: u64, ifreq: &mut [u8; 40]) -> Sys<()> {
+    // SAFETY: `struct ifreq` is 40 bytes long, which is what netdevice(7) requests read and write.
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [fd.as_raw_fd() as u64, request, ifreq.as_mut_ptr() as u64, 0, 0, 0],
+        )
+        .map(drop)
     }
 }
 

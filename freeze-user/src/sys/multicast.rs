@@ -1,17 +1,38 @@
 //! Which multicast groups a socket is in: the kernel tells only of whole devices, so each of their groups is tried.
 
-use super::{Sys, getsockopt, setsockopt};
+use super::{Sys, getsockopt, ioctl_request, setsockopt};
 use crate::error::errno;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 const MCAST_JOIN_GROUP: i32 = 42;
 const MCAST_LEAVE_GROUP: i32 = 45;
 const MCAST_MSFILTER: i32 = 48;
 /// `struct sockaddr_storage`.
 const ADDRESS: usize = 128;
+
+/// Has a device of the calling thread's network namespace listen to a link address, until it is told otherwise.
+pub fn listen(device: &str, address: &[u8]) -> Sys<()> {
+    const SIOCADDMULTI: u64 = 0x8931;
+    const NAME: usize = 16;
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // struct ifreq: the name, and a struct sockaddr of no family.
+    let mut request = [0u8; 40];
+    let room = request.len() - NAME - 2;
+    if device.len() >= NAME || address.len() > room {
+        return Err(Errno::EINVAL);
+    }
+    request[..device.len()].copy_from_slice(device.as_bytes());
+    request[NAME + 2..][..address.len()].copy_from_slice(address);
+    ioctl_request(socket.as_fd(), SIOCADDMULTI, &mut request)
+}
 
 /// One group that a socket is in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

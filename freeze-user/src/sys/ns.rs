@@ -335,6 +335,44 @@ fn open_tree(at: i32, path: &CString) -> Sys<OwnedFd> {
     .map(owned)
 }
 
+/// A new mount of the file system on `source` with these options of it (`name` or `name=value`), attached nowhere.
+pub fn new_mount(fs: &str, source: &Path, options: &[&str]) -> Sys<OwnedFd> {
+    const SET_FLAG: u64 = 0;
+    const SET_STRING: u64 = 1;
+    const CREATE: u64 = 6;
+    const CLOEXEC: u64 = 1;
+    let string = |text: &str| CString::new(text).map_err(|_| Errno::EINVAL);
+    let fs = string(fs)?;
+    // SAFETY: a terminated string.
+    let context = unsafe { raw(libc::SYS_fsopen, [fs.as_ptr() as u64, CLOEXEC, 0, 0, 0, 0]) }.map(owned)?;
+    let set = |command: u64, key: Option<&CString>, value: Option<&CString>| {
+        let pointer = |text: Option<&CString>| text.map_or(0, |t| t.as_ptr() as u64);
+        let args = [
+            context.as_raw_fd() as u64,
+            command,
+            pointer(key),
+            pointer(value),
+            0,
+            0,
+        ];
+        // SAFETY: terminated strings, or none where the command takes none.
+        unsafe { raw(libc::SYS_fsconfig, args) }.map(drop)
+    };
+    set(SET_STRING, Some(&string("source")?), Some(&text(source)?))?;
+    for option in options {
+        match option.split_once('=') {
+            Some((key, value)) => set(SET_STRING, Some(&string(key)?), Some(&string(value)?))?,
+            None => set(SET_FLAG, Some(&string(option)?), None)?,
+        }
+    }
+    set(CREATE, None, None)?;
+    super::plain(
+        libc::SYS_fsmount,
+        [context.as_raw_fd() as u64, CLOEXEC, 0, 0, 0, 0],
+    )
+    .map(owned)
+}
+
 /// `struct mount_attr` of mount_setattr(2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

@@ -77,6 +77,27 @@ impl Netlink {
         Err(Errno::EBUSY)
     }
 
+    /// Takes every device down but the loopback.
+    pub fn take_down(&mut self) -> Sys<()> {
+        const GETLINK: u16 = 18;
+        const SETLINK: u16 = 19;
+        const UP: u32 = 1;
+        const LOOPBACK: u32 = 8;
+        for message in self.dump(GETLINK, &[0; 16])? {
+            let Some(head) = message.first_chunk::<16>() else {
+                continue;
+            };
+            let flags = u32::from_ne_bytes([head[8], head[9], head[10], head[11]]);
+            if flags & LOOPBACK == 0 {
+                let mut body = [0; 16];
+                body[4..8].copy_from_slice(&head[4..8]);
+                body[12..].copy_from_slice(&UP.to_ne_bytes());
+                self.request(SETLINK, 0, &body)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Asks one question: the bodies of the answers.
     pub fn ask(&mut self, kind: u16, body: &[u8]) -> Sys<Vec<Vec<u8>>> {
         self.send(kind, ACK, body)?;

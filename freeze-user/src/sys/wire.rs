@@ -3,14 +3,17 @@
 //! A table lies in the network namespace of the caller. While it is there the other ends of these connections get no
 //! answer, neither data nor a reset, and send again what they have to say.
 
-use super::Sys;
+use super::rtnl::Netlink;
+use super::{Sys, ns};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
 };
+use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The two ends of a connection as they show in the headers of what arrives here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,9 +138,6 @@ fn rule(family: &Family, outgoing: bool) -> Attributes {
         .word(2, 0)
         .nest(3, Attributes::default().bytes(1, &[libc::IPPROTO_TCP as u8]));
     let lookup = Attributes::default().text(1, SET).word(2, FIRST_REGISTER);
-    let dropped = Attributes::default()
-        .word(1, 0)
-        .nest(2, Attributes::default().nest(2, Attributes::default().word(1, 0)));
     let steps = [
         expression("meta", protocol),
         expression("cmp", is_tcp),
@@ -146,7 +146,7 @@ fn rule(family: &Family, outgoing: bool) -> Attributes {
         load(FIRST_REGISTER + 2 * words, 2, theirs.1, 2),
         load(FIRST_REGISTER + 2 * words + 1, 2, own.1, 2),
         expression("lookup", lookup),
-        expression("immediate", dropped),
+        expression("immediate", dropped()),
     ];
     Attributes(steps.into_iter().flat_map(|s| s.0).collect())
 }
@@ -189,6 +189,8 @@ pub fn hold(name: &str, all: &[Ends]) -> Sys<()> {
 #[derive(Debug)]
 pub struct Held {
     netlink: OwnedFd,
+    /// The network namespace in which they are.
+    net: OwnedFd,
     table: String,
     flags: u32,
     all: Vec<Ends>,
@@ -201,6 +203,7 @@ impl Held {
         const OWNER: u32 = 2;
         Ok(Held {
             netlink: open()?,
+            net: own_net()?,
             table,
             flags: OWNER,
             all: Vec::new(),
@@ -221,9 +224,21 @@ impl Held {
         Ok(())
     }
 
-    /// Holds them for good, in the table `name`.
-    pub fn keep(&self, name: &str) -> Sys<()> {
-        hold(name, &self.all)
+    /// Holds them for good, in the table `name`. A namespace that goes away with the program, `dying`, takes its table
+    /// along, and then answers for a moment: there every device is taken down.
+    pub fn keep(&self, name: &str, dying: bool) -> Sys<()> {
+        ns::within(&[self.net.as_fd()], || {
+            hold(name, &self.all)?;
+            match dying {
+                true => Netlink::route()?.take_down(),
+                false => Ok(()),
+            }
+        })?
+    }
+
+    /// Whether it holds what is in the network namespace of the caller.
+    pub fn is_here(&self) -> bool {
+        own_net().and_then(|net| super::dev_ino(&net)).ok() == super::dev_ino(&self.net).ok()
     }
 }
 
@@ -233,6 +248,59 @@ impl Drop for Held {
             let _ = release(&self.table);
         }
     }
+}
+
+fn own_net() -> Sys<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    nix::fcntl::open("/proc/thread-self/ns/net", flags, Mode::empty())
+}
+
+/// Lets nothing in by way of these devices of the caller's network namespace until the table `name` is released: who
+/// sends meanwhile is not told that nobody is there.
+pub fn shut(name: &str, devices: &[u32]) -> Sys<()> {
+    const META_IIF: u32 = 4;
+    let table = || Attributes::default().text(1, name);
+    let flags = CREATE | ACK;
+    batch(&open()?, |out| {
+        message(out, NEWTABLE, flags, INET, table().word(2, 0));
+        let hook = Attributes::default().word(1, LOCAL_IN).word(2, PRIORITY as u32);
+        let chain = table().text(3, SHUT).nest(4, hook).text(7, "filter");
+        message(out, NEWCHAIN, flags, INET, chain);
+        for device in devices {
+            let came_by = Attributes::default().word(2, META_IIF).word(1, FIRST_REGISTER);
+            let number = Attributes::default().bytes(1, &device.to_ne_bytes());
+            let is_it = Attributes::default()
+                .word(1, FIRST_REGISTER)
+                .word(2, 0)
+                .nest(3, number);
+            let steps = [
+                expression("meta", came_by),
+                expression("cmp", is_it),
+                expression("immediate", dropped()),
+            ];
+            let steps = Attributes(steps.into_iter().flat_map(|s| s.0).collect());
+            message(
+                out,
+                NEWRULE,
+                flags | APPEND,
+                INET,
+                table().text(2, SHUT).nest(4, steps),
+            );
+        }
+    })
+}
+
+/// The family of both (NFPROTO_INET), and the name of its chain.
+const INET: u8 = 1;
+const SHUT: &str = "shut";
+/// Before everything else, connection tracking included.
+const PRIORITY: i32 = -400;
+
+/// What an immediate verdict says: drop.
+fn dropped() -> Attributes {
+    Attributes::default()
+        .word(1, 0)
+        .nest(2, Attributes::default().nest(2, Attributes::default().word(1, 0)))
 }
 
 fn hold_by(netlink: &OwnedFd, name: &str, flags: u32, all: &[Ends]) -> Sys<()> {
@@ -269,8 +337,6 @@ fn hold_by(netlink: &OwnedFd, name: &str, flags: u32, all: &[Ends]) -> Sys<()> {
 }
 
 fn make(out: &mut Vec<u8>, family: &Family, name: &str, owned: u32) {
-    /// Before everything else, connection tracking included.
-    const PRIORITY: i32 = -400;
     let table = || Attributes::default().text(1, name);
     let flags = CREATE | ACK;
     message(out, NEWTABLE, flags, family.number, table().word(2, owned));
@@ -293,11 +359,13 @@ fn make(out: &mut Vec<u8>, family: &Family, name: &str, owned: u32) {
 /// Lets the connections of a table go; tells whether there was one.
 pub fn release(name: &str) -> Sys<bool> {
     let mut found = false;
-    for family in &FAMILIES {
+    for family in FAMILIES.iter().map(|f| f.number).chain([INET]) {
         let table = Attributes::default().text(1, name);
-        match batch(&open()?, |out| message(out, DELTABLE, ACK, family.number, table)) {
+        match batch(&open()?, |out| message(out, DELTABLE, ACK, family, table)) {
             Ok(()) => found = true,
             Err(Errno::ENOENT) => {}
+            // A kernel without that family has no such table.
+            Err(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) if family == INET => {}
             Err(e) => return Err(e),
         }
     }
@@ -459,7 +527,7 @@ mod tests {
             let mut held = Held::new(format!("{name}-now")).unwrap();
             held.add(ends).unwrap();
             assert!(is_held(&format!("{name}-now")).unwrap());
-            held.keep(&name).unwrap();
+            held.keep(&name, false).unwrap();
             drop(held);
             assert!(!is_held(&format!("{name}-now")).unwrap() && release(&name).unwrap());
         }

@@ -53,10 +53,20 @@ pub struct StoppedProcess {
     speaker: Option<OwnedFd>,
     /// Connections that must end without a word if the process is ended: they go on elsewhere.
     silent: Vec<OwnedFd>,
-    /// Wires that are held shut, and by which name for good if the process is ended.
-    wires: Option<(Held, String)>,
+    /// Wires that are held shut, in each network namespace.
+    wires: Vec<Wires>,
     /// Descriptors of freeze's own that are looked at as if they were its.
     lent: Vec<OwnedFd>,
+}
+
+/// Wires of one network namespace that are held shut.
+#[derive(Debug)]
+struct Wires {
+    held: Held,
+    /// By which name they are for good, if the process is ended.
+    name: String,
+    /// Whether the namespace ends with the set.
+    dying: bool,
 }
 
 impl StoppedProcess {
@@ -79,7 +89,7 @@ impl StoppedProcess {
             pidfd,
             speaker,
             silent: Vec::new(),
-            wires: None,
+            wires: Vec::new(),
             lent: Vec::new(),
         })
     }
@@ -125,18 +135,24 @@ impl StoppedProcess {
         self.silent.push(connection);
     }
 
-    /// Holds the wire of a connection shut: until the process is let go, or, by the name `name`, until it is restored if
-    /// it is ended by [`StoppedProcess::kill`].
-    pub fn hold(&mut self, name: &str, ends: wire::Ends) -> Result<()> {
+    /// Holds the wire of a connection of the caller's network namespace shut: until the process is let go, or, by the
+    /// name `name`, until it is restored if it is ended by [`StoppedProcess::kill`]. `dying` tells whether that namespace
+    /// ends with the set.
+    pub fn hold(&mut self, name: &str, ends: wire::Ends, dying: impl FnOnce() -> bool) -> Result<()> {
         let what = || format!("the connection from {} to {}", ends.local, ends.remote);
-        let (held, _) = match &mut self.wires {
-            Some(wires) => wires,
-            none => {
+        let at = match self.wires.iter().position(|w| w.held.is_here()) {
+            Some(at) => at,
+            None => {
                 let own = format!("freeze-now-{}-{}", std::process::id(), self.view.pid);
-                let held = Held::new(own).on("socket(NETLINK_NETFILTER)", what)?;
-                none.insert((held, name.to_owned()))
+                self.wires.push(Wires {
+                    held: Held::new(own).on("socket(NETLINK_NETFILTER)", what)?,
+                    name: name.to_owned(),
+                    dying: dying(),
+                });
+                self.wires.len() - 1
             }
         };
+        let held = &mut self.wires[at].held;
         held.add(ends).on("holding the wire shut (nf_tables)", what)
     }
 
@@ -314,8 +330,8 @@ impl StoppedProcess {
 
     /// Ends it with SIGKILL; only `stop` calls this, with a proof that its image is committed.
     pub fn kill(&self) -> Result<()> {
-        if let Some((held, name)) = &self.wires {
-            held.keep(name)
+        for Wires { held, name, dying } in &self.wires {
+            held.keep(name, *dying)
                 .on("holding the wire shut (nf_tables)", || name.clone())?;
         }
         for connection in &self.silent {

@@ -73,6 +73,7 @@ impl Clocks {
                 what: What::Time {
                     offsets: own.iter().map(|o| moved(o, lag(&o.0))).collect(),
                 },
+                bound: None,
                 outside: Vec::new(),
                 roots: Vec::new(),
             });

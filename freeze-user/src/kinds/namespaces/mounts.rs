@@ -5,6 +5,8 @@
 
 use super::contents::{self, Contents};
 use super::described;
+use super::disk::{self, Disk};
+use super::options::{ALL_ATTRIBUTES, READ_ONLY, attributes, flags};
 use super::propagation::{OwnGroup, Sharing};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
@@ -12,6 +14,7 @@ use crate::kinds::Shared;
 use crate::kinds::directory::Removed;
 use crate::nest::Nest;
 use crate::nest::space::Kind;
+use crate::observe::foreign::namespace_bound;
 use crate::observe::tree::{MountLine, below, covers, parse_mounts};
 use crate::observe::view::{ProcessView, View};
 use crate::store::Draft;
@@ -49,6 +52,9 @@ pub struct Mount {
     pub source: String,
     pub super_options: String,
     pub from: Origin,
+    /// The block device on which it is mounted anew.
+    #[serde(default)]
+    pub disk: Option<Disk>,
 }
 
 /// Where what a mount shows is to be had from.
@@ -58,6 +64,8 @@ pub enum Origin {
     Own(#[serde(with = "crate::ospath")] PathBuf),
     /// It is at this path in the file system of another mount of the image: number of the tree, index in its list.
     Other(u32, usize, #[serde(with = "crate::ospath")] PathBuf),
+    /// It is a namespace (`ip netns add`): its kind and number, 0 for freeze's own.
+    Space(Kind, u32),
     /// A file system of its own: what was in it, and whose pids or sockets it shows.
     New(Option<Contents>, u32),
 }
@@ -146,6 +154,13 @@ impl Survey {
                 return Ok(Origin::Own(here));
             }
         }
+        if let Some((kind, inode)) = namespace_bound(line) {
+            return space_of(&kind, inode, view).ok_or_else(|| {
+                format!(
+                    "nobody of the checkpoint lives in the {kind} namespace, which cannot be made again empty"
+                )
+            });
+        }
         match self.whole.get(&line.device) {
             // A part of a file system in memory is made anew with nothing beside it, if nothing else of it is to be seen.
             Some((t, i, part))
@@ -163,7 +178,14 @@ impl Survey {
                 ));
             }
         }
-        let block = line.source.starts_with(b"/dev/");
+        let block = lies_on_disk(line);
+        if block {
+            Disk::of(line)?;
+        }
+        // U+FFFD stands for what was no text.
+        if line.super_options.contains('\u{fffd}') {
+            return Err("its options hold bytes that are no text".into());
+        }
         if !MADE_ANEW.contains(&line.kind.as_str()) && !block {
             return Err(format!("a file system of type {} cannot be made anew", line.kind));
         }
@@ -235,6 +257,16 @@ impl Survey {
     }
 }
 
+/// A namespace that is mounted on a file, if it is one of the image or freeze's own.
+fn space_of(kind: &str, inode: u64, view: &View) -> Option<Origin> {
+    let found = Kind::ALL.into_iter().find(|k| k.name() == kind)?;
+    if let Some(number) = view.foreign.get(&(kind.to_owned(), inode)) {
+        return Some(Origin::Space(found, *number));
+    }
+    let own = std::fs::metadata(format!("/proc/thread-self/ns/{kind}")).ok()?;
+    (own.ino() == inode).then_some(Origin::Space(found, 0))
+}
+
 /// The directories of which an overlay consists.
 fn layers(options: &str) -> impl Iterator<Item = &str> {
     let named = options.split(',').filter_map(|o| o.split_once('='));
@@ -245,6 +277,13 @@ fn layers(options: &str) -> impl Iterator<Item = &str> {
         )
     });
     directories.flat_map(|(_, paths)| paths.split(':').filter(|p| !p.is_empty()))
+}
+
+/// Whether a file system that is made anew is mounted from a block device.
+fn lies_on_disk(line: &MountLine) -> bool {
+    !MADE_ANEW.contains(&line.kind.as_str())
+        && line.source.starts_with(b"/dev/")
+        && !line.kind.starts_with("fuse")
 }
 
 /// Whether a file system lies in memory, so that its files travel in the image.
@@ -297,6 +336,19 @@ fn join(base: &[u8], rest: &[u8]) -> Vec<u8> {
 pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     let survey = Survey::new(view);
     let tree = view.namespace(p, "mnt");
+    for p in view.processes.iter().filter(|p| view.namespace(p, "mnt") == tree) {
+        let root = ns::mount_id(Path::new(&format!("/proc/{}/root", p.pid)));
+        let mut seen = view.trees.mounts(tree).iter().chain(&survey.own);
+        if let Ok(root) = root
+            && !seen.any(|line| line.id == root)
+        {
+            out.push(
+                p.blocker("root", String::from_utf8_lossy(&p.root.path).into_owned())
+                    .why("it is on a mount that another one was mounted over, and so is all that the program sees")
+                    .remedy("let it go to what is mounted there (chroot, pivot_root)"),
+            );
+        }
+    }
     for (i, line) in view.trees.mounts(tree).iter().enumerate() {
         let origin = match survey.origin(tree, i, line, view) {
             Ok(Origin::New(..)) if survey.contents(tree, i, view).is_none() => {
@@ -304,6 +356,10 @@ pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
             }
             found => found,
         };
+        if let (Ok(Origin::Space(kind, 1..)), Some((_, inode))) = (&origin, namespace_bound(line)) {
+            let holder = p.blocker(format!("mount {}", String::from_utf8_lossy(&line.at)), "");
+            super::held_verdict(*kind, inode, &holder, view, out);
+        }
         if let Err(why) = origin {
             out.push(
                 p.blocker(
@@ -346,15 +402,22 @@ pub(super) fn collect(
             propagation: line.propagation.clone(),
             root: OsStr::from_bytes(&line.root).into(),
             removed: match removed_root(line) {
-                Some(_) => Some(Removed::alone(
-                    &reached(number, &line.at, view).to_string_lossy(),
-                )?),
+                Some(_) => {
+                    let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
+                    let path = reached(number, &line.at, view);
+                    let root = nix::fcntl::open(&path, opened, Mode::empty()).on("open", name)?;
+                    Some(Removed::alone(&format!("/proc/self/fd/{}", root.as_raw_fd()))?)
+                }
                 None => None,
             },
             own_group: survey.own_group(line),
             fs: line.kind.clone(),
             source: String::from_utf8_lossy(&line.source).into_owned(),
             super_options: line.super_options.clone(),
+            disk: match &from {
+                Origin::New(..) if lies_on_disk(line) => Disk::of(line).ok(),
+                _ => None,
+            },
             from,
         });
     }
@@ -364,6 +427,12 @@ pub(super) fn collect(
 /// Adds what of freeze's own tree a recorded tree needs and does not find.
 pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
     for m in mounts {
+        if let Some(disk) = &m.disk {
+            disk.precheck(
+                &format!("mount {} of mount namespace {tree}", m.at.display()),
+                out,
+            );
+        }
         if let Origin::Own(path) = &m.from
             && m.removed.is_none()
             && let Err(e) = std::fs::symlink_metadata(path)
@@ -458,8 +527,9 @@ pub(super) fn build<'a>(
         // The root is put aside first: there is no root yet to put it at.
         const ASIDE: &str = "/proc";
         let at = if i == 0 { Path::new(ASIDE) } else { &m.at };
-        let made = match &m.from {
-            Origin::Own(path) => {
+        let made = match (&m.from, &m.disk) {
+            (Origin::New(..), Some(disk)) => attach(disk.mount(m)?, number, at, m, first, nest),
+            (Origin::Own(path), _) => {
                 let path = match &m.removed {
                     Some(removed) => removed.make(path, nest)?,
                     None => path.clone(),
@@ -467,7 +537,12 @@ pub(super) fn build<'a>(
                 let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
-            Origin::Other(tree, index, path) => {
+            (Origin::Space(kind, which), _) => {
+                let space = format!("/proc/self/fd/{}", nest.spaces.descriptor(*kind, *which)?);
+                let copy = ns::mount_copy(None, space.as_bytes()).on("open_tree", name)?;
+                attach(copy, number, at, m, first, nest)
+            }
+            (Origin::Other(tree, index, path), _) => {
                 let mut whole = built.mounts.iter().filter(|(t, ..)| t == tree);
                 let whole = whole.nth(*index).zip(nest.spaces.get(Kind::Mount, *tree));
                 let ((.., whole), tree) = whole.ok_or(Errno::ENOENT).on("open_tree", name)?;
@@ -487,7 +562,8 @@ pub(super) fn build<'a>(
                     .on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
-            Origin::New(inside, shown) => {
+            (Origin::New(inside, shown), None) => {
+                disk::forgive_volatile(Path::new(&format!("/proc/{first}/root")), m)?;
                 let shows = |p: &Pid| m.fs != "proc" || nest.membership(*p).of(Kind::Pid) == *shown;
                 let by = members.iter().copied().find(|p| shows(p)).unwrap_or(first);
                 let done = make(at, m, by, nest);
@@ -503,7 +579,7 @@ pub(super) fn build<'a>(
                 } else {
                     Path::new("")
                 };
-                let root = PathBuf::from(format!("/proc/{first}/root{}", m.at.display())).join(part);
+                let root = inside_of(first, &m.at).join(part);
                 if !part.as_os_str().is_empty() && done.is_ok() {
                     std::fs::create_dir_all(&root).on("mkdir", name)?;
                 }
@@ -521,7 +597,7 @@ pub(super) fn build<'a>(
             e => e,
         })?;
         built.mounts.push((number, m, mount));
-        if i == 0 && !matches!(m.from, Origin::New(..)) {
+        if i == 0 && (m.disk.is_some() || !matches!(m.from, Origin::New(..))) {
             become_root(ASIDE, first, nest)?;
             if !keep {
                 drop_old_root(first, nest)?;
@@ -559,6 +635,12 @@ fn attach(copy: OwnedFd, number: u32, at: &Path, m: &Mount, by: Pid, nest: &mut 
         seal_later(number, &copy, nest)?;
     }
     Ok(copy)
+}
+
+/// How freeze reaches a path of the tree that a process of the nest lives in.
+fn inside_of(pid: Pid, path: &Path) -> PathBuf {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    PathBuf::from(format!("/proc/{pid}/root")).join(path)
 }
 
 fn seal_later(number: u32, mount: &OwnedFd, nest: &mut Nest) -> Result<()> {
@@ -616,15 +698,19 @@ fn narrow(at: &Path, part: &Path, by: Pid, nest: &mut Nest) -> Result<()> {
 /// Makes a new file system read-only where it was as a whole, now that its contents are there: it can hold no file then
 /// that has no name. One mount of it becomes so later.
 fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<OwnedFd> {
-    let path = PathBuf::from(format!("/proc/{by}/root{}", m.at.display()));
+    let path = inside_of(by, &m.at);
     let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let mount = nix::fcntl::open(&path, opened, Mode::empty()).on("open", || path.display().to_string())?;
     if is_read_only(&m.super_options) {
         nest.process(by)?.tape(|t| {
             let none = t.bytes(b"none\0");
             let at = t.bytes(&terminated(m.at.as_os_str().as_bytes()));
-            let flags = flags(&m.options) | libc::MS_REMOUNT | libc::MS_RDONLY;
-            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, flags, 0]);
+            let own = flags(&m.options);
+            let whole = own | libc::MS_REMOUNT | libc::MS_RDONLY;
+            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, whole, 0]);
+            // The mount by itself need not say so.
+            let alone = own | libc::MS_REMOUNT | libc::MS_BIND;
+            t.call("mount(MS_REMOUNT)", libc::SYS_mount, &[none, at, 0, alone, 0]);
         })?;
     } else if is_read_only(&m.options) {
         seal_later(number, &mount, nest)?;
@@ -661,49 +747,6 @@ fn terminated(bytes: &[u8]) -> Vec<u8> {
     [bytes, b"\0"].concat()
 }
 
-/// Option, flag of mount(2), attribute of mount_setattr(2).
-const OPTIONS: [(&str, u64, u64); 8] = [
-    ("ro", libc::MS_RDONLY, READ_ONLY),
-    ("nosuid", libc::MS_NOSUID, 2),
-    ("nodev", libc::MS_NODEV, 4),
-    ("noexec", libc::MS_NOEXEC, 8),
-    ("noatime", libc::MS_NOATIME, 0x10),
-    ("nodiratime", libc::MS_NODIRATIME, 0x80),
-    ("relatime", libc::MS_RELATIME, 0),
-    ("nosymfollow", 256, 0x20_0000),
-];
-const STRICTATIME: u64 = 0x20;
-const READ_ONLY: u64 = 1;
-const ALL_ATTRIBUTES: u64 = 0x0f | 0x70 | 0x80 | 0x20_0000;
-
-fn flags(options: &str) -> u64 {
-    let has = |name: &str| options.split(',').any(|o| o == name);
-    let flags = OPTIONS
-        .iter()
-        .filter(|(name, ..)| has(name))
-        .map(|(_, flag, _)| flag);
-    let strict = if has("noatime") || has("relatime") {
-        0
-    } else {
-        libc::MS_STRICTATIME
-    };
-    flags.sum::<u64>() | strict
-}
-
-fn attributes(options: &str) -> u64 {
-    let has = |name: &str| options.split(',').any(|o| o == name);
-    let set = OPTIONS
-        .iter()
-        .filter(|(name, ..)| has(name))
-        .map(|(.., attr)| attr);
-    let strict = if has("noatime") || has("relatime") {
-        0
-    } else {
-        STRICTATIME
-    };
-    set.sum::<u64>() | strict
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -716,12 +759,5 @@ mod tests {
         assert_eq!(below(b"/a", b"/ab"), None);
         assert_eq!(join(b"/", b"/x"), b"/x");
         assert_eq!(join(b"/mnt", b""), b"/mnt");
-    }
-
-    #[test]
-    fn options_are_flags() {
-        assert_eq!(attributes("rw,relatime"), 0);
-        assert_eq!(attributes("ro,nosuid,noatime"), 1 | 2 | 0x10);
-        assert_eq!(flags("rw,nodev"), libc::MS_NODEV | libc::MS_STRICTATIME);
     }
 }

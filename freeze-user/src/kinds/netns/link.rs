@@ -27,6 +27,7 @@ impl Link {
                 MASTER => link.master = word(value) as i32,
                 TXQLEN => link.queue = word(value),
                 GROUP => link.group = word(value),
+                kind if SEGMENTS.contains(&kind) => link.segments.push((kind, word(value))),
                 IFALIAS => link.alias = Bytes(value.to_vec()),
                 PROP_LIST => {
                     let names = attributes(value, 0).into_iter().filter(|(k, _)| *k == ALT_IFNAME);
@@ -79,7 +80,7 @@ impl Link {
         if link.kind == "veth" {
             let number = match elsewhere {
                 None => Some(u32::MAX),
-                Some(id) => numbers.get(&id).copied().filter(|n| *n != 0),
+                Some(id) => numbers.get(&id).copied(),
             };
             match number {
                 Some(number) => link.peer = Some((number, below)),
@@ -219,6 +220,18 @@ impl Link {
                     nest(m, INFO_SLAVE_DATA, |m| m.extend(&self.part.0));
                 });
                 netlink.request(NEWLINK, 0, &body)?;
+            }
+        }
+        if !self.segments.is_empty() {
+            let answers = netlink.ask(GETLINK, &self.head(0, 0))?;
+            let now = answers.first().map_or_else(Vec::new, |a| attributes(a, 16));
+            for (kind, value) in &self.segments {
+                let value = value.to_ne_bytes();
+                if now.iter().any(|(k, v)| k == kind && **v != value) {
+                    let mut body = self.head(0, 0);
+                    put(&mut body, *kind, &value);
+                    netlink.request(SETLINK, 0, &body)?;
+                }
             }
         }
         for name in &self.names {

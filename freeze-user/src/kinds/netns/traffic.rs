@@ -102,7 +102,32 @@ pub(super) fn read(
     out: &mut Vec<Blocker>,
 ) -> Sys<Vec<Discipline>> {
     let all = given(netlink)?;
-    for one in &all {
+    judge(netlink, &all, links, label, out)?;
+    Ok(all)
+}
+
+/// The same of these devices alone.
+pub(super) fn read_of(
+    netlink: &mut Netlink,
+    links: &[Link],
+    label: &str,
+    out: &mut Vec<Blocker>,
+) -> Sys<Vec<Discipline>> {
+    let mut all = given(netlink)?;
+    all.retain(|one| links.iter().any(|l| l.index == at(&one.message.0, INDEX) as i32));
+    judge(netlink, &all, links, label, out)?;
+    Ok(all)
+}
+
+/// Adds what cannot be carried.
+fn judge(
+    netlink: &mut Netlink,
+    all: &[Discipline],
+    links: &[Link],
+    label: &str,
+    out: &mut Vec<Blocker>,
+) -> Sys<()> {
+    for one in all {
         let message = &one.message.0;
         let blocker = |why: &str| Blocker::at(place(message, links), label).why(why).remedy(REMEDY);
         let (index, parent) = (at(message, INDEX) as i32, at(message, PARENT));
@@ -130,7 +155,7 @@ pub(super) fn read(
             }
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Gives them to the devices of the namespace of the calling thread.

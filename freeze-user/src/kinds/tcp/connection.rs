@@ -2,10 +2,11 @@
 
 use super::super::pipe::Bytes;
 use super::super::socket::{Base, fetch, inet_address};
-use super::super::{Placed, Source};
+use super::super::{Placed, Source, namespaces, netns};
 use super::readable;
 use crate::error::{Blocker, Context, Result};
 use crate::nest::Nest;
+use crate::nest::space::Kind;
 use crate::observe::peek::arrived::{Embryo, Sockets};
 use crate::observe::view::{FdView, View, socket_link};
 use crate::sys::datagram::{FIN_ACK, RST_ACK, inject_segment};
@@ -14,7 +15,7 @@ use crate::sys::wire;
 use crate::sys::{self, socket};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -59,7 +60,8 @@ pub struct Connection {
 /// Connections to outside that wait for everything else to be ready.
 #[derive(Default)]
 struct Outside {
-    holds: BTreeSet<String>,
+    /// By which name in which network namespace (by its inode), with a descriptor of that.
+    holds: BTreeMap<(String, u64), OwnedFd>,
     waiting: Vec<Departure>,
 }
 
@@ -287,7 +289,9 @@ impl Connection {
         ) {
             // Before it is read: what arrives later must come again after the restore, so it must not be answered.
             let name = hold_name(from.draft.id());
-            from.process.hold(&name, wire::Ends { local, remote })?;
+            let (view, net) = (from.view, sys::ns::of_socket(held.as_fd()));
+            let dying = || net.is_ok_and(|net| namespaces::ends_with(Kind::Net, &net, view));
+            from.process.hold(&name, wire::Ends { local, remote }, dying)?;
             hold = Some(name);
         }
         let stream = match (from.shared.streams.remove(&fd.stat.ino), other) {
@@ -464,7 +468,11 @@ impl Connection {
             base.give_filter(fd)?;
             let fd = fd.try_clone_to_owned().on("fcntl(F_DUPFD)", name)?;
             let all = nest.state::<Outside>();
-            all.holds.extend(self.hold.clone());
+            if let Some(name) = &self.hold {
+                let net = sys::ns::of_socket(fd.as_fd()).on("ioctl(SIOCGSKNS)", || base.label())?;
+                let inode = sys::dev_ino(&net).on("fstat", || base.label())?.1;
+                all.holds.insert((name.clone(), inode), net);
+            }
             all.waiting.push(Departure {
                 fd,
                 connection: self.clone(),
@@ -535,14 +543,23 @@ pub(super) fn hold_name(id: &crate::store::CheckpointId) -> String {
 /// Lets go of the connections that are held shut for a checkpoint; tells whether there were any.
 pub fn release(id: &crate::store::CheckpointId) -> Result<bool> {
     let name = hold_name(id);
-    wire::release(&name).on("deleting a table of nf_tables", || name.clone())
+    let mut found = wire::release(&name).on("deleting a table of nf_tables", || name.clone())?;
+    for net in namespaces::visible(Kind::Net) {
+        let release = || wire::release(&name);
+        found |= sys::ns::within(&[net.as_fd()], release)
+            .and_then(|r| r)
+            .unwrap_or(false);
+    }
+    Ok(found)
 }
 
 /// The last step of a restore: the wires to outside are opened, and their connections go on.
 pub fn depart(nest: &mut Nest) {
     let Outside { holds, waiting } = std::mem::take(nest.state::<Outside>());
-    for name in holds {
-        match wire::release(&name) {
+    for ((name, _), net) in holds {
+        // One that was made anew has let in nothing so far.
+        let open = || Ok(wire::release(&name)? | wire::release(netns::SHUT)?);
+        match sys::ns::within(&[net.as_fd()], open).and_then(|r| r) {
             Ok(true) => {}
             Ok(false) => nest.warnings.push(format!(
                 "connections to outside were not held shut since the checkpoint ({name} is gone): the other ends may have \
@@ -554,7 +571,12 @@ pub fn depart(nest: &mut Nest) {
         }
     }
     for one in waiting {
-        if let Err(e) = one.connection.depart(one.fd.as_fd(), &one.base, &one.local.0) {
+        let go = || one.connection.depart(one.fd.as_fd(), &one.base, &one.local.0);
+        let net = sys::ns::of_socket(one.fd.as_fd());
+        if let Err(e) = net
+            .and_then(|net| sys::ns::within(&[net.as_fd()], go))
+            .and_then(|r| r)
+        {
             let to = readable(&one.connection.remote.0);
             nest.warnings.push(format!(
                 "{}: the connection to {to} does not go on: {}",

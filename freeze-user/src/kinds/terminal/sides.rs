@@ -65,14 +65,19 @@ pub(super) fn hung_of(fd: &FdView, index: u32, from: &Source<'_>) -> Vec<(FileId
 ///
 /// A multiplexer outside of one belongs to that beside it; `tree` is where its path leads through.
 pub(super) fn instance(fd: &FdView, root: &dyn Fn(&[u8]) -> PathBuf) -> Option<u64> {
-    const DEVPTS: i64 = 0x1cd1;
-    if fd.filesystem == DEVPTS {
+    if fd.filesystem == pty::DEVPTS {
         return Some(fd.stat.dev);
     }
-    let dir = pty::directory_of(Path::new(OsStr::from_bytes(&fd.link)));
+    let dir = pty::directory(Path::new(OsStr::from_bytes(&fd.link)), false);
     std::fs::metadata(root(dir.as_os_str().as_bytes()))
         .ok()
         .map(|m| m.dev())
+}
+
+/// Whether the slave side of a master is where its path says.
+pub(super) fn is_below_its_directory(fd: &FdView) -> bool {
+    let dir = pty::directory_of(&fd.tree.path(&fd.link));
+    std::fs::metadata(dir).map(|m| m.dev()).ok() == instance_inside(fd)
 }
 
 pub(super) fn master_index(fd: &FdView) -> Option<u32> {

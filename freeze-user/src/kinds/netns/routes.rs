@@ -1,0 +1,190 @@
+//! Routes, the rules that choose among their tables, and neighbours.
+
+use super::*;
+
+impl Record {
+    pub(super) fn set_routes(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {
+        let now = routes(netlink)?;
+        for extra in now.iter().filter(|r| !self.routes.contains(r)) {
+            let _ = netlink.request(DELROUTE, 0, &extra.0);
+        }
+        if let Some(wanted) = &self.prefixes {
+            let now = prefixes(netlink)?;
+            for extra in now.iter().filter(|r| !wanted.contains(r)) {
+                let _ = netlink.request(DELROUTE, 0, &extra.0);
+            }
+        }
+        // A route by way of a neighbour wants the route to that one: as often as one more can be set.
+        let mut rest: Vec<&Bytes> = self.routes.iter().filter(|r| !now.contains(r)).collect();
+        loop {
+            let before = rest.len();
+            let mut last = None;
+            rest.retain(
+                |route| match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
+                    Ok(()) | Err(Errno::EEXIST) => false,
+                    Err(e) => {
+                        last = Some(e);
+                        true
+                    }
+                },
+            );
+            if rest.is_empty() {
+                return Ok(());
+            }
+            if rest.len() == before {
+                warnings.push(format!(
+                    "{before} route(s) are not there: {}",
+                    last.unwrap_or(Errno::EINVAL)
+                ));
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Routes of all tables, without what only counts, and without those that are derived from addresses.
+pub(super) fn routes(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
+    // Routes of the local table come with the addresses; so do those to what they are directly joined to.
+    let derived = |head: &[u8]| is_kernels(head) && (is_local(head) || i32::from(head[0]) == libc::AF_INET6);
+    let mut out = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        out.extend(told(netlink, family, |head| !derived(head))?);
+    }
+    Ok(out)
+}
+
+/// Routes that IPv6 addresses have brought along, but those of the local table.
+pub(super) fn prefixes(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
+    told(netlink, libc::AF_INET6, |head| {
+        is_kernels(head) && !is_local(head)
+    })
+}
+
+fn is_kernels(head: &[u8]) -> bool {
+    const BY_KERNEL: u8 = 2;
+    head[5] == BY_KERNEL
+}
+
+fn is_local(head: &[u8]) -> bool {
+    const LOCAL_TABLE: u8 = 255;
+    head[4] == LOCAL_TABLE
+}
+
+/// The routes of a family that are `wanted` by their headers.
+fn told(netlink: &mut Netlink, family: i32, wanted: impl Fn(&[u8]) -> bool) -> Sys<Vec<Bytes>> {
+    const CACHEINFO: u16 = 12;
+    const EXPIRES: u16 = 23;
+    const CLONED: u32 = 0x200;
+    let mut out = Vec::new();
+    let mut ask = vec![0; 12];
+    ask[0] = family as u8;
+    for message in netlink.dump(GETROUTE, &ask)? {
+        let Some(head) = message.get(..12) else { continue };
+        if !wanted(head) || word(&head[8..]) & CLONED != 0 {
+            continue;
+        }
+        let mut kept = head.to_vec();
+        // Whether a next hop is dead or has no carrier is found out anew.
+        kept[8..12].fill(0);
+        let mut all = attributes(&message, 12);
+        all.sort();
+        for (kind, value) in all {
+            if kind != CACHEINFO {
+                put(&mut kept, kind, value);
+            } else if let Some(seconds) = expires(value).filter(|_| !is_kernels(head)) {
+                put(&mut kept, EXPIRES, &seconds.to_ne_bytes());
+            }
+        }
+        out.push(Bytes(kept));
+    }
+    Ok(out)
+}
+
+/// In how many seconds a route goes away, by its `struct rta_cacheinfo`, which counts hundredths.
+fn expires(cacheinfo: &[u8]) -> Option<u32> {
+    let hundredths = word(cacheinfo.get(8..12)?) as i32;
+    (hundredths > 0).then_some((hundredths as u32).div_ceil(100))
+}
+
+/// Rules that choose a table.
+pub(super) fn rules(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
+    let mut out = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut ask = vec![0; 12];
+        ask[0] = family as u8;
+        match netlink.dump(GETRULE, &ask) {
+            Ok(all) => out.extend(all.into_iter().map(Bytes)),
+            // Without multiple tables there are none.
+            Err(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+/// Neighbours that were entered by hand, and those that are answered for.
+pub(super) fn neighbours(netlink: &mut Netlink, links: &[Link]) -> Sys<Vec<Bytes>> {
+    const PROXY: u8 = 1 << 3;
+    const CACHEINFO: u16 = 3;
+    const PROBES: u16 = 4;
+    let mut out = Vec::new();
+    for proxies in [false, true] {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut ask = vec![0; 12];
+            ask[0] = family as u8;
+            if proxies {
+                ask[10] = PROXY;
+            }
+            for message in netlink.dump(GETNEIGH, &ask)? {
+                let Some(head) = message.get(..12) else { continue };
+                let wanted = match proxies {
+                    true => head[10] & PROXY != 0,
+                    false => is_by_hand(&message, links),
+                };
+                if !wanted {
+                    continue;
+                }
+                let mut kept = head.to_vec();
+                for (kind, value) in attributes(&message, 12) {
+                    if kind != CACHEINFO && kind != PROBES {
+                        put(&mut kept, kind, value);
+                    }
+                }
+                out.push(Bytes(kept));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Whether a neighbour was entered by hand: permanent, or not to be asked for where others are.
+fn is_by_hand(message: &[u8], links: &[Link]) -> bool {
+    const PERMANENT: u16 = 0x80;
+    const NOARP: u16 = 0x40;
+    const NDA_DST: u16 = 1;
+    /// IFF_LOOPBACK, IFF_POINTOPOINT, IFF_NOARP: there the kernel asks for nobody.
+    const UNASKED: u32 = 0x8 | 0x10 | 0x80;
+    const UNICAST: u8 = 1;
+    let state = u16::from_ne_bytes([message[8], message[9]]);
+    let index = word(&message[4..]) as i32;
+    let asks = links.iter().any(|l| l.index == index && l.flags & UNASKED == 0);
+    let all = attributes(message, 12);
+    // The kernel knows those of groups and of everybody by itself.
+    let group = all
+        .iter()
+        .any(|(k, v)| *k == NDA_DST && matches!(v.first(), Some(0xe0..)));
+    state & PERMANENT != 0 || state & NOARP != 0 && asks && message[11] == UNICAST && !group
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_expires_in_whole_seconds() {
+        let mut info = [0; 32];
+        assert_eq!(expires(&info), None);
+        info[8..12].copy_from_slice(&250u32.to_ne_bytes());
+        assert_eq!(expires(&info), Some(3));
+    }
+}
