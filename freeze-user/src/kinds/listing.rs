@@ -59,7 +59,6 @@ pub fn markdown() -> String {
           among sockets of one port (SO_ATTACH_REUSEPORT_CBPF), and whether an IPv6 socket that is connected takes IPv4 when \
           it is connected anew (IPV6_V6ONLY);\n\
         - whose child a process is among the threads of its parent (__WNOTHREAD): the first's;\n\
-        - what was written to a System V segment beyond its size, into the rest of its last page;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
