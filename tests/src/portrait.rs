@@ -336,10 +336,10 @@ impl Portrait {
                     format!(" {dev} {inode}")
                 };
                 // A socket is numbered anew; which one it is, its descriptor tells.
-                let name = if name.starts_with("socket:[") {
-                    "a socket"
-                } else {
-                    name
+                let name = match name {
+                    socket if socket.starts_with("socket:[") => "a socket".to_owned(),
+                    file if file.starts_with('/') => old_name(file),
+                    other => other.to_owned(),
                 };
                 let about = format!("{perms}{file} {name}");
                 vmas.push((number(start), number(end), number(offset), about));

@@ -434,6 +434,54 @@ int main(void) {
 "#)
 );
 
+conformance!(
+    executed_without_a_name,
+    c(r#"
+/* A program whose file never had a name, and one whose name is gone and which chattr(1) has marked. */
+#include <linux/fs.h>
+#include <sys/sendfile.h>
+static void again(int fd, int reader, char *as) {
+    char path[40];
+    int own = OK(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+    while (OK(sendfile(fd, own, 0, 1 << 20)) > 0) {}
+    OK(fchmod(fd, 0755));
+    int mark = FS_NODUMP_FL;
+    if (*as == 'm') ioctl(fd, FS_IOC_SETFLAGS, &mark);
+    close(fd);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", reader);
+    execl(path, as, (char *)0);
+    DIE("execl");
+}
+static int reopened(int fd) {
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return OK(open(path, O_RDONLY | O_CLOEXEC));
+}
+int main(int argc, char **argv) {
+    if (*argv[0] == 'm') {
+        while (!gone_ahead()) nap(2);
+        return 7;
+    }
+    if (*argv[0] == 'n') {
+        int child = OK(fork()), status;
+        if (!child) {
+            int fd = OK(open(in_here("program"), O_RDWR | O_CREAT | O_CLOEXEC, 0700)), reader = reopened(fd);
+            OK(unlink(in_here("program")));
+            again(fd, reader, "marked");
+        }
+        rest(50);
+        freeze_here();
+        OK(waitpid(child, &status, 0));
+        SAME(status, 7 << 8);
+        return 0;
+    }
+    int fd = open(here_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0700);
+    if (fd < 0) fd = OK(memfd_create("program", MFD_CLOEXEC));
+    again(fd, reopened(fd), "nameless");
+}
+"#)
+);
+
 #[test]
 fn what_is_immutable_gets_no_second_name() {
     let text = r#"

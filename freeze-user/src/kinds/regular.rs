@@ -273,6 +273,17 @@ impl FileRef {
         }
     }
 
+    /// Opens it to be what a process executes, which nothing may be that somebody has open for writing.
+    pub fn open_to_execute(&self, nest: &mut Nest) -> Result<OwnedFd> {
+        let opened = self.open_to_map(libc::O_RDONLY, nest)?;
+        if let Some(space) = self.unlinked
+            && let Some((_, first)) = nest.state::<Nameless>().files.get_mut(&space)
+        {
+            *first = None;
+        }
+        Ok(opened)
+    }
+
     /// Opens it anew, with a description of its own.
     pub fn open(&self, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
         let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod bpfmap;
 pub mod fault;
 pub mod files;
+pub mod landlock;
 pub mod launch;
 pub mod events;
 pub mod pagemap;

@@ -287,7 +287,7 @@ fn set_layout(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
     const PR_SET_MM_MAP: u64 = 14;
     let exe = match record.exe_memfd.and_then(|i| record.memfds.get(i)) {
         Some(memfd) => memfd.open_to_execute(nest)?,
-        None => record.exe.open_to_map(libc::O_RDONLY, nest)?,
+        None => record.exe.open_to_execute(nest)?,
     };
     let at = nest.hand_over(pid, &[exe.as_raw_fd()])?;
     nest.process(pid)?.tape(|t| {

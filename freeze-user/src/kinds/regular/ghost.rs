@@ -260,8 +260,12 @@ impl Ghosts {
 
     /// Gives the flags of its inode to an open file once it has no name any more.
     pub fn flag(&mut self, file: &File, attributes: &Attributes) -> io::Result<()> {
-        if let Some(flags) = attributes.flags {
-            self.flags.push((file.try_clone()?, flags));
+        if let Some(flags) = attributes.flags
+            && files::inode_flags(file.as_fd()).is_some_and(|now| now != flags)
+        {
+            // Not by one for writing: it may be a program to be run.
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            self.flags.push((File::open(path)?, flags));
         }
         Ok(())
     }
