@@ -119,3 +119,24 @@ int main(void) {
     assert_eq!(done.status.code(), Some(3), "{said}");
     assert!(said.contains("a Landlock domain"), "{said}");
 }
+
+#[test]
+fn a_trigger_of_pressure() {
+    let text = r#"
+int main(void) {
+    int fd = open("/proc/pressure/memory", O_RDWR | O_NONBLOCK);
+    char trigger[] = "some 150000 2000000";
+    if (fd >= 0 && write(fd, trigger, sizeof trigger) > 0) OK(close(OK(open(in_here("set"), O_WRONLY | O_CREAT, 0600))));
+    freeze_here();
+}
+"#;
+    let mut running = Running::start(&c(text), "a_trigger_of_pressure");
+    if !running.dir().join("set").exists() {
+        freeze_tests::skip!("no pressure stall information");
+    }
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    running.verdict();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("/proc/pressure/memory"), "{said}");
+}

@@ -338,7 +338,6 @@ int main(void) {
 "#)
 );
 
-/// A log is written by one and followed by another: what it has grown by since is no reason to refuse the follower.
 conformance!(
     unlinked_where_no_room_is,
     c(r#"
@@ -545,6 +544,7 @@ int main(void) {
     assert!(said.contains("append-only (chattr +a)"), "{said}");
 }
 
+/// A log is written by one and followed by another: what it has grown by since is no reason to refuse the follower.
 #[test]
 fn a_log_and_who_follows_it() {
     let subject = c(r#"

@@ -35,7 +35,8 @@ pub fn markdown() -> String {
         - mounts of file systems that cannot be made anew and are not mounted where freeze runs, idmapped mounts, overlays of \
           relative paths, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
-        - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains;\n\
+        - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
+        - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now;\n\
         - files that neither path nor handle leads to.\n\
         \n## What is lost\n\n\
         Known, and without a refusal, because the kernel does not show it or because it changes nothing but what others see:\n\n\

@@ -173,6 +173,18 @@ pub fn shut(stat: &FileStat, at: &str, flags: i32) -> Option<Obstacle> {
     ))
 }
 
+/// Why a file cannot be had again though it can be opened: what was asked for through it, which nobody tells.
+pub fn asked_for(link: &[u8], at: &str, flags: i32) -> Option<Obstacle> {
+    let writes = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
+    let told = link.starts_with(b"/proc/pressure/") || link.ends_with(b".pressure") && is_kernels_own(at);
+    (writes && told).then(|| {
+        (
+            "it was opened to be told of pressure (PSI), and what was asked for cannot be read".into(),
+            "let the program close it",
+        )
+    })
+}
+
 /// The process that has ended of which the file at this path of /proc told.
 fn dead_process(path: &OsStr) -> Option<Pid> {
     let mut parts = path.to_str()?.strip_prefix("/proc/")?.split('/');
