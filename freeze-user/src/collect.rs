@@ -5,6 +5,7 @@ use crate::ids::{FileId, Pid};
 use crate::kinds::fdtable::FdTable;
 use crate::kinds::filesystem::Filesystem;
 use crate::kinds::kinship::collect_zombies;
+use crate::kinds::ldt::Ldt;
 use crate::kinds::memory::Memory;
 use crate::kinds::namespaces::{self, clocks::Clocks};
 use crate::kinds::signals::Signals;
@@ -94,7 +95,7 @@ pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSourc
 /// The table whose contents a kind records, as a flag of clone(2); 0 for what every process has of its own.
 fn table_of(tag: &str) -> u64 {
     let flag = match tag {
-        Memory::TAG => libc::CLONE_VM,
+        Memory::TAG | Ldt::TAG => libc::CLONE_VM,
         FdTable::TAG => libc::CLONE_FILES,
         Filesystem::TAG => libc::CLONE_FS,
         Signals::TAG => libc::CLONE_SIGHAND,

@@ -336,10 +336,10 @@ impl Portrait {
                     format!(" {dev} {inode}")
                 };
                 // A socket is numbered anew; which one it is, its descriptor tells.
-                let name = if name.starts_with("socket:[") {
-                    "a socket"
-                } else {
-                    name
+                let name = match name {
+                    socket if socket.starts_with("socket:[") => "a socket".to_owned(),
+                    file if file.starts_with('/') => old_name(file),
+                    other => other.to_owned(),
                 };
                 let about = format!("{perms}{file} {name}");
                 vmas.push((number(start), number(end), number(offset), about));
@@ -525,7 +525,7 @@ fn read_link(path: &str) -> String {
 }
 
 /// An unlinked file, or a removed directory above it, whose name somebody else has by now comes back under one with
-/// `.freeze-PID-N` added.
+/// `.freeze-PID-N` added, before which a long one is cut off.
 fn old_name(path: &str) -> String {
     let Some(name) = path.strip_suffix(" (deleted)") else {
         return path.to_owned();
@@ -544,7 +544,8 @@ fn old_name(path: &str) -> String {
         Some((old, added)) if added.chars().all(|c| c.is_ascii_digit() || c == '-') => old.to_owned(),
         _ => part.to_owned(),
     };
-    let parts: Vec<String> = name.split('/').map(old).collect();
+    let short = |part: String| part.chars().take(100).collect::<String>();
+    let parts: Vec<String> = name.split('/').map(old).map(short).collect();
     parts.join("/") + " (deleted)"
 }
 

@@ -81,3 +81,62 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    below_what_is_in_use,
+    c(r#"
+/* Limits that were lowered below what there is already: descriptors, data, stack, queued signals, timers. */
+int main(void) {
+    enum { MANY = 30 };
+    char *data = mmap(0, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(data, 'd', 1 << 20);
+    int fd = OK(dup2(OK(open("/dev/null", O_RDONLY)), 300));
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGRTMIN + 1);
+    OK(sigprocmask(SIG_BLOCK, &set, 0));
+    timer_t timers[MANY];
+    struct itimerspec hour = { .it_value = { 3600, 0 } }, left;
+    for (int i = 0; i < MANY; i++) {
+        OK(sigqueue(getpid(), SIGRTMIN + 1, (union sigval){ .sival_int = i }));
+        OK(timer_create(CLOCK_MONOTONIC, 0, &timers[i]));
+        OK(timer_settime(timers[i], 0, &hour, 0));
+    }
+    int what[] = { RLIMIT_NOFILE, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_SIGPENDING };
+    for (int i = 0; i < 4; i++) OK(setrlimit(what[i], &(struct rlimit){ 8, 8 }));
+    freeze_here();
+    for (int i = 0; i < 4; i++) {
+        struct rlimit now;
+        OK(getrlimit(what[i], &now));
+        CHECK(now.rlim_cur == 8 && now.rlim_max == 8);
+    }
+    SAME(fcntl(fd, F_GETFD), 0);
+    SAME(data[99999], 'd');
+    for (int i = 0; i < MANY; i++) {
+        siginfo_t info;
+        SAME(sigwaitinfo(&set, &info), SIGRTMIN + 1);
+        SAME(info.si_value.sival_int, i);
+        OK(timer_gettime(timers[i], &left));
+        CHECK(left.it_value.tv_sec > 3000);
+    }
+}
+"#)
+);
+
+conformance!(
+    no_room_at_all,
+    c(r#"
+/* Address space beyond its soft limit: freeze makes room for itself, and leaves the limit as it was. */
+int main(void) {
+    struct rlimit limit;
+    OK(getrlimit(RLIMIT_AS, &limit));
+    limit.rlim_cur = 4096;
+    OK(setrlimit(RLIMIT_AS, &limit));
+    freeze_here();
+    struct rlimit now;
+    OK(getrlimit(RLIMIT_AS, &now));
+    CHECK(now.rlim_cur == 4096 && now.rlim_max == limit.rlim_max);
+    CHECK(mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED && errno == ENOMEM);
+}
+"#)
+);

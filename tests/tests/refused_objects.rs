@@ -3,6 +3,7 @@
 use freeze_tests::house::House;
 use freeze_tests::subject::output;
 use freeze_tests::{Running, c, freeze, python};
+use freeze_user::observe::peek::Peek;
 
 /// Opens what nobody carries, and writes down which descriptor is what; what this kernel has not is left out.
 const HOLDER: &str = r#"
@@ -85,4 +86,57 @@ int main(void) {
 "#;
     let said = refusal_in(House::User, text, "tables_shared_in_a_user_namespace");
     assert!(said.contains("cannot enter a user namespace"), "{said}");
+}
+
+#[test]
+fn a_landlock_domain() {
+    let text = r#"
+#include <linux/landlock.h>
+static void *restricted(void *unused) {
+    struct landlock_ruleset_attr rules = { .handled_access_fs = LANDLOCK_ACCESS_FS_MAKE_DIR };
+    int fd = syscall(SYS_landlock_create_ruleset, &rules, sizeof rules.handled_access_fs, 0);
+    OK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    if (fd >= 0 && !syscall(SYS_landlock_restrict_self, fd, 0)) OK(close(OK(open(in_here("in"), O_WRONLY | O_CREAT, 0600))));
+    close(fd);
+    while (!gone_ahead()) nap(2);
+    return 0;
+}
+int main(void) {
+    pthread_t thread;
+    pthread_create(&thread, 0, restricted, 0);
+    rest(50);
+    freeze_here();
+    pthread_join(thread, 0);
+}
+"#;
+    let mut running = Running::start(&c(text), "a_landlock_domain");
+    if !running.dir().join("in").exists() || Peek::get().is_none() {
+        freeze_tests::skip!("no Landlock, or no eBPF");
+    }
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    running.verdict();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("a Landlock domain"), "{said}");
+}
+
+#[test]
+fn a_trigger_of_pressure() {
+    let text = r#"
+int main(void) {
+    int fd = open("/proc/pressure/memory", O_RDWR | O_NONBLOCK);
+    char trigger[] = "some 150000 2000000";
+    if (fd >= 0 && write(fd, trigger, sizeof trigger) > 0) OK(close(OK(open(in_here("set"), O_WRONLY | O_CREAT, 0600))));
+    freeze_here();
+}
+"#;
+    let mut running = Running::start(&c(text), "a_trigger_of_pressure");
+    if !running.dir().join("set").exists() {
+        freeze_tests::skip!("no pressure stall information");
+    }
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    running.verdict();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("/proc/pressure/memory"), "{said}");
 }

@@ -338,6 +338,212 @@ int main(void) {
 "#)
 );
 
+conformance!(
+    unlinked_where_no_room_is,
+    c(r#"
+/* Unlinked files whose directory is gone and has a file or a link in its place, and one whose name cannot be longer. */
+int main(void) {
+    char back[9] = "", name[256];
+    struct stat before, after;
+    OK(mkdir(in_here("d"), 0700));
+    OK(mkdir(in_here("d/e"), 0700));
+    OK(mkdir(in_here("elsewhere"), 0700));
+    OK(mkdir(in_here("l"), 0700));
+    int file = OK(open(in_here("d/e/f"), O_RDWR | O_CREAT, 0600)), linked = OK(open(in_here("l/f"), O_RDWR | O_CREAT, 0600));
+    int dir = OK(open(in_here("d/e"), O_RDONLY | O_DIRECTORY));
+    SAME(write(file, "file", 4), 4);
+    SAME(write(linked, "link", 4), 4);
+    OK(unlink(in_here("d/e/f")));
+    OK(rmdir(in_here("d/e")));
+    OK(rmdir(in_here("d")));
+    OK(unlink(in_here("l/f")));
+    OK(rmdir(in_here("l")));
+    OK(close(OK(open(in_here("d"), O_WRONLY | O_CREAT, 0600))));
+    OK(symlink("elsewhere", in_here("l")));
+    OK(chdir(here_dir));
+    memset(name, 'n', 255);
+    name[255] = 0;
+    int last = OK(open(name, O_RDWR | O_CREAT, 0600));
+    SAME(write(last, "last", 4), 4);
+    OK(unlink(name));
+    OK(close(OK(open(name, O_WRONLY | O_CREAT, 0600))));
+    OK(stat(in_here("elsewhere"), &before));
+    freeze_here();
+    SAME(pread(file, back, 8, 0), 4);
+    CHECK(!memcmp(back, "file", 4));
+    SAME(pread(linked, back, 8, 0), 4);
+    CHECK(!memcmp(back, "link", 4));
+    SAME(pread(last, back, 8, 0), 4);
+    CHECK(!memcmp(back, "last", 4));
+    OK(stat(in_here("d"), &after));
+    CHECK(S_ISREG(after.st_mode) && !after.st_size);
+    OK(stat(name, &after));
+    SAME(after.st_size, 0);
+    OK(fstat(dir, &after));
+    SAME(after.st_nlink, 0);
+    /* What the link leads to has nothing to do with it. */
+    OK(stat(in_here("elsewhere"), &after));
+    SAME(after.st_ctim.tv_nsec, before.st_ctim.tv_nsec);
+}
+"#)
+);
+
+conformance!(
+    flags_of_inodes,
+    c(r#"
+/* What chattr(1) sets: of unlinked files it comes back, one that is immutable too. */
+#include <linux/fs.h>
+static int flags(int fd) { int n = 0; OK(ioctl(fd, FS_IOC_GETFLAGS, &n)); return n; }
+static int set(int fd, int more) { int n = flags(fd) | more; return ioctl(fd, FS_IOC_SETFLAGS, &n); }
+int main(void) {
+    int mild = OK(open(in_here("mild"), O_RDWR | O_CREAT, 0600)), hard = OK(open(in_here("hard"), O_RDWR | O_CREAT, 0600));
+    char path[40];
+    int now, has_flags = !ioctl(mild, FS_IOC_GETFLAGS, &now) && !set(mild, FS_NODUMP_FL | FS_NOATIME_FL);
+    OK(unlink(in_here("mild")));
+    OK(unlink(in_here("hard")));
+    int may = has_flags && !set(hard, FS_IMMUTABLE_FL);
+    freeze_here();
+    if (has_flags) SAME(flags(mild) & (FS_NODUMP_FL | FS_NOATIME_FL), FS_NODUMP_FL | FS_NOATIME_FL);
+    if (!may) return 0;
+    SAME(flags(hard) & FS_IMMUTABLE_FL, FS_IMMUTABLE_FL);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", hard);
+    CHECK(open(path, O_RDWR) == -1 && errno == EPERM);
+}
+"#),
+    only: host
+);
+
+conformance!(
+    time_of_access,
+    c(r#"
+/* Neither the look at a file that is mapped nor the mapping of it again shows in its time of access. */
+int main(void) {
+    int fd = OK(open(in_here("f"), O_RDWR | O_CREAT, 0600));
+    OK(ftruncate(fd, 4096));
+    CHECK(mmap(0, 4096, PROT_READ, MAP_PRIVATE, fd, 0) != MAP_FAILED);
+    CHECK(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) != MAP_FAILED);
+    struct timespec old[2] = { { 1000000, 0 }, { 1000000, 0 } };
+    OK(futimens(fd, old));
+    freeze_here();
+    struct stat st;
+    OK(fstat(fd, &st));
+    SAME(st.st_atime, 1000000);
+    SAME(st.st_mtime, 1000000);
+}
+"#)
+);
+
+conformance!(
+    executed_without_a_name,
+    c(r#"
+/* A program whose file never had a name, and one whose name is gone and which chattr(1) has marked. */
+#include <linux/fs.h>
+#include <sys/sendfile.h>
+static void again(int fd, int reader, char *as) {
+    char path[40];
+    int own = OK(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+    while (OK(sendfile(fd, own, 0, 1 << 20)) > 0) {}
+    OK(fchmod(fd, 0755));
+    int mark = FS_NODUMP_FL;
+    if (*as == 'm') ioctl(fd, FS_IOC_SETFLAGS, &mark);
+    close(fd);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", reader);
+    execl(path, as, (char *)0);
+    DIE("execl");
+}
+static int reopened(int fd) {
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return OK(open(path, O_RDONLY | O_CLOEXEC));
+}
+int main(int argc, char **argv) {
+    if (*argv[0] == 'm') {
+        while (!gone_ahead()) nap(2);
+        return 7;
+    }
+    if (*argv[0] == 'n') {
+        int child = OK(fork()), status;
+        if (!child) {
+            int fd = OK(open(in_here("program"), O_RDWR | O_CREAT | O_CLOEXEC, 0700)), reader = reopened(fd);
+            OK(unlink(in_here("program")));
+            again(fd, reader, "marked");
+        }
+        rest(50);
+        freeze_here();
+        OK(waitpid(child, &status, 0));
+        SAME(status, 7 << 8);
+        return 0;
+    }
+    int fd = open(here_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0700);
+    if (fd < 0) fd = OK(memfd_create("program", MFD_CLOEXEC));
+    again(fd, reopened(fd), "nameless");
+}
+"#)
+);
+
+#[test]
+fn what_is_immutable_gets_no_second_name() {
+    let text = r#"
+#include <linux/fs.h>
+int main(void) {
+    char other[PATH_MAX];
+    struct stat st;
+    int flag = FS_IMMUTABLE_FL;
+    strcpy(other, in_here("other"));
+    OK(close(OK(open(other, O_WRONLY | O_CREAT, 0600))));
+    OK(link(other, in_here("two")));
+    int fd = OK(open(in_here("two"), O_RDONLY));
+    OK(unlink(in_here("two")));
+    ioctl(fd, FS_IOC_SETFLAGS, &flag);
+    freeze_here();
+    OK(fstat(fd, &st));
+    SAME(st.st_nlink, 1);
+    flag = 0;
+    ioctl(fd, FS_IOC_SETFLAGS, &flag);
+}
+"#;
+    let mut running = Running::start(&c(text), "what_is_immutable_gets_no_second_name");
+    let image = running.dir().join("image").display().to_string();
+    let pid = running.pid.to_string();
+    let run = |words: &[&str]| {
+        let done = output(freeze().args(words));
+        assert!(
+            done.status.success(),
+            "{words:?}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    };
+    run(&["checkpoint", "--kill", &pid, "--to", &image]);
+    running.wait_gone();
+    run(&["restore", &image, "--detach"]);
+    running.verdict();
+}
+
+#[test]
+fn what_cannot_be_opened_for_writing_again() {
+    let text = r#"
+#include <linux/fs.h>
+int main(void) {
+    int flag = FS_APPEND_FL, fd = OK(open(in_here("f"), O_RDWR | O_CREAT, 0600));
+    OK(ftruncate(fd, 4096));
+    OK(close(OK(open(in_here("ready-flag"), O_WRONLY | O_CREAT, 0600))));
+    if (ioctl(fd, FS_IOC_SETFLAGS, &flag)) OK(unlink(in_here("ready-flag")));
+    freeze_here();
+    flag = 0;
+    ioctl(fd, FS_IOC_SETFLAGS, &flag);
+}
+"#;
+    let mut running = Running::start(&c(text), "what_cannot_be_opened_for_writing_again");
+    if !running.dir().join("ready-flag").exists() {
+        freeze_tests::skip!("no CAP_LINUX_IMMUTABLE, or no file system with flags");
+    }
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    running.verdict();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("append-only (chattr +a)"), "{said}");
+}
+
 /// A log is written by one and followed by another: what it has grown by since is no reason to refuse the follower.
 #[test]
 fn a_log_and_who_follows_it() {

@@ -46,3 +46,26 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    the_rest_of_the_last_page,
+    c(r#"
+/* A segment of 5000 bytes has two pages for who attaches it, and all of both is there. */
+#include <sys/shm.h>
+int main(void) {
+    int id = OK(shmget(IPC_PRIVATE, 5000, IPC_CREAT | 0600)), other = OK(shmget(IPC_PRIVATE, 100, IPC_CREAT | 0600));
+    char *at = OK(shmat(id, 0, 0)), *ro = OK(shmat(id, 0, SHM_RDONLY)), *small = OK(shmat(other, 0, 0));
+    at[4999] = 'i';
+    at[8191] = 'o';
+    small[4095] = 's';
+    OK(shmdt(small));
+    freeze_here();
+    SAME(ro[4999], 'i');
+    SAME(ro[8191], 'o');
+    small = OK(shmat(other, 0, 0));
+    SAME(small[4095], 's');
+    OK(shmctl(id, IPC_RMID, 0));
+    OK(shmctl(other, IPC_RMID, 0));
+}
+"#)
+);

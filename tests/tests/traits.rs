@@ -152,3 +152,36 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    local_descriptors,
+    c(r#"
+/* Segments of every sort, one of them loaded in a register. */
+#include <asm/ldt.h>
+int main(void) {
+    char before[4096] = "", after[4096] = "";
+    int got;
+    struct user_desc desc[] = {
+        { .entry_number = 2, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1 },
+        { .entry_number = 7, .base_addr = 0x12345678, .limit = 0x1234, .contents = MODIFY_LDT_CONTENTS_CODE, .read_exec_only = 1 },
+        { .entry_number = 300, .limit = 5, .contents = MODIFY_LDT_CONTENTS_STACK, .seg_not_present = 1, .useable = 1 },
+    };
+    /* A base has 32 bits only. */
+    int *low = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    *low = 4711;
+    desc[0].base_addr = (uintptr_t)low;
+    int may = 1;
+    for (int i = 0; i < 3; i++) may = may && (int)syscall(SYS_modify_ldt, 0x11, &desc[i], sizeof desc[i]) == 0;
+    if (may) {
+        SAME(syscall(SYS_modify_ldt, 0, before, sizeof before), sizeof before);
+        asm volatile("mov %0, %%gs" : : "r"(2 << 3 | 4 | 3));
+    }
+    freeze_here();
+    if (!may) return 0;
+    asm volatile("mov %%gs:0, %0" : "=r"(got));
+    SAME(got, 4711);
+    SAME(syscall(SYS_modify_ldt, 0, after, sizeof after), sizeof after);
+    CHECK(!memcmp(before, after, sizeof before));
+}
+"#)
+);

@@ -127,6 +127,17 @@ impl ProcessKind for Limits {
         }
         let all = record.rlimits.iter().enumerate();
         let mut own: Vec<(usize, &(u64, u64))> = all.collect();
+        own.retain(|(n, _)| *n as u32 != libc::RLIMIT_SIGPENDING);
+        if let Some((soft, hard)) = record.rlimits.get(libc::RLIMIT_SIGPENDING as usize) {
+            // What is queued already may be more than it grants, and so may timers: it follows when they are there.
+            nest.state::<Pending>().0.push((pid, *soft, *hard));
+            let _ = sys::set_rlimit(
+                pid,
+                libc::RLIMIT_SIGPENDING,
+                libc::RLIM_INFINITY,
+                libc::RLIM_INFINITY,
+            );
+        }
         if nest.membership(pid).of(Kind::User) != 0 {
             // Its rights in its own user namespace do not reach to raising a limit. Freeze may have none over it, and need
             // none for what it has been born with, or for less.
@@ -149,6 +160,30 @@ impl ProcessKind for Limits {
         })?;
         Ok(())
     }
+}
+
+/// Limits on queued signals that are yet to be set.
+#[derive(Debug, Default)]
+struct Pending(Vec<(Pid, u64, u64)>);
+
+/// Sets what has to wait until all signals are queued and all timers made.
+pub fn settle(nest: &mut Nest) -> Result<()> {
+    for (pid, soft, hard) in std::mem::take(&mut nest.state::<Pending>().0) {
+        let set = sys::set_rlimit(pid, libc::RLIMIT_SIGPENDING, soft, hard);
+        if set == Err(Errno::EPERM) {
+            nest.process(pid)?.tape(|t| {
+                let at = t.bytes(&[soft.to_ne_bytes(), hard.to_ne_bytes()].concat());
+                t.call(
+                    "prlimit64",
+                    libc::SYS_prlimit64,
+                    &[0, libc::RLIMIT_SIGPENDING.into(), at, 0],
+                );
+            })?;
+            continue;
+        }
+        set.on("prlimit64", || format!("limit sigpending of pid {pid}"))?;
+    }
+    Ok(())
 }
 
 fn name(resource: usize) -> &'static str {

@@ -35,7 +35,8 @@ pub fn markdown() -> String {
         - mounts of file systems that cannot be made anew and are not mounted where freeze runs, idmapped mounts, overlays of \
           relative paths, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
-        - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks;\n\
+        - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
+        - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now;\n\
         - files that neither path nor handle leads to.\n\
         \n## What is lost\n\n\
         Known, and without a refusal, because the kernel does not show it or because it changes nothing but what others see:\n\n\
@@ -58,8 +59,9 @@ pub fn markdown() -> String {
         - the mark of out-of-band data that was taken in line, the groups of a peer (SO_PEERGROUPS), a filter that chooses \
           among sockets of one port (SO_ATTACH_REUSEPORT_CBPF), and whether an IPv6 socket that is connected takes IPv4 when \
           it is connected anew (IPV6_V6ONLY);\n\
+        - a Landlock domain, where the kernel does not let freeze look or of a program with CAP_SYS_ADMIN and without no_new_privs;\n\
+        - the session keyring (keyrings(7)) and the keys in it: a restored program has the restorer's;\n\
         - whose child a process is among the threads of its parent (__WNOTHREAD): the first's;\n\
-        - what was written to a System V segment beyond its size, into the rest of its last page;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\

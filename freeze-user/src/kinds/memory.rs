@@ -15,6 +15,7 @@ use super::memfd::{MemFile, is_memfd};
 use super::pipe::Bytes;
 use super::regular::FileRef;
 use super::regular::found::Obstacle;
+use super::regular::found::shut;
 use super::sysv::{self, Segment, segment_of};
 use super::{Asks, ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
@@ -218,7 +219,13 @@ impl Mapped {
         match stat_of(v, p.speaker) {
             Ok(stat) if stat.kind() == libc::S_IFREG => {
                 let at = map_file(p.speaker, v);
-                Mapped::File(FileRef::obstacle(&v.name, &stat, &at, &view.trees.at(&at)))
+                // A mapping that could be written to needs a file that is open for it.
+                let how = match v.shared && v.has(b"mw") {
+                    true => libc::O_RDWR,
+                    false => libc::O_RDONLY,
+                };
+                let obstacle = FileRef::obstacle(&v.name, &stat, &at, &view.trees.at(&at));
+                Mapped::File(obstacle.or_else(|| shut(&stat, &at, how)))
             }
             Ok(stat) => Mapped::Device {
                 zero: is_zero_device(&stat),

@@ -19,6 +19,7 @@ pub mod io_uring;
 pub mod ipcspace;
 pub mod kinship;
 pub mod listing;
+pub mod ldt;
 pub mod limits;
 pub mod login;
 pub mod marks;
@@ -612,6 +613,7 @@ pub static PROCESS_KINDS: &[ProcessEntry] = &[
     asking::<signals::Signals>(),
     asking::<timers::Timers>(),
     asking::<traits::Traits>(),
+    asking::<ldt::Ldt>(),
     asking::<limits::Limits>(),
     process::<login::Login>(),
     process::<seccomp::Seccomp>(),

@@ -99,6 +99,7 @@ impl NodeRef {
                     mtime: stat.mtime,
                     atime: stat.mtime,
                     xattrs: Vec::new(),
+                    flags: None,
                 });
             }
         }

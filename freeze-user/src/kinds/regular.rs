@@ -262,6 +262,28 @@ impl FileRef {
         }
     }
 
+    /// Opens it for a mapping, which is not to show in its time of access where that can be had.
+    pub fn open_to_map(&self, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
+        match self.open(flags | libc::O_NOATIME, nest) {
+            // It is somebody else's (and freeze has no CAP_FOWNER).
+            Err(Error::Kernel {
+                errno: Errno::EPERM, ..
+            }) => self.open(flags, nest),
+            done => done,
+        }
+    }
+
+    /// Opens it to be what a process executes, which nothing may be that somebody has open for writing.
+    pub fn open_to_execute(&self, nest: &mut Nest) -> Result<OwnedFd> {
+        let opened = self.open_to_map(libc::O_RDONLY, nest)?;
+        if let Some(space) = self.unlinked
+            && let Some((_, first)) = nest.state::<Nameless>().files.get_mut(&space)
+        {
+            *first = None;
+        }
+        Ok(opened)
+    }
+
     /// Opens it anew, with a description of its own.
     pub fn open(&self, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
         let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
@@ -304,7 +326,15 @@ impl FileRef {
             Some(lost @ (Lost::Covered { .. } | Lost::Dead { .. })) => {
                 lost.open(&self.path, plain).on("open", name)
             }
-            Some(lost) => open(&self.link_again(lost, nest)?),
+            Some(lost) => match self.link_again(lost, nest) {
+                Ok(at) => open(&at),
+                // What is immutable, or lies on a mount for reading only, gets no second name, and needs none.
+                Err(Error::Kernel {
+                    errno: Errno::EPERM | Errno::EROFS | Errno::EMLINK,
+                    ..
+                }) => lost.open(&self.path, plain).on("open", name),
+                Err(e) => Err(e),
+            },
         }
     }
 
@@ -365,8 +395,10 @@ impl FileRef {
             .make(self.key(), &here, create)
             .on("open(O_CREAT)", name)?;
         self.fill(&file, space, nest)?;
+        let attributes = self.attributes();
+        nest.state::<Ghosts>().flag(&file, &attributes).on("dup", name)?;
         drop(file);
-        self.attributes().give(&at)?;
+        attributes.give(&at)?;
         Ok(at)
     }
 
@@ -379,6 +411,7 @@ impl FileRef {
             mtime: self.stat.mtime,
             atime: self.stat.mtime,
             xattrs: Vec::new(),
+            flags: None,
         })
     }
 
@@ -417,7 +450,9 @@ impl FileRef {
             };
             let file = File::from(made);
             self.fill(&file, space, nest)?;
-            self.attributes().give_file(&file)?;
+            let attributes = self.attributes();
+            attributes.give_file(&file)?;
+            nest.state::<Ghosts>().flag(&file, &attributes).on("dup", name)?;
             let held = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).on("open", name)?;
             let first = Some(OwnedFd::from(file));
             nest.state::<Nameless>().files.insert(space, (held, first));
@@ -494,7 +529,7 @@ fn time((sec, nsec): (i64, i64)) -> String {
 }
 
 /// Opens a file for reading, which is not to show in its time of access where that can be had.
-fn open_unnoticed(path: &Path) -> std::io::Result<File> {
+pub(super) fn open_unnoticed(path: &Path) -> std::io::Result<File> {
     let open = |flags| File::options().read(true).custom_flags(flags).open(path);
     open(libc::O_NOATIME).or_else(|_| open(0))
 }
@@ -594,6 +629,10 @@ impl FdKind for Regular {
 
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
         if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
+            out.push(fd.blocker().why(why).remedy(remedy));
+        } else if let Some((why, remedy)) = found::shut(&fd.stat, &fd.at(), fd.flags())
+            .or_else(|| found::asked_for(&fd.link, &fd.at(), fd.flags()))
+        {
             out.push(fd.blocker().why(why).remedy(remedy));
         }
     }

@@ -5,6 +5,7 @@ use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
+use crate::observe::peek::Peek;
 use crate::observe::view::{ProcessView, View};
 use crate::tracee::{EXITKILL, SUSPEND_SECCOMP};
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,8 @@ const BPF_RET_K: u16 = 0x06;
 impl ProcessKind for Seccomp {
     const TAG: &'static str = "seccomp";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "seccomp strict mode and filters of each thread; filters that ask a supervisor (user notification) are refused";
+    const ABOUT: &'static str = "seccomp strict mode and filters of each thread; filters that ask a supervisor (user notification) are refused, and Landlock \
+        domains, where the kernel lets freeze look at them, of who has no_new_privs";
     // After all that needs system calls of the process's own free will, while installing is still allowed.
     const STAGE: Stage = Stage::Limits;
     type Record = Record;
@@ -48,6 +50,20 @@ impl ProcessKind for Seccomp {
                 p.blocker("seccomp", "a filter")
                     .why("filters can be read with CAP_SYS_ADMIN only")
                     .remedy("run freeze with CAP_SYS_ADMIN"),
+            );
+        }
+        // Whoever has not forsworn privileges needs CAP_SYS_ADMIN to enter one.
+        let sworn = p.threads.iter().any(|t| t.status.no_new_privs);
+        let locked = || Peek::get().and_then(|peek| peek.landlocked(p.pid));
+        if let Some(tid) = sworn
+            .then(locked)
+            .flatten()
+            .and_then(|tids| tids.first().copied())
+        {
+            out.push(
+                p.blocker(format!("thread {tid}"), "a Landlock domain")
+                    .why("the kernel does not tell its rules, and without them the program could do what it had forbidden itself")
+                    .remedy("start the program without this sandbox (landlock(7))"),
             );
         }
     }

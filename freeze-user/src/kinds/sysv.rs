@@ -10,12 +10,16 @@ use crate::observe::view::{ProcessView, View};
 use crate::proc::maps::Vma;
 use crate::proc::sysvipc;
 use crate::store::Content;
+use crate::store::Draft;
+use crate::sys;
 use crate::sys::ipc::Call;
 use crate::sys::shm::{ShmAttached, ShmStat, shm_lock, shm_remove, shm_set, shm_stat};
 use nix::errno::Errno;
+use nix::unistd::Whence;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
@@ -124,7 +128,7 @@ fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segm
         let len = stat.size.next_multiple_of(PAGE);
         let attached = ns.enter(|| ShmAttached::new(id, len)).on("shmat", name)?;
         let file = attached.open().on("open", name)?;
-        store_contents(&file, stat.size, space, from.draft, &name)?;
+        store(&file, stat.size, space, from.draft, &name)?;
         drop(attached);
         // The kernel notes who did it last: let that be who it was.
         let last = from.view.get(Pid(stat.last)).map(|p| p.pid);
@@ -139,6 +143,22 @@ fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segm
         }
     }
     Ok(segment(id, &stat, space, ns.is_apart()))
+}
+
+/// Copies the contents of a segment into the image, up to the end of its last page, which who attaches it has too.
+fn store(file: &File, size: u64, space: SpaceId, draft: &mut Draft, name: &dyn Fn() -> String) -> Result<()> {
+    let last = size / PAGE * PAGE;
+    if last == size || sys::huge_page_of(file.as_fd()) != 0 {
+        return store_contents(file, size, space, draft, name);
+    }
+    store_contents(file, last, space, draft, name)?;
+    // ENXIO: nobody ever had that page.
+    if nix::unistd::lseek64(file, last as i64, Whence::SeekData).is_ok() {
+        let mapped = sys::SharedAnon::of(file.as_fd(), last + PAGE).on("mmap", name)?;
+        let page = mapped.read(last, PAGE as usize).on("read", name)?;
+        draft.pages(space, last, &page)?;
+    }
+    Ok(())
 }
 
 fn segment(id: i32, stat: &ShmStat, space: SpaceId, apart: bool) -> Segment {
@@ -216,8 +236,9 @@ pub fn collect(id: i32, v: &Vma, pid: Pid, from: &mut Source<'_>) -> Result<Segm
     let space = object_space(DEVICE, id as u64);
     if from.shared.first_sight(DEVICE, id as u64) {
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
-        let file = File::open(&path).on("open", || path.clone())?;
-        store_contents(&file, stat.size, space, from.draft, &name)?;
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.on("open", || path.clone())?;
+        store(&file, stat.size, space, from.draft, &name)?;
     }
     let mut found = segment(id, &stat, space, ns.is_apart());
     found.huge = super::memory::huge_page(v);

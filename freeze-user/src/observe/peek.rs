@@ -3,6 +3,7 @@
 //! Only of what stands still: an address is followed step by step, and nothing keeps it from going stale meanwhile.
 
 pub mod arrived;
+pub mod landlock;
 pub mod queue;
 pub mod uring;
 
@@ -23,13 +24,15 @@ pub struct Peek {
 }
 
 /// The members that are looked at.
-const MEMBERS: [(&str, &str); 44] = [
+const MEMBERS: [(&str, &str); 46] = [
     ("task_struct", "files"),
     ("task_struct", "pid"),
     ("task_struct", "pid_links"),
     ("task_struct", "signal"),
     ("task_struct", "thread_node"),
     ("task_struct", "restart_block"),
+    ("task_struct", "cred"),
+    ("cred", "security"),
     ("signal_struct", "thread_head"),
     ("files_struct", "fdt"),
     ("fdtable", "fd"),

@@ -14,7 +14,7 @@ use crate::kinds::memory::{self, Memory, occupied};
 use crate::kinds::namespaces::{self, Namespace, clocks};
 use crate::kinds::regular::ghost::Ghosts;
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
-use crate::kinds::{cgroup, tcp, terminal};
+use crate::kinds::{cgroup, limits, tcp, terminal};
 use crate::nest::attach::Attach;
 use crate::nest::family::Family;
 use crate::nest::{CgroupChoice, Nest, Options};
@@ -326,7 +326,8 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
         }
         if stage == Files {
             // Everything is open: what had no name has none again, before anybody begins to watch directories.
-            nest.state::<Ghosts>().bury();
+            let lost = nest.state::<Ghosts>().bury();
+            nest.warnings.extend(lost);
         }
         let own = |id: &&FileId| records.attached(**id, &nest.options).is_none();
         for id in order.iter().filter(own).collect::<Vec<_>>() {
@@ -337,6 +338,7 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
         }
     }
+    limits::settle(nest)?;
     namespaces::seal(nest)?;
     fault::point("filters")?;
     namespaces::guard(nest, &records.namespaces)?;

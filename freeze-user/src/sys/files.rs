@@ -90,6 +90,44 @@ pub fn set_xattr(path: &Path, name: &[u8], value: &[u8]) -> Sys<()> {
     }
 }
 
+/// What keeps a file from being opened for writing, or a name in a directory from being taken away (chattr(1)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guarded {
+    Immutable,
+    AppendOnly,
+}
+
+/// Whether what `path` leads to is guarded so.
+pub fn guarded(path: &Path) -> Option<Guarded> {
+    let attributes = super::ns::statx(path, 0).ok()?[1];
+    match attributes {
+        a if a & libc::STATX_ATTR_IMMUTABLE as u64 != 0 => Some(Guarded::Immutable),
+        a if a & libc::STATX_ATTR_APPEND as u64 != 0 => Some(Guarded::AppendOnly),
+        _ => None,
+    }
+}
+
+/// Those flags of an inode that chattr(1) sets and that can be set on any file: S, i, a, d, A, D.
+const INODE_FLAGS: u32 = 0x1_00f8;
+const FS_IOC_GETFLAGS: u64 = 0x8008_6601;
+const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
+
+/// The flags of an inode; `None` where the file system has none.
+pub fn inode_flags(fd: BorrowedFd<'_>) -> Option<u32> {
+    let all = super::ioctl_int(fd, FS_IOC_GETFLAGS).ok()?;
+    Some(all as u32 & INODE_FLAGS)
+}
+
+/// Gives an inode these flags.
+pub fn set_inode_flags(fd: BorrowedFd<'_>, flags: u32) -> Sys<()> {
+    let all = super::ioctl_int(fd, FS_IOC_GETFLAGS)? as u32;
+    let wanted = all & !INODE_FLAGS | flags;
+    if wanted == all {
+        return Ok(());
+    }
+    super::ioctl_bytes(fd, FS_IOC_SETFLAGS, &mut u64::from(wanted).to_ne_bytes()).map(drop)
+}
+
 /// name_to_handle_at(2) of the file at `path`, links followed: type, bytes, and the number of its mount.
 pub fn handle_of(path: &Path) -> Sys<(i32, Vec<u8>, i32)> {
     const MAX: usize = 128;

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod bpfmap;
 pub mod fault;
 pub mod files;
+pub mod landlock;
 pub mod launch;
 pub mod events;
 pub mod pagemap;
@@ -655,6 +656,19 @@ impl SharedAnon {
         Ok(())
     }
 
+    /// Reads from it.
+    pub fn read(&self, at: u64, len: usize) -> Sys<Vec<u8>> {
+        if at.checked_add(len as u64).is_none_or(|end| end > self.len as u64) {
+            return Err(Errno::EFAULT);
+        }
+        let mut out = vec![0; len];
+        // SAFETY: inside a mapping of ours, checked just above, into memory of ours that is as long.
+        unsafe {
+            std::ptr::copy_nonoverlapping((self.at as *const u8).add(at as usize), out.as_mut_ptr(), len)
+        };
+        Ok(out)
+    }
+
     /// A descriptor of the object behind it (needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN).
     pub fn open(&self) -> std::io::Result<std::fs::File> {
         let path = format!("/proc/self/map_files/{:x}-{:x}", self.at, self.at + self.len);
@@ -720,12 +734,24 @@ pub fn fcntl_bytes(fd: BorrowedFd<'_>, command: i32, arg: &[u8; 32]) -> Sys<()> 
 
 /// getrlimit(2) of this process: soft and hard.
 pub fn own_rlimit(resource: u32) -> Sys<(u64, u64)> {
+    rlimit(Pid(0), resource)
+}
+
+/// prlimit(2) of a process, 0 is this one: soft and hard.
+pub fn rlimit(pid: Pid, resource: u32) -> Sys<(u64, u64)> {
     let mut pair = [0u64; 2];
     // SAFETY: the call writes two u64.
     unsafe {
         raw(
             libc::SYS_prlimit64,
-            [0, u64::from(resource), 0, pair.as_mut_ptr() as u64, 0, 0],
+            [
+                pid.0 as u64,
+                u64::from(resource),
+                0,
+                pair.as_mut_ptr() as u64,
+                0,
+                0,
+            ],
         )?
     };
     Ok((pair[0], pair[1]))

@@ -47,9 +47,18 @@ pub fn of_socket(socket: BorrowedFd<'_>) -> Sys<OwnedFd> {
     plain(libc::SYS_ioctl, [socket.as_raw_fd() as u64, 0x894c, 0, 0, 0, 0]).map(owned)
 }
 
-/// The id, as mountinfo has it, of the mount a path leads to (STATX_MNT_ID, Linux 5.8).
+/// The number of the mount that `path` leads to.
 pub fn mount_id(path: &Path) -> Sys<i64> {
     const STATX_MNT_ID: u64 = 0x1000;
+    let out = statx(path, STATX_MNT_ID)?;
+    if out[0] & STATX_MNT_ID == 0 {
+        return Err(Errno::ENOSYS);
+    }
+    Ok(out[18] as i64)
+}
+
+/// statx(2), links followed: what was asked for by `mask`, in words of eight bytes.
+pub(super) fn statx(path: &Path, mask: u64) -> Sys<[u64; 32]> {
     let text = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
     let mut out = [0u64; 32];
     // SAFETY: a terminated string, and a buffer of the 256 bytes of struct statx.
@@ -60,16 +69,13 @@ pub fn mount_id(path: &Path) -> Sys<i64> {
                 libc::AT_FDCWD as u64,
                 text.as_ptr() as u64,
                 0,
-                STATX_MNT_ID,
+                mask,
                 out.as_mut_ptr() as u64,
                 0,
             ],
         )?
     };
-    if out[0] & STATX_MNT_ID == 0 {
-        return Err(Errno::ENOSYS);
-    }
-    Ok(out[18] as i64)
+    Ok(out)
 }
 
 /// The root of a mount namespace, and its mounts as mountinfo shows them from there; the caller stays where it is.

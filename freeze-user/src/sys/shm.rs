@@ -96,7 +96,10 @@ impl ShmAttached {
     /// The memory as a file, by /proc/self/map_files.
     pub fn open(&self) -> std::io::Result<std::fs::File> {
         let end = self.at as u64 + self.len;
-        std::fs::File::open(format!("/proc/self/map_files/{:x}-{end:x}", self.at))
+        std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/self/map_files/{:x}-{end:x}", self.at))
     }
 
     /// Writes into it.

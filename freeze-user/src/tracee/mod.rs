@@ -9,6 +9,7 @@ pub mod process;
 mod raw;
 mod replay;
 pub mod regs;
+mod room;
 pub mod tape;
 
 pub use many::{park_all, play_all};

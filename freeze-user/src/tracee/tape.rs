@@ -9,6 +9,7 @@ use super::Stopped;
 use super::arrive::patience;
 use super::raw::{get_regs, set_mask};
 use super::regs::{Regs, return_frame};
+use super::room::{self, Room};
 use crate::error::{Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range};
 use crate::proc::maps::Vma;
@@ -71,10 +72,33 @@ const HARMLESS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
 impl Scratch {
     /// Maps `pages` + 1 pages in a process that is being checkpointed, by the `syscall` instruction of its own vDSO.
     pub fn map(thread: &mut Stopped, pid: Pid, vmas: &[Vma], status: &Status, pages: u64) -> Result<Scratch> {
+        let mut map = |share: i32| Scratch::map_within(thread, pid, vmas, status, pages, share);
+        match map(libc::MAP_PRIVATE) {
+            Err(e) if room::is_scarce(&e) => {}
+            done => return done,
+        }
+        // What is shared is no data in the sense of RLIMIT_DATA.
+        match map(libc::MAP_SHARED) {
+            Err(e) if room::is_scarce(&e) => {}
+            done => return done,
+        }
+        let _room = Room::make(pid);
+        map(libc::MAP_SHARED).map_err(|e| if room::is_scarce(&e) { room::none(pid) } else { e })
+    }
+
+    /// The same within the limits of the process.
+    fn map_within(
+        thread: &mut Stopped,
+        pid: Pid,
+        vmas: &[Vma],
+        status: &Status,
+        pages: u64,
+        share: i32,
+    ) -> Result<Scratch> {
         // By the thread: the first of the process may have ended.
         let by = thread.tid();
         let insn = find_syscall(by, vmas)?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let flags = share | libc::MAP_ANONYMOUS;
         let len = (pages + 1) * PAGE;
         let writable = libc::PROT_READ | libc::PROT_WRITE;
         let mut map = |prot: i32| {

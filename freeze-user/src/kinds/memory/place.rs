@@ -120,7 +120,7 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
 /// Maps a part of a recorded private mapping ahead, to be filled for those who inherit it.
 pub fn map_private(record: &Record, m: &Mapping, part: Range, pid: Pid, nest: &mut Nest) -> Result<()> {
     let file = match m.backing {
-        Backing::File(i) => Some(record.files[i].open(libc::O_RDONLY, nest)?),
+        Backing::File(i) => Some(record.files[i].open_to_map(libc::O_RDONLY, nest)?),
         Backing::Memfd(i) => Some(record.memfds[i].open(libc::O_RDONLY, nest)?),
         _ => None,
     };
@@ -287,7 +287,7 @@ fn set_layout(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
     const PR_SET_MM_MAP: u64 = 14;
     let exe = match record.exe_memfd.and_then(|i| record.memfds.get(i)) {
         Some(memfd) => memfd.open_to_execute(nest)?,
-        None => record.exe.open(libc::O_RDONLY, nest)?,
+        None => record.exe.open_to_execute(nest)?,
     };
     let at = nest.hand_over(pid, &[exe.as_raw_fd()])?;
     nest.process(pid)?.tape(|t| {
@@ -349,7 +349,7 @@ fn hand_over_backings(record: &Record, pid: Pid, nest: &mut Nest) -> Result<Hand
         }
         let flags = if key.1 { libc::O_RDWR } else { libc::O_RDONLY };
         match m.backing {
-            Backing::File(i) => open.push(record.files[i].open(flags, nest)?),
+            Backing::File(i) => open.push(record.files[i].open_to_map(flags, nest)?),
             Backing::Memfd(i) => open.push(record.memfds[i].open(flags, nest)?),
             _ => continue,
         }

@@ -9,11 +9,12 @@ use crate::observe::looks;
 use crate::observe::tree::{Tree, parse_mounts};
 use crate::observe::view::FileStat;
 use crate::sys::ended::StandIn;
-use crate::sys::files;
+use crate::sys::files::{self, Guarded};
 use crate::sys::ns;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
@@ -90,7 +91,7 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
     }
     if let Some(path) = gone {
         if stat.nlink == 0 || stat.kind() == libc::S_IFDIR {
-            return Ok(Way::Gone);
+            return homeless(&tree.path(path), tree).map_or(Ok(Way::Gone), Err);
         }
         let other = elsewhere(&tree.path(path), stat, at, tree).map(Way::Lost);
         // A union of directories hides a name that lies in its lower part, and does not count it off.
@@ -132,6 +133,56 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
         .flatten()
         .map(Way::Lost)
         .ok_or(why)
+}
+
+/// What keeps a file that has no name from being made again where its name was.
+fn homeless(path: &Path, tree: &Tree) -> Option<Obstacle> {
+    let dir = above(path);
+    if files::guarded(dir).is_some() {
+        return Some((
+            "it was unlinked, and in its directory no name can be made and taken away again (chattr +i or +a)".into(),
+            "take the flag off the directory (chattr -i -a)",
+        ));
+    }
+    // Trees that are built anew become read-only last.
+    let read_only = || statvfs(dir).is_ok_and(|s| s.flags().contains(FsFlags::ST_RDONLY));
+    (tree.number == 0 && read_only()).then(|| {
+        (
+            "it was unlinked, and where it was is mounted read-only by now".into(),
+            "mount it for writing again, or let the program close it",
+        )
+    })
+}
+
+/// What keeps a file that is still there from being opened anew with these flags.
+pub fn shut(stat: &FileStat, at: &str, flags: i32) -> Option<Obstacle> {
+    let writes = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
+    if !writes || stat.nlink == 0 {
+        return None;
+    }
+    let why = match files::guarded(at.as_ref())? {
+        Guarded::Immutable => "it became immutable (chattr +i) after it was opened for writing",
+        Guarded::AppendOnly if flags & libc::O_APPEND == 0 => {
+            "it became append-only (chattr +a) after it was opened for writing without O_APPEND"
+        }
+        Guarded::AppendOnly => return None,
+    };
+    Some((
+        format!("{why}, and nobody can open it so any more"),
+        "take the flag off it (chattr -i -a) until the program is restored",
+    ))
+}
+
+/// Why a file cannot be had again though it can be opened: what was asked for through it, which nobody tells.
+pub fn asked_for(link: &[u8], at: &str, flags: i32) -> Option<Obstacle> {
+    let writes = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
+    let told = link.starts_with(b"/proc/pressure/") || link.ends_with(b".pressure") && is_kernels_own(at);
+    (writes && told).then(|| {
+        (
+            "it was opened to be told of pressure (PSI), and what was asked for cannot be read".into(),
+            "let the program close it",
+        )
+    })
 }
 
 /// The process that has ended of which the file at this path of /proc told.
@@ -272,10 +323,20 @@ fn same(fd: &OwnedFd, stat: &FileStat) -> bool {
 }
 
 /// The nearest directory above `path` that is there.
+///
+/// Paths of the kernel hold no links: one that lies there now has taken a directory's place, and may lead anywhere. Only
+/// those of /proc are ours, by which trees are reached.
 pub fn above(path: &Path) -> &Path {
-    path.ancestors()
-        .skip(1)
-        .find(|p| p.is_dir())
+    let own = |p: &Path| p == Path::new("/proc/self") || p.parent() == Some(Path::new("/proc/self/fd"));
+    let is_there = |p: &&Path| match own(p) {
+        true => p.is_dir(),
+        false => std::fs::symlink_metadata(p).is_ok_and(|m| m.is_dir()),
+    };
+    let mut down: Vec<&Path> = path.ancestors().skip(1).collect();
+    down.reverse();
+    down.into_iter()
+        .take_while(is_there)
+        .last()
         .unwrap_or(Path::new("/"))
 }
 

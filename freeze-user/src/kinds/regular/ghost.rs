@@ -1,6 +1,7 @@
 //! Files, directories and nodes without a name, which get one for as long as they are opened again.
 
 use super::found::{Handle, above};
+use super::open_unnoticed;
 use crate::error::{Context, Result};
 use crate::kinds::pipe::Bytes;
 use crate::observe::view::FileStat;
@@ -9,9 +10,11 @@ use nix::sys::stat::UtimensatFlags;
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +29,9 @@ pub struct Attributes {
     pub atime: (i64, i64),
     /// Names and values, access control lists among them.
     pub xattrs: Vec<(Bytes, Bytes)>,
+    /// Flags of the inode (chattr(1)), where the file system has them.
+    #[serde(default)]
+    pub flags: Option<u32>,
 }
 
 impl Attributes {
@@ -33,6 +39,11 @@ impl Attributes {
     pub fn of(at: &str, stat: &FileStat) -> Result<Attributes> {
         let now = std::fs::metadata(at).on("stat", || at.to_owned())?;
         let xattrs = files::xattrs(at.as_ref()).on("listxattr", || at.to_owned())?;
+        // Nothing else is opened: a fifo could wait for somebody, and a device begin to do something.
+        let opened = match stat.kind() {
+            libc::S_IFREG | libc::S_IFDIR => open_unnoticed(at.as_ref()).ok(),
+            _ => None,
+        };
         Ok(Attributes {
             mode: stat.mode,
             uid: stat.uid,
@@ -40,6 +51,7 @@ impl Attributes {
             mtime: stat.mtime,
             atime: (now.atime(), now.atime_nsec()),
             xattrs: xattrs.into_iter().map(|(n, v)| (Bytes(n), Bytes(v))).collect(),
+            flags: opened.and_then(|fd| files::inode_flags(fd.as_fd())),
         })
     }
 
@@ -94,6 +106,10 @@ pub struct Ghosts {
     held: Vec<OwnedFd>,
     /// Removed directories, whose times are set once they are empty again.
     times: Vec<(File, [(i64, i64); 2])>,
+    /// Directories that were made under another name, since something else has theirs by now.
+    instead: BTreeMap<PathBuf, PathBuf>,
+    /// Flags of inodes, some of which would keep the name from being taken away again.
+    flags: Vec<(File, u32)>,
 }
 
 impl Ghosts {
@@ -113,8 +129,8 @@ impl Ghosts {
         path: &Path,
         mut make: impl FnMut(&Path) -> io::Result<T>,
     ) -> io::Result<(PathBuf, T)> {
-        self.lead_to(path)?;
-        let (at, made) = self.free_name(path, &mut make)?;
+        let place = self.lead_to(path)?;
+        let (at, made) = self.free_name(&place, &mut make)?;
         self.names.push((at.clone(), false));
         self.made
             .entry(key)
@@ -167,18 +183,15 @@ impl Ghosts {
             return Ok(at.to_owned());
         }
         let name = || path.display().to_string();
-        self.lead_to(path).on("mkdir", name)?;
+        let place = self.lead_to(path).on("mkdir", name)?;
         let at = if self.unclaimed.remove(path) {
-            path.to_owned()
+            self.instead.get(path).cloned().unwrap_or_else(|| path.to_owned())
         } else {
-            let (at, ()) = self
-                .free_name(path, &mut |p: &Path| std::fs::create_dir(p))
-                .on("mkdir", name)?;
-            self.names.push((at.clone(), true));
-            at
+            self.make_dir(path, &place).on("mkdir", name)?
         };
         attributes.give(&at)?;
         let held = File::open(&at).on("open", name)?;
+        self.flag(&held, attributes).on("dup", name)?;
         self.times.push((held, [attributes.atime, attributes.mtime]));
         self.made
             .entry(key)
@@ -192,25 +205,23 @@ impl Ghosts {
         path: &Path,
         make: &mut impl FnMut(&Path) -> io::Result<T>,
     ) -> io::Result<(PathBuf, T)> {
+        let mut short = false;
         for n in 0u64.. {
             let at = match n {
                 0 => path.to_owned(),
-                n => {
-                    let mut other = path.to_owned().into_os_string();
-                    other.push(format!(".freeze-{}-{}", std::process::id(), n - 1));
-                    PathBuf::from(other)
-                }
+                n => nearby(path, n - 1, short),
             };
             match make(&at) {
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                Err(e) if e.raw_os_error() == Some(libc::ENAMETOOLONG) && n > 0 && !short => short = true,
                 other => return other.map(|made| (at, made)),
             }
         }
         Err(ErrorKind::AlreadyExists.into())
     }
 
-    /// Makes the directories that lead to `path`, as far as they are gone.
-    fn lead_to(&mut self, path: &Path) -> io::Result<()> {
+    /// Makes the directories that lead to `path`, as far as they are gone; tells where `path` comes to lie.
+    fn lead_to(&mut self, path: &Path) -> io::Result<PathBuf> {
         let there = above(path);
         if let Ok(m) = std::fs::metadata(there)
             && !self.names.iter().any(|(p, _)| p == there)
@@ -218,17 +229,49 @@ impl Ghosts {
             let times = [(m.atime(), m.atime_nsec()), (m.mtime(), m.mtime_nsec())];
             self.touched.entry(there.to_owned()).or_insert(times);
         }
-        let gone: Vec<&Path> = path.ancestors().skip(1).take_while(|p| *p != there).collect();
-        for dir in gone.into_iter().rev() {
-            std::fs::create_dir(dir)?;
-            self.names.push((dir.to_owned(), true));
-            self.unclaimed.insert(dir.to_owned());
+        let mut at = there.to_owned();
+        let mut gone: Vec<&Path> = path.ancestors().take_while(|p| *p != there).collect();
+        gone.reverse();
+        for dir in gone {
+            at.push(dir.file_name().unwrap_or_default());
+            if dir == path {
+                break;
+            }
+            at = match self.instead.get(dir) {
+                Some(known) => known.clone(),
+                None => {
+                    self.unclaimed.insert(dir.to_owned());
+                    self.make_dir(dir, &at)?
+                }
+            };
+        }
+        Ok(at)
+    }
+
+    /// Makes the directory that was called `path`, if it can be had at `place`.
+    fn make_dir(&mut self, path: &Path, place: &Path) -> io::Result<PathBuf> {
+        let (at, ()) = self.free_name(place, &mut |p: &Path| std::fs::create_dir(p))?;
+        self.names.push((at.clone(), true));
+        if at != path {
+            self.instead.insert(path.to_owned(), at.clone());
+        }
+        Ok(at)
+    }
+
+    /// Gives the flags of its inode to an open file once it has no name any more.
+    pub fn flag(&mut self, file: &File, attributes: &Attributes) -> io::Result<()> {
+        if let Some(flags) = attributes.flags
+            && files::inode_flags(file.as_fd()).is_some_and(|now| now != flags)
+        {
+            // Not by one for writing: it may be a program to be run.
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            self.flags.push((File::open(path)?, flags));
         }
         Ok(())
     }
 
-    /// Takes the names away again, once everything that was looked for by them is open.
-    pub fn bury(&mut self) {
+    /// Takes the names away again, once everything that was looked for by them is open; tells what is not as it was.
+    pub fn bury(&mut self) -> Vec<String> {
         for (path, is_dir) in self.names.drain(..).rev() {
             let _ = match is_dir {
                 true => std::fs::remove_dir(path),
@@ -244,7 +287,34 @@ impl Ghosts {
         }
         self.made.clear();
         self.held.clear();
+        self.instead.clear();
+        let mut warnings = Vec::new();
+        for (file, flags) in self.flags.drain(..) {
+            if let Err(e) = files::set_inode_flags(file.as_fd(), flags) {
+                let shown = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                warnings.push(format!(
+                    "{}: its flags (chattr) could not be set: {e}",
+                    shown.unwrap_or_default().display()
+                ));
+            }
+        }
+        warnings
     }
+}
+
+/// Another name beside `path`; the beginning of the old one where it cannot be longer.
+fn nearby(path: &Path, n: u64, short: bool) -> PathBuf {
+    // The shortest limit of names in use leaves room for what is added (ecryptfs has 143).
+    const BEGINNING: usize = 100;
+    let old = path.file_name().unwrap_or_default().as_bytes();
+    let kept = if short {
+        old.len().min(BEGINNING)
+    } else {
+        old.len()
+    };
+    let mut name = OsStr::from_bytes(&old[..kept]).to_owned();
+    name.push(format!(".freeze-{}-{n}", std::process::id()));
+    path.with_file_name(name)
 }
 
 impl Drop for Ghosts {
