@@ -86,3 +86,45 @@ int main(void) {
     let said = refusal_in(House::User, text, "tables_shared_in_a_user_namespace");
     assert!(said.contains("cannot enter a user namespace"), "{said}");
 }
+
+#[test]
+fn a_program_that_chooses_among_the_sockets_of_a_port() {
+    let text = r#"
+import ctypes, socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+s.bind(("127.0.0.1", 0))
+program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0), 8)   # return 0
+s.setsockopt(socket.SOL_SOCKET, 51, struct.pack("HxxxxxxQ", 1, ctypes.addressof(program)))
+freeze_here()
+"#;
+    let running = Running::start(&python(text), "a_program_that_chooses");
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("SO_DETACH_REUSEPORT_BPF"), "{said}");
+}
+
+#[test]
+fn a_socket_with_a_name_in_another_directory() {
+    let text = r#"
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.bind(HERE + "/s")
+os.mkdir(HERE + "/d")
+os.link(HERE + "/s", HERE + "/d/s")
+freeze_here()
+"#;
+    let mut running = Running::start(&python(text), "a_socket_with_a_name_in_another_directory");
+    let done = output(
+        freeze()
+            .arg("checkpoint")
+            .arg(running.pid.to_string())
+            .arg("--to")
+            .arg(running.dir().join("image")),
+    );
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("another name in another directory"), "{said}");
+    running.verdict();
+}

@@ -255,3 +255,27 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    without_a_port,
+    subject(
+        r#"
+# A raw socket has a peer that has no port, of which getpeername(2) says nothing.
+PROTOCOL = 150 + os.getpid() % 100
+r = S.socket(S.AF_INET, S.SOCK_RAW, PROTOCOL)
+r.bind(("127.0.0.1", 0))
+r.connect(("127.0.0.5", 0))
+r6 = S.socket(S.AF_INET6, S.SOCK_RAW, PROTOCOL)
+r6.connect(("::1", 0))
+peer = S.socket(S.AF_INET, S.SOCK_RAW, PROTOCOL)
+peer.bind(("127.0.0.5", 0))
+freeze_here()
+r.send(b"raw")
+peer.settimeout(20)
+assert peer.recv(100).endswith(b"raw")
+r6.send(b"raw")
+r6.settimeout(20)
+assert r6.recv(100).endswith(b"raw")
+"#
+    )
+);

@@ -2,6 +2,7 @@
 
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
+use crate::observe::peek::arrived::Sockets;
 use crate::observe::peers::{inet_sockets, tcp_leftovers};
 use crate::observe::view::{FdView, ProcessView, View, all_pids, command_of, socket_link};
 use crate::sys;
@@ -141,6 +142,17 @@ pub fn held_outside(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
                 )),
         );
     }
+}
+
+/// What is in the way if a program chooses among the sockets that share its port: no kernel hands it out.
+pub fn chosen(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
+    let shared = sys::socket::option(held, libc::SOL_SOCKET, libc::SO_REUSEPORT).is_ok_and(|v| v != 0);
+    let chosen = shared && Sockets::get().and_then(|s| s.chosen(held)).unwrap_or(false);
+    chosen.then(|| {
+        fd.blocker()
+            .why("a program chooses among the sockets of its port (SO_ATTACH_REUSEPORT_CBPF), which the kernel does not hand out")
+            .remedy("let the program detach it first (SO_DETACH_REUSEPORT_BPF)")
+    })
 }
 
 /// Adds the mappings of sockets whose kind does not map them again.
