@@ -1,6 +1,7 @@
 //! Conformance of UDP, UDP-Lite and raw sockets: addresses, queues with their senders, groups, options.
 
-use freeze_tests::{c, conformance, python};
+use freeze_tests::subject::output;
+use freeze_tests::{Running, c, conformance, freeze, python};
 
 const BEGIN: &str = r#"
 import socket, struct
@@ -279,3 +280,45 @@ assert r6.recv(100).endswith(b"raw")
 "#
     )
 );
+
+#[test]
+fn datagrams_that_cannot_be_had_again_are_told_of() {
+    let text = r#"
+import ctypes, socket, subprocess
+S = socket
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+def ip(*words):
+    subprocess.run(["ip"] + list(words), check=True)
+ip("link", "set", "lo", "up")
+ip("address", "add", "10.99.0.1/32", "dev", "lo")
+s = S.socket(S.AF_INET, S.SOCK_DGRAM)
+s.bind(("0.0.0.0", 0))
+to = "127.0.0.1", s.getsockname()[1]
+def send(data, host):
+    x = S.socket(S.AF_INET, S.SOCK_DGRAM)
+    x.bind((host, 0))
+    x.sendto(data, to)
+send(b"one", "127.0.0.1")
+send(b"lost", "10.99.0.1")
+send(b"two", "127.0.0.1")
+ip("address", "delete", "10.99.0.1/32", "dev", "lo")
+freeze_here()
+assert [s.recv(9, S.MSG_DONTWAIT) for n in range(2)] == [b"one", b"two"]
+send(b"more", "127.0.0.1")
+assert s.recv(9) == b"more"
+"#;
+    let mut running = Running::start(&python(text), "udp::datagrams_that_cannot_be_had_again");
+    let image = running.dir().join("image");
+    let mut command = freeze();
+    command.arg("checkpoint").arg(running.pid.to_string());
+    let done = output(command.arg("--to").arg(&image).arg("--kill"));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    running.wait_gone();
+    let done = output(freeze().arg("restore").arg(&image).arg("--detach"));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{said}");
+    running.pids();
+    let told = "1 datagram(s) that waited to be read are lost, the first from 10.99.0.1:";
+    assert!(said.contains(told), "{said}");
+    running.verdict();
+}
