@@ -493,3 +493,31 @@ assert all(now > then // 2 for now, then in zip(sizes(), before)), (sizes(), bef
 "#
     )
 );
+
+conformance!(
+    little_room,
+    subject(
+        r#"
+# Who has little room is never sent more than that, and so never has to throw any away, for which the other would wait.
+def little(family, address):
+    l = S.socket(family)
+    l.setsockopt(S.SOL_SOCKET, S.SO_RCVBUF, 3000)
+    l.bind((address, 0))
+    l.listen(1)
+    c = S.socket(family)
+    c.setsockopt(S.SOL_SOCKET, S.SO_SNDBUF, 100000)
+    c.connect(l.getsockname()[:2])
+    return c, l.accept()[0]
+all = [little(*a) for a in ((S.AF_INET, "127.0.0.1"), (S.AF_INET6, "::1")) for n in range(2)]
+counts = [fill(all[n][0], b"x") for n in (0, 2)]
+freeze_here()
+began = time.monotonic()
+for n, count in zip((0, 2), counts):
+    assert read(all[n][1], count) == b"x" * count
+for c, s in all:
+    count = fill(c, b"y")
+    assert read(s, count) == b"y" * count
+assert time.monotonic() - began < 4, time.monotonic() - began
+"#
+    )
+);

@@ -565,3 +565,38 @@ assert os.stat(HERE + "/a").st_nlink == 2 and not os.path.exists(HERE + "/b")
 "#
     )
 );
+
+conformance!(
+    pidfds_of_senders,
+    subject(
+        r#"
+# SO_PASSPIDFD: with what waits comes a pidfd of who sent it.
+a, b = S.socketpair(S.AF_UNIX, S.SOCK_DGRAM)
+c, d = S.socketpair()
+try:
+    for x in b, d:
+        x.setsockopt(S.SOL_SOCKET, 76, 1)
+    known = True
+except OSError:
+    known = False   # before Linux 6.5
+child = os.fork()
+if not child:
+    a.send(b"child")
+    c.send(b"child")
+    while True:
+        signal.pause()
+while len(d.recv(9, S.MSG_PEEK)) < 5 or len(b.recv(9, S.MSG_PEEK)) < 5:
+    pass
+freeze_here()
+for x in b, d:
+    data, control, _, _ = x.recvmsg(9, 1000)
+    assert data == b"child"
+    found = [struct.unpack("i", value)[0] for level, kind, value in control if kind == 4]
+    assert len(found) == known, control
+    for fd in found:
+        assert "Pid:\t%d\n" % child in open("/proc/self/fdinfo/%d" % fd).read()
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+"#
+    )
+);

@@ -85,6 +85,18 @@ impl Base {
         self.set(fd, &self.early_options())
     }
 
+    /// Sets how much a TCP socket has room for, and lets the other end send: what it was told it may send is never taken back.
+    pub fn give_window(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let window = |o: &&SocketOption| {
+            matches!(
+                (o.level, o.name),
+                (libc::SOL_SOCKET, libc::SO_RCVBUF) | (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)
+            )
+        };
+        let all: Vec<_> = self.options.iter().filter(window).cloned().collect();
+        self.set(fd, &all)
+    }
+
     /// Sets its options.
     pub fn give_options(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.set(fd, &self.options)

@@ -115,8 +115,9 @@ pub fn silence(fd: BorrowedFd<'_>) -> Sys<()> {
     set_option(fd, TCP, TCP_REPAIR, 1)
 }
 
-/// `TCP_MIN_MSS`, `MAX_TCP_WINDOW`.
+/// `TCP_MIN_MSS`, `TCP_MSS_DEFAULT`, `MAX_TCP_WINDOW`.
 const LEAST_MSS: u32 = 88;
+const DEFAULT_MSS: u32 = 536;
 const MAX_TCP_WINDOW: u32 = 32767;
 
 /// How often a connection is read again that changes while it is read: what is on its way arrives in the meantime.
@@ -354,9 +355,15 @@ pub fn write(fd: BorrowedFd<'_>, local: &[u8], remote: &[u8], stream: &Stream) -
         TCP_QUEUE_SEQ,
         from(stream.send_next, stream.written.len()),
     )?;
-    // What it is to send at once is settled when it is connected, not when the options are told; the largest that can be wished
-    // for is more than any device but the loopback one carries.
-    let mss = stream.mss.clamp(LEAST_MSS, MAX_TCP_WINDOW) as i32;
+    // How much it sends at once is settled when it is connected, and again only when the other's window is larger than it ever
+    // was: half of that at most, without which it would wait for room that never is.
+    let largest = stream.window[2];
+    let half = if largest > DEFAULT_MSS {
+        largest / 2
+    } else {
+        largest
+    };
+    let mss = stream.mss.min(half).clamp(LEAST_MSS, MAX_TCP_WINDOW) as i32;
     set_option(fd, TCP, libc::TCP_MAXSEG, mss)?;
     socket_to(fd, true, remote)?;
     set_option(fd, TCP, libc::TCP_MAXSEG, 0)?;

@@ -453,6 +453,8 @@ impl Connection {
             }
         }
         tcp::write(fd, local, &remote, &self.stream()).on("making a connection (TCP_REPAIR)", name)?;
+        // Before the first segment arrives: it would be answered as the room for the queues allows.
+        base.give_window(fd)?;
         if self.peer.is_none() && !self.outside {
             let domain = i32::from(u16::from_ne_bytes(*local.first_chunk().unwrap_or(&[0, 0])));
             let ghost = sys::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP).on("socket", name)?;
