@@ -521,3 +521,28 @@ assert time.monotonic() - began < 4, time.monotonic() - began
 "#
     )
 );
+
+conformance!(
+    of_another_family,
+    subject(
+        r#"
+# A connected socket of IPv6 may be turned into one of IPv4 (IPV6_ADDRFORM).
+l = S.socket()
+l.bind(("127.0.0.1", 0))
+l.listen(1)
+c = S.socket(S.AF_INET6)
+c.connect(("::ffff:127.0.0.1", l.getsockname()[1]))
+s, _ = l.accept()
+c.setsockopt(S.IPPROTO_IPV6, 1, S.AF_INET)
+c = S.socket(fileno=c.detach())
+assert c.family == S.AF_INET
+c.send(b"x")
+before = names(c, s)
+freeze_here()
+assert names(c, s) == before and c.getsockopt(S.SOL_SOCKET, S.SO_DOMAIN) == S.AF_INET
+assert read(s, 1) == b"x"
+s.send(b"y")
+assert read(c, 1) == b"y"
+"#
+    )
+);

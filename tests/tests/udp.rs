@@ -322,3 +322,59 @@ assert s.recv(9) == b"more"
     assert!(said.contains(told), "{said}");
     running.verdict();
 }
+
+conformance!(
+    by_another_device,
+    c(r#"
+#include <net/if.h>
+#include <netinet/in.h>
+/* What goes to a group goes by the device that was chosen, of which getsockopt(2) tells the address only. */
+int main(void) {
+    struct ip_mreqn by = { .imr_ifindex = OK(if_nametoindex("lo")) }, group = by;
+    struct sockaddr_in to = { AF_INET, 0, { htonl(0xefff4242 /* 239.255.66.66 */) } };
+    socklen_t len = sizeof to;
+    int hears = OK(socket(AF_INET, SOCK_DGRAM, 0)), s = OK(socket(AF_INET, SOCK_DGRAM, 0));
+    OK(bind(hears, (void *)&to, sizeof to));
+    OK(getsockname(hears, (void *)&to, &len));
+    group.imr_multiaddr = to.sin_addr;
+    OK(setsockopt(hears, IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof group));
+    OK(setsockopt(s, IPPROTO_IP, IP_MULTICAST_IF, &by, sizeof by));
+    freeze_here();
+    char byte;
+    SAME(sendto(s, "x", 1, 0, (void *)&to, sizeof to), 1);
+    struct pollfd one = { hears, POLLIN };
+    SAME(poll(&one, 1, 10000), 1);
+    SAME(recv(hears, &byte, 1, 0), 1);
+}
+"#)
+);
+
+conformance!(
+    newer_options,
+    c(r#"
+#include <netinet/in.h>
+/* Options that not every kernel has, and one that is told by a level by which it cannot be set. */
+int main(void) {
+    struct { int socket, level, name, value; } all[] = {
+        { 0, SOL_SOCKET, 63 /* SO_TIMESTAMP_NEW */, 1 }, { 1, SOL_SOCKET, 64 /* SO_TIMESTAMPNS_NEW */, 1 },
+        { 2, SOL_SOCKET, 65 /* SO_TIMESTAMPING_NEW */, 2 }, { 0, SOL_SOCKET, 75 /* SO_RCVMARK */, 1 },
+        { 2, IPPROTO_IP, IP_ROUTER_ALERT, 1 }, { 3, SOL_RAW, 7 /* IPV6_CHECKSUM */, 4 },
+    };
+    int s[4] = { OK(socket(AF_INET, SOCK_DGRAM, 0)), OK(socket(AF_UNIX, SOCK_DGRAM, 0)), OK(socket(AF_INET, SOCK_RAW, 99)),
+                 OK(socket(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6)) };
+    int n = sizeof all / sizeof *all, now[2];
+    for (int i = 0; i < n; i++) {
+        socklen_t len = sizeof now;
+        if (setsockopt(s[all[i].socket], all[i].level, all[i].name, &all[i].value, sizeof(int)) == -1) all[i].value = -1;
+        if (getsockopt(s[all[i].socket], all[i].level, all[i].name, now, &len) == -1) all[i].value = -1;
+    }
+    freeze_here();
+    for (int i = 0; i < n; i++) {
+        socklen_t len = sizeof now;
+        if (all[i].value == -1) continue;
+        OK(getsockopt(s[all[i].socket], all[i].level, all[i].name, now, &len));
+        SAME(now[0], all[i].value);
+    }
+}
+"#)
+);

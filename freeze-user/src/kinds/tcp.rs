@@ -261,11 +261,9 @@ impl FdKind for Tcp {
         if let Some(blocker) = obstacle(fd, held, from.view, true) {
             return Err(blocker.refuse());
         }
-        let domain = if fd.protocol == "TCP" {
-            libc::AF_INET
-        } else {
-            libc::AF_INET6
-        };
+        // It may have become another since it was made (IPV6_ADDRFORM).
+        let domain = socket::option(held, libc::SOL_SOCKET, libc::SO_DOMAIN)
+            .on("getsockopt(SO_DOMAIN)", || fd.label())?;
         let info = info(held).on("getsockopt(TCP_INFO)", || fd.label())?;
         let local = sys::socket_name(held, false).on("getsockname", || fd.label())?;
         let failed = match info.state {

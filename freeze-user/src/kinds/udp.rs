@@ -6,6 +6,7 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result, errno};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
+use crate::observe::peek::arrived::Sockets;
 use crate::observe::peers::{inet_sockets, shut_halves};
 use crate::observe::view::{FdView, View};
 use crate::sys::datagram::{address_of, inject};
@@ -35,6 +36,9 @@ pub struct Record {
     /// The only one it hears, and sends to if not told otherwise.
     pub remote: Option<Bytes>,
     pub groups: Vec<Membership>,
+    /// The device to which it sends multicasts of IPv4, if it was given one and freeze may look; 0 for none.
+    #[serde(default)]
+    pub multicast_device: u32,
     pub queue: Vec<Datagram>,
     /// Halves that are shut: 1 receiving, 2 sending.
     pub shutdown: u8,
@@ -169,6 +173,7 @@ impl FdKind for Udp {
             remote,
             groups: multicast::read(held, domain == libc::AF_INET6)
                 .on("looking for multicast groups", name)?,
+            multicast_device: Sockets::get().and_then(|s| s.multicast_device(held)).unwrap_or(0),
             queue,
             shutdown,
         })
@@ -204,6 +209,7 @@ impl FdKind for Udp {
             sys::socket_to(fd.as_fd(), true, &remote.0).on("connect", name)?;
         }
         record.base.give_options(fd.as_fd())?;
+        record.give_multicast_device(fd.as_fd())?;
         for group in &record.groups {
             multicast::join(fd.as_fd(), group).on("setsockopt(MCAST_JOIN_GROUP)", || {
                 format!("{}: {}", name(), group.group)
@@ -248,6 +254,20 @@ fn peer_without_port(fd: &FdView, domain: i32) -> Option<Vec<u8>> {
 }
 
 impl Record {
+    fn give_multicast_device(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        if self.multicast_device == 0 {
+            return Ok(());
+        }
+        let mut address = [0; 4];
+        let name = || format!("{}: device {}", self.base.label(), self.multicast_device);
+        sys::getsockopt(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &mut address)
+            .on("getsockopt(IP_MULTICAST_IF)", name)?;
+        // struct ip_mreqn: no group, the address as it is, the device.
+        let request = [[0; 4], address, self.multicast_device.to_ne_bytes()].concat();
+        sys::setsockopt(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &request)
+            .on("setsockopt(IP_MULTICAST_IF)", name)
+    }
+
     /// Whether it asks for echoes.
     fn echo(&self) -> bool {
         self.kind == libc::SOCK_DGRAM && matches!(self.protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
