@@ -96,6 +96,9 @@ s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 s.bind(("127.0.0.1", 0))
 program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0), 8)   # return 0
 s.setsockopt(socket.SOL_SOCKET, 51, struct.pack("HxxxxxxQ", 1, ctypes.addressof(program)))
+p = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+p.bind(("lo", 0x0800))
+p.setsockopt(263, 18, os.getpid() & 0xffff | 6 << 16)   # PACKET_FANOUT, PACKET_FANOUT_CBPF
 freeze_here()
 "#;
     let running = Running::start(&python(text), "a_program_that_chooses");
@@ -103,6 +106,7 @@ freeze_here()
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(3), "{said}");
     assert!(said.contains("SO_DETACH_REUSEPORT_BPF"), "{said}");
+    assert!(said.contains("PACKET_FANOUT_DATA"), "{said}");
 }
 
 #[test]
