@@ -69,3 +69,27 @@ int main(void){
   return 0;}
 "#)
 );
+
+conformance!(
+    packets,
+    c(r#"
+/* A fifo in packet mode, which was set after it was opened. */
+int main(void) {
+    char back[16];
+    OK(mkfifo(in_here("fifo"), 0600));
+    int both = OK(open(in_here("fifo"), O_RDWR));
+    OK(fcntl(both, F_SETFL, O_DIRECT));
+    SAME(write(both, "aaa", 3), 3);
+    SAME(write(both, "bb", 2), 2);
+    freeze_here();
+    SAME(fcntl(both, F_GETFL) & O_DIRECT, O_DIRECT);
+    SAME(read(both, back, 2), 2);
+    SAME(read(both, back, 16), 2);
+    SAME(back[0], 'b');
+    SAME(write(both, "ccc", 3), 3);
+    SAME(read(both, back, 1), 1);
+    SAME(write(both, "d", 1), 1);
+    SAME(read(both, back, 16), 1);
+}
+"#)
+);

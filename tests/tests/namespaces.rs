@@ -1,6 +1,6 @@
 //! Conformance of namespaces: host names, mounts, pids, users, networks and clocks of a program's own, alone and nested.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::{c, conformance, python};
 
 conformance!(
     names_and_ipc,
@@ -696,6 +696,61 @@ int main(void) {
     g = OK(open("h/kept", O_RDONLY));
     SAME(read(g, back, 5), 5);
     CHECK(!strcmp(back, "kept"));
+}
+"#)
+);
+
+conformance!(
+    settings_of_ipc,
+    python(
+        r#"
+# What /proc/sys says of an IPC namespace, as far as it can be set in it.
+import ctypes
+assert ctypes.CDLL(None).unshare(0x08000000) == 0
+SETTINGS = {"fs/mqueue/msg_default": 7, "fs/mqueue/msgsize_default": 4000, "fs/mqueue/msg_max": 9, "fs/mqueue/msgsize_max": 5000,
+            "fs/mqueue/queues_max": 77, "kernel/msgmax": 4000, "kernel/msgmnb": 9999, "kernel/msgmni": 333, "kernel/shmmni": 222,
+            "kernel/shmall": 100000, "kernel/shmmax": 1 << 30, "kernel/sem": "100 2000 30 40", "kernel/shm_rmid_forced": 1}
+def read(name):
+    try:
+        return open("/proc/sys/" + name).read().split()
+    except FileNotFoundError:
+        return None
+if not os.path.isdir("/proc/sys/fs/mqueue"):
+    SETTINGS = {}
+for name, value in SETTINGS.items():
+    try:
+        open("/proc/sys/" + name, "w").write(str(value))
+    except OSError:
+        pass
+before = {name: read(name) for name in SETTINGS}
+freeze_here()
+assert {name: read(name) for name in SETTINGS} == before
+"#
+    )
+);
+
+conformance!(
+    proc_of_the_rootless,
+    c(r#"
+/* A /proc that was mounted anew in a user namespace, and limits below those that the namespace came with. */
+#include <sys/mount.h>
+int main(void) {
+    struct rlimit now, limit = { 111, 222 };
+    char path[64], *at = in_here("proc");
+    if (!housed()) OK(unshare(CLONE_NEWUSER | CLONE_NEWNS));
+    else OK(unshare(CLONE_NEWNS));
+    OK(setrlimit(RLIMIT_NOFILE, &limit));
+    OK(mkdir(at, 0755));
+    /* Only who has a pid namespace of its own may mount one. */
+    int mounted = mount("proc", at, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0) == 0;
+    CHECK(mounted || !housed());
+    freeze_here();
+    OK(getrlimit(RLIMIT_NOFILE, &now));
+    CHECK(now.rlim_cur == 111 && now.rlim_max == 222);
+    if (!mounted) return 0;
+    snprintf(path, sizeof path, "proc/%d/stat", getpid());
+    SAME(access(in_here(path), F_OK), 0);
+    return 0;
 }
 "#)
 );

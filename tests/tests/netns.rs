@@ -1,6 +1,6 @@
 //! Network namespaces with devices of every kind, read and put into fresh ones.
 
-use freeze_tests::skip;
+use freeze_tests::{conformance, python, skip};
 use freeze_user::kinds::netns::{Record, collect, guard, restore, try_out};
 use freeze_user::kinds::pipe::Bytes;
 use freeze_user::sys::ipc::within;
@@ -638,3 +638,33 @@ fn what_is_elsewhere_in_the_network_is_refused() {
         );
     }
 }
+
+conformance!(
+    loopback,
+    python(
+        r#"
+# Addresses and routes of the loopback device, which come by themselves when it goes up, are those that were there.
+import ctypes, socket
+if os.getppid() != 1:
+    assert ctypes.CDLL(None).unshare(0x40000000) == 0
+    import fcntl, struct
+    fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sH14x", b"lo", 0x49))
+def table():
+    # Without counters of references and use.
+    routes = [line.split() for line in open("/proc/net/ipv6_route")]
+    routes = sorted((r[0], r[1], r[4], r[5], r[8], r[9]) for r in routes)
+    return routes, open("/proc/net/if_inet6").read(), open("/proc/net/route").read()
+l = socket.socket(socket.AF_INET6)
+l.bind(("::1", 0))
+l.listen()
+c = socket.create_connection(l.getsockname()[:2])
+before = table()
+freeze_here()
+assert table() == before, (table(), before)
+s, _ = l.accept()
+c.send(b"x")
+assert s.recv(1) == b"x"
+socket.create_connection(l.getsockname()[:2])
+"#
+    )
+);

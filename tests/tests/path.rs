@@ -79,3 +79,28 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    of_bound_sockets,
+    c(r#"
+#include <sys/un.h>
+/* Through a descriptor of the file that a socket is bound to, it can be reached though it is bound anew. */
+int main(void) {
+    int s[2], file[2], client = OK(socket(AF_UNIX, SOCK_DGRAM, 0));
+    struct sockaddr_un name[2] = { { AF_UNIX }, { AF_UNIX } };
+    for (int i = 0; i < 2; i++) {
+        s[i] = OK(socket(AF_UNIX, SOCK_DGRAM, 0));
+        snprintf(name[i].sun_path, sizeof name[i].sun_path, "%.90s/s%d", here_dir, i);
+        OK(bind(s[i], (void *)&name[i], sizeof name[i]));
+        file[i] = OK(open(name[i].sun_path, O_PATH));
+    }
+    freeze_here();
+    for (int i = 0; i < 2; i++) {
+        char byte;
+        snprintf(name[i].sun_path, sizeof name[i].sun_path, "/proc/self/fd/%d", file[i]);
+        SAME(sendto(client, "x", 1, 0, (void *)&name[i], sizeof name[i]), 1);
+        SAME(recv(s[i], &byte, 1, MSG_DONTWAIT), 1);
+    }
+}
+"#)
+);

@@ -130,3 +130,31 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    changed_modes,
+    c(r#"
+/* Packets that were written before the mode was left are still packets, and what was written before it was entered is none. */
+int main(void) {
+    int packets[2], stream[2], one[2];
+    char back[16];
+    OK(pipe2(packets, O_DIRECT)); OK(pipe2(one, O_DIRECT)); OK(pipe(stream));
+    SAME(write(packets[1], "aaa", 3), 3);
+    SAME(write(packets[1], "bb", 2), 2);
+    SAME(write(one[1], "aaa", 3), 3);
+    SAME(write(stream[1], "stream", 6), 6);
+    OK(fcntl(packets[1], F_SETFL, 0)); OK(fcntl(one[1], F_SETFL, 0)); OK(fcntl(stream[1], F_SETFL, O_DIRECT));
+    freeze_here();
+    SAME(read(packets[0], back, 2), 2);
+    SAME(read(packets[0], back, 16), 2);
+    SAME(back[0], 'b');
+    SAME(read(one[0], back, 2), 2);
+    SAME(write(one[1], "zz", 2), 2);
+    SAME(read(one[0], back, 16), 2);
+    SAME(back[0], 'z');
+    SAME(read(stream[0], back, 2), 2);
+    SAME(read(stream[0], back, 16), 4);
+    SAME(back[0], 'r');
+}
+"#)
+);

@@ -140,3 +140,111 @@ int main(void) {
     assert_eq!(done.status.code(), Some(3), "{said}");
     assert!(said.contains("/proc/pressure/memory"), "{said}");
 }
+
+#[test]
+fn a_program_that_chooses_among_the_sockets_of_a_port() {
+    let text = r#"
+import ctypes, socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+s.bind(("127.0.0.1", 0))
+program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0), 8)   # return 0
+s.setsockopt(socket.SOL_SOCKET, 51, struct.pack("HxxxxxxQ", 1, ctypes.addressof(program)))
+p = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+p.bind(("lo", 0x0800))
+p.setsockopt(263, 18, os.getpid() & 0xffff | 6 << 16)   # PACKET_FANOUT, PACKET_FANOUT_CBPF
+freeze_here()
+"#;
+    let running = Running::start(&python(text), "a_program_that_chooses");
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("SO_DETACH_REUSEPORT_BPF"), "{said}");
+    assert!(said.contains("PACKET_FANOUT_DATA"), "{said}");
+}
+
+#[test]
+fn a_socket_with_a_name_in_another_directory() {
+    let text = r#"
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.bind(HERE + "/s")
+os.mkdir(HERE + "/d")
+os.link(HERE + "/s", HERE + "/d/s")
+freeze_here()
+"#;
+    let mut running = Running::start(&python(text), "a_socket_with_a_name_in_another_directory");
+    let done = output(
+        freeze()
+            .arg("checkpoint")
+            .arg(running.pid.to_string())
+            .arg("--to")
+            .arg(running.dir().join("image")),
+    );
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("another name in another directory"), "{said}");
+    running.verdict();
+}
+
+#[test]
+fn mounts_that_map_ids() {
+    let text = r#"
+#include <sys/mount.h>
+int main(void) {
+    struct { uint64_t set, clear, propagation, userns; } attr = { 0x00100000 /* MOUNT_ATTR_IDMAP */ };
+    int pid = OK(syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0)), fd;
+    char path[64];
+    if (!pid) { nap(20000); _exit(0); }
+    for (int n = 0; n < 2; n++) {
+        snprintf(path, sizeof path, "/proc/%d/%s_map", pid, n ? "gid" : "uid");
+        fd = OK(open(path, O_WRONLY));
+        SAME(write(fd, "0 1000 1", 8), 8);
+        OK(close(fd));
+    }
+    snprintf(path, sizeof path, "/proc/%d/ns/user", pid);
+    attr.userns = fd = OK(open(path, O_RDONLY));
+    OK(mkdir(in_here("from"), 0755));
+    OK(mkdir(in_here("to"), 0755));
+    OK(mount("t", in_here("from"), "tmpfs", 0, 0));
+    int tree = OK(syscall(428 /* open_tree */, AT_FDCWD, in_here("from"), 1 /* OPEN_TREE_CLONE */));
+    /* Where file systems in memory cannot do that yet (before Linux 6.3) there is nothing to refuse. */
+    if (syscall(442 /* mount_setattr */, tree, "", AT_EMPTY_PATH, &attr, sizeof attr) == -1)
+        OK(close(OK(open(in_here("cannot"), O_CREAT | O_WRONLY, 0600))));
+    OK(syscall(429 /* move_mount */, tree, "", AT_FDCWD, in_here("to"), 4 /* MOVE_MOUNT_F_EMPTY_PATH */));
+    OK(close(tree));
+    OK(close(fd));
+    OK(kill(pid, SIGKILL));
+    SAME(waitpid(pid, 0, 0), pid);
+    freeze_here();
+}
+"#;
+    let running = Running::start_housed(&c(text), "mounts_that_map_ids", House::Namespaces);
+    if running.dir().join("cannot").exists() {
+        return;
+    }
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("it maps ids (mount_setattr)"), "{said}");
+}
+
+#[test]
+fn overlays_of_relative_paths() {
+    let text = r#"
+#include <sys/mount.h>
+int main(void) {
+    OK(mkdir(in_here("base"), 0755));
+    OK(mount("t", in_here("base"), "tmpfs", 0, 0));
+    OK(chdir(in_here("base")));
+    OK(mkdir("a", 0755));
+    OK(mkdir("b", 0755));
+    OK(mkdir("over", 0755));
+    OK(mount("overlay", "over", "overlay", 0, "lowerdir=a:b"));
+    OK(chdir("/"));
+    freeze_here();
+}
+"#;
+    let said = refusal_in(House::Namespaces, text, "overlays_of_relative_paths");
+    assert!(said.contains("its layers are named by relative paths"), "{said}");
+}

@@ -273,3 +273,187 @@ os.close(7)
     running.verdict();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "after");
 }
+
+/// Byte `n` of a stream that repeats itself only after long.
+fn byte_of_stream(n: usize) -> u8 {
+    (n * 7 + n / 251) as u8
+}
+
+/// Reads from a stream, in order, from where `at` is.
+fn follow(from: &mut TcpStream, at: &mut usize, count: usize) {
+    let mut some = vec![0; 1 << 16];
+    let until = *at + count;
+    while *at < until {
+        let most = some.len().min(until - *at);
+        let n = from.read(&mut some[..most]).unwrap();
+        assert_ne!(n, 0, "it ends after {at}");
+        for byte in &some[..n] {
+            assert_eq!(*byte, byte_of_stream(*at), "byte {at}");
+            *at += 1;
+        }
+    }
+}
+
+/// What the subjects below begin with: one connection to the test, and the stream.
+const STREAM: &str = r#"
+import socket, threading
+S = socket
+c = S.create_connection(("127.0.0.1", PORT))
+PERIOD = bytes((n * 7 + n // 251) & 255 for n in range(251 * 256))
+def stream(at, count):
+    at %= len(PERIOD)
+    return (PERIOD[at:] + PERIOD * (count // len(PERIOD) + 1))[:count]
+"#;
+
+fn streaming(text: &str) -> (freeze_tests::Subject, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (python(&format!("PORT = {port}\n{STREAM}\n{text}")), listener)
+}
+
+#[test]
+fn what_was_not_sent_yet_follows_without_a_gap() {
+    let (subject, listener) = streaming(
+        r#"
+c.setblocking(False)
+sent = 0
+try:
+    while True:
+        sent += c.send(stream(sent, 65536))
+except BlockingIOError:
+    open(HERE + "/sent", "w").write(str(sent))
+freeze_here()
+c.setblocking(True)
+c.sendall(stream(sent, 1 << 20))
+"#,
+    );
+    let mut running = Running::start(&subject, "sockets_outside::what_was_not_sent_yet");
+    let mut peer = listener.accept().unwrap().0;
+    peer.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+        .unwrap();
+    let sent: usize = std::fs::read_to_string(running.dir().join("sent"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    for _ in 0..2 {
+        checkpoint(&mut running, &[]);
+        assert_eq!(restore(&mut running, &[]), "");
+        std::fs::remove_dir_all(running.dir().join("image")).unwrap();
+    }
+    running.go();
+    let mut at = 0;
+    follow(&mut peer, &mut at, sent + (1 << 20));
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    running.verdict();
+}
+
+#[test]
+fn neither_direction_loses_a_byte_while_both_are_busy() {
+    let (subject, listener) = streaming(
+        r#"
+ends = []
+def send():
+    sent = 0
+    while not gone_ahead():
+        c.sendall(stream(sent, 20000))
+        sent += 20000
+    c.shutdown(S.SHUT_WR)
+    ends.append(sent)
+def receive():
+    at = 0
+    while True:
+        some = c.recv(30000)
+        if not some:
+            break
+        assert some == stream(at, len(some)), at
+        at += len(some)
+    ends.append(at)
+threads = [threading.Thread(target=t) for t in (send, receive)]
+for t in threads:
+    t.start()
+freeze_here()
+for t in threads:
+    t.join()
+assert len(ends) == 2
+"#,
+    );
+    let mut running = Running::start(&subject, "sockets_outside::neither_direction");
+    let mut peer = listener.accept().unwrap().0;
+    peer.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+        .unwrap();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mut writes = peer.try_clone().unwrap();
+        let over = &over;
+        scope.spawn(move || {
+            let mut at = 0;
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let some: Vec<u8> = (at..at + 10_000).map(byte_of_stream).collect();
+                writes.write_all(&some).unwrap();
+                at += some.len();
+            }
+            writes.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        let reader = scope.spawn(move || {
+            let (mut at, mut some) = (0, vec![0; 1 << 16]);
+            loop {
+                let n = peer.read(&mut some).unwrap();
+                if n == 0 {
+                    return;
+                }
+                for byte in &some[..n] {
+                    assert_eq!(*byte, byte_of_stream(at), "byte {at}");
+                    at += 1;
+                }
+            }
+        });
+        for _ in 0..3 {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            checkpoint(&mut running, &[]);
+            assert_eq!(restore(&mut running, &[]), "");
+            std::fs::remove_dir_all(running.dir().join("image")).unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        running.go();
+        reader.join().unwrap();
+    });
+    running.verdict();
+}
+
+#[test]
+fn an_end_that_was_closed_says_all_that_it_had_to_say() {
+    let (subject, listener) = streaming(
+        r#"
+freeze_here()
+at = 0
+while True:
+    some = c.recv(100000)
+    if not some:
+        break
+    assert some == stream(at, len(some)), at
+    at += len(some)
+assert at == int(open(HERE + "/written").read()), at
+"#,
+    );
+    let mut running = Running::start(&subject, "sockets_outside::an_end_that_was_closed");
+    let mut peer = listener.accept().unwrap().0;
+    peer.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    // More than the subject's side takes: the rest waits on this one, which nobody holds any more.
+    loop {
+        let some: Vec<u8> = (written..written + 50_000).map(byte_of_stream).collect();
+        match peer.write(&some) {
+            Ok(n) => written += n,
+            Err(e) => {
+                assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock);
+                break;
+            }
+        }
+    }
+    std::fs::write(running.dir().join("written"), written.to_string()).unwrap();
+    drop(peer);
+    checkpoint(&mut running, &[]);
+    assert_eq!(restore(&mut running, &[]), "");
+    running.verdict();
+}

@@ -419,3 +419,140 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    marks,
+    subject(
+        r#"
+# A byte of out-of-band data that was taken leaves a gap, before which every read stops; what lies behind it is there too,
+# and so is a byte that lies in line.
+def marked():
+    l, c, s = connection()
+    c.send(b"ab")
+    c.send(b"!", S.MSG_OOB)
+    c.send(b"cd")
+    while s.recv(9, S.MSG_PEEK | S.MSG_DONTWAIT) != b"ab" or s.recv(1, S.MSG_OOB | S.MSG_PEEK) != b"!":
+        time.sleep(0.002)
+    return c, s
+c, taken = marked()
+assert taken.recv(1, S.MSG_OOB) == b"!"
+d, at_mark = marked()
+assert at_mark.recv(1, S.MSG_OOB) == b"!" and at_mark.recv(2) == b"ab"
+e, in_line = marked()
+in_line.setsockopt(S.SOL_SOCKET, S.SO_OOBINLINE, 1)
+def all_is_there():
+    assert read(taken, 4) == b"abcd" and read(at_mark, 2) == b"cd" and read(in_line, 5) == b"ab!cd"
+try:
+    taken.setsockopt(S.SOL_SOCKET, 42, -1)   # SO_PEEK_OFF
+    seen = True
+except OSError:
+    # Before Linux 6.9 nobody can look behind it.
+    seen = False
+    all_is_there()
+freeze_here()
+if seen:
+    all_is_there()
+for a, b in ((c, taken), (d, at_mark), (e, in_line)):
+    a.send(b"x")
+    assert read(b, 1) == b"x"
+    b.send(b"y")
+    assert read(a, 1) == b"y"
+"#
+    )
+);
+
+conformance!(
+    given_up,
+    subject(
+        r#"
+# A program that gives a connection up itself (connect(2) to nowhere) may make another with the same socket.
+import ctypes
+libc = ctypes.CDLL(None)
+l, c, s = connection()
+assert libc.connect(c.fileno(), bytes(16), 16) == 0
+bound = S.socket()
+bound.bind(("127.0.0.1", 0))
+bound.connect(l.getsockname())
+t, _ = l.accept()
+assert libc.connect(bound.fileno(), bytes(16), 16) == 0
+before = c.getsockname(), bound.getsockname()
+freeze_here()
+assert (c.getsockname(), bound.getsockname()) == before
+assert c.getsockopt(S.SOL_SOCKET, S.SO_ERROR) == 104 == bound.getsockopt(S.SOL_SOCKET, S.SO_ERROR)
+for x in c, bound:
+    x.connect(l.getsockname())
+    t, _ = l.accept()
+    x.send(b"again")
+    assert read(t, 5) == b"again"
+"#
+    )
+);
+
+conformance!(
+    segments,
+    subject(
+        r#"
+# What is sent at once is as large as the other end takes, from the first segment on.
+l, c, s = connection()
+m, d, t = connection(S.AF_INET6, "::1")
+def sizes():
+    return [x.getsockopt(S.IPPROTO_TCP, S.TCP_MAXSEG) for x in (c, s, d, t)]
+before = sizes()
+freeze_here()
+assert all(now > then // 2 for now, then in zip(sizes(), before)), (sizes(), before)
+"#
+    )
+);
+
+conformance!(
+    little_room,
+    subject(
+        r#"
+# Who has little room is never sent more than that, and so never has to throw any away, for which the other would wait.
+def little(family, address):
+    l = S.socket(family)
+    l.setsockopt(S.SOL_SOCKET, S.SO_RCVBUF, 3000)
+    l.bind((address, 0))
+    l.listen(1)
+    c = S.socket(family)
+    c.setsockopt(S.SOL_SOCKET, S.SO_SNDBUF, 100000)
+    c.connect(l.getsockname()[:2])
+    return c, l.accept()[0]
+all = [little(*a) for a in ((S.AF_INET, "127.0.0.1"), (S.AF_INET6, "::1")) for n in range(2)]
+counts = [fill(all[n][0], b"x") for n in (0, 2)]
+freeze_here()
+began = time.monotonic()
+for n, count in zip((0, 2), counts):
+    assert read(all[n][1], count) == b"x" * count
+for c, s in all:
+    count = fill(c, b"y")
+    assert read(s, count) == b"y" * count
+assert time.monotonic() - began < 4, time.monotonic() - began
+"#
+    )
+);
+
+conformance!(
+    of_another_family,
+    subject(
+        r#"
+# A connected socket of IPv6 may be turned into one of IPv4 (IPV6_ADDRFORM).
+l = S.socket()
+l.bind(("127.0.0.1", 0))
+l.listen(1)
+c = S.socket(S.AF_INET6)
+c.connect(("::ffff:127.0.0.1", l.getsockname()[1]))
+s, _ = l.accept()
+c.setsockopt(S.IPPROTO_IPV6, 1, S.AF_INET)
+c = S.socket(fileno=c.detach())
+assert c.family == S.AF_INET
+c.send(b"x")
+before = names(c, s)
+freeze_here()
+assert names(c, s) == before and c.getsockopt(S.SOL_SOCKET, S.SO_DOMAIN) == S.AF_INET
+assert read(s, 1) == b"x"
+s.send(b"y")
+assert read(c, 1) == b"y"
+"#
+    )
+);

@@ -1,6 +1,7 @@
 //! Conformance of UDP, UDP-Lite and raw sockets: addresses, queues with their senders, groups, options.
 
-use freeze_tests::{c, conformance, python};
+use freeze_tests::subject::output;
+use freeze_tests::{Running, c, conformance, freeze, python};
 
 const BEGIN: &str = r#"
 import socket, struct
@@ -252,6 +253,128 @@ int main(void) {
     SAME(sendto(s, echo, 8, 0, (void *)&own, sizeof own), 8);
     SAME(recv(s, back, sizeof back, 0), 8);
     SAME(back[0], 0);
+}
+"#)
+);
+
+conformance!(
+    without_a_port,
+    subject(
+        r#"
+# A raw socket has a peer that has no port, of which getpeername(2) says nothing.
+PROTOCOL = 150 + os.getpid() % 100
+r = S.socket(S.AF_INET, S.SOCK_RAW, PROTOCOL)
+r.bind(("127.0.0.1", 0))
+r.connect(("127.0.0.5", 0))
+r6 = S.socket(S.AF_INET6, S.SOCK_RAW, PROTOCOL)
+r6.connect(("::1", 0))
+peer = S.socket(S.AF_INET, S.SOCK_RAW, PROTOCOL)
+peer.bind(("127.0.0.5", 0))
+freeze_here()
+r.send(b"raw")
+peer.settimeout(20)
+assert peer.recv(100).endswith(b"raw")
+r6.send(b"raw")
+r6.settimeout(20)
+assert r6.recv(100).endswith(b"raw")
+"#
+    )
+);
+
+#[test]
+fn datagrams_that_cannot_be_had_again_are_told_of() {
+    let text = r#"
+import ctypes, socket, subprocess
+S = socket
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+def ip(*words):
+    subprocess.run(["ip"] + list(words), check=True)
+ip("link", "set", "lo", "up")
+ip("address", "add", "10.99.0.1/32", "dev", "lo")
+s = S.socket(S.AF_INET, S.SOCK_DGRAM)
+s.bind(("0.0.0.0", 0))
+to = "127.0.0.1", s.getsockname()[1]
+def send(data, host):
+    x = S.socket(S.AF_INET, S.SOCK_DGRAM)
+    x.bind((host, 0))
+    x.sendto(data, to)
+send(b"one", "127.0.0.1")
+send(b"lost", "10.99.0.1")
+send(b"two", "127.0.0.1")
+ip("address", "delete", "10.99.0.1/32", "dev", "lo")
+freeze_here()
+assert [s.recv(9, S.MSG_DONTWAIT) for n in range(2)] == [b"one", b"two"]
+send(b"more", "127.0.0.1")
+assert s.recv(9) == b"more"
+"#;
+    let mut running = Running::start(&python(text), "udp::datagrams_that_cannot_be_had_again");
+    let image = running.dir().join("image");
+    let mut command = freeze();
+    command.arg("checkpoint").arg(running.pid.to_string());
+    let done = output(command.arg("--to").arg(&image).arg("--kill"));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    running.wait_gone();
+    let done = output(freeze().arg("restore").arg(&image).arg("--detach"));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{said}");
+    running.pids();
+    let told = "1 datagram(s) that waited to be read are lost, the first from 10.99.0.1:";
+    assert!(said.contains(told), "{said}");
+    running.verdict();
+}
+
+conformance!(
+    by_another_device,
+    c(r#"
+#include <net/if.h>
+#include <netinet/in.h>
+/* What goes to a group goes by the device that was chosen, of which getsockopt(2) tells the address only. */
+int main(void) {
+    struct ip_mreqn by = { .imr_ifindex = OK(if_nametoindex("lo")) }, group = by;
+    struct sockaddr_in to = { AF_INET, 0, { htonl(0xefff4242 /* 239.255.66.66 */) } };
+    socklen_t len = sizeof to;
+    int hears = OK(socket(AF_INET, SOCK_DGRAM, 0)), s = OK(socket(AF_INET, SOCK_DGRAM, 0));
+    OK(bind(hears, (void *)&to, sizeof to));
+    OK(getsockname(hears, (void *)&to, &len));
+    group.imr_multiaddr = to.sin_addr;
+    OK(setsockopt(hears, IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof group));
+    OK(setsockopt(s, IPPROTO_IP, IP_MULTICAST_IF, &by, sizeof by));
+    freeze_here();
+    char byte;
+    SAME(sendto(s, "x", 1, 0, (void *)&to, sizeof to), 1);
+    struct pollfd one = { hears, POLLIN };
+    SAME(poll(&one, 1, 10000), 1);
+    SAME(recv(hears, &byte, 1, 0), 1);
+}
+"#)
+);
+
+conformance!(
+    newer_options,
+    c(r#"
+#include <netinet/in.h>
+/* Options that not every kernel has, and one that is told by a level by which it cannot be set. */
+int main(void) {
+    struct { int socket, level, name, value; } all[] = {
+        { 0, SOL_SOCKET, 63 /* SO_TIMESTAMP_NEW */, 1 }, { 1, SOL_SOCKET, 64 /* SO_TIMESTAMPNS_NEW */, 1 },
+        { 2, SOL_SOCKET, 65 /* SO_TIMESTAMPING_NEW */, 2 }, { 0, SOL_SOCKET, 75 /* SO_RCVMARK */, 1 },
+        { 2, IPPROTO_IP, IP_ROUTER_ALERT, 1 }, { 3, SOL_RAW, 7 /* IPV6_CHECKSUM */, 4 },
+    };
+    int s[4] = { OK(socket(AF_INET, SOCK_DGRAM, 0)), OK(socket(AF_UNIX, SOCK_DGRAM, 0)), OK(socket(AF_INET, SOCK_RAW, 99)),
+                 OK(socket(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6)) };
+    int n = sizeof all / sizeof *all, now[2];
+    for (int i = 0; i < n; i++) {
+        socklen_t len = sizeof now;
+        if (setsockopt(s[all[i].socket], all[i].level, all[i].name, &all[i].value, sizeof(int)) == -1) all[i].value = -1;
+        if (getsockopt(s[all[i].socket], all[i].level, all[i].name, now, &len) == -1) all[i].value = -1;
+    }
+    freeze_here();
+    for (int i = 0; i < n; i++) {
+        socklen_t len = sizeof now;
+        if (all[i].value == -1) continue;
+        OK(getsockopt(s[all[i].socket], all[i].level, all[i].name, now, &len));
+        SAME(now[0], all[i].value);
+    }
 }
 "#)
 );

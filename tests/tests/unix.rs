@@ -403,7 +403,7 @@ assert [s.recv(9) for n in range(3)] == [b"one", b"", b"three"]
     )
 }
 
-/// A timer, a pidfd of a child and one of a process that has ended are what they were, though only a queue has them.
+/// A timer, a fifo, a pidfd of a child and one of a process that has ended are what they were, though only a queue has them.
 fn handles_only_in_queues() -> freeze_tests::Subject {
     subject(
         r#"
@@ -422,14 +422,19 @@ os.waitpid(short, 0)
 timer = libc.timerfd_create(1, 0)
 assert libc.timerfd_settime(timer, 0, struct.pack("4q", 0, 0, 500, 0), None) == 0
 mask = libc.signalfd(-1, struct.pack("Q", 1 << 11), 0)
-a.sendmsg([b"hi"], [(S.SOL_SOCKET, S.SCM_RIGHTS, array.array("i", [of_child, of_short, timer, mask]))])
-for fd in of_child, of_short, timer, mask:
+os.mkfifo(HERE + "/fifo")
+fifo = os.open(HERE + "/fifo", os.O_RDWR)
+os.write(fifo, b"inside")
+all = [of_child, of_short, timer, mask, fifo]
+a.sendmsg([b"hi"], [(S.SOL_SOCKET, S.SCM_RIGHTS, array.array("i", all))])
+for fd in all:
     os.close(fd)
 freeze_here()
 data, control, _, _ = b.recvmsg(100, 1000)
 fds = array.array("i")
 fds.frombytes(control[0][2])
-of_child, of_short, timer, mask = fds
+of_child, of_short, timer, mask, fifo = fds
+assert os.read(fifo, 9) == b"inside"
 def readable(fd):
     p = select.poll()
     p.register(fd, select.POLLIN)
@@ -505,4 +510,93 @@ int main(void) {
     if (!housed()) SAME(who.pid, child);
 }
 "#)
+);
+
+conformance!(
+    groups_of_a_peer,
+    subject(
+        r#"
+# SO_PEERGROUPS: the groups that the other side was in when it made the connection.
+try:
+    os.setgroups([5, 6, 7])
+except OSError:
+    pass
+a, b = S.socketpair()
+l = S.socket(S.AF_UNIX)
+l.bind(HERE + "/listens")
+l.listen(3)
+c = S.socket(S.AF_UNIX)
+c.connect(HERE + "/listens")
+s, _ = l.accept()
+w = S.socket(S.AF_UNIX)
+w.connect(HERE + "/listens")
+def groups():
+    return [x.getsockopt(S.SOL_SOCKET, 59, 64) for x in (a, b, c, s, w)]
+before = groups()
+freeze_here()
+assert groups() == before, (groups(), before)
+t, _ = l.accept()
+assert t.getsockopt(S.SOL_SOCKET, 59, 64) == before[0]
+"#
+    )
+);
+
+conformance!(
+    several_names,
+    subject(
+        r#"
+# The file of a socket has several names, or another one than it was bound by.
+def bound(name, kind=S.SOCK_DGRAM):
+    s = S.socket(S.AF_UNIX, kind)
+    s.bind(HERE + name)
+    return s
+a, b = bound("/a"), bound("/b")
+os.link(HERE + "/a", HERE + "/a2")
+os.link(HERE + "/b", HERE + "/b2")
+os.link(HERE + "/b", HERE + "/b3")
+os.unlink(HERE + "/b")
+freeze_here()
+c = S.socket(S.AF_UNIX, S.SOCK_DGRAM)
+for name, s in (("/a", a), ("/a2", a), ("/b2", b), ("/b3", b)):
+    c.sendto(name.encode(), HERE + name)
+    assert s.recv(9, S.MSG_DONTWAIT) == name.encode()
+assert a.getsockname() == HERE + "/a" and b.getsockname() == HERE + "/b"
+assert os.stat(HERE + "/a").st_nlink == 2 and not os.path.exists(HERE + "/b")
+"#
+    )
+);
+
+conformance!(
+    pidfds_of_senders,
+    subject(
+        r#"
+# SO_PASSPIDFD: with what waits comes a pidfd of who sent it.
+a, b = S.socketpair(S.AF_UNIX, S.SOCK_DGRAM)
+c, d = S.socketpair()
+try:
+    for x in b, d:
+        x.setsockopt(S.SOL_SOCKET, 76, 1)
+    known = True
+except OSError:
+    known = False   # before Linux 6.5
+child = os.fork()
+if not child:
+    a.send(b"child")
+    c.send(b"child")
+    while True:
+        signal.pause()
+while len(d.recv(9, S.MSG_PEEK)) < 5 or len(b.recv(9, S.MSG_PEEK)) < 5:
+    pass
+freeze_here()
+for x in b, d:
+    data, control, _, _ = x.recvmsg(9, 1000)
+    assert data == b"child"
+    found = [struct.unpack("i", value)[0] for level, kind, value in control if kind == 4]
+    assert len(found) == known, control
+    for fd in found:
+        assert "Pid:\t%d\n" % child in open("/proc/self/fdinfo/%d" % fd).read()
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+"#
+    )
 );

@@ -151,7 +151,8 @@ impl FdKind for Fifo {
                 fill(held.as_fd(), buffer).on("write", name)?;
             }
         }
-        let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+        // Packet mode is set with the other flags: where the file system does no direct I/O, it is not opened with that.
+        let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_DIRECT;
         let flags = OFlag::from_bits_retain(record.flags & !mask | libc::O_CLOEXEC | libc::O_NONBLOCK);
         nix::fcntl::open(&at, flags, Mode::empty()).on("open", name)
     }

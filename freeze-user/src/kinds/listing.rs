@@ -56,9 +56,9 @@ pub fn markdown() -> String {
           recv with MSG_WAITALL): after any checkpoint it returns the part, as after a signal;\n\
         - datagrams in the queue of a socket that cannot be sent to it again, as one from a network that is gone (each is warned \
           of), and what came along with those that can (time to live, type of service, device);\n\
-        - the mark of out-of-band data that was taken in line, the groups of a peer (SO_PEERGROUPS), a filter that chooses \
-          among sockets of one port (SO_ATTACH_REUSEPORT_CBPF), and whether an IPv6 socket that is connected takes IPv4 when \
-          it is connected anew (IPV6_V6ONLY);\n\
+        - the mark of out-of-band data that was taken, or taken in line, a filter that chooses among sockets of one port \
+          (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, and whether an IPv6 socket that is connected takes IPv4 \
+          when it is connected anew (IPV6_V6ONLY);\n\
         - a Landlock domain, where the kernel does not let freeze look or of a program with CAP_SYS_ADMIN and without no_new_privs;\n\
         - the session keyring (keyrings(7)) and the keys in it: a restored program has the restorer's;\n\
         - whose child a process is among the threads of its parent (__WNOTHREAD): the first's;\n\

@@ -128,7 +128,9 @@ fn used(socket: &PacketSocket, mappings: &[Mapping]) -> bool {
     }
 }
 
-fn obstacle(fd: &FdView, view: &View) -> Option<Blocker> {
+fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
+    // PACKET_FANOUT_CBPF and PACKET_FANOUT_EBPF.
+    const BY_PROGRAM: [i32; 2] = [6, 7];
     let socket = match told(fd) {
         Ok(socket) => socket,
         Err(blocker) => return Some(blocker),
@@ -137,7 +139,12 @@ fn obstacle(fd: &FdView, view: &View) -> Option<Blocker> {
         let why = "packets have gone through its ring, and the kernel does not tell where it stands";
         return Some(fd.blocker().why(why).remedy("let the program make the ring anew"));
     }
-    None
+    let fanout = sys::socket::option(held, SOL_PACKET, PACKET_FANOUT).unwrap_or(0);
+    BY_PROGRAM.contains(&(fanout >> 16 & 0xff)).then(|| {
+        fd.blocker()
+            .why("a program chooses among the sockets of its group (PACKET_FANOUT_DATA), which the kernel does not hand out")
+            .remedy("let the program close it first")
+    })
 }
 
 impl FdKind for Packet {
@@ -153,8 +160,8 @@ impl FdKind for Packet {
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
         held_outside(fd, view, out);
-        if fetch(fd).is_ok() {
-            out.extend(obstacle(fd, view));
+        if let Ok(held) = fetch(fd) {
+            out.extend(obstacle(fd, held.as_fd(), view));
         }
     }
 
@@ -162,7 +169,7 @@ impl FdKind for Packet {
         let held = from.process.fd(fd.fd)?;
         let held = held.as_fd();
         let name = || fd.label();
-        if let Some(blocker) = obstacle(fd, from.view) {
+        if let Some(blocker) = obstacle(fd, held, from.view) {
             return Err(blocker.refuse());
         }
         let socket = told(fd).map_err(Blocker::refuse)?;

@@ -12,6 +12,7 @@ use crate::ids::FileId;
 use crate::nest::{Nest, Options};
 use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, FileStat, View};
+use crate::sys::socket::bound_file;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Record {
     /// Of what has no path: the description through which it is open.
     #[serde(default)]
     pub held: Option<FileId>,
+    /// The unix socket that is bound to it: who restores that makes it anew.
+    #[serde(default)]
+    pub bound: Option<FileId>,
 }
 
 /// A node of a file system, and how it is found or made again.
@@ -232,6 +236,7 @@ impl FdKind for Node {
                 node: NodeRef::bare(&fd.stat),
                 tree: 0,
                 held: Some(held.ok_or_else(|| nobodys(fd).refuse())?),
+                bound: None,
             });
         }
         let (path, node) = NodeRef::collect(&fd.link, &fd.stat, &fd.at(), &fd.tree)?;
@@ -241,19 +246,21 @@ impl FdKind for Node {
             node,
             tree: fd.tree.number,
             held: None,
+            bound: bound(fd, from.view).and_then(|f| from.shared.files.get(&(f.pid, f.fd)).copied()),
         })
     }
 
     fn precheck(record: &Record, options: &Options, out: &mut Vec<Blocker>) {
         if let Some(here) = options.place(record.tree, &record.path)
             && record.held.is_none()
+            && record.bound.is_none()
         {
             record.node.precheck(&here, out);
         }
     }
 
     fn members(record: &Record) -> Vec<FileId> {
-        record.held.into_iter().collect()
+        record.held.into_iter().chain(record.bound).collect()
     }
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
@@ -261,6 +268,9 @@ impl FdKind for Node {
             let at = format!("/proc/self/fd/{}", nest.file(held)?.as_raw_fd());
             let how = OFlag::O_PATH | OFlag::O_CLOEXEC;
             return nix::fcntl::open(at.as_str(), how, Mode::empty()).on("open", || held.to_string());
+        }
+        if let Some(bound) = record.bound.filter(|_| record.node.gone.is_some()) {
+            return bound_file(nest.file(bound)?).on("ioctl(SIOCUNIXFILE)", || bound.to_string());
         }
         let here = nest.options.reach(record.tree, &record.path)?;
         if record.node.proc {
@@ -292,6 +302,21 @@ fn is_nameless(fd: &FdView) -> bool {
 fn holder<'a>(fd: &FdView, view: &'a View) -> Option<&'a FdView> {
     let same = |f: &&FdView| (f.stat.dev, f.stat.ino) == (fd.stat.dev, fd.stat.ino);
     view.fds().find(|f| same(f) && f.flags() & libc::O_PATH == 0)
+}
+
+/// The socket of the set that is bound to it. One that was accepted shows the file of who listens.
+fn bound<'a>(fd: &FdView, view: &'a View) -> Option<&'a FdView> {
+    if fd.stat.kind() != libc::S_IFSOCK {
+        return None;
+    }
+    let dev = nix::sys::stat::major(fd.stat.dev) << 20 | nix::sys::stat::minor(fd.stat.dev);
+    let file = Some((fd.stat.ino & u64::from(u32::MAX), dev));
+    let of_it = |f: &&FdView| view.unix.get(&f.stat.ino).is_some_and(|u| u.file == file);
+    let listens = |f: &&FdView| {
+        let socket = view.unix.get(&f.stat.ino);
+        socket.is_some_and(|u| u.listening || u.peer.is_none() || u.kind == libc::SOCK_DGRAM)
+    };
+    view.fds().find(|f| of_it(f) && listens(f))
 }
 
 fn nobodys(fd: &FdView) -> Blocker {

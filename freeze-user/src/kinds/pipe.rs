@@ -38,8 +38,12 @@ pub struct Buffer {
     pub capacity: u64,
     /// What single reads would bring: more than one piece only where packets were written.
     pub pieces: Vec<Bytes>,
-    /// Whether the pieces are packets (O_DIRECT).
+    /// Whether an end is in packet mode (O_DIRECT).
     pub packets: bool,
+    /// Which pieces are packets, of which a read leaves nothing: the mode may have been another when they were written.
+    /// Unless they are told of one by one, all are as the mode says.
+    #[serde(default)]
+    pub whole: Vec<bool>,
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
@@ -196,18 +200,13 @@ pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer>
     let capacity = sys::fcntl(held.as_fd(), libc::F_GETPIPE_SZ, 0)? as u64;
     let reader = reopen(held.as_fd(), libc::O_RDONLY)?;
     let inside = sys::ioctl_int(reader.as_fd(), libc::FIONREAD)? as usize;
-    let mut pieces = Vec::new();
+    let (mut pieces, mut whole) = (Vec::new(), Vec::new());
     let packets = from
         .view
         .fds()
         .any(|f| f.link == fd.link && f.flags() & libc::O_DIRECT != 0);
     if inside > 0 {
-        let (copy, into) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        sys::fcntl(into.as_fd(), libc::F_SETPIPE_SZ, capacity)?;
-        let copied = sys::tee(reader.as_fd(), into.as_fd(), inside)?;
-        if copied != inside {
-            return Err(Errno::EIO);
-        }
+        let copy = copy(reader.as_fd(), capacity, inside)?;
         let mut buf = vec![0; inside];
         let mut got = 0;
         while got < inside {
@@ -219,24 +218,51 @@ pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer>
                 }
             }
         }
+        // Of what is no packet a read that is too short leaves the rest. A byte by itself is as the mode says.
+        let copy = self::copy(reader.as_fd(), capacity, inside)?;
+        for Bytes(piece) in &pieces {
+            let before = sys::ioctl_int(copy.as_fd(), libc::FIONREAD)? as usize;
+            let short = (piece.len() - 1).max(1);
+            nix::unistd::read(copy.as_fd(), &mut buf[..short])?;
+            let rest = sys::ioctl_int(copy.as_fd(), libc::FIONREAD)? as usize;
+            let left = rest + piece.len() > before;
+            if left {
+                nix::unistd::read(copy.as_fd(), &mut buf[..1])?;
+            }
+            whole.push(if piece.len() > 1 { !left } else { packets });
+        }
     }
     Ok(Buffer {
         capacity,
         pieces,
         packets,
+        whole,
         mode: fd.stat.mode & 0o7777,
         uid: fd.stat.uid,
         gid: fd.stat.gid,
     })
 }
 
+/// Another pipe with the same inside.
+fn copy(reader: BorrowedFd<'_>, capacity: u64, inside: usize) -> nix::Result<OwnedFd> {
+    let (copy, into) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    sys::fcntl(into.as_fd(), libc::F_SETPIPE_SZ, capacity)?;
+    match sys::tee(reader, into.as_fd(), inside)? == inside {
+        true => Ok(copy),
+        false => Err(Errno::EIO),
+    }
+}
+
 /// Puts back what was inside, and the capacity.
 pub(super) fn fill(pipe: BorrowedFd<'_>, buffer: &Buffer) -> nix::Result<()> {
     sys::fcntl(pipe, libc::F_SETPIPE_SZ, buffer.capacity)?;
-    let direct = if buffer.packets { libc::O_DIRECT } else { 0 };
     let writer = reopen(pipe, libc::O_WRONLY)?;
-    sys::fcntl(writer.as_fd(), libc::F_SETFL, (libc::O_NONBLOCK | direct) as u64)?;
-    for piece in &buffer.pieces {
+    for (n, piece) in buffer.pieces.iter().enumerate() {
+        let direct = match *buffer.whole.get(n).unwrap_or(&buffer.packets) {
+            true => libc::O_DIRECT,
+            false => 0,
+        };
+        sys::fcntl(writer.as_fd(), libc::F_SETFL, (libc::O_NONBLOCK | direct) as u64)?;
         if nix::unistd::write(writer.as_fd(), &piece.0)? != piece.0.len() {
             return Err(Errno::ENOSPC);
         }

@@ -2,6 +2,7 @@
 
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
+use crate::observe::peek::arrived::Sockets;
 use crate::observe::peers::{inet_sockets, tcp_leftovers};
 use crate::observe::view::{FdView, ProcessView, View, all_pids, command_of, socket_link};
 use crate::sys;
@@ -84,6 +85,18 @@ impl Base {
         self.set(fd, &self.early_options())
     }
 
+    /// Sets how much a TCP socket has room for, and lets the other end send: what it was told it may send is never taken back.
+    pub fn give_window(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let window = |o: &&SocketOption| {
+            matches!(
+                (o.level, o.name),
+                (libc::SOL_SOCKET, libc::SO_RCVBUF) | (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)
+            )
+        };
+        let all: Vec<_> = self.options.iter().filter(window).cloned().collect();
+        self.set(fd, &all)
+    }
+
     /// Sets its options.
     pub fn give_options(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.set(fd, &self.options)
@@ -141,6 +154,17 @@ pub fn held_outside(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
                 )),
         );
     }
+}
+
+/// What is in the way if a program chooses among the sockets that share its port: no kernel hands it out.
+pub fn chosen(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
+    let shared = sys::socket::option(held, libc::SOL_SOCKET, libc::SO_REUSEPORT).is_ok_and(|v| v != 0);
+    let chosen = shared && Sockets::get().and_then(|s| s.chosen(held)).unwrap_or(false);
+    chosen.then(|| {
+        fd.blocker()
+            .why("a program chooses among the sockets of its port (SO_ATTACH_REUSEPORT_CBPF), which the kernel does not hand out")
+            .remedy("let the program detach it first (SO_DETACH_REUSEPORT_BPF)")
+    })
 }
 
 /// Adds the mappings of sockets whose kind does not map them again.

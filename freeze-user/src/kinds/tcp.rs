@@ -4,7 +4,7 @@ mod connection;
 mod failed;
 
 use super::pipe::Bytes;
-use super::socket::{Base, bind_probe, fetch, held_outside, nowhere};
+use super::socket::{Base, bind_probe, chosen, fetch, held_outside, nowhere};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -61,7 +61,8 @@ pub enum State {
     Failed(Failed),
 }
 
-fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
+/// What keeps it from being carried; `still`: whether nothing has moved since the kernel's table was read.
+fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View, still: bool) -> Option<Blocker> {
     let info = info(held).ok()?;
     let mut ulp = [0; 16];
     let ulp_len = sys::getsockopt(held, libc::IPPROTO_TCP, libc::TCP_ULP, &mut ulp).unwrap_or(0);
@@ -80,8 +81,13 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
                 .remedy("let the program close it first"),
         );
     }
+    if let Some(blocker) = chosen(fd, held) {
+        return Some(blocker);
+    }
     match info.state {
-        state::LISTEN if info.waiting > 0 && !view.ends.cut(fd) => waiting(fd, info.waiting, view),
+        state::LISTEN if info.waiting > 0 && !view.ends.cut(fd) => {
+            waiting(fd, still.then_some(info.waiting), view)
+        }
         state::LISTEN => None,
         state::CLOSE => failed::obstacle(fd, held),
         now => connection::obstacle(fd, held, now, view),
@@ -89,7 +95,9 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> Option<Blocker> {
 }
 
 /// What keeps those who wait to be accepted from being carried: they connect anew, if they are of the checkpoint too.
-fn waiting(fd: &FdView, count: u32, view: &View) -> Option<Blocker> {
+///
+/// `count`: how many there are, which a busy socket has more of than the table that was read a moment ago.
+fn waiting(fd: &FdView, count: Option<u32>, view: &View) -> Option<Blocker> {
     let of_set = |n: &&Nobodys| {
         let joined = |f: &FdView| {
             let end = view.tcp.get(&f.stat.ino);
@@ -106,12 +114,14 @@ fn waiting(fd: &FdView, count: u32, view: &View) -> Option<Blocker> {
     };
     let seen = Sockets::get().is_some();
     let ours = |n: &&Nobodys| of_set(n) || seen && has_gone(n, view);
-    let carried = view.tcp_nobodys.iter().filter(here).filter(ours).count();
-    (carried < count as usize).then(|| {
+    let all = || view.tcp_nobodys.iter().filter(here);
+    let carried = all().filter(ours).count();
+    let count = count.map_or_else(|| all().count(), |c| c as usize);
+    (carried < count).then(|| {
         fd.blocker()
             .why(format!(
                 "{} of those who connected were not accepted yet and come from outside the checkpoint, or have ended",
-                count as usize - carried
+                count - carried
             ))
             .remedy("let the program accept them first, or give them up (--cut)")
     })
@@ -231,7 +241,7 @@ impl FdKind for Tcp {
         state from established to closed; connections to outside: with --kill carried, the wire held shut by nf_tables until \
         the restore, else recorded with --tcp-established; connections on their way, or made and not accepted, are made \
         anew, with what was sent before that where the kernel lets freeze look at it; those that have failed, with the error that \
-        is to be told; refused: out-of-band data, TLS by the kernel";
+        is to be told; refused: out-of-band data that was not taken, TLS by the kernel";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -242,20 +252,18 @@ impl FdKind for Tcp {
         held_outside(fd, view, out);
         // It may be gone by now; then it is judged, or missed, once everything stands still.
         let Ok(held) = fetch(fd) else { return };
-        out.extend(obstacle(fd, held.as_fd(), view));
+        out.extend(obstacle(fd, held.as_fd(), view, false));
     }
 
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
         let own = from.process.fd(fd.fd)?;
         let held = own.as_fd();
-        if let Some(blocker) = obstacle(fd, held, from.view) {
+        if let Some(blocker) = obstacle(fd, held, from.view, true) {
             return Err(blocker.refuse());
         }
-        let domain = if fd.protocol == "TCP" {
-            libc::AF_INET
-        } else {
-            libc::AF_INET6
-        };
+        // It may have become another since it was made (IPV6_ADDRFORM).
+        let domain = socket::option(held, libc::SOL_SOCKET, libc::SO_DOMAIN)
+            .on("getsockopt(SO_DOMAIN)", || fd.label())?;
         let info = info(held).on("getsockopt(TCP_INFO)", || fd.label())?;
         let local = sys::socket_name(held, false).on("getsockname", || fd.label())?;
         let failed = match info.state {

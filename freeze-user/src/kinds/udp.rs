@@ -1,14 +1,15 @@
 //! UDP, UDP-Lite, raw and ping sockets: addresses, options, groups, and for UDP what has arrived.
 
 use super::pipe::Bytes;
-use super::socket::{Base, bind, bind_probe, fetch, held_outside, inet_address};
+use super::socket::{Base, bind, bind_probe, chosen, fetch, held_outside, inet_address};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result, errno};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
-use crate::observe::peers::shut_halves;
+use crate::observe::peek::arrived::Sockets;
+use crate::observe::peers::{inet_sockets, shut_halves};
 use crate::observe::view::{FdView, View};
-use crate::sys::datagram::inject;
+use crate::sys::datagram::{address_of, inject};
 use crate::sys::multicast::{self, Membership};
 use crate::sys::queue::peek_packets;
 use crate::sys::{self, socket, sockopt};
@@ -35,6 +36,9 @@ pub struct Record {
     /// The only one it hears, and sends to if not told otherwise.
     pub remote: Option<Bytes>,
     pub groups: Vec<Membership>,
+    /// The device to which it sends multicasts of IPv4, if it was given one and freeze may look; 0 for none.
+    #[serde(default)]
+    pub multicast_device: u32,
     pub queue: Vec<Datagram>,
     /// Halves that are shut: 1 receiving, 2 sending.
     pub shutdown: u8,
@@ -64,6 +68,9 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
                 .why("a datagram is being put together (UDP_CORK or MSG_MORE)")
                 .remedy("let the program send it first"),
         );
+    }
+    if let Some(blocker) = chosen(fd, held) {
+        return Some(blocker);
     }
     let waits = socket::poll(held).is_ok_and(|seen| seen & libc::POLLIN != 0);
     if waits && !is_udp(fd) {
@@ -121,7 +128,8 @@ impl FdKind for Udp {
         let (domain, kind) = (number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?);
         let protocol = number(libc::SO_PROTOCOL)?;
         let mut sets = vec![&sockopt::GENERAL, &sockopt::IP, &sockopt::IP_MULTICAST];
-        let remote = sys::socket_name(held, true).ok().map(Bytes);
+        let remote = sys::socket_name(held, true).ok();
+        let remote = remote.or_else(|| peer_without_port(fd, domain)).map(Bytes);
         if domain == libc::AF_INET6 {
             sets.extend([&sockopt::IPV6, &sockopt::IPV6_MULTICAST]);
         }
@@ -165,6 +173,7 @@ impl FdKind for Udp {
             remote,
             groups: multicast::read(held, domain == libc::AF_INET6)
                 .on("looking for multicast groups", name)?,
+            multicast_device: Sockets::get().and_then(|s| s.multicast_device(held)).unwrap_or(0),
             queue,
             shutdown,
         })
@@ -172,7 +181,11 @@ impl FdKind for Udp {
 
     fn precheck(record: &Record, _: &Options, out: &mut Vec<Blocker>) {
         if let Some(local) = &record.local {
-            let made = make(record.domain, record.kind, record.protocol);
+            let made = sys::socket(record.domain, record.kind, record.protocol);
+            if made.as_ref().err() == Some(&Errno::EACCES) && record.echo() {
+                // The machine would have to allow it for the trial, and others with it.
+                return;
+            }
             bind_probe(&record.base, made, record.kind, &local.0, out);
         }
     }
@@ -183,7 +196,7 @@ impl FdKind for Udp {
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.base.label();
-        let fd = make(record.domain, record.kind, record.protocol).on("socket", name)?;
+        let fd = make(record).on("socket", name)?;
         record.base.give_owner(fd.as_fd())?;
         record.base.give_early_options(fd.as_fd())?;
         if let Some(local) = &record.local {
@@ -196,6 +209,7 @@ impl FdKind for Udp {
             sys::socket_to(fd.as_fd(), true, &remote.0).on("connect", name)?;
         }
         record.base.give_options(fd.as_fd())?;
+        record.give_multicast_device(fd.as_fd())?;
         for group in &record.groups {
             multicast::join(fd.as_fd(), group).on("setsockopt(MCAST_JOIN_GROUP)", || {
                 format!("{}: {}", name(), group.group)
@@ -222,13 +236,51 @@ fn shut(fd: &FdView, protocol: i32, from: &mut Source<'_>) -> u8 {
     known.get(&fd.stat.ino).copied().unwrap_or(0)
 }
 
+/// The peer of a raw or ping socket, which getpeername(2) does not tell since it has no port.
+fn peer_without_port(fd: &FdView, domain: i32) -> Option<Vec<u8>> {
+    let table = match fd.protocol.as_str() {
+        "RAW" => "raw",
+        "RAWv6" => "raw6",
+        "PING" => "icmp",
+        "PINGv6" => "icmp6",
+        _ => return None,
+    };
+    let remote = inet_sockets(table).get(&fd.stat.ino)?.remote;
+    let remote = match remote.ip() {
+        IpAddr::V4(ip) if domain == libc::AF_INET6 => SocketAddr::new(ip.to_ipv6_mapped().into(), 0),
+        _ => SocketAddr::new(remote.ip(), 0),
+    };
+    (!remote.ip().is_unspecified()).then(|| address_of(remote, false))
+}
+
+impl Record {
+    fn give_multicast_device(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        if self.multicast_device == 0 {
+            return Ok(());
+        }
+        let mut address = [0; 4];
+        let name = || format!("{}: device {}", self.base.label(), self.multicast_device);
+        sys::getsockopt(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &mut address)
+            .on("getsockopt(IP_MULTICAST_IF)", name)?;
+        // struct ip_mreqn: no group, the address as it is, the device.
+        let request = [[0; 4], address, self.multicast_device.to_ne_bytes()].concat();
+        sys::setsockopt(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &request)
+            .on("setsockopt(IP_MULTICAST_IF)", name)
+    }
+
+    /// Whether it asks for echoes.
+    fn echo(&self) -> bool {
+        self.kind == libc::SOCK_DGRAM && matches!(self.protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
+    }
+}
+
 /// A socket of this sort. Who may ask for echoes without being root is up to the machine (`ping_group_range`), and may
 /// have been decided otherwise when this one was made: then freeze lets itself for as long as that takes.
-fn make(domain: i32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
+fn make(record: &Record) -> nix::Result<OwnedFd> {
     const RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
-    let made = sys::socket(domain, kind, protocol);
-    let echo = kind == libc::SOCK_DGRAM && matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6);
-    if made.as_ref().err() != Some(&Errno::EACCES) || !echo {
+    let make = || sys::socket(record.domain, record.kind, record.protocol);
+    let made = make();
+    if made.as_ref().err() != Some(&Errno::EACCES) || !record.echo() {
         return made;
     }
     let group = nix::unistd::getegid();
@@ -237,7 +289,7 @@ fn make(domain: i32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
     sys::flock(alone.as_fd(), libc::LOCK_EX)?;
     let before = std::fs::read_to_string(RANGE).map_err(errno)?;
     std::fs::write(RANGE, format!("{group} {group}")).map_err(errno)?;
-    let made = sys::socket(domain, kind, protocol);
+    let made = make();
     std::fs::write(RANGE, before).map_err(errno)?;
     made
 }

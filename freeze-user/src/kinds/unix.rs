@@ -118,7 +118,7 @@ impl FdKind for Unix {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "unix sockets (stream, datagram, seqpacket): names of every sort, pairs and connections \
         within the checkpoint with queues and descriptors in them, listening ones with those who wait and, where the kernel lets freeze \
-        look at it, what they have sent (but no descriptors), shut halves, peer credentials, options; datagram sockets that send to a name outside; another peer outside is refused or cut";
+        look at it, what they have sent (but no descriptors), shut halves, peer credentials and groups, options; datagram sockets that send to a name outside; another peer outside is refused or cut";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -236,7 +236,7 @@ impl FdKind for Unix {
             name.bind(fd.as_fd(), &nest.options)?;
         }
         if let Role::Listening { backlog, who, .. } = &record.role {
-            listen(fd.as_fd(), *backlog, *who, nest)?;
+            listen(fd.as_fd(), *backlog, who.as_ref(), nest)?;
         }
         Ok(fd)
     }
@@ -323,8 +323,29 @@ fn peer_credentials(fd: BorrowedFd<'_>) -> Result<Option<Who>> {
         pid: Pid(word(0) as i32),
         uid: word(4),
         gid: word(8),
+        groups: peer_groups(fd),
     };
     Ok((who.uid != u32::MAX).then_some(who))
+}
+
+/// SO_PEERGROUPS, where the kernel tells (Linux 4.13).
+fn peer_groups(fd: BorrowedFd<'_>) -> Option<Vec<u32>> {
+    const SO_PEERGROUPS: i32 = 59;
+    const MOST: usize = 65536;
+    let mut bytes = vec![0; 64 * 4];
+    let told = match sys::getsockopt(fd, libc::SOL_SOCKET, SO_PEERGROUPS, &mut bytes) {
+        Err(Errno::ERANGE) => {
+            bytes = vec![0; MOST * 4];
+            sys::getsockopt(fd, libc::SOL_SOCKET, SO_PEERGROUPS, &mut bytes)
+        }
+        told => told,
+    };
+    let words = bytes.get(..told.ok()?)?.chunks_exact(4);
+    Some(
+        words
+            .filter_map(|w| w.first_chunk().map(|w| u32::from_ne_bytes(*w)))
+            .collect(),
+    )
 }
 
 /// Finds out how a socket stands to others.
@@ -381,6 +402,7 @@ fn role(fd: &FdView, held: BorrowedFd<'_>, me: &UnixSocket, from: &Source<'_>) -
                 pid,
                 uid: holder.map_or(0, |p| p.status.uid[1]),
                 gid: holder.map_or(0, |p| p.status.gid[1]),
+                groups: holder.map(|p| p.status.groups.clone()),
             };
             waiting.push(Waiting {
                 file: known.map(|(file, _)| file),
@@ -542,7 +564,7 @@ fn joined(record: &Record, peer: Option<u64>, how: &How, nest: &mut Nest) -> Res
     }
     let (mine, other) = match how {
         How::Pair { who, peer_name } => {
-            let (mine, other) = nest.pair_by(*who, libc::AF_UNIX, record.kind)?;
+            let (mine, other) = nest.pair_by(who.as_ref(), libc::AF_UNIX, record.kind)?;
             if !name_of(&peer_name.0).is_empty() {
                 names::bind_ghost(other.as_fd(), &peer_name.0, nest)?;
             }
@@ -554,7 +576,13 @@ fn joined(record: &Record, peer: Option<u64>, how: &How, nest: &mut Nest) -> Res
             listener,
             connector,
         } => {
-            let (client, server) = connection(record.kind, &server.0, *listener, *connector, nest)?;
+            let (client, server) = connection(
+                record.kind,
+                &server.0,
+                listener.as_ref(),
+                connector.as_ref(),
+                nest,
+            )?;
             if *accepted {
                 (server, client)
             } else {
@@ -573,8 +601,8 @@ fn joined(record: &Record, peer: Option<u64>, how: &How, nest: &mut Nest) -> Res
 fn connection(
     kind: i32,
     address: &[u8],
-    listener: Option<Who>,
-    connector: Option<Who>,
+    listener: Option<&Who>,
+    connector: Option<&Who>,
     nest: &mut Nest,
 ) -> Result<(OwnedFd, OwnedFd)> {
     let name = || format!("a connection to {}", names::readable(address));
@@ -587,7 +615,7 @@ fn connection(
     Ok((client, accepted))
 }
 
-fn listen(fd: BorrowedFd<'_>, backlog: u32, who: Option<Who>, nest: &mut Nest) -> Result<()> {
+fn listen(fd: BorrowedFd<'_>, backlog: u32, who: Option<&Who>, nest: &mut Nest) -> Result<()> {
     match who {
         None => socket::listen(fd, backlog as i32).on("listen", || "a unix socket"),
         Some(who) => nest
@@ -599,7 +627,7 @@ fn listen(fd: BorrowedFd<'_>, backlog: u32, who: Option<Who>, nest: &mut Nest) -
 }
 
 /// Connects by the hand of `who`, so that the other side sees its credentials.
-fn connect_by(fd: BorrowedFd<'_>, to: BorrowedFd<'_>, who: Option<Who>, nest: &mut Nest) -> Result<()> {
+fn connect_by(fd: BorrowedFd<'_>, to: BorrowedFd<'_>, who: Option<&Who>, nest: &mut Nest) -> Result<()> {
     let name = || "a unix socket";
     let way = names::way_to(to).on("getsockname", name)?;
     let direct = |address: &[u8]| sys::socket_to(fd, true, address).on("connect", name);
@@ -650,7 +678,7 @@ fn connect(one: &Waiting, kind: i32, to: FileId, nest: &mut Nest) -> Result<()> 
     // A backlog that is full must not make us wait.
     let flags = sys::fcntl(client.as_fd(), libc::F_GETFL, 0).on("fcntl(F_GETFL)", name)? as u64;
     sys::fcntl(client.as_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK as u64).on("fcntl(F_SETFL)", name)?;
-    let done = connect_by(client.as_fd(), server.as_fd(), Some(one.who), nest);
+    let done = connect_by(client.as_fd(), server.as_fd(), Some(&one.who), nest);
     let sent = done.and_then(|()| send_again(client.as_fd(), &one.sent, kind));
     sys::fcntl(client.as_fd(), libc::F_SETFL, flags).on("fcntl(F_SETFL)", name)?;
     sent?;

@@ -8,12 +8,14 @@ use crate::tracee::tape::{Ran, Tape};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-/// Whom a call is seen to come from: SO_PEERCRED's pid, effective uid and gid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Whom a call is seen to come from: SO_PEERCRED's pid, effective uid and gid, and SO_PEERGROUPS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
     pub pid: Pid,
     pub uid: u32,
     pub gid: u32,
+    #[serde(default)]
+    pub groups: Option<Vec<u32>>,
 }
 
 /// `SECBIT_NO_SETUID_FIXUP`.
@@ -24,7 +26,7 @@ impl Nest {
     /// is told their numbers there. If the process is none of the nest's, its eldest stands in, and the user is told.
     pub fn act<R>(
         &mut self,
-        who: Who,
+        who: &Who,
         hand: &[RawFd],
         fill: impl FnOnce(&mut Tape<'_>, &[u64]) -> R,
     ) -> Result<(Ran, R)> {
@@ -43,7 +45,22 @@ impl Nest {
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let other = (who.uid, who.gid) != (uid, gid);
         let keep = u64::from(u32::MAX);
+        let own: Vec<u32> = nix::unistd::getgroups()
+            .on("getgroups", || "freeze")?
+            .iter()
+            .map(|g| g.as_raw())
+            .collect();
+        let groups = who.groups.as_ref().filter(|g| **g != own);
+        let set_groups = |t: &mut Tape<'_>, groups: &[u32]| {
+            let bytes: Vec<u8> = groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
+            let at = t.bytes(&bytes);
+            // Where the machine lets nobody do that (setgroups), it was not done by who connected either.
+            t.try_call("setgroups", libc::SYS_setgroups, &[groups.len() as u64, at]);
+        };
         self.process(actor)?.tape(|t| {
+            if let Some(groups) = groups {
+                set_groups(t, groups);
+            }
             if other {
                 // It keeps its rights: what it may reach was settled long ago. Its own bits come with its credentials.
                 let bits = u64::from(NO_SETUID_FIXUP);
@@ -66,6 +83,9 @@ impl Nest {
                 t.call("setresuid", libc::SYS_setresuid, &[keep, u64::from(uid), keep]);
                 t.call("setresgid", libc::SYS_setresgid, &[keep, u64::from(gid), keep]);
             }
+            if groups.is_some() {
+                set_groups(t, &own);
+            }
             for fd in &there {
                 t.call("close", libc::SYS_close, &[*fd]);
             }
@@ -74,7 +94,7 @@ impl Nest {
     }
 
     /// A pair of sockets made by the process `who`.
-    pub fn pair_by(&mut self, who: Option<Who>, domain: i32, kind: i32) -> Result<(OwnedFd, OwnedFd)> {
+    pub fn pair_by(&mut self, who: Option<&Who>, domain: i32, kind: i32) -> Result<(OwnedFd, OwnedFd)> {
         let Some(who) = who else {
             return sys::socket::pair(domain, kind, 0).on("socketpair", || "a pair of sockets");
         };

@@ -20,6 +20,10 @@ pub fn peek_stream(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
     if super::socket::urgent(fd) {
         return Err(Errno::ENODATA);
     }
+    let _credentials = match wants_pidfds(fd) {
+        true => Some(Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, 1)?),
+        false => None,
+    };
     // A look moves the program's own offset, if it has set one: it is put back.
     let _offset = Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
     let mut out: Vec<Message> = Vec::new();
@@ -52,7 +56,7 @@ pub fn peek_packets(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
     let mut offset = 0usize;
     let ended = ended(fd)?;
     // Only unix sockets have it; others do not tell the end this way.
-    let _credentials = match ended {
+    let _credentials = match ended || wants_pidfds(fd) {
         true => Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, 1).ok(),
         false => None,
     };
@@ -74,6 +78,12 @@ pub fn peek_packets(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// Whether the program is handed a pidfd of who sent something: whose, only the credentials tell.
+fn wants_pidfds(fd: BorrowedFd<'_>) -> bool {
+    const SO_PASSPIDFD: i32 = 76;
+    super::socket::option(fd, libc::SOL_SOCKET, SO_PASSPIDFD).is_ok_and(|v| v != 0)
 }
 
 /// Whether nothing will ever come any more.

@@ -41,6 +41,8 @@ pub struct Message {
     pub whole: usize,
 }
 
+const SCM_PIDFD: i32 = 4;
+
 /// recvmsg(2) with room for `room` bytes of data, 253 descriptors and credentials; never waits.
 pub fn receive(fd: BorrowedFd<'_>, room: usize, flags: i32) -> Sys<Message> {
     let mut data = vec![0u8; room.max(1)];
@@ -91,6 +93,10 @@ pub fn receive(fd: BorrowedFd<'_>, room: usize, flags: i32) -> Sys<Message> {
                     out.fds
                         .push(owned(i64::from(body.cast::<RawFd>().add(n).read_unaligned())));
                 }
+            }
+            if head.cmsg_level == libc::SOL_SOCKET && head.cmsg_type == SCM_PIDFD && len >= 4 {
+                // Of who sent it, whom the credentials tell too.
+                drop(owned(i64::from(body.cast::<RawFd>().read_unaligned())));
             }
             if head.cmsg_level == libc::SOL_SOCKET && head.cmsg_type == libc::SCM_CREDENTIALS && len >= 12 {
                 let words = body.cast::<u32>();

@@ -68,6 +68,11 @@ pub static GENERAL: Options = Options {
         (70, 4), // SO_BUSY_POLL_BUDGET
         (82, 4), // SO_RCVPRIORITY
         (83, 4), // SO_PASSRIGHTS
+        (75, 4), // SO_RCVMARK
+        // After the older forms of the same, which take these back.
+        (63, 4), // SO_TIMESTAMP_NEW
+        (64, 4), // SO_TIMESTAMPNS_NEW
+        (65, 8), // SO_TIMESTAMPING_NEW
     ],
 };
 
@@ -222,10 +227,10 @@ pub static PROCESSOR: Options = Options {
     names: &[(libc::SO_INCOMING_CPU, 4)],
 };
 
-/// Of raw IPv4 sockets: whether headers come with the data.
+/// Of raw IPv4 sockets: whether headers come with the data, and whether they hear what a router has to look at.
 pub static RAW: Options = Options {
     level: libc::IPPROTO_IP,
-    names: &[(libc::IP_HDRINCL, 4)],
+    names: &[(libc::IP_HDRINCL, 4), (libc::IP_ROUTER_ALERT, 4)],
 };
 
 /// Which ICMP messages a raw IPv4 socket is kept from.
@@ -241,8 +246,10 @@ pub static ICMPV6_FILTER: Options = Options {
 };
 
 /// Where a raw IPv6 socket finds a checksum to fill in, and whether headers come with the data.
+///
+/// By the level of raw sockets: by that of IPv6 a checksum of ICMPv6 can be read, and not set.
 pub static RAW_IPV6: Options = Options {
-    level: libc::IPPROTO_IPV6,
+    level: 255,
     names: &[(7, 4), (36, 4)],
 };
 

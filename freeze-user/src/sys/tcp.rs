@@ -115,6 +115,11 @@ pub fn silence(fd: BorrowedFd<'_>) -> Sys<()> {
     set_option(fd, TCP, TCP_REPAIR, 1)
 }
 
+/// `TCP_MIN_MSS`, `TCP_MSS_DEFAULT`, `MAX_TCP_WINDOW`.
+const LEAST_MSS: u32 = 88;
+const DEFAULT_MSS: u32 = 536;
+const MAX_TCP_WINDOW: u32 = 32767;
+
 /// How often a connection is read again that changes while it is read: what is on its way arrives in the meantime.
 const LOOKS: usize = 200;
 
@@ -168,7 +173,8 @@ fn read_once(fd: BorrowedFd<'_>) -> Sys<Stream> {
         option(fd, TCP, TCP_QUEUE_SEQ).map(|n| n as u32)
     };
     let mut receive_next = queue(RECEIVE_QUEUE)?;
-    let received = peek(fd, count(libc::FIONREAD)? as usize)?;
+    let announced = count(libc::FIONREAD)?;
+    let received = peek_all(fd, announced as usize)?;
     let mut send_next = queue(SEND_QUEUE)?;
     let (receive_then, outstanding_then, unsent_then) = (receive_next, outstanding, unsent);
     let (fin_sent, fin_received) = (state::fin_sent(info.state), state::fin_received(info.state));
@@ -207,7 +213,7 @@ fn read_once(fd: BorrowedFd<'_>) -> Sys<Stream> {
     }
     let changed = count(libc::TIOCOUTQ)? != outstanding_then
         || count(SIOCOUTQNSD)? != unsent_then
-        || count(libc::FIONREAD)? as usize != received.len()
+        || count(libc::FIONREAD)? != announced
         || queue(RECEIVE_QUEUE)? != receive_then;
     drop(repair);
     if changed {
@@ -244,6 +250,64 @@ pub fn peek(fd: BorrowedFd<'_>, len: usize) -> Sys<Vec<u8>> {
     } else {
         Err(Errno::EIO)
     }
+}
+
+/// All that waits to be read, of which `announced` is what the kernel tells of (FIONREAD): that ends at the mark of
+/// out-of-band data, as every read does, though the byte itself was taken or lies in line. ENODATA where a kernel before Linux
+/// 6.9 lets nobody look past it.
+fn peek_all(fd: BorrowedFd<'_>, announced: usize) -> Sys<Vec<u8>> {
+    let before = match option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF) {
+        Ok(before) => before,
+        Err(_) => {
+            let all = peek(fd, announced)?;
+            // In line, nothing ends at a mark.
+            let _in_line = Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
+            return match ioctl_int(fd, libc::FIONREAD)? as usize == announced {
+                true => Ok(all),
+                false => Err(Errno::ENODATA),
+            };
+        }
+    };
+    let look = |from: usize, most: usize| {
+        set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, from as i32)?;
+        match receive_plain(fd, most) {
+            Err(Errno::EAGAIN) => Ok(Vec::new()),
+            seen => seen,
+        }
+    };
+    let whole = || {
+        let mut all = match announced {
+            0 => Vec::new(),
+            some => look(0, some)?,
+        };
+        let mark = all.len();
+        if !look(mark, 1)?.is_empty() {
+            // Every buffer costs at least its bytes.
+            let most = received_memory(fd)? + (1 << 16);
+            let rest = look(mark, most)?;
+            // At the mark a byte that was taken is skipped, one that lies in line is not.
+            let taken = look(mark + 1, most)?.len() == rest.len();
+            if !look(mark + usize::from(taken) + rest.len(), 1)?.is_empty() {
+                return Err(Errno::EIO);
+            }
+            all.extend(rest);
+        }
+        match all.len() < announced {
+            true => Err(Errno::EIO),
+            false => Ok(all),
+        }
+    };
+    let all = whole();
+    set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, before)?;
+    all
+}
+
+/// Bytes of memory that the receive queue takes.
+fn received_memory(fd: BorrowedFd<'_>) -> Sys<usize> {
+    const SO_MEMINFO: i32 = 55;
+    let mut bytes = [0; 36];
+    getsockopt(fd, libc::SOL_SOCKET, SO_MEMINFO, &mut bytes)?;
+    Ok(u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
 }
 
 /// What waits to be read in a socket whose connection is over; ENOTCONN if there never was one.
@@ -291,7 +355,18 @@ pub fn write(fd: BorrowedFd<'_>, local: &[u8], remote: &[u8], stream: &Stream) -
         TCP_QUEUE_SEQ,
         from(stream.send_next, stream.written.len()),
     )?;
+    // How much it sends at once is settled when it is connected, and again only when the other's window is larger than it ever
+    // was: half of that at most, without which it would wait for room that never is.
+    let largest = stream.window[2];
+    let half = if largest > DEFAULT_MSS {
+        largest / 2
+    } else {
+        largest
+    };
+    let mss = stream.mss.min(half).clamp(LEAST_MSS, MAX_TCP_WINDOW) as i32;
+    set_option(fd, TCP, libc::TCP_MAXSEG, mss)?;
     socket_to(fd, true, remote)?;
+    set_option(fd, TCP, libc::TCP_MAXSEG, 0)?;
     // struct tcp_repair_opt: TCPOPT_MSS 2, TCPOPT_WINDOW 3, TCPOPT_SACK_PERM 4, TCPOPT_TIMESTAMP 8.
     let mut options = vec![(2u32, stream.mss)];
     options.extend(

@@ -4,7 +4,7 @@ use super::super::pipe::Bytes;
 use super::super::socket::{Base, fetch, inet_address};
 use super::super::{Placed, Source, namespaces, netns};
 use super::readable;
-use crate::error::{Blocker, Context, Result};
+use crate::error::{Blocker, Context, Error, Result};
 use crate::nest::Nest;
 use crate::nest::space::Kind;
 use crate::observe::peek::arrived::{Embryo, Sockets};
@@ -294,14 +294,24 @@ impl Connection {
             from.process.hold(&name, wire::Ends { local, remote }, dying)?;
             hold = Some(name);
         }
+        let told = |e: Errno| {
+            match e {
+            Errno::ENODATA => fd
+                .blocker()
+                .why("out-of-band data was taken from the midst of what waits, and the kernel lets nobody look past it (Linux 6.9)")
+                .remedy("let the program read it first")
+                .refuse(),
+            e => Error::kernel(call, name(), e),
+        }
+        };
         let stream = match (from.shared.streams.remove(&fd.stat.ino), other) {
             (Some(known), _) => known,
             (None, Some(other)) => {
-                let (stream, theirs) = tcp::read_both(held.as_fd(), fetch(other)?.as_fd()).on(call, name)?;
+                let (stream, theirs) = tcp::read_both(held.as_fd(), fetch(other)?.as_fd()).map_err(told)?;
                 from.shared.streams.insert(other.stat.ino, theirs);
                 stream
             }
-            (None, None) => tcp::read(held.as_fd()).on(call, name)?,
+            (None, None) => tcp::read(held.as_fd()).map_err(told)?,
         };
         let seen = socket::poll(held.as_fd()).on("poll", name)?;
         if !cut {
@@ -447,6 +457,8 @@ impl Connection {
             }
         }
         tcp::write(fd, local, &remote, &self.stream()).on("making a connection (TCP_REPAIR)", name)?;
+        // Before the first segment arrives: it would be answered as the room for the queues allows.
+        base.give_window(fd)?;
         if self.peer.is_none() && !self.outside {
             let domain = i32::from(u16::from_ne_bytes(*local.first_chunk().unwrap_or(&[0, 0])));
             let ghost = sys::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP).on("socket", name)?;

@@ -18,6 +18,9 @@ pub struct Failed {
     /// What the next call that finds nothing to read is told.
     pub error: i32,
     pub received: Bytes,
+    /// Whether the program itself gave the connection up (connect(2) with AF_UNSPEC): it may make another.
+    #[serde(default)]
+    pub given_up: bool,
 }
 
 /// The errors that can be brought about again.
@@ -65,7 +68,10 @@ pub(super) fn collect(fd: &FdView, held: BorrowedFd<'_>) -> Result<Option<Failed
         n if n > 0 => peek_over(held).on("recv(MSG_PEEK)", name)?,
         _ => Vec::new(),
     };
+    // What was given up is as new but for the error; of everything else that fails both halves are shut.
+    let seen = socket::poll(held).on("poll", name)?;
     Ok(Some(Failed {
+        given_up: seen & libc::POLLRDHUP == 0,
         error,
         received: Bytes(received),
     }))
@@ -100,6 +106,10 @@ pub(super) fn restore(
     socket::listen(server.as_fd(), 1)?;
     super::connect(fd, &way, true)?;
     let other = socket::accept(server.as_fd())?;
+    if failed.given_up {
+        sys::socket_to(fd, true, &[0; 16])?;
+        return until_failed(fd);
+    }
     if !failed.received.0.is_empty() {
         let _room = sys::sockopt::Roomy::new(other.as_fd(), failed.received.0.len())?;
         let sent = socket::send(other.as_fd(), &failed.received.0, None, &[], None, 0)?;

@@ -2,19 +2,19 @@
 
 use super::super::pipe::Bytes;
 use super::super::socket::{bind, holder_of};
-use crate::error::{Blocker, Context, Error, Result};
+use crate::error::{Blocker, Context, Error, Result, errno};
 use crate::nest::{Nest, Options};
 use crate::observe::peers::unix_sockets;
-use crate::observe::tree::Trees;
+use crate::observe::tree::{Tree, Trees};
 use crate::observe::view::{FdView, FileStat, socket_link};
 use crate::sys::unixname::{self, address_of, directory_of, is_path, name_of};
 use crate::sys::{self, socket};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// What a socket was bound to.
@@ -40,6 +40,9 @@ pub struct NameFile {
     /// Whether it was given another path after it was bound.
     #[serde(default)]
     pub renamed: bool,
+    /// Its other names (link(2)), in the same directory.
+    #[serde(default)]
+    pub links: Vec<Bytes>,
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
@@ -69,7 +72,23 @@ impl Name {
         let path: PathBuf = OsString::from_vec(seen.link.clone()).into();
         let tree = trees.of_mount(seen.info.mnt_id);
         let there = std::fs::symlink_metadata(tree.path(&seen.link)).map(|m| FileStat::from(&m));
-        let unlinked = !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino));
+        let mut unlinked = !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino));
+        let (mut path, mut links) = (path, Vec::new());
+        if seen.stat.nlink > u64::from(!unlinked) {
+            links = beside(&tree, &path, &seen.stat);
+            links.retain(|name| unlinked || path.file_name().map(OsStr::as_bytes) != Some(&name.0));
+            if links.len() as u64 != seen.stat.nlink - u64::from(!unlinked) {
+                return Err(fd
+                    .blocker()
+                    .why("the file that it is bound to has another name in another directory (link(2)), which would lead to it no more")
+                    .remedy("remove that name")
+                    .refuse());
+            }
+            if unlinked {
+                path = path.with_file_name(OsStr::from_bytes(&links.remove(0).0));
+                unlinked = false;
+            }
+        }
         let directory = match name.first() {
             Some(b'/') => None,
             // Where an unlinked one was bound nobody can tell any more, and need not.
@@ -89,6 +108,7 @@ impl Name {
                 unlinked,
                 directory,
                 renamed,
+                links,
                 mode,
                 uid,
                 gid,
@@ -179,8 +199,31 @@ impl Name {
             let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
             nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &here, mode, follow).on("chmod", label)?;
         }
+        for link in &file.links {
+            let link = here.with_file_name(OsStr::from_bytes(&link.0));
+            if std::fs::symlink_metadata(&link).is_ok_and(|m| FileStat::from(&m).kind() == libc::S_IFSOCK) {
+                nix::unistd::unlink(&link).on("unlink", label)?;
+            }
+            std::fs::hard_link(&here, &link)
+                .map_err(errno)
+                .on("link", label)?;
+        }
         Ok(())
     }
+}
+
+/// The names of a file in the directory that one of them is or was in.
+fn beside(tree: &Tree, path: &Path, file: &FileStat) -> Vec<Bytes> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let Ok(entries) = std::fs::read_dir(tree.path(directory.as_os_str().as_bytes())) else {
+        return Vec::new();
+    };
+    let same = |entry: &std::fs::DirEntry| {
+        let there = entry.metadata().map(|m| FileStat::from(&m));
+        there.is_ok_and(|t| (t.dev, t.ino) == (file.dev, file.ino))
+    };
+    let found = entries.flatten().filter(same);
+    found.map(|entry| Bytes(entry.file_name().into_vec())).collect()
 }
 
 /// Gives a name to a socket that is there for a moment only, so that others see it as their peer's.

@@ -121,8 +121,9 @@ fn is_among(own: &OwnedFd, found: &[FdView]) -> Result<bool> {
 
 /// Refuses what cannot be put together without a process that holds it.
 fn admissible(fd: &FdView, seen: &FdView) -> Result<()> {
-    const WITHOUT_HOLDER: [&str; 16] = [
+    const WITHOUT_HOLDER: [&str; 17] = [
         "pipe",
+        "fifo",
         "eventfd",
         "timerfd",
         "signalfd",

@@ -29,10 +29,13 @@ pub struct Embryo {
 }
 
 /// The members that are looked at, beside those of [`super::MEMBERS`].
-const MEMBERS: [(&str, &str); 24] = [
+const MEMBERS: [(&str, &str); 27] = [
     ("socket", "sk"),
     ("sock", "sk_receive_queue"),
     ("sock", "sk_err"),
+    ("sock", "sk_reuseport_cb"),
+    ("sock_reuseport", "prog"),
+    ("inet_sock", "mc_index"),
     ("sk_buff", "len"),
     ("sk_buff", "data_len"),
     ("sk_buff", "data"),
@@ -84,6 +87,21 @@ impl Sockets {
     pub fn error(&self, fd: BorrowedFd<'_>) -> Option<i32> {
         let p = &self.peek;
         Some(p.number(p.at(self.socket(fd)?, "sock", "sk_err"))? as i32)
+    }
+
+    /// Whether a program chooses among the sockets that share the port of this one (SO_ATTACH_REUSEPORT_CBPF, or _EBPF).
+    pub fn chosen(&self, fd: BorrowedFd<'_>) -> Option<bool> {
+        let p = &self.peek;
+        match p.word(p.at(self.socket(fd)?, "sock", "sk_reuseport_cb"))? {
+            0 => Some(false),
+            group => Some(p.word(p.at(group, "sock_reuseport", "prog"))? != 0),
+        }
+    }
+
+    /// The device to which an IPv4 socket sends multicasts (IP_MULTICAST_IF, which tells an address only); 0 for none.
+    pub fn multicast_device(&self, fd: BorrowedFd<'_>) -> Option<u32> {
+        let p = &self.peek;
+        p.number(p.at(self.socket(fd)?, "inet_sock", "mc_index"))
     }
 
     /// Those who wait at a listening unix socket, the first first.
