@@ -139,6 +139,7 @@ mod tests {
                 offsets: vec![own(-50)],
             },
             outside: Vec::new(),
+            bound: None,
             roots: Vec::new(),
         }];
         then.carry_on(&mut families, &mut namespaces).unwrap();
