@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_descriptor_is_taken_apart() {
         // Base 0x12345678, limit 0xabcde in pages, 32 bits, data that can be written to, present, of privilege 3.
-        let word = 0x12_c_a_f3_34_5678_bcde_u64 | 1 << 52;
+        let word = 0x12ca_f334_5678_bcde_u64 | 1 << 52;
         let desc = user_desc(5, word);
         let field = |n: usize| u32::from_ne_bytes(desc[4 * n..4 * n + 4].try_into().unwrap());
         assert_eq!([field(0), field(1), field(2)], [5, 0x1234_5678, 0xabcde]);
