@@ -589,3 +589,23 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    more_than_there_is,
+    c(r#"
+/* Mappings that follow each other and together are larger than all memory: the kernel would not grant them at once. */
+int main(void) {
+    enum { PARTS = 7 };
+    long page = sysconf(_SC_PAGESIZE), quarter = sysconf(_SC_PHYS_PAGES) / 4 * page;
+    char *all = OK(mmap(0, PARTS * quarter, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    int may = 1;
+    for (int i = 0; i < PARTS; i++) {
+        char *part = mmap(all + i * quarter, quarter, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        may = may && part != MAP_FAILED;
+        if (may) part[i * page] = i + 1;
+    }
+    freeze_here();
+    for (int i = 0; may && i < PARTS; i++) SAME(all[i * quarter + i * page], i + 1);
+}
+"#)
+);

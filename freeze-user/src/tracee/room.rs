@@ -32,10 +32,10 @@ pub(super) fn is_scarce(e: &Error) -> bool {
 pub(super) fn none(pid: Pid) -> Error {
     Blocker::of(pid, "limits", "")
         .why(
-            "its limits on memory (as, memlock) have no room for the few pages that a checkpoint needs, and freeze may not \
-             raise them",
+            "its limits on memory (as, memlock, or the number of mappings) have no room for the few pages that a \
+             checkpoint needs, and freeze may not raise them",
         )
-        .remedy("raise them (prlimit --as, --memlock), or run freeze with CAP_SYS_RESOURCE")
+        .remedy("raise them (prlimit --as, --memlock, sysctl vm.max_map_count), or run freeze with CAP_SYS_RESOURCE")
         .refuse()
 }
 

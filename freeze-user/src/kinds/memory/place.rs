@@ -5,14 +5,16 @@ use super::super::sysv::Segment;
 use super::{
     ADVICE, Backing, Mapping, Record, fill, heritage, huge_flags, keys, lazy, occupied, policy, rings, vdso,
 };
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, TASK_SIZE, normalize, subtract};
 use crate::nest::{Nest, free_place};
 use crate::observe::view::{Depth, read_vmas};
 use crate::sys::SharedAnon;
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 const SYS_PKEY_MPROTECT: i64 = 329;
 const MADV_GUARD_INSTALL: u64 = 102;
@@ -52,7 +54,7 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         };
         let segment = matches!(m.backing, Backing::Segment(_));
         if !segment && !kept.mappings.contains(&i) {
-            calls.push(map(m, m.range, interim, fd));
+            calls.extend(pieces(m, m.range).map(|piece| map(m, piece, interim, fd)));
         }
         if keys::given(record, m) {
             let args = [at, len, m.prot as u64, u64::from(m.key), 0, 0];
@@ -129,7 +131,8 @@ pub fn map_private(record: &Record, m: &Mapping, part: Range, pid: Pid, nest: &m
         None => Vec::new(),
     };
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let mut calls = vec![map(m, part, prot, fds.first().copied().unwrap_or(!0))];
+    let fd = fds.first().copied().unwrap_or(!0);
+    let mut calls: Vec<Step> = pieces(m, part).map(|piece| map(m, piece, prot, fd)).collect();
     // As it will be filled.
     for (flag, advice) in ADVICE
         .iter()
@@ -158,6 +161,21 @@ pub fn mapped_now(pid: Pid) -> Result<Vec<Range>> {
         .filter(|v| v.name != b"[vsyscall]")
         .map(|v| v.range())
         .collect())
+}
+
+/// The parts in which `part` of a recorded mapping is mapped.
+///
+/// What has grown by and by may be larger than all memory, which the kernel does not grant at once; pieces that follow each
+/// other become one mapping again.
+fn pieces(m: &Mapping, part: Range) -> impl Iterator<Item = Range> + use<> {
+    const PIECE: u64 = 1 << 30;
+    let grows = !m.shared && m.huge == 0 && !m.has("gd") && !m.has("dp");
+    let piece = if grows { PIECE } else { u64::MAX };
+    let next = move |r: &Range| {
+        (r.end < part.end).then(|| Range::new(r.end, part.end.min(r.end.saturating_add(piece))))
+    };
+    let first = Range::new(part.start, part.end.min(part.start.saturating_add(piece)));
+    std::iter::successors(Some(first), next)
 }
 
 /// The call that maps `part` of a recorded mapping.
@@ -290,21 +308,35 @@ fn set_layout(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         None => record.exe.open_to_execute(nest)?,
     };
     let at = nest.hand_over(pid, &[exe.as_raw_fd()])?;
-    nest.process(pid)?.tape(|t| {
-        let auxv = t.bytes(&record.auxv.0);
-        let mut map: Vec<u8> = record.layout.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        map.extend_from_slice(&auxv.to_ne_bytes());
-        map.extend_from_slice(&(record.auxv.0.len() as u32).to_ne_bytes());
-        map.extend_from_slice(&(at[0] as u32).to_ne_bytes());
-        let len = map.len() as u64;
-        let map = t.bytes(&map);
-        t.call(
-            "prctl(PR_SET_MM_MAP)",
-            libc::SYS_prctl,
-            &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, map, len, 0],
-        );
-        t.call("close", libc::SYS_close, &[at[0]]);
-    })?;
+    let set = |nest: &mut Nest| {
+        nest.process(pid)?.tape(|t| {
+            let auxv = t.bytes(&record.auxv.0);
+            let mut map: Vec<u8> = record.layout.iter().flat_map(|w| w.to_ne_bytes()).collect();
+            map.extend_from_slice(&auxv.to_ne_bytes());
+            map.extend_from_slice(&(record.auxv.0.len() as u32).to_ne_bytes());
+            map.extend_from_slice(&(at[0] as u32).to_ne_bytes());
+            let len = map.len() as u64;
+            let map = t.bytes(&map);
+            t.call(
+                "prctl(PR_SET_MM_MAP)",
+                libc::SYS_prctl,
+                &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, map, len, 0],
+            );
+        })
+    };
+    // Nobody may have it open for writing. What was unlinked has just been written by us, and a child that another thread
+    // forked meanwhile has that descriptor until it executes something.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let began = Instant::now();
+    loop {
+        match set(nest) {
+            Err(Error::Kernel {
+                errno: Errno::EACCES, ..
+            }) if began.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(1)),
+            done => break done.map(drop)?,
+        };
+    }
+    nest.process(pid)?.call("close", libc::SYS_close, &[at[0]])?;
     Ok(())
 }
 
