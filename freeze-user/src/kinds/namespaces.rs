@@ -11,6 +11,7 @@ pub mod clocks;
 mod contents;
 mod disk;
 mod ipc;
+mod limits;
 mod mounts;
 mod options;
 mod propagation;
@@ -77,6 +78,9 @@ pub struct Namespace {
     /// Of a cgroup namespace, its root in each hierarchy.
     #[serde(default)]
     pub roots: Vec<Place>,
+    /// Of a user or pid namespace, files under /proc/sys and what is in them.
+    #[serde(default)]
+    pub limits: Vec<(String, String)>,
 }
 
 /// A process by its pid and when it started, and the namespace's inode while it lives.
@@ -293,6 +297,7 @@ pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Re
                 what,
                 outside: outsiders(view, kind, inode),
                 bound: bound(kind, inode),
+                limits: limits::collect(kind, fd.as_fd())?,
                 roots: match kind {
                     Kind::Cgroup if inside => cgroup::roots(pid, fd.as_fd())?,
                     _ => Vec::new(),
@@ -777,6 +782,9 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
 
 /// Puts packet filters into their places, now that all sockets are there: what a restore itself sends is not for them.
 pub fn guard(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
+    for namespace in all.iter().filter(|n| living(n).is_none()) {
+        limits::restore(namespace, nest);
+    }
     let networks = fresh_networks(nest, all)?;
     let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
     let said = netns::guard(&networks)?;

@@ -74,6 +74,7 @@ impl Clocks {
                     offsets: own.iter().map(|o| moved(o, lag(&o.0))).collect(),
                 },
                 bound: None,
+                limits: Vec::new(),
                 outside: Vec::new(),
                 roots: Vec::new(),
             });
