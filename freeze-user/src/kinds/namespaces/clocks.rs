@@ -139,6 +139,8 @@ mod tests {
             what: What::Time {
                 offsets: vec![own(-50)],
             },
+            bound: None,
+            limits: Vec::new(),
             outside: Vec::new(),
             roots: Vec::new(),
         }];

@@ -67,8 +67,10 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
         }
         match stat.kind() {
             libc::S_IFDIR => {
-                for entry in std::fs::read_dir(&here).on("readdir", name)? {
-                    let entry = entry.on("readdir", name)?.file_name().into_vec();
+                let entries: std::io::Result<Vec<_>> = std::fs::read_dir(&here).and_then(|all| all.collect());
+                // The newest is told of first: made the other way about, they are told of in the same order.
+                for entry in entries.on("readdir", name)?.into_iter().rev() {
+                    let entry = entry.file_name().into_vec();
                     queue.push_back(if path.is_empty() {
                         entry
                     } else {
