@@ -405,6 +405,71 @@ int main(void) {
 );
 
 conformance!(
+    limits,
+    c(r#"
+/* Limits of a user namespace, and of a pid namespace in it where the kernel has them. */
+static long value(const char *path) {
+    char text[32] = "";
+    int fd = OK(open(path, O_RDONLY));
+    OK(read(fd, text, 31));
+    OK(close(fd));
+    return atol(text);
+}
+static int set(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY);
+    if (fd < 0) return -1;
+    int done = write(fd, text, strlen(text));
+    OK(close(fd));
+    return done;
+}
+int main(void) {
+    OK(unshare(CLONE_NEWUSER));
+    SAME(set("/proc/sys/user/max_inotify_watches", "999"), 3);
+    SAME(set("/proc/sys/user/max_mnt_namespaces", "0"), 1);
+    freeze_here();
+    SAME(value("/proc/sys/user/max_inotify_watches"), 999);
+    SAME(value("/proc/sys/user/max_mnt_namespaces"), 0);
+    CHECK(unshare(CLONE_NEWNS) == -1 && errno == ENOSPC);
+    return 0;
+}
+"#)
+);
+
+conformance!(
+    file_flags,
+    c(r#"
+/* Files in memory that are immutable, or only to be appended to, and are open all the same. */
+#include <linux/fs.h>
+#include <sys/mount.h>
+static int flag(const char *name, int flags) {
+    int fd = OK(open(in_here(name), O_RDONLY)), done = ioctl(fd, FS_IOC_SETFLAGS, &flags);
+    OK(close(fd));
+    return done;
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("some", in_here("m"), "tmpfs", 0, ""));
+    OK(mkdir(in_here("m/dir"), 0755));
+    int fixed = OK(open(in_here("m/fixed"), O_CREAT | O_RDWR, 0600)), log = OK(open(in_here("m/log"), O_CREAT | O_RDWR | O_APPEND, 0600));
+    OK(close(OK(open(in_here("m/dir/in"), O_CREAT | O_RDWR, 0600))));
+    int has = !flag("m/fixed", FS_IMMUTABLE_FL) && !flag("m/log", FS_APPEND_FL) && !flag("m/dir", FS_IMMUTABLE_FL);
+    freeze_here();
+    if (!has) return 0;
+    SAME(write(fixed, "x", 1), 1);
+    CHECK(open(in_here("m/fixed"), O_WRONLY) == -1 && errno == EPERM);
+    SAME(write(log, "x", 1), 1);
+    CHECK(open(in_here("m/log"), O_WRONLY) == -1 && errno == EPERM);
+    CHECK(unlink(in_here("m/dir/in")) == -1 && errno == EPERM);
+    OK(flag("m/fixed", 0)); OK(flag("m/log", 0)); OK(flag("m/dir", 0));
+    OK(unlink(in_here("m/dir/in")));
+    return 0;
+}
+"#)
+);
+
+conformance!(
     loop_device,
     c(r#"
 /* A file system in a file, whose loop device goes with its only mount; the node of it is nowhere in the tree. */

@@ -457,3 +457,63 @@ assert at == int(open(HERE + "/written").read()), at
     assert_eq!(restore(&mut running, &[]), "");
     running.verdict();
 }
+
+/// In a network of its own, joined to the test's by a pair of devices; what comes is counted up.
+const APART: &str = r#"
+import ctypes, socket, subprocess, time
+libc, host = ctypes.CDLL(None), os.open("/proc/self/ns/net", os.O_RDONLY)
+def ip(line, before=None):
+    subprocess.run(["ip"] + line.split(), check=True, preexec_fn=before)
+def outside():
+    assert libc.setns(host, 0) == 0
+assert libc.unshare(0x40000000) == 0
+ip("link add in0 type veth peer name fz-outer netns %d" % os.getppid())
+ip("addr add 10.213.47.2/30 dev in0")
+ip("link set in0 up")
+ip("addr add 10.213.47.1/30 dev fz-outer", outside)
+ip("link set fz-outer up", outside)
+os.close(host)
+s = socket.create_connection(("10.213.47.1", PORT), 10)
+s.settimeout(20)
+def more(n):
+    got = b""
+    while len(got) < n:
+        some = s.recv(n - len(got))
+        assert some, "the other end has closed it"
+        got += some
+    return got
+first = more(3)[-1]
+freeze_here()
+for i in range(60):
+    first = (first + 1) % 256
+    assert more(1)[0] == first
+"#;
+
+/// Whoever goes on sending gets no answer between the checkpoint and the restore, neither from the network that goes nor
+/// from the one that comes, where nobody listens yet.
+#[test]
+fn a_connection_out_of_a_network_of_its_own_lasts() {
+    if !std::process::Command::new("ip")
+        .arg("-V")
+        .output()
+        .is_ok_and(|o| o.status.success())
+    {
+        freeze_tests::skip!("there is no ip(8)");
+    }
+    let listener = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut n = 0u8;
+        while stream.write_all(&[n]).is_ok() {
+            n = n.wrapping_add(1);
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    });
+    let subject = python(&format!("import os\nPORT = {port}\n{APART}"));
+    let mut running = Running::start(&subject, "sockets_outside::a_network_of_its_own");
+    checkpoint(&mut running, &[]);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    restore(&mut running, &[]);
+    running.verdict();
+}

@@ -46,7 +46,8 @@ pub fn markdown() -> String {
         - the signal that a first process wants at its parent's death, after a restore with --detach or by the agent: the \
           restorer, which is its parent, leaves at once or may (it is warned of);\n\
         - of a network: eBPF programs that are attached to it or to one of its devices, tunnels of l2tp and fou, segment \
-          routing, labels of IPv6 addresses, security marks of tracked connections, actions of traffic control by themselves;\n\
+          routing, labels of IPv6 addresses, security marks of tracked connections, actions of traffic control by themselves, \
+          features that ethtool has switched; of the outer end of a pair, VLANs and fixed addresses on its bridge;\n\
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\

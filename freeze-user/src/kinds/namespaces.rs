@@ -11,6 +11,8 @@ pub mod clocks;
 mod contents;
 mod disk;
 mod ipc;
+mod kept;
+mod limits;
 mod mounts;
 mod options;
 mod propagation;
@@ -23,22 +25,20 @@ use crate::ids::Pid;
 use crate::nest::family::Family;
 use crate::nest::space::{Kind, Spaces};
 use crate::nest::{Nest, Options};
-use crate::observe::foreign::namespace_bound;
-use crate::observe::tree::{MountLine, Tree, parse_mounts};
-use crate::observe::view::{ProcessView, View, all_pids, command_of};
-use crate::proc::stat::Stat;
+use crate::observe::tree::Tree;
+use crate::observe::view::{ProcessView, View, command_of};
 use crate::store::Draft;
 use crate::sys::ns::{self, Maker, Step};
+pub use kept::{Bound, Outsider};
+use kept::{bound, is_kept, living, outsiders};
+pub(super) use kept::{ends_with, keepers, still_kept, visible};
 use mounts::Mount;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 #[derive(Debug)]
 pub struct Namespaces;
@@ -77,21 +77,9 @@ pub struct Namespace {
     /// Of a cgroup namespace, its root in each hierarchy.
     #[serde(default)]
     pub roots: Vec<Place>,
-}
-
-/// A process by its pid and when it started, and the namespace's inode while it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outsider {
-    pub pid: Pid,
-    pub started: u64,
-    pub inode: u64,
-}
-
-/// A file that a namespace is mounted on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bound {
-    #[serde(with = "crate::ospath")]
-    pub at: PathBuf,
+    /// Of a user or pid namespace, files under /proc/sys and what is in them.
+    #[serde(default)]
+    pub limits: Vec<(String, String)>,
 }
 
 /// What a namespace holds.
@@ -129,12 +117,14 @@ impl ProcessKind for Namespaces {
     const TAG: &'static str = "namespaces";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "pid, mount, network, IPC, UTS, user, cgroup and time namespaces of its own, nested ones too, with \
-        their mounts (stacked ones, parts of file systems in memory, and who spreads to whom), host name, id maps, offsets and settings; network devices (veth within the checkpoint, bridge, vlan, macvlan, ipvlan, tun, dummy), \
+        their mounts (stacked ones, parts of file systems in memory, on block and loop devices, mounted namespaces, and who spreads to whom), host name, id maps, offsets and settings; network devices (veth within the checkpoint, or with the outer end in freeze's own network namespace, which gets its name, addresses, \
+        routes and bridge again; bridge, vlan, macvlan, ipvlan, tun, dummy), \
         addresses, routes, rules, neighbours; packet filters with what they have counted: tables of nf_tables, everything in them under its \
         number, and of iptables, ip6tables and arptables (xtables), tried out in advance, refused where the kernel does not tell all of it \
         (ct count, jhash without a seed, socket cgroupv2, tables of a socket, ebtables-legacy, matches like recent); connections \
         they keep track of or expect, with translations, state, timeout, mark, labels, zone and helper; queueing disciplines \
-        without classes and filters, which are refused, as are IPsec, nexthop objects, ipset, VLANs and fixed addresses of bridges, multicast routing; one whose other members are not part of the checkpoint is joined while one of them lives";
+        without classes and filters, which are refused, as are IPsec, nexthop objects, ipset, VLANs and fixed addresses of bridges, multicast routing; one whose other members are not part of the checkpoint is joined while one of them lives, \
+        a network or UTS namespace also while freeze's own tree has it mounted (ip netns)";
     // Before threads, which cannot enter a user namespace, and after everything that needs the rights of freeze.
     const STAGE: Stage = Stage::Threads;
     type Record = Record;
@@ -293,6 +283,7 @@ pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Re
                 what,
                 outside: outsiders(view, kind, inode),
                 bound: bound(kind, inode),
+                limits: limits::collect(kind, fd.as_fd())?,
                 roots: match kind {
                     Kind::Cgroup if inside => cgroup::roots(pid, fd.as_fd())?,
                     _ => Vec::new(),
@@ -373,94 +364,6 @@ pub(super) fn held_verdict(kind: Kind, inode: u64, holder: &Blocker, view: &View
                 .remedy("let a process of the checkpoint stay in it"),
         );
     }
-}
-
-/// The processes outside the set that keep a namespace alive, by which it is found again.
-pub(super) fn keepers(view: &View, kind: Kind, inode: u64) -> Vec<Outsider> {
-    outsiders(view, kind, inode)
-}
-
-/// Where freeze's own tree has a namespace mounted, by which it outlives the set. What others do in it is theirs alone
-/// where that is a network or a name; objects of System V would be there twice.
-fn bound(kind: Kind, inode: u64) -> Option<Bound> {
-    if !matches!(kind, Kind::Net | Kind::Uts) {
-        return None;
-    }
-    let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").ok()?);
-    let mut here = lines
-        .iter()
-        .filter(|line| namespace_bound(line) == Some((kind.name().to_owned(), inode)));
-    here.find_map(|line| {
-        let at = PathBuf::from(OsStr::from_bytes(&line.at));
-        (ns::mount_id(&at) == Ok(line.id)).then_some(Bound { at })
-    })
-}
-
-/// Whether a namespace lives on without the set.
-fn is_kept(kind: Kind, inode: u64, view: &View) -> bool {
-    bound(kind, inode).is_some() || !outsiders(view, kind, inode).is_empty()
-}
-
-/// Whether a namespace of the set goes when the set does.
-pub(super) fn ends_with(kind: Kind, namespace: &OwnedFd, view: &View) -> bool {
-    let Ok((_, inode)) = crate::sys::dev_ino(namespace) else {
-        return false;
-    };
-    view.foreign.contains_key(&(kind.name().to_owned(), inode)) && !is_kept(kind, inode, view)
-}
-
-/// All namespaces of a kind other than freeze's that somebody lives in or that are mounted somewhere in freeze's tree.
-pub(super) fn visible(kind: Kind) -> Vec<OwnedFd> {
-    let lived_in = all_pids().unwrap_or_default().into_iter();
-    let lived_in = lived_in.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/{}", kind.name())));
-    let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default());
-    let is_one = |l: &&MountLine| namespace_bound(l).is_some_and(|(k, _)| k == kind.name());
-    let mounted = lines.iter().filter(is_one);
-    let mounted = mounted.map(|l| PathBuf::from(OsStr::from_bytes(&l.at)));
-    let own = std::fs::metadata(format!("/proc/thread-self/ns/{}", kind.name())).map(|m| m.ino());
-    let mut seen: BTreeSet<u64> = own.into_iter().collect();
-    let found = lived_in.chain(mounted).filter_map(|path| {
-        let inode = std::fs::metadata(&path).ok()?.ino();
-        seen.insert(inode).then(|| File::open(&path).ok())?
-    });
-    found.map(OwnedFd::from).collect()
-}
-
-/// One of the processes that kept a namespace alive, if it still does.
-pub(super) fn still_kept(kind: Kind, keepers: &[Outsider]) -> Option<Pid> {
-    let alive = keepers
-        .iter()
-        .find(|o| started(o.pid) == Some(o.started) && space_of(o.pid, kind) == Some(o.inode));
-    alive.map(|o| o.pid)
-}
-
-/// Who outside the set lives in a namespace.
-fn outsiders(view: &View, kind: Kind, inode: u64) -> Vec<Outsider> {
-    let own = Pid(std::process::id() as i32);
-    let pids = all_pids().unwrap_or_default();
-    let outside = pids
-        .into_iter()
-        .filter(|pid| *pid != own && view.get(*pid).is_none());
-    outside
-        .filter(|pid| space_of(*pid, kind) == Some(inode))
-        .filter_map(|pid| {
-            Some(Outsider {
-                pid,
-                started: started(pid)?,
-                inode,
-            })
-        })
-        .collect()
-}
-
-fn space_of(pid: Pid, kind: Kind) -> Option<u64> {
-    std::fs::metadata(format!("/proc/{pid}/ns/{}", kind.name()))
-        .ok()
-        .map(|m| m.ino())
-}
-
-fn started(pid: Pid) -> Option<u64> {
-    Some(Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?.start_time)
 }
 
 fn what(
@@ -585,22 +488,6 @@ pub fn precheck(all: &[Namespace], out: &mut Vec<Blocker>) {
             );
         }
     }
-}
-
-/// What outside the checkpoint keeps a namespace alive: a process, or a file that it is mounted on.
-fn living(namespace: &Namespace) -> Option<PathBuf> {
-    let name = namespace.kind.name();
-    if let Some(pid) = still_kept(namespace.kind, &namespace.outside) {
-        return Some(format!("/proc/{pid}/ns/{name}").into());
-    }
-    let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").ok()?);
-    let at = &namespace.bound.as_ref()?.at;
-    let is_one = |line: &MountLine| namespace_bound(line).is_some_and(|(kind, _)| kind == name);
-    let here = |line: &MountLine| at.as_os_str().as_bytes() == line.at && ns::mount_id(at) == Ok(line.id);
-    lines
-        .iter()
-        .any(|line| is_one(line) && here(line))
-        .then(|| at.clone())
 }
 
 /// Makes the namespaces, or joins those that others have kept alive; those of pids come with their inits. `groups`:
@@ -777,6 +664,9 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
 
 /// Puts packet filters into their places, now that all sockets are there: what a restore itself sends is not for them.
 pub fn guard(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
+    for namespace in all.iter().filter(|n| living(n).is_none()) {
+        limits::restore(namespace, nest);
+    }
     let networks = fresh_networks(nest, all)?;
     let networks: Vec<_> = networks.iter().map(|(n, r, fd)| (*n, *r, fd.as_fd())).collect();
     let said = netns::guard(&networks)?;

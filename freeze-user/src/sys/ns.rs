@@ -57,6 +57,13 @@ pub fn mount_id(path: &Path) -> Sys<i64> {
     Ok(out[18] as i64)
 }
 
+/// Of the flags of chattr(1): immutable, only to be appended to, not to be dumped; by the same bits as FS_IOC_GETFLAGS.
+pub fn file_flags(path: &Path) -> Sys<u32> {
+    const KEPT: u64 = 0x10 | 0x20 | 0x40;
+    // What is in force stands after mask and size of a block.
+    statx(path, 0).map(|out| (out[1] & KEPT) as u32)
+}
+
 /// statx(2), links followed: what was asked for by `mask`, in words of eight bytes.
 pub(super) fn statx(path: &Path, mask: u64) -> Sys<[u64; 32]> {
     let text = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
@@ -119,6 +126,9 @@ pub enum Step {
     Unmount(Vec<u8>),
     /// Write to a file that is opened now, whose path ends in a zero.
     Write(Vec<u8>, Vec<u8>),
+    /// Read from a file that is opened now, whose path ends in a zero, and write what is there to this descriptor; nothing
+    /// if there is no such file.
+    Tell(Vec<u8>, RawFd),
     /// sethostname(2), setdomainname(2).
     Hostname(Vec<u8>),
     Domainname(Vec<u8>),
@@ -228,6 +238,14 @@ unsafe fn perform(step: &Step) -> bool {
                 fd >= 0
                     && libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) == bytes.len() as i64
             }
+            Step::Tell(path, to) => {
+                let mut text = [0u8; 256];
+                let fd = libc::syscall(libc::SYS_open, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0);
+                let got = libc::syscall(libc::SYS_read, fd, text.as_mut_ptr(), text.len()).max(0);
+                // With a line feed of its own, whatever was there.
+                libc::syscall(libc::SYS_write, *to, text.as_ptr(), got) == got
+                    && libc::syscall(libc::SYS_write, *to, c"\n".as_ptr(), 1) == 1
+            }
             Step::Hostname(name) => libc::syscall(libc::SYS_sethostname, name.as_ptr(), name.len()) == 0,
             Step::Domainname(name) => libc::syscall(libc::SYS_setdomainname, name.as_ptr(), name.len()) == 0,
         }
@@ -236,13 +254,46 @@ unsafe fn perform(step: &Step) -> bool {
 
 /// Sets the id that was given out last in another pid namespace, so that the next one is the one after it.
 pub fn set_last_pid(pid_namespace: BorrowedFd<'_>, last: i32) -> Sys<()> {
-    let own = std::fs::File::open("/proc/thread-self/ns/pid").map_err(errno)?;
-    // Children of this thread are born there, and only who lives there can do it.
-    setns(pid_namespace, libc::CLONE_NEWPID)?;
     let path = b"/proc/sys/kernel/ns_last_pid\0".to_vec();
-    let done = Maker::new(&[Step::Write(path, last.to_string().into_bytes())]);
+    // Only who lives there can do it.
+    let write = Step::Write(path, last.to_string().into_bytes());
+    perform_inside(&[write], Some(pid_namespace))
+}
+
+/// Has a child do the steps that is born in this pid namespace, or in our own.
+pub fn perform_inside(steps: &[Step], born: Option<BorrowedFd<'_>>) -> Sys<()> {
+    let Some(born) = born else {
+        return Maker::new(steps).map(drop).map_err(|(_, e)| e);
+    };
+    let own = std::fs::File::open("/proc/thread-self/ns/pid").map_err(errno)?;
+    // Children of this thread are born there.
+    setns(born, libc::CLONE_NEWPID)?;
+    let done = Maker::new(steps);
     setns(own.as_fd(), libc::CLONE_NEWPID)?;
     done.map(drop).map_err(|(_, e)| e)
+}
+
+/// What is in files, of one line each, for a child that has done these steps and was born in this pid namespace; empty
+/// for those that it cannot read.
+pub fn read_inside(mut steps: Vec<Step>, born: Option<BorrowedFd<'_>>, files: &[String]) -> Sys<Vec<String>> {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let path = |file: &String| [file.as_bytes(), b"\0"].concat();
+    steps.extend(files.iter().map(|f| Step::Tell(path(f), write.as_raw_fd())));
+    perform_inside(&steps, born)?;
+    drop(write);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut std::fs::File::from(read), &mut text).map_err(errno)?;
+    let mut lines = text.lines();
+    let mut out = Vec::new();
+    for _ in files {
+        let value = lines.next().unwrap_or_default().to_owned();
+        // Where there was something, its own line feed and one more have come.
+        if !value.is_empty() {
+            lines.next();
+        }
+        out.push(value);
+    }
+    Ok(out)
 }
 
 /// Does something in other namespaces of the kinds a thread can enter alone (net, ipc, uts), and comes back.

@@ -74,6 +74,7 @@ impl Clocks {
                     offsets: own.iter().map(|o| moved(o, lag(&o.0))).collect(),
                 },
                 bound: None,
+                limits: Vec::new(),
                 outside: Vec::new(),
                 roots: Vec::new(),
             });
@@ -138,6 +139,8 @@ mod tests {
             what: What::Time {
                 offsets: vec![own(-50)],
             },
+            bound: None,
+            limits: Vec::new(),
             outside: Vec::new(),
             bound: None,
             roots: Vec::new(),

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,9 @@ pub struct Node {
     /// The node (by index) that this is another name of.
     pub same_as: Option<usize>,
     pub attributes: Vec<(Bytes, Bytes)>,
+    /// Of chattr(1), as FS_IOC_GETFLAGS has them: immutable, only to be appended to, not to be dumped.
+    #[serde(default)]
+    pub flags: u32,
 }
 
 /// Records everything below the root of a mount that is attached nowhere.
@@ -56,6 +59,7 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
             space: None,
             same_as: None,
             attributes: Vec::new(),
+            flags: 0,
         };
         let first = out.len();
         if stat.kind() != libc::S_IFDIR && stat.nlink > 1 {
@@ -63,8 +67,10 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
         }
         match stat.kind() {
             libc::S_IFDIR => {
-                for entry in std::fs::read_dir(&here).on("readdir", name)? {
-                    let entry = entry.on("readdir", name)?.file_name().into_vec();
+                let entries: std::io::Result<Vec<_>> = std::fs::read_dir(&here).and_then(|all| all.collect());
+                // The newest is told of first: made the other way about, they are told of in the same order.
+                for entry in entries.on("readdir", name)?.into_iter().rev() {
+                    let entry = entry.file_name().into_vec();
                     queue.push_back(if path.is_empty() {
                         entry
                     } else {
@@ -88,6 +94,7 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
         }
         if matches!(stat.kind(), libc::S_IFDIR | libc::S_IFREG) {
             node.attributes = attributes(&here);
+            node.flags = crate::sys::ns::file_flags(&here).on("statx", name)?;
         }
         out.push(node);
     }
@@ -112,6 +119,27 @@ fn attributes(path: &Path) -> Vec<(Bytes, Bytes)> {
         Some((Bytes(n), Bytes(value)))
     })
     .collect()
+}
+
+/// Files that are to have flags.
+#[derive(Debug, Default)]
+struct Flagged(Vec<(File, u32)>);
+
+/// Gives files the flags they had, now that nothing more is made or opened.
+pub(super) fn flag(nest: &mut Nest) {
+    const SETFLAGS: u64 = 0x4008_6602;
+    for (file, flags) in std::mem::take(&mut nest.state::<Flagged>().0) {
+        // The kernel reads an int, though the number says a long.
+        let mut word = u64::from(flags).to_ne_bytes();
+        if let Err(e) = crate::sys::ioctl_bytes(file.as_fd(), SETFLAGS, &mut word) {
+            let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+            nest.warnings.push(format!(
+                "{}: its flags (chattr) cannot be set: {}",
+                name.display(),
+                e.desc()
+            ));
+        }
+    }
 }
 
 /// Fills an empty file system.
@@ -159,6 +187,15 @@ pub(super) fn fill(root: &Path, contents: &Contents, nest: &mut Nest) -> Result<
         if node.stat.kind() != libc::S_IFLNK {
             let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
             nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &path, mode, follow).on("chmod", name)?;
+        }
+        if node.flags != 0 {
+            // Until everything is open that was, nothing may be in the way.
+            let file = File::options()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&path)
+                .on("open", name)?;
+            nest.state::<Flagged>().0.push((file, node.flags));
         }
         for (attribute, value) in &node.attributes {
             match crate::sys::ns::set_attribute(&path, &attribute.0, &value.0) {

@@ -169,6 +169,12 @@ impl Survey {
                         || can_be_part(line) && index > 0 && shows_directory(tree, line, view)) => {}
             Some((t, i, part)) if (*t, *i) != (tree, index) && below(part, root).is_some() => {
                 let rest = below(part, root).unwrap_or_default();
+                // That of a process goes with it.
+                let whole = &view.trees.mounts(*t)[*i];
+                let seen = ns::mount_id(&reached(*t, &whole.at, view)) == Ok(whole.id);
+                if line.kind == "proc" && seen && !reached(*t, &join(&whole.at, rest), view).exists() {
+                    return Err("it shows a process that has ended".into());
+                }
                 return Ok(Origin::Other(*t, *i, path(&join(b"/", rest))));
             }
             _ => {
@@ -488,6 +494,7 @@ struct Sealed(Vec<(u32, OwnedFd)>);
 
 /// Makes mounts read-only where they were, now that everything in them is there, and what had no name has none again.
 pub(super) fn seal(nest: &mut Nest) -> Result<()> {
+    contents::flag(nest);
     for (number, mount) in std::mem::take(&mut nest.state::<Sealed>().0) {
         let name = || format!("a read-only mount of mount namespace {number} of the image");
         let tree = nest.spaces.get(Kind::Mount, number).ok_or(Errno::ENOENT);
