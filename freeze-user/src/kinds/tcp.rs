@@ -10,7 +10,7 @@ use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
 use crate::observe::peek::arrived::Sockets;
-use crate::observe::peers::{Nobodys, forget_tcp, tcp_leftovers};
+use crate::observe::peers::{InetSocket, Nobodys, forget_tcp, tcp_leftovers};
 use crate::observe::view::{FdView, View};
 use crate::sys::datagram::address_of;
 use crate::sys::tcp::{info, state};
@@ -81,7 +81,13 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View, still: bool) -> Opti
                 .remedy("let the program close it first"),
         );
     }
-    if let Some(blocker) = chosen(fd, held) {
+    // One by itself gets everything, whatever a program says.
+    let port = |ino: &u64| view.tcp.get(ino).map(|s| s.local.port());
+    let alike = |s: &&InetSocket| s.state == state::LISTEN && Some(s.local.port()) == port(&fd.stat.ino);
+    if info.state == state::LISTEN
+        && view.tcp.values().filter(alike).count() > 1
+        && let Some(blocker) = chosen(fd, held)
+    {
         return Some(blocker);
     }
     match info.state {
