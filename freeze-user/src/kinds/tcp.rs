@@ -174,8 +174,8 @@ fn collect_gone(fd: &FdView, held: BorrowedFd<'_>, waiting: u32, view: &View) ->
     Ok(mine.collect())
 }
 
-/// Connects from there, sends that, and closes.
-fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> nix::Result<()> {
+/// Connects from there, sends that, and closes; whether it could be from there: the port may be somebody else's by now.
+fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> nix::Result<bool> {
     let client = sys::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)?;
     let mut way = sys::socket_name(to, false)?;
     if let Some(listens) = super::socket::inet_address(&way)
@@ -192,12 +192,15 @@ fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> n
     ) {
         connection::clear(a, b);
     }
-    super::socket::bind(client.as_fd(), &from.0)?;
+    let bound = match super::socket::bind(client.as_fd(), &from.0) {
+        Err(Errno::EADDRINUSE) => false,
+        bound => bound.map(|()| true)?,
+    };
     connect(client.as_fd(), &way, true)?;
     let _room = sockopt::Roomy::new(client.as_fd(), data.0.len())?;
     let sent = socket::send(client.as_fd(), &data.0, None, &[], None, 0)?;
     if sent == data.0.len() {
-        Ok(())
+        Ok(bound)
     } else {
         Err(Errno::EAGAIN)
     }
@@ -408,8 +411,12 @@ impl FdKind for Tcp {
             State::Listening { gone, .. } => {
                 for (from, data) in gone {
                     let name = || format!("{}: a connection from {}", record.base.label(), readable(&from.0));
-                    come_and_go(record.domain, from, nest.file(placed.id)?, data)
+                    let there = come_and_go(record.domain, from, nest.file(placed.id)?, data)
                         .on("connecting it again", name)?;
+                    if !there {
+                        let what = format!("{}, which somebody else has now: it shows another", name());
+                        nest.warnings.push(what);
+                    }
                 }
                 Ok(())
             }
