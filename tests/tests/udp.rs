@@ -339,6 +339,8 @@ int main(void) {
     group.imr_multiaddr = to.sin_addr;
     OK(setsockopt(hears, IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof group));
     OK(setsockopt(s, IPPROTO_IP, IP_MULTICAST_IF, &by, sizeof by));
+    int few = 3;
+    OK(setsockopt(s, IPPROTO_IP, IP_MULTICAST_TTL, &few, sizeof few));
     freeze_here();
     char byte;
     SAME(sendto(s, "x", 1, 0, (void *)&to, sizeof to), 1);

@@ -58,7 +58,8 @@ pub fn markdown() -> String {
         - datagrams in the queue of a socket that cannot be sent to it again, as one from a network that is gone (each is warned \
           of), and what came along with those that can (time to live, type of service, device);\n\
         - the mark of out-of-band data that was taken, or taken in line, a filter that chooses among sockets of one port \
-          (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, and whether an IPv6 socket that is connected takes IPv4 \
+          (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, the device by which multicasts go (IP_MULTICAST_IF) \
+          where it may not or nothing else shows that there are any, and whether an IPv6 socket that is connected takes IPv4 \
           when it is connected anew (IPV6_V6ONLY);\n\
         - a Landlock domain, where the kernel does not let freeze look or of a program with CAP_SYS_ADMIN and without no_new_privs;\n\
         - the session keyring (keyrings(7)) and the keys in it: a restored program has the restorer's;\n\

@@ -10,7 +10,7 @@ use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
 use crate::observe::peek::arrived::Sockets;
-use crate::observe::peers::{Nobodys, forget_tcp, tcp_leftovers};
+use crate::observe::peers::{InetSocket, Nobodys, forget_tcp, tcp_leftovers};
 use crate::observe::view::{FdView, View};
 use crate::sys::datagram::address_of;
 use crate::sys::tcp::{info, state};
@@ -81,7 +81,13 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View, still: bool) -> Opti
                 .remedy("let the program close it first"),
         );
     }
-    if let Some(blocker) = chosen(fd, held) {
+    // One by itself gets everything, whatever a program says.
+    let port = |ino: &u64| view.tcp.get(ino).map(|s| s.local.port());
+    let alike = |s: &&InetSocket| s.state == state::LISTEN && Some(s.local.port()) == port(&fd.stat.ino);
+    if info.state == state::LISTEN
+        && view.tcp.values().filter(alike).count() > 1
+        && let Some(blocker) = chosen(fd, held)
+    {
         return Some(blocker);
     }
     match info.state {
@@ -168,8 +174,8 @@ fn collect_gone(fd: &FdView, held: BorrowedFd<'_>, waiting: u32, view: &View) ->
     Ok(mine.collect())
 }
 
-/// Connects from there, sends that, and closes.
-fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> nix::Result<()> {
+/// Connects from there, sends that, and closes; whether it could be from there: the port may be somebody else's by now.
+fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> nix::Result<bool> {
     let client = sys::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)?;
     let mut way = sys::socket_name(to, false)?;
     if let Some(listens) = super::socket::inet_address(&way)
@@ -186,12 +192,15 @@ fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> n
     ) {
         connection::clear(a, b);
     }
-    super::socket::bind(client.as_fd(), &from.0)?;
+    let bound = match super::socket::bind(client.as_fd(), &from.0) {
+        Err(Errno::EADDRINUSE) => false,
+        bound => bound.map(|()| true)?,
+    };
     connect(client.as_fd(), &way, true)?;
     let _room = sockopt::Roomy::new(client.as_fd(), data.0.len())?;
     let sent = socket::send(client.as_fd(), &data.0, None, &[], None, 0)?;
     if sent == data.0.len() {
-        Ok(())
+        Ok(bound)
     } else {
         Err(Errno::EAGAIN)
     }
@@ -402,8 +411,12 @@ impl FdKind for Tcp {
             State::Listening { gone, .. } => {
                 for (from, data) in gone {
                     let name = || format!("{}: a connection from {}", record.base.label(), readable(&from.0));
-                    come_and_go(record.domain, from, nest.file(placed.id)?, data)
+                    let there = come_and_go(record.domain, from, nest.file(placed.id)?, data)
                         .on("connecting it again", name)?;
+                    if !there {
+                        let what = format!("{}, which somebody else has now: it shows another", name());
+                        nest.warnings.push(what);
+                    }
                 }
                 Ok(())
             }

@@ -80,6 +80,17 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
     None
 }
 
+/// Whether anything but the device, which is not told, shows that it sends to groups.
+fn speaks_to_groups(held: BorrowedFd<'_>) -> bool {
+    let usual = [
+        (libc::IP_MULTICAST_IF, 0),
+        (libc::IP_MULTICAST_TTL, 1),
+        (libc::IP_MULTICAST_LOOP, 1),
+    ];
+    let unusual = |(name, usual)| socket::option(held, libc::IPPROTO_IP, name).is_ok_and(|v| v != usual);
+    usual.into_iter().any(unusual)
+}
+
 /// Whether a datagram is being put together (UDP_CORK, MSG_MORE): what is on its way only looks like it for a moment.
 fn corked(held: BorrowedFd<'_>) -> bool {
     let pending = || sys::ioctl_int(held, libc::TIOCOUTQ).is_ok_and(|n| n > 0);
@@ -114,6 +125,10 @@ impl FdKind for Udp {
         held_outside(fd, view, out);
         if let Ok(held) = fetch(fd) {
             out.extend(obstacle(fd, held.as_fd()));
+            if speaks_to_groups(held.as_fd()) {
+                // To learn how to look takes a while, which the pause shall not.
+                Sockets::get();
+            }
         }
     }
 
@@ -173,7 +188,10 @@ impl FdKind for Udp {
             remote,
             groups: multicast::read(held, domain == libc::AF_INET6)
                 .on("looking for multicast groups", name)?,
-            multicast_device: Sockets::get().and_then(|s| s.multicast_device(held)).unwrap_or(0),
+            multicast_device: match speaks_to_groups(held) {
+                true => Sockets::get().and_then(|s| s.multicast_device(held)).unwrap_or(0),
+                false => 0,
+            },
             queue,
             shutdown,
         })

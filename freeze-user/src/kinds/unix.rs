@@ -385,9 +385,15 @@ fn role(fd: &FdView, held: BorrowedFd<'_>, me: &UnixSocket, from: &Source<'_>) -
                 }
                 None if silent && known.is_some() => Vec::new(),
                 _ if *inode != 0 && known.is_none() => return Err(lost()),
-                _ => {
-                    let why =
-                        "a connection that waits to be accepted has sent data already, which cannot be read";
+                embryo => {
+                    let why = match embryo.is_some_and(|e| e.more) {
+                        true => {
+                            "a connection that waits to be accepted has sent descriptors already, which cannot be seen"
+                        }
+                        false => {
+                            "a connection that waits to be accepted has sent data already, which cannot be read"
+                        }
+                    };
                     return Err(fd
                         .blocker()
                         .why(why)

@@ -142,7 +142,6 @@ mod tests {
             bound: None,
             limits: Vec::new(),
             outside: Vec::new(),
-            bound: None,
             roots: Vec::new(),
         }];
         then.carry_on(&mut families, &mut namespaces).unwrap();
