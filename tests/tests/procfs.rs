@@ -1,4 +1,4 @@
-//! Conformance of files of /proc: of oneself, of others in the checkpoint, of init, of those that have ended.
+//! Conformance of files of /proc: of oneself, of others in the checkpoint, of init, of those that have ended; and of /proc mounted anew.
 
 use freeze_tests::{c, conformance};
 
@@ -102,4 +102,30 @@ int main(void) {
 }
 "#),
     only: root
+);
+
+conformance!(
+    proc_in_a_user_namespace,
+    c(r#"
+/* A /proc that was mounted anew in a user namespace, and limits below those that the namespace came with. */
+#include <sys/mount.h>
+int main(void) {
+    struct rlimit now, limit = { 111, 222 };
+    char path[64], *at = in_here("proc");
+    if (!housed()) OK(unshare(CLONE_NEWUSER | CLONE_NEWNS));
+    else OK(unshare(CLONE_NEWNS));
+    OK(setrlimit(RLIMIT_NOFILE, &limit));
+    OK(mkdir(at, 0755));
+    /* Only who has a pid namespace of its own may mount one. */
+    int mounted = mount("proc", at, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0) == 0;
+    CHECK(mounted || !housed());
+    freeze_here();
+    OK(getrlimit(RLIMIT_NOFILE, &now));
+    CHECK(now.rlim_cur == 111 && now.rlim_max == 222);
+    if (!mounted) return 0;
+    snprintf(path, sizeof path, "proc/%d/stat", getpid());
+    SAME(access(in_here(path), F_OK), 0);
+    return 0;
+}
+"#)
 );
