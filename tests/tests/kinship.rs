@@ -224,14 +224,51 @@ int main(void) {
 conformance!(
     first_thread_gone,
     c(r#"
-/* A process whose first thread has ended goes on with the others, and leaves a status of its own. */
-static int fd;
+/* A process whose first thread has ended goes on with the others, and leaves a status of its own. Its descriptors, also
+   those that are asked what they are, lead through another thread. */
+#include <sys/inotify.h>
+#include <sys/socket.h>
+#include <netinet/in.h>
+#include <pty.h>
+static int fd, pair[2], udp, listening, watch, dir, pty[2];
 static void *other(void *kept) {
-    char word[4] = "";
+    char word[8] = "";
     while (!gone_ahead()) nap(2);
     SAME(pread(fd, word, 3, 0), 3);
     CHECK(!strcmp(word, "abc") && !strcmp(kept, "kept"));
+    SAME(read(pair[1], word, 8), 2);
+    CHECK(!memcmp(word, "hi", 2));
+    struct sockaddr_in at;
+    socklen_t len = sizeof at;
+    OK(getsockname(udp, (void *)&at, &len));
+    SAME(sendto(udp, "self", 4, 0, (void *)&at, len), 4);
+    SAME(recv(udp, word, 8, 0), 4);
+    len = sizeof at;
+    OK(getsockname(listening, (void *)&at, &len));
+    int client = OK(socket(AF_INET, SOCK_STREAM, 0));
+    OK(connect(client, (void *)&at, len));
+    OK(accept(listening, 0, 0));
+    OK(close(OK(openat(dir, "new", O_CREAT | O_WRONLY, 0600))));
+    char event[512];
+    CHECK(read(watch, event, sizeof event) > 0);
+    SAME(write(pty[1], "tty", 3), 3);
+    SAME(read(pty[0], word, 8), 3);
     _exit(7);
+}
+static void open_all(void) {
+    struct sockaddr_in at = { AF_INET, 0, { htonl(INADDR_LOOPBACK) } };
+    OK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    SAME(write(pair[0], "hi", 2), 2);
+    udp = OK(socket(AF_INET, SOCK_DGRAM, 0));
+    OK(bind(udp, (void *)&at, sizeof at));
+    listening = OK(socket(AF_INET, SOCK_STREAM, 0));
+    OK(bind(listening, (void *)&at, sizeof at));
+    OK(listen(listening, 5));
+    OK(mkdir(in_here("watched"), 0700));
+    watch = OK(inotify_init1(0));
+    OK(inotify_add_watch(watch, in_here("watched"), IN_CREATE));
+    dir = OK(open(in_here("watched"), O_RDONLY | O_DIRECTORY));
+    OK(openpty(&pty[0], &pty[1], 0, 0, 0));
 }
 static void *last(void *unused) { while (!gone_ahead()) nap(2); syscall(SYS_exit, 9); return 0; }
 int main(void) {
@@ -240,6 +277,7 @@ int main(void) {
     pid_t grouped = OK(fork());
     if (!grouped) {
         pthread_t a, b;
+        open_all();
         CHECK(!pthread_create(&a, 0, other, strdup("kept")));
         CHECK(!pthread_create(&b, 0, last, 0));
         pthread_detach(b);

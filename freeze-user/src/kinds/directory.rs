@@ -189,8 +189,8 @@ impl FdKind for Directory {
         }
         // Whoever asks for notification becomes the owner of the file; else a directory has none.
         let owned = || {
-            let here = sys::pidfd_open(fd.pid).and_then(|p| sys::pidfd_getfd(p.as_fd(), fd.fd));
-            here.and_then(|here| sys::owner_ex(here.as_fd()))
+            fd.duplicate()
+                .and_then(|here| sys::owner_ex(here.as_fd()))
                 .is_ok_and(|(_, id)| id != 0)
         };
         if fd.flags() & libc::O_PATH == 0 && owned() && Peek::get().is_none() {

@@ -84,8 +84,8 @@ impl FdKind for Fanotify {
                 );
             }
         }
-        let waiting = sys::pidfd_open(fd.pid)
-            .and_then(|p| sys::pidfd_getfd(p.as_fd(), fd.fd))
+        let waiting = fd
+            .duplicate()
             .and_then(|here| sys::ioctl_int(here.as_fd(), libc::FIONREAD));
         if waiting.is_ok_and(|n| n > 0) {
             out.push(

@@ -80,7 +80,7 @@ impl FdKind for Inotify {
                 );
             }
         }
-        let Ok(here) = sys::pidfd_open(fd.pid).and_then(|p| sys::pidfd_getfd(p.as_fd(), fd.fd)) else {
+        let Ok(here) = fd.duplicate() else {
             return;
         };
         if sys::ioctl_int(here.as_fd(), libc::FIONREAD).is_ok_and(|n| n == 0) {

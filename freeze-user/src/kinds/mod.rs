@@ -73,7 +73,6 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
 /// A kind of open file description.
@@ -436,7 +435,7 @@ const fn fd<K: FdKind>() -> FdEntry {
         about: K::ABOUT,
         claims: K::claims,
         verdict: |fd, view, out| {
-            let done = surroundings(fd, view, true).and_then(|around| {
+            let done = surroundings(fd, view).and_then(|around| {
                 if around.unknown {
                     out.push(
                         fd.blocker()
@@ -461,7 +460,7 @@ const fn fd<K: FdKind>() -> FdEntry {
             }
         },
         collect: |id, fd, from| {
-            let around = surroundings(fd, from.view, false)?;
+            let around = surroundings(fd, from.view)?;
             let mut common = Common::collect(fd, from)?;
             common.net = around.net;
             let record = around.within(|| K::collect(fd, from))?;
@@ -551,26 +550,21 @@ impl Around {
     }
 }
 
-/// The namespaces of a description: a socket's network is that in which it was made. It stays so for good: where it can
-/// only be freeze's, that is looked at once, by the verdict.
-fn surroundings(fd: &FdView, view: &View, verdict: bool) -> Result<Around> {
+/// The namespaces of a description: a socket's network is that in which it was made.
+fn surroundings(fd: &FdView, view: &View) -> Result<Around> {
     let mut around = Around::default();
-    // What only stands for a socket can be asked nothing.
-    let asked = !fd.protocol.is_empty() && fd.flags() & libc::O_PATH == 0;
-    if !asked || !verdict && !view.foreign.keys().any(|(kind, _)| kind == "net") {
+    if !fd.is_socket() || fd.net == Some(view.own_net) {
         return Ok(around);
     }
     let name = || format!("fd {} of {}", fd.fd, fd.pid);
-    let pidfd = sys::pidfd_open(fd.pid).on("pidfd_open", name)?;
-    let socket = sys::pidfd_getfd(pidfd.as_fd(), fd.fd).on("pidfd_getfd", name)?;
+    let socket = fd.duplicate().on("pidfd_getfd", name)?;
     let net = sys::ns::of_socket(socket.as_fd()).on("ioctl(SIOCGSKNS)", name)?;
     let inode = nix::sys::stat::fstat(net.as_fd()).on("fstat", name)?.st_ino;
     if let Some(number) = view.foreign.get(&("net".to_owned(), inode)) {
         around.net = *number;
         around.open.push(net);
     } else {
-        let own = std::fs::metadata("/proc/thread-self/ns/net").map(|m| m.ino());
-        around.unknown = own.is_ok_and(|own| own != inode);
+        around.unknown = inode != view.own_net;
     }
     Ok(around)
 }

@@ -10,7 +10,6 @@ use crate::nest::{Landed, Nest, Options};
 use crate::observe::peek::Peek;
 use crate::observe::peek::queue::Queue;
 use crate::observe::view::{FdView, View, command_of, read_fd};
-use crate::sys;
 use crate::sys::mqueue::{Shape, create, open, send, shape, unlink};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
@@ -66,8 +65,8 @@ impl FdKind for MQueue {
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
-        let here = sys::pidfd_open(fd.pid).and_then(|p| sys::pidfd_getfd(p.as_fd(), fd.fd));
-        let seen = here
+        let seen = fd
+            .duplicate()
             .ok()
             .and_then(|here| Peek::get().and_then(|peek| peek.queue(here.as_fd())));
         let Some(queue) = seen else {

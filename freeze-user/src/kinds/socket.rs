@@ -196,9 +196,8 @@ pub fn same_in_set<'v>(own: &OwnedFd, view: &'v View) -> Result<std::result::Res
 
 /// A duplicate of any descriptor of the set.
 pub fn fetch(fd: &FdView) -> Result<OwnedFd> {
-    let name = || format!("fd {} of {}", fd.fd, fd.pid);
-    let pidfd = sys::pidfd_open(fd.pid).on("pidfd_open", name)?;
-    sys::pidfd_getfd(pidfd.as_fd(), fd.fd).on("pidfd_getfd", name)
+    fd.duplicate()
+        .on("pidfd_getfd", || format!("fd {} of {}", fd.fd, fd.pid))
 }
 
 /// bind(2), tried again for a moment while the name is in use: when two sets are restored at once, the processes born

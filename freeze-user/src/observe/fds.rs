@@ -8,12 +8,13 @@ use crate::observe::procfile::read_record_of;
 use crate::observe::tree::Tree;
 use crate::observe::view::{SAME_LOOKS, malformed, speaker};
 use crate::proc::fdinfo::FdInfo;
+use crate::sys;
 use crate::sys::socket::protocol_of;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::Mode;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// One file descriptor of one process.
@@ -33,6 +34,9 @@ pub struct FdView {
     pub tree: Tree,
     /// What sort of file system a file or device without a disk below it is on (statfs(2), `f_type`); else 0.
     pub filesystem: i64,
+    /// Of a socket, the inode of the network namespace that it was made in, which it never leaves; `None` where that was
+    /// not to be learned.
+    pub net: Option<u64>,
 }
 
 impl FdView {
@@ -44,6 +48,15 @@ impl FdView {
     /// The link of /proc that leads to it.
     pub fn at(&self) -> String {
         format!("/proc/{}/fd/{}", self.by, self.fd)
+    }
+
+    /// A duplicate of it in freeze. A first thread that has ended has none to give: another's are the process's too.
+    pub fn duplicate(&self) -> nix::Result<OwnedFd> {
+        let holder = match self.by == self.pid {
+            true => sys::pidfd_open(self.pid)?,
+            false => sys::pidfd_open_thread(self.by)?,
+        };
+        sys::pidfd_getfd(holder.as_fd(), self.fd)
     }
 
     /// `O_ACCMODE`, status and creation flags, without the fd's own close-on-exec.
@@ -64,6 +77,11 @@ impl FdView {
             .and_then(|r| r.strip_suffix(b"]"))
             .unwrap_or(rest);
         std::str::from_utf8(rest).ok()
+    }
+
+    /// Whether it is a socket that can be asked something: what only stands for one cannot.
+    pub fn is_socket(&self) -> bool {
+        !self.protocol.is_empty() && self.flags() & libc::O_PATH == 0
     }
 
     /// Whether it is on a file system of a sort that says something: device numbers without a disk have a major of 0.
@@ -202,6 +220,7 @@ impl Shelf {
             protocol,
             tree: Tree::default(),
             filesystem: 0,
+            net: None,
         })
     }
 }

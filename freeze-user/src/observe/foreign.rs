@@ -6,6 +6,7 @@ use super::view::{FdView, ProcessView, View};
 use crate::error::Result;
 use crate::sys::ns;
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 impl View {
@@ -93,6 +94,20 @@ impl View {
         })
     }
 
+    /// Finds the network namespaces that the sockets of the set are of; those that an earlier look knows are not asked again.
+    pub(super) fn look_at_networks(&mut self, before: Option<&View>) {
+        for p in &mut self.processes {
+            let known = before.and_then(|v| v.get(p.pid)).map_or(&[][..], |b| &b.fds);
+            for fd in p.fds.iter_mut().filter(|fd| fd.is_socket()) {
+                let same = known.binary_search_by_key(&fd.fd, |k| k.fd).map(|i| &known[i]);
+                fd.net = match same.ok().filter(|k| k.link == fd.link) {
+                    Some(same) => same.net,
+                    None => network_of(fd),
+                };
+            }
+        }
+    }
+
     /// The network namespaces of the set that are not freeze's.
     pub(super) fn foreign_nets(&self) -> Vec<(u32, std::fs::File)> {
         let mut out: BTreeMap<u32, std::fs::File> = BTreeMap::new();
@@ -116,6 +131,12 @@ impl View {
         }
         out.into_iter().collect()
     }
+}
+
+/// The inode of the network namespace that a socket is of.
+fn network_of(socket: &FdView) -> Option<u64> {
+    let net = ns::of_socket(socket.duplicate().ok()?.as_fd()).ok()?;
+    nix::sys::stat::fstat(net).ok().map(|stat| stat.st_ino)
 }
 
 /// The kind and inode of the namespace that is mounted on a file (`ip netns add`).

@@ -26,6 +26,7 @@ use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 
 /// One thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +146,8 @@ pub struct View {
     pub trees: Trees,
     /// The namespaces of the set other than freeze's, by name in /proc/PID/ns and inode: their numbers from 1, by name.
     pub foreign: BTreeMap<(String, u64), u32>,
+    /// The inode of freeze's own network namespace; 0 where that is not to be learned.
+    pub own_net: u64,
     /// Whether everything stood still meanwhile.
     pub(super) standing: bool,
     /// Where in it things are.
@@ -199,6 +202,7 @@ impl View {
             roots: roots.to_vec(),
             ends: before.map(|b| b.ends.clone()).unwrap_or_default(),
             standing: before.is_some(),
+            own_net: std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |m| m.ino()),
             ..View::default()
         };
         for &pid in &set {
@@ -212,6 +216,7 @@ impl View {
         }
         view.sharing = sharing::find(&view.processes, before);
         view.look_at_trees()?;
+        view.look_at_networks(before);
         view.look_at_sockets();
         view.look_outside(before)?;
         if let Some(before) = before {

@@ -135,9 +135,8 @@ pub(super) fn device_of(terminal: &OwnedFd) -> Option<i32> {
 
 /// A duplicate of a descriptor of any process of the set.
 pub(super) fn borrow(fd: &FdView) -> Result<OwnedFd> {
-    let name = || format!("fd {} of {}", fd.fd, fd.pid);
-    let pidfd = sys::pidfd_open(fd.pid).on("pidfd_open", name)?;
-    sys::pidfd_getfd(pidfd.as_fd(), fd.fd).on("pidfd_getfd", name)
+    fd.duplicate()
+        .on("pidfd_getfd", || format!("fd {} of {}", fd.fd, fd.pid))
 }
 
 /// Who outside the set holds either side of the pseudo terminal whose master is `fd`.
