@@ -229,8 +229,7 @@ conformance!(
 #include <sys/inotify.h>
 #include <sys/socket.h>
 #include <netinet/in.h>
-#include <pty.h>
-static int fd, pair[2], udp, listening, watch, dir, pty[2];
+static int fd, pair[2], udp, listening, watch, dir;
 static void *other(void *kept) {
     char word[8] = "";
     while (!gone_ahead()) nap(2);
@@ -251,8 +250,6 @@ static void *other(void *kept) {
     OK(close(OK(openat(dir, "new", O_CREAT | O_WRONLY, 0600))));
     char event[512];
     CHECK(read(watch, event, sizeof event) > 0);
-    SAME(write(pty[1], "tty", 3), 3);
-    SAME(read(pty[0], word, 8), 3);
     _exit(7);
 }
 static void open_all(void) {
@@ -268,7 +265,6 @@ static void open_all(void) {
     watch = OK(inotify_init1(0));
     OK(inotify_add_watch(watch, in_here("watched"), IN_CREATE));
     dir = OK(open(in_here("watched"), O_RDONLY | O_DIRECTORY));
-    OK(openpty(&pty[0], &pty[1], 0, 0, 0));
 }
 static void *last(void *unused) { while (!gone_ahead()) nap(2); syscall(SYS_exit, 9); return 0; }
 int main(void) {

@@ -224,8 +224,9 @@ impl Mapped {
                     true => libc::O_RDWR,
                     false => libc::O_RDONLY,
                 };
-                let obstacle = FileRef::obstacle(&v.name, &stat, &at, &view.trees.at(&at));
-                Mapped::File(obstacle.or_else(|| shut(&stat, &at, how)))
+                let tree = view.trees.at(&at);
+                let obstacle = FileRef::obstacle(&v.name, &stat, &at, &tree);
+                Mapped::File(obstacle.or_else(|| shut(&stat, &at, how, &tree)))
             }
             Ok(stat) => Mapped::Device {
                 zero: is_zero_device(&stat),

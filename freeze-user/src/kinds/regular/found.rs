@@ -13,7 +13,8 @@ use crate::sys::files::{self, Guarded};
 use crate::sys::ns;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, major, minor};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
@@ -138,7 +139,8 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
 /// What keeps a file that has no name from being made again where its name was.
 fn homeless(path: &Path, tree: &Tree) -> Option<Obstacle> {
     let dir = above(path);
-    if files::guarded(dir).is_some() {
+    let device = || dir.metadata().map_or(0, |m| m.dev());
+    if files::guarded(dir).is_some() && !comes_along(device(), dir, tree) {
         return Some((
             "it was unlinked, and in its directory no name can be made and taken away again (chattr +i or +a)".into(),
             "take the flag off the directory (chattr -i -a)",
@@ -154,8 +156,18 @@ fn homeless(path: &Path, tree: &Tree) -> Option<Obstacle> {
     })
 }
 
+/// Whether it is on a file system in memory that is made anew from the image, where flags are set when everything is open.
+fn comes_along(device: u64, at: &Path, tree: &Tree) -> bool {
+    let number = format!("{}:{}", major(device), minor(device));
+    let ours = || {
+        let text = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
+        parse_mounts(&text).iter().any(|line| line.device == number)
+    };
+    tree.number != 0 && statfs(at).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC) && !ours()
+}
+
 /// What keeps a file that is still there from being opened anew with these flags.
-pub fn shut(stat: &FileStat, at: &str, flags: i32) -> Option<Obstacle> {
+pub fn shut(stat: &FileStat, at: &str, flags: i32, tree: &Tree) -> Option<Obstacle> {
     let writes = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
     if !writes || stat.nlink == 0 {
         return None;
@@ -167,6 +179,9 @@ pub fn shut(stat: &FileStat, at: &str, flags: i32) -> Option<Obstacle> {
         }
         Guarded::AppendOnly => return None,
     };
+    if comes_along(stat.dev, at.as_ref(), tree) {
+        return None;
+    }
     Some((
         format!("{why}, and nobody can open it so any more"),
         "take the flag off it (chattr -i -a) until the program is restored",
