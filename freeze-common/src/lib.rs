@@ -156,11 +156,14 @@ pub const UNDECODED: u32 = u32::MAX;
 
 record! {
     /// What the kernel programs keep about a watched process.
-    Watched, 8 {
+    Watched, 16 {
         /// The root it is watched for; children inherit it.
         root: u32,
         /// Nonzero after its last thread ended, until it is freed.
         dead: u32,
+        /// Grows with each call and signal that may change what only the process itself can tell; it begins with the time,
+        /// so that no two watches ever meet at one number.
+        changes: u64,
     }
 }
 

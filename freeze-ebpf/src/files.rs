@@ -1,7 +1,7 @@
 //! Fds: opened, duplicated, closed, received. A record says what the fd stands for **now**.
 
 use crate::process::IterMeta;
-use crate::{at, current, head, ipc, member, note, process, reserve, submit, watched_current};
+use crate::{at, changes, current, head, ipc, member, note, process, reserve, submit, watched_current};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_user, bpf_seq_write};
 use aya_ebpf::macros::{btf_tracepoint, fexit};
@@ -10,7 +10,7 @@ use core::ffi::c_void;
 use freeze_common::{Fd, Head, Member, kind};
 
 /// Offsets in `pt_regs` of the six arguments of a system call on x86-64, and of its number.
-const ARGUMENT: [u64; 6] = [112, 104, 96, 56, 72, 64];
+pub(crate) const ARGUMENT: [u64; 6] = [112, 104, 96, 56, 72, 64];
 const NUMBER: usize = 120;
 
 /// A system call of a watched process, at its exit.
@@ -98,10 +98,15 @@ fn call_ended(ctx: BtfTracePointContext) -> i32 {
     let regs: *const c_void = ctx.arg(0);
     // SAFETY: the verifier knows the argument as a `struct pt_regs` and allows reading its members.
     let number = unsafe { *regs.byte_add(NUMBER).cast::<u64>() } as u32;
-    if !is_of_interest(number) {
+    let telling = changes::is_telling(number);
+    if !telling && !is_of_interest(number) {
         return 0;
     }
-    let Some((tgid, tid)) = watched_current() else {
+    let watched = watched_current();
+    if telling {
+        changes::called(number, regs as u64, watched.map(|(tgid, _)| tgid));
+    }
+    let Some((tgid, tid)) = watched.filter(|_| is_of_interest(number)) else {
         return 0;
     };
     let call = Call {
@@ -172,6 +177,24 @@ fn fd_installed(ctx: FExitContext) -> i32 {
     0
 }
 
+/// One bit for each number of a system call.
+pub(crate) const fn bits(calls: &[u32]) -> [u64; 8] {
+    let mut words = [0; 8];
+    let mut i = 0;
+    while i < calls.len() {
+        words[calls[i] as usize / 64] |= 1 << (calls[i] % 64);
+        i += 1;
+    }
+    words
+}
+
+/// Whether the bit of a number is set.
+#[inline(always)]
+pub(crate) fn holds(words: &'static [u64; 8], number: u32) -> bool {
+    // The mask spares a bounds check, which kernel programs cannot fail.
+    number < 512 && words[(number / 64 & 7) as usize] >> (number % 64) & 1 == 1
+}
+
 /// Whether a system call can change what is kept of a process.
 #[inline(always)]
 fn is_of_interest(number: u32) -> bool {
@@ -189,18 +212,8 @@ fn is_of_interest(number: u32) -> bool {
         // close_range, openat2, pidfd_getfd, landlock_create_ruleset, memfd_secret
         436, 437, 438, 444, 447,
     ];
-    /// One bit for each number.
-    static WORDS: [u64; 8] = {
-        let mut words = [0; 8];
-        let mut i = 0;
-        while i < CALLS.len() {
-            words[CALLS[i] as usize / 64] |= 1 << (CALLS[i] % 64);
-            i += 1;
-        }
-        words
-    };
-    // The mask spares a bounds check, which kernel programs cannot fail.
-    number < 512 && WORDS[(number / 64 & 7) as usize] >> (number % 64) & 1 == 1
+    static WORDS: [u64; 8] = bits(&CALLS);
+    holds(&WORDS, number)
 }
 
 /// What the kernel hands to an iterator over open files.

@@ -7,6 +7,7 @@
 #![no_std]
 #![no_main]
 
+mod changes;
 mod files;
 mod ipc;
 mod memory;

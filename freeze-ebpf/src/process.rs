@@ -26,6 +26,8 @@ fn forked(ctx: BtfTracePointContext) -> i32 {
     let own = Watched {
         root: unsafe { (*maker).root },
         dead: 0,
+        // SAFETY: the helper has no requirements.
+        changes: unsafe { bpf_ktime_get_ns() },
     };
     if child_tgid != tgid && WATCHED.insert(&child_tgid, &own, 0).is_err() {
         // Its events will be missing: the agent must look for itself.

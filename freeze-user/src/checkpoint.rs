@@ -250,14 +250,16 @@ fn attempt(
     }
     let limited = limit::pause(strict);
     let mut trusted = Vec::new();
+    let mut answers = std::mem::take(&mut copier.trackings.answers);
     let collected = stop(planned, host, trust.looks).and_then(|mut frozen| {
         trusted = std::mem::take(&mut frozen.trusted);
         copier.cut(&frozen.view);
         clock.note("stop");
-        collect(&mut frozen, &mut draft, &mut copier)?;
+        collect(&mut frozen, &mut draft, &mut copier, &mut answers)?;
         fault::point("collected")?;
         Ok(frozen)
     });
+    copier.trackings.answers = answers;
     let frozen = match collected {
         Ok(frozen) => frozen,
         Err(e) if e.is_late() => return Err(e.fate(Fate::PutBack)),
@@ -307,7 +309,7 @@ fn attempt(
         clock.note("kill");
         (committed, pause)
     } else {
-        let pause = frozen.release()?;
+        let pause = frozen.release(&mut copier.trackings.answers)?;
         drop(limited);
         clock.note("resume");
         // The log first: the sooner, the less has been unmapped since.

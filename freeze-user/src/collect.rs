@@ -10,7 +10,7 @@ use crate::kinds::memory::Memory;
 use crate::kinds::namespaces::{self, clocks::Clocks};
 use crate::kinds::signals::Signals;
 use crate::kinds::unix::in_transit;
-use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Shared, Source, kind_of, questions};
+use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Remembered, Shared, Source, kind_of, questions};
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
@@ -21,14 +21,35 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
 /// Records everything of the set in `draft`; `pages` copies the memory.
-pub fn collect(frozen: &mut Frozen, draft: &mut Draft, pages: &mut dyn PageSource) -> Result<()> {
-    let Frozen { processes, view, .. } = frozen;
+pub fn collect(
+    frozen: &mut Frozen,
+    draft: &mut Draft,
+    pages: &mut dyn PageSource,
+    remembered: &mut Remembered,
+) -> Result<()> {
+    let Frozen {
+        processes,
+        view,
+        recalling,
+        ..
+    } = frozen;
     let questions = questions();
+    *recalling = remembered.begin();
     for process in processes.iter_mut() {
-        // They answer while other things are looked at.
-        process.ask(&questions)?;
+        // What tables it shares with others these can change for it.
+        let alone = view.sharing.get(&process.pid()).map_or(0, |s| s.tables) == 0;
+        let known = match recalling {
+            Some(now) if alone => remembered.recall(process, &questions, now),
+            _ => false,
+        };
+        if known {
+            laps::lap("recall");
+        } else {
+            // They answer while other things are looked at.
+            process.ask(&questions)?;
+            laps::lap("ask");
+        }
     }
-    laps::lap("ask");
     let (lent, queues) = in_transit(view)?;
     if let Some(first) = processes.first_mut() {
         lent.into_iter().for_each(|own| first.lend(own));

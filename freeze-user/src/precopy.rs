@@ -8,8 +8,8 @@ pub use logged::SharedLog;
 use crate::dirty::{AsyncWp, Pages, Tier, Tracker};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, TASK_SIZE, intersect, normalize, subtract};
-use crate::kinds::PageSource;
 use crate::kinds::io_uring::users;
+use crate::kinds::{PageSource, Remembered};
 use crate::nest::is_vdso;
 use crate::observe::looks::Habit;
 use crate::observe::view::{Depth, FdView, ProcessView, View, read_vmas, speaker};
@@ -65,6 +65,8 @@ pub struct Trackings {
     by_pid: BTreeMap<Pid, Tracking>,
     /// What of the processes hardly ever changes.
     pub looks: Habit,
+    /// What they answered.
+    pub answers: Remembered,
     /// The fault log, where the kernel grants one.
     pub log: Option<SharedLog>,
     /// How often written pages were found at the cut by which means, and why not by better ones.
@@ -95,6 +97,7 @@ impl Trackings {
     /// Gives up the trackings of all processes but these.
     pub fn keep(&mut self, mut which: impl FnMut(Pid) -> bool) {
         self.by_pid.retain(|pid, _| which(*pid));
+        self.answers.retain(which);
     }
 
     fn count(&mut self, means: &'static str) {
@@ -547,14 +550,14 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     let mut process = StoppedProcess::new(view, vec![leader])?;
     let (ran, at) = process.tape(|t| t.try_call("userfaultfd", libc::SYS_userfaultfd, &[uffd::FLAGS]))?;
     let Ok(number) = ran.result(at) else {
-        process.release()?;
+        process.release(|_| ())?;
         return Ok(None);
     };
     let fd = process
         .fd(number as i32)
         .and_then(|fd| fault::point("tracker's descriptor").map(|()| fd));
     process.tape(|t| t.call("close", libc::SYS_close, &[number as u64]))?;
-    process.release()?;
+    process.release(|_| ())?;
     Ok(match AsyncWp::new(by, fd?) {
         Ok(tracker) => Some(Box::new(tracker)),
         Err(_) => None,

@@ -45,6 +45,19 @@ impl Redis {
         Ok(())
     }
 
+    /// Lets a server that was started with its debug commands make `count` keys with values of `size` bytes by itself.
+    pub(crate) fn populate(&mut self, count: u64, size: u64) -> Result<()> {
+        let (count, size) = (count.to_string(), size.to_string());
+        self.ask(&["DEBUG", "POPULATE", &count, "key", &size]).map(drop)
+    }
+
+    /// Overwrites one of these with `size` bytes.
+    pub(crate) fn set(&mut self, n: u64, size: u64) -> Result<()> {
+        let name = key(n);
+        let value = value(n).repeat(size.div_ceil(64) as usize);
+        self.ask(&["SET", &name, &value[..size as usize]]).map(drop)
+    }
+
     /// Compares every value with what [`Redis::fill`] has put there.
     pub(crate) fn compare(&mut self, keys: u64) -> Result<()> {
         let size = self.ask(&["DBSIZE"])?;

@@ -193,6 +193,7 @@ impl Engine {
             bounds: g.policy.bounds(),
         };
         g.trackings.log = Some(self.log.clone());
+        g.trackings.answers.changes = self.observer.as_ref().map(|(o, _)| o.changes());
         let (host, trackings) = (&self.host, &mut g.trackings);
         let outcome = match catch_unwind(AssertUnwindSafe(|| checkpoint(&order, host, trackings))) {
             Ok(Ok(report)) => {

@@ -2,9 +2,13 @@
 
 use super::{PROCESS_KINDS, ProcessKind, Source};
 use crate::error::Result;
+use crate::ids::Pid;
+use crate::observe::changes::{Changes, Count};
+use crate::observe::looks;
 use crate::observe::view::ProcessView;
-use crate::tracee::process::Question;
+use crate::tracee::process::{Answers, Question, StoppedProcess};
 use crate::tracee::tape::{Ran, Tape};
+use std::collections::BTreeMap;
 
 /// A kind that has questions which only the process itself can answer.
 ///
@@ -28,6 +32,97 @@ impl Source<'_> {
     pub fn answers_of<K: Asks>(&self, n: usize) -> Result<(&Ran, K::Places)> {
         self.process.answers(n, K::TAG, K::ask)
     }
+}
+
+/// What processes answered at their last stop, where it can be told whether they would still do so.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    /// Tells what may have changed; without it everything is asked at every stop.
+    pub changes: Option<Changes>,
+    by_pid: BTreeMap<Pid, Memory>,
+}
+
+#[derive(Debug)]
+struct Memory {
+    answers: Answers,
+    since: Count,
+    slack: Slack,
+}
+
+/// The timer slack of each thread as /proc has it: others can set that, and nothing tells when they have.
+type Slack = Vec<Vec<u8>>;
+
+/// What holds during one stop.
+#[derive(Debug)]
+pub struct Recalling {
+    changes: Changes,
+    others: u64,
+    slack: BTreeMap<Pid, Slack>,
+}
+
+impl Remembered {
+    /// A stop begins: what others may change from now on counts for the next one.
+    pub fn begin(&self) -> Option<Recalling> {
+        let changes = self.changes.clone()?;
+        let others = changes.of_others()?;
+        let slack = BTreeMap::new();
+        Some(Recalling {
+            changes,
+            others,
+            slack,
+        })
+    }
+
+    /// Whether a process that stands still answers as it did the last time, so that it need not be asked.
+    pub fn recall(
+        &mut self,
+        process: &mut StoppedProcess,
+        questions: &[Question],
+        now: &mut Recalling,
+    ) -> bool {
+        let pid = process.pid();
+        let Some(slack) = slack(process) else { return false };
+        let earlier = self.by_pid.remove(&pid);
+        let since = now.changes.of(pid, now.others);
+        let same = |m: &Memory| Some(m.since) == since && m.slack == slack;
+        let known = earlier
+            .filter(same)
+            .is_some_and(|m| process.recall(m.answers, questions));
+        now.slack.insert(pid, slack);
+        known
+    }
+
+    /// Remembers what a process has answered.
+    pub fn keep(&mut self, pid: Pid, answers: Answers, since: Count, now: &mut Recalling) {
+        if let Some(slack) = now.slack.remove(&pid) {
+            let memory = Memory {
+                answers,
+                since,
+                slack,
+            };
+            self.by_pid.insert(pid, memory);
+        }
+    }
+
+    /// Forgets all processes but these.
+    pub fn retain(&mut self, mut which: impl FnMut(Pid) -> bool) {
+        self.by_pid.retain(|pid, _| which(*pid));
+    }
+}
+
+impl Recalling {
+    /// How much a process may have changed by now.
+    pub fn count(&self, pid: Pid) -> Option<Count> {
+        self.changes.of(pid, self.others)
+    }
+}
+
+fn slack(process: &StoppedProcess) -> Option<Slack> {
+    let threads = process.threads().iter();
+    let paths: Vec<String> = threads
+        .map(|t| format!("/proc/{}/timerslack_ns", t.tid()))
+        .collect();
+    looks::texts(&paths).into_iter().map(Result::ok).collect()
 }
 
 /// The questions of all kinds.

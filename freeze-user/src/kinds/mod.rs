@@ -53,7 +53,7 @@ pub mod tun;
 pub mod udp;
 pub mod unix;
 
-pub use asks::{Asks, questions};
+pub use asks::{Asks, Recalling, Remembered, questions};
 
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid, Range, SpaceId};

@@ -208,6 +208,10 @@ impl ProcessKind for Threads {
                 left: left.map(|time| time.as_nanos() as u64),
             });
         }
+        if threads.iter().any(|t| t.habits.memory_policy.is_some()) {
+            // Whoever changes its cpuset has the kernel bind it to other nodes.
+            from.process.answers_pass();
+        }
         let stopped_by = from.process.threads().first().map_or(0, |t| t.group_stop());
         let stat = &from.process.view.stat;
         Ok(Record {

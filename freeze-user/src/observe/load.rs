@@ -3,6 +3,7 @@
 use crate::error::{Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::btf;
+use crate::observe::changes::Changes;
 use crate::observe::events::Record;
 use crate::sys;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
@@ -27,8 +28,8 @@ const ALWAYS: [(&str, &str); 5] = [
     ("renamed", "task_rename"),
 ];
 
-/// The program at the exit of every system call, attached while something is watched.
-const CALLS: &str = "call_ended";
+/// The programs at the exit of every system call and at the delivery of every signal, attached while something is watched.
+const CALLS: [(&str, &str); 2] = [("call_ended", "sys_exit"), ("delivered", "signal_deliver")];
 
 /// An error of aya's as one of ours: the kernel's errno, if it comes from there.
 pub(crate) fn failed(call: &str, object: &str, e: &(dyn std::error::Error + 'static)) -> Error {
@@ -85,8 +86,18 @@ fn load_object(maps: &[(&'static str, u32)]) -> Result<(Ebpf, Btf)> {
 
 /// Takes a map out of the object as what it is.
 fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
-    let none = || Error::kernel("find map", format!("eBPF map {name}"), Errno::ENOENT);
-    T::try_from(ebpf.take_map(name).ok_or_else(none)?).map_err(|_| none())
+    let map = ebpf.take_map(name).ok_or_else(|| none(name))?;
+    T::try_from(map).map_err(|_| none(name))
+}
+
+fn none(map: &str) -> Error {
+    Error::kernel("find map", format!("eBPF map {map}"), Errno::ENOENT)
+}
+
+/// Nanoseconds since the boot, as the kernel programs count them.
+fn now() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    time.map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
 /// A program of the object as what it is.
@@ -133,14 +144,15 @@ pub(crate) struct Programs {
     /// Owns the links: dropped, everything is detached.
     ebpf: Ebpf,
     events: RingBuf<MapData>,
-    /// Value: the root in the low half, dead or not in the high half.
-    watched: HashMap<MapData, u32, u64>,
+    /// Value: the root in the low half, dead or not in the high half; then the count of changes.
+    watched: HashMap<MapData, u32, [u64; 2]>,
+    changes: Changes,
     lost: PerCpuArray<MapData, u64>,
     tasks: ProgramFd,
     files: ProgramFd,
     log: Option<Log>,
-    /// Present while system calls are seen.
-    calls: Option<BtfTracePointLinkId>,
+    /// Present while system calls and signals are seen.
+    calls: Vec<(&'static str, BtfTracePointLinkId)>,
 }
 
 impl Programs {
@@ -151,22 +163,28 @@ impl Programs {
         for (name, tracepoint) in ALWAYS {
             attach_btf(&mut ebpf, &btf, name, tracepoint)?;
         }
-        let calls: &mut BtfTracePoint = program(&mut ebpf, CALLS)?;
-        calls
-            .load("sys_exit", &btf)
-            .map_err(|e| failed("load", CALLS, &e))?;
+        for (name, tracepoint) in CALLS {
+            let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
+            program
+                .load(tracepoint, &btf)
+                .map_err(|e| failed("load", name, &e))?;
+        }
         // Sees more where it is granted; where not, audits find what it would have seen.
         let installed: &mut FExit = program(&mut ebpf, "fd_installed")?;
         let granted = installed.load("fd_install", &btf).is_ok() && installed.attach().is_ok();
         tracing::debug!(granted, "fexit on fd_install");
+        let watched: Map = ebpf.take_map("WATCHED").ok_or_else(|| none("WATCHED"))?;
+        let others: Map = ebpf.take_map("OTHERS").ok_or_else(|| none("OTHERS"))?;
+        let changes = Changes::new(&watched, &others)?;
         let programs = Programs {
             events: take(&mut ebpf, "EVENTS")?,
-            watched: take(&mut ebpf, "WATCHED")?,
+            watched: HashMap::try_from(watched).map_err(|_| none("WATCHED"))?,
+            changes,
             lost: take(&mut ebpf, "LOST")?,
             tasks: load_iter(&mut ebpf, &btf, "read_tasks", "task")?,
             files: load_iter(&mut ebpf, &btf, "read_files", "task_file")?,
             log,
-            calls: None,
+            calls: Vec::new(),
             ebpf,
         };
         drop(btf);
@@ -180,19 +198,23 @@ impl Programs {
     /// others half of that, but taking fifty of them down takes 3.6 s, and that long a killed agent would
     /// still hold what it had stopped.
     pub(crate) fn attach(&mut self) -> Result<()> {
-        if self.calls.is_none() {
-            let program: &mut BtfTracePoint = program(&mut self.ebpf, CALLS)?;
-            self.calls = Some(program.attach().map_err(|e| failed("attach", CALLS, &e))?);
+        for (name, _) in CALLS {
+            if self.calls.iter().all(|(attached, _)| *attached != name) {
+                let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
+                let link = program.attach().map_err(|e| failed("attach", name, &e))?;
+                self.calls.push((name, link));
+            }
         }
         Ok(())
     }
 
     /// Stops seeing system calls.
     pub(crate) fn detach(&mut self) {
-        let Some(link) = self.calls.take() else { return };
-        let detached = program::<BtfTracePoint>(&mut self.ebpf, CALLS).map(|program| program.detach(link));
-        if !matches!(detached, Ok(Ok(()))) {
-            tracing::warn!("{CALLS} could not be detached: {detached:?}");
+        for (name, link) in std::mem::take(&mut self.calls) {
+            let detached = program::<BtfTracePoint>(&mut self.ebpf, name).map(|program| program.detach(link));
+            if !matches!(detached, Ok(Ok(()))) {
+                tracing::warn!("{name} could not be detached: {detached:?}");
+            }
         }
     }
 
@@ -204,7 +226,7 @@ impl Programs {
         }
         let done = self
             .watched
-            .insert(pid.0 as u32, u64::from(root.0 as u32), BPF_NOEXIST);
+            .insert(pid.0 as u32, [u64::from(root.0 as u32), now()], BPF_NOEXIST);
         // The process may have been born into the map just now.
         if self.is_dead(pid).is_some() {
             return Ok(());
@@ -217,14 +239,14 @@ impl Programs {
         self.watched
             .get(&(pid.0 as u32), 0)
             .ok()
-            .map(|value| value >> 32 != 0)
+            .map(|[state, _]| state >> 32 != 0)
     }
 
     /// Corrects what the programs hold of a process.
     pub(crate) fn set_dead(&mut self, pid: Pid, root: Pid, dead: bool) -> Result<()> {
-        let value = u64::from(root.0 as u32) | u64::from(dead) << 32;
+        let state = u64::from(root.0 as u32) | u64::from(dead) << 32;
         self.watched
-            .insert(pid.0 as u32, value, 0)
+            .insert(pid.0 as u32, [state, now()], 0)
             .map_err(|e| failed("watch", &format!("for pid {pid}"), &e))
     }
 
@@ -238,8 +260,13 @@ impl Programs {
     pub(crate) fn watched(&self) -> Vec<(Pid, Pid)> {
         let entries = self.watched.iter().filter_map(|e| e.ok());
         entries
-            .map(|(pid, value)| (Pid(pid as i32), Pid(value as u32 as i32)))
+            .map(|(pid, [state, _])| (Pid(pid as i32), Pid(state as u32 as i32)))
             .collect()
+    }
+
+    /// The counts of changes, to be read by whoever stops a process.
+    pub(crate) fn changes(&self) -> Changes {
+        self.changes.clone()
     }
 
     /// The next record, if one is there.
@@ -283,7 +310,7 @@ impl Programs {
 
 impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Programs {{ calls: {} }}", self.calls.is_some())
+        write!(f, "Programs {{ calls: {} }}", !self.calls.is_empty())
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod btf;
+pub mod changes;
 pub mod ends;
 pub mod events;
 pub mod faults;

@@ -3,6 +3,7 @@
 use crate::error::{Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::audit::{Difference, Entry, Snapshot, difference};
+use crate::observe::changes::Changes;
 use crate::observe::events::{self, Event, Record};
 use crate::observe::livemap::{Handle, LiveMap, Reading};
 use crate::observe::load::Programs;
@@ -111,6 +112,11 @@ impl Observer {
     /// The map as it is.
     pub fn live(&self) -> &LiveMap {
         &self.map
+    }
+
+    /// The counts of what may have changed what only a process itself can tell.
+    pub fn changes(&self) -> Changes {
+        self.programs.changes()
     }
 
     /// How many records were lost so far; each loss was answered by reading everything anew.

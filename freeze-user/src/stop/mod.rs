@@ -6,6 +6,7 @@ use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{Pid, Range};
 use crate::kinds::threads::restart::shortened;
 use crate::kinds::threads::{is_64_bit, undisturbed};
+use crate::kinds::{Recalling, Remembered};
 use crate::observe::procfile::read_record;
 use crate::observe::view::{Depth, Lasting, ProcessView, View, read_vmas, tasks};
 use crate::plan::{Host, Plan, plan};
@@ -32,6 +33,8 @@ pub struct Frozen {
     pub since: Instant,
     /// What was read before the stop, and must be found the same after it.
     pub trusted: Vec<Trusted>,
+    /// By what it is known at the next stop whether its answers still hold; set when it is asked.
+    pub recalling: Option<Recalling>,
     _ahead: Realtime,
 }
 
@@ -101,6 +104,7 @@ fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
         view,
         since: since.unwrap_or_else(Instant::now),
         trusted,
+        recalling: None,
         _ahead: ahead,
     }))
 }
@@ -470,15 +474,31 @@ fn critical_section(thread: &Stopped) -> Result<Option<(u64, u64, u64)>> {
 }
 
 impl Frozen {
-    /// Lets every thread go on as it was found, and tells how long they stood, in nanoseconds.
-    pub fn release(self) -> Result<u64> {
-        let Frozen { processes, since, .. } = self;
+    /// Lets every thread go on as it was found, and tells how long they stood, in nanoseconds. What they have answered is
+    /// remembered.
+    pub fn release(self, remembered: &mut Remembered) -> Result<u64> {
+        let Frozen {
+            processes,
+            since,
+            mut recalling,
+            ..
+        } = self;
         let mut first = Ok(());
+        let mut answered = Vec::new();
         for process in processes {
-            first = first.and(process.release().map_err(|e| e.fate(Fate::PutBack)));
+            let count = |p: &ProcessView| (p.pid, recalling.as_ref().and_then(|now| now.count(p.pid)));
+            match process.release(count) {
+                Ok((answers, (pid, count))) => answered.push((pid, answers, count)),
+                Err(e) => first = first.and(Err(e.fate(Fate::PutBack))),
+            }
         }
         let pause = since.elapsed().as_nanos() as u64;
         laps::lap("resume");
+        for (pid, answers, count) in answered {
+            if let (Some(answers), Some(count), Some(now)) = (answers, count, &mut recalling) {
+                remembered.keep(pid, answers, count, now);
+            }
+        }
         first.map(|()| pause)
     }
 

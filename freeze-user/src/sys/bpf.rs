@@ -229,6 +229,28 @@ pub fn attach_raw(program: BorrowedFd<'_>, name: Option<&CStr>) -> Sys<OwnedFd> 
     .map(owned)
 }
 
+/// Reads the value of a key of 32 bits from a map whose values are `N` words of 64.
+pub fn lookup<const N: usize>(map: BorrowedFd<'_>, key: u32) -> Sys<[u64; N]> {
+    const BPF_MAP_LOOKUP_ELEM: u64 = 1;
+    let mut value = [0u64; N];
+    // union bpf_attr, member of the map commands: map_fd, key, value, flags.
+    let attr: [u64; 4] = [
+        u64::from(map.as_raw_fd() as u32),
+        &raw const key as u64,
+        value.as_mut_ptr() as u64,
+        0,
+    ];
+    // SAFETY: key and value live through the call; that the map's have these sizes is what the caller says.
+    unsafe {
+        let len = size_of_val(&attr) as u64;
+        raw(
+            libc::SYS_bpf,
+            [BPF_MAP_LOOKUP_ELEM, attr.as_ptr() as u64, len, 0, 0, 0],
+        )?;
+    }
+    Ok(value)
+}
+
 /// Makes a map, to learn whether the kernel grants its kind.
 pub fn try_map(kind: u32, key: u32, value: u32, entries: u32) -> Sys<OwnedFd> {
     let attr: [u32; 5] = [kind, key, value, entries, 0];

@@ -1,7 +1,7 @@
 //! A whole process at a halt: all its threads, its scratch mapping, and the way to run tapes in it.
 
 use super::arrive::was_late;
-use super::tape::{Mark, Ran, Scratch, Started, Tape};
+use super::tape::{Call, Mark, Ran, Scratch, Started, Tape};
 use super::{SUSPEND_SECCOMP, Stopped, play_all};
 use crate::error::{Context, Error, Result};
 use crate::ids::{Pid, Range};
@@ -27,10 +27,22 @@ pub struct Question {
 }
 
 /// What one thread answered, and where on its tape each question begins.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Answered {
     ran: Ran,
     marks: Vec<(&'static str, Mark)>,
+    /// What its tape held.
+    calls: Vec<Call>,
+    /// Where that lay.
+    lane: Scratch,
+}
+
+/// What the threads of a process answered, with nothing said of how long it holds.
+#[derive(Debug)]
+pub struct Answers {
+    answered: Vec<Answered>,
+    /// Who answered, by id and start time.
+    threads: Vec<(Pid, u64)>,
 }
 
 /// A process whose threads all stand still. Dropping it removes the scratch mapping and lets every thread go on as found.
@@ -46,6 +58,8 @@ pub struct StoppedProcess {
     lanes: Vec<Scratch>,
     /// By thread, once they were asked.
     answered: Vec<Answered>,
+    /// Whether the answers may be others at the next stop, whatever the process does meanwhile.
+    passing: bool,
     /// Tapes with questions, under way.
     asking: Vec<(Started, Answered)>,
     pidfd: OwnedFd,
@@ -69,6 +83,22 @@ struct Wires {
     dying: bool,
 }
 
+/// A tape in a lane with what thread number `n` is asked, and where each question begins.
+fn put<'a>(
+    questions: &[Question],
+    n: usize,
+    lane: &'a Scratch,
+    view: &ProcessView,
+) -> (Tape<'a>, Vec<(&'static str, Mark)>) {
+    let mut tape = lane.tape();
+    let mut marks = Vec::with_capacity(questions.len());
+    for question in questions.iter().filter(|q| q.each || n == 0) {
+        marks.push((question.tag, tape.mark()));
+        (question.put)(&mut tape, view);
+    }
+    (tape, marks)
+}
+
 impl StoppedProcess {
     /// Takes charge of a process whose live threads are `threads`, as `view` was read while they stood still.
     pub fn new(view: ProcessView, threads: Vec<Stopped>) -> Result<StoppedProcess> {
@@ -85,6 +115,7 @@ impl StoppedProcess {
             played: 0,
             lanes: Vec::new(),
             answered: Vec::new(),
+            passing: false,
             asking: Vec::new(),
             pidfd,
             speaker,
@@ -192,19 +223,46 @@ impl StoppedProcess {
                 self.finish_asking()?;
             }
             self.suspend_seccomp(n)?;
-            let mut tape = self.lanes[n % self.lanes.len()].tape();
-            let mut marks = Vec::with_capacity(questions.len());
-            for question in questions.iter().filter(|q| q.each || n == 0) {
-                marks.push((question.tag, tape.mark()));
-                (question.put)(&mut tape, &self.view);
-            }
+            let lane = self.lanes[n % self.lanes.len()].clone();
+            let (tape, marks) = put(questions, n, &lane, &self.view);
+            let calls = tape.calls().to_vec();
             let thread = &mut self.threads[n];
             let started = tape.start(thread)?;
             started.go(thread)?;
-            let ran = Ran::default();
-            self.asking.push((started, Answered { ran, marks }));
+            let answered = Answered {
+                ran: Ran::default(),
+                marks,
+                calls,
+                lane,
+            };
+            self.asking.push((started, answered));
         }
         Ok(())
+    }
+
+    /// Takes what was answered at an earlier stop for what would be answered now: the caller knows that nothing has
+    /// changed it. Refused, and nothing done, if others would be asked or other questions.
+    pub fn recall(&mut self, earlier: Answers, questions: &[Question]) -> bool {
+        let asked = |(n, a): (usize, &Answered)| put(questions, n, &a.lane, &self.view).0.calls() == a.calls;
+        if earlier.threads != self.by_start() || !earlier.answered.iter().enumerate().all(asked) {
+            return false;
+        }
+        self.answered = earlier.answered;
+        true
+    }
+
+    /// What it answered will be different at the next stop, even if the process does nothing.
+    pub fn answers_pass(&mut self) {
+        self.passing = true;
+    }
+
+    fn by_start(&self) -> Vec<(Pid, u64)> {
+        let start = |tid: Pid| {
+            let views = &self.view.threads;
+            let known = views.binary_search_by_key(&tid, |t| t.tid).map(|n| &views[n]);
+            known.map_or(0, |t| t.stat.start_time)
+        };
+        self.threads.iter().map(|t| (t.tid(), start(t.tid()))).collect()
     }
 
     /// Waits for the tapes with questions. All of them, whatever becomes of one: nothing else may be done to their threads.
@@ -238,8 +296,7 @@ impl StoppedProcess {
     ) -> Result<(&Ran, R)> {
         let found = self.answered.get(n).and_then(|answered| {
             let (_, mark) = answered.marks.iter().find(|(known, _)| *known == tag)?;
-            let lane = self.lanes.get(n % self.lanes.len().max(1))?;
-            Some((&answered.ran, lane.tape().again(*mark)))
+            Some((&answered.ran, answered.lane.tape().again(*mark)))
         });
         let Some((ran, mut tape)) = found else {
             return Err(Error::kernel(
@@ -318,14 +375,21 @@ impl StoppedProcess {
         Ok(())
     }
 
-    /// Lets every thread go on.
-    pub fn release(mut self) -> Result<()> {
+    /// Lets every thread go on. `last` is called before, once it will be made to do nothing more; what comes of that is
+    /// returned, with what the threads have answered.
+    pub fn release<T>(mut self, last: impl FnOnce(&ProcessView) -> T) -> Result<(Option<Answers>, T)> {
         self.clear()?;
+        let told = last(&self.view);
+        let answers = Answers {
+            threads: self.by_start(),
+            answered: std::mem::take(&mut self.answered),
+        };
         let mut first = Ok(());
         for thread in std::mem::take(&mut self.threads) {
             first = first.and(thread.release());
         }
-        first
+        let whole = !self.passing && answers.threads.len() == answers.answered.len();
+        first.map(|()| (whole.then_some(answers), told))
     }
 
     /// Ends it with SIGKILL; only `stop` calls this, with a proof that its image is committed.

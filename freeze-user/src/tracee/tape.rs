@@ -42,7 +42,7 @@ const CALL: usize = 64;
 const FRAME: u64 = 20 * 1024;
 
 /// One system call of a tape.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     pub name: &'static str,
     pub nr: i64,
@@ -51,7 +51,9 @@ pub struct Call {
 }
 
 /// A mapping of freeze's inside another process: code first, then room for calls and data.
-#[derive(Debug)]
+///
+/// Its clones only tell where it is.
+#[derive(Clone, Debug)]
 pub struct Scratch {
     range: Range,
     /// The part that holds the calls, data and frame of one thread's tape; all of it but the code, unless it is divided.
@@ -293,6 +295,11 @@ impl Tape<'_> {
     pub fn room(&self) -> usize {
         let all = (self.scratch.lane.len() - FRAME) as usize;
         all.saturating_sub(128 + self.data.len() + self.calls.len() * CALL)
+    }
+
+    /// The calls it holds.
+    pub fn calls(&self) -> &[Call] {
+        &self.calls
     }
 
     /// How many calls it holds.

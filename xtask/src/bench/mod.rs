@@ -2,12 +2,14 @@
 //!
 //! It fails when something cannot be measured at all, and never on how long something took.
 
+mod bystander;
 mod large;
 mod limits;
 mod machine;
 mod many;
 mod peer;
 mod plot;
+mod redis;
 mod sample;
 mod small;
 mod stage;
@@ -97,6 +99,8 @@ struct Asked {
     runs: usize,
     cycles: usize,
     library: bool,
+    /// redis under load, and what other programs lose meanwhile.
+    programs: bool,
     /// Where the images go was said, and holds for all of them.
     dir_is_given: bool,
 }
@@ -192,6 +196,7 @@ fn decide(args: &BenchArgs) -> Result<Asked> {
         runs: fewer(args.runs),
         cycles: fewer(args.cycles),
         library: args.library,
+        programs: !args.quick && !args.library,
         dir_is_given: args.dir.is_some(),
     })
 }
@@ -239,6 +244,18 @@ fn measure(
         sections.push(section);
     }
     sections.extend(large::growth(&figures));
+    if asked.programs {
+        eprintln!("redis under load");
+        match redis::sections(stage) {
+            Ok(two) => sections.extend(two),
+            Err(e) => sections.push(failed("redis under load", e, stage)?),
+        }
+        eprintln!("programs that are not watched");
+        sections.push(match bystander::section(stage) {
+            Ok(section) => section,
+            Err(e) => failed("Programs that are not watched", e, stage)?,
+        });
+    }
     if asked.cycles > 0 {
         eprintln!("{} cycles", asked.cycles);
         sections.push(match small::cycles(stage, asked) {
