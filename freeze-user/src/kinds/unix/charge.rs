@@ -46,14 +46,7 @@ fn found(len: usize, charge: usize) -> nix::Result<usize> {
     const MOST: usize = 64 << 10;
     let scale = Scale::new()?;
     let mut best = (usize::MAX, usize::MAX);
-    let sizes = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n <= MOST);
-    for size in sizes {
-        // So many pieces, if they cost as much as one of this size.
-        let count = (charge / scale.cost(size)?).max(1);
-        let piece = len.div_ceil(count);
-        if piece > MOST {
-            continue;
-        }
+    let mut weigh = |piece: usize| -> nix::Result<usize> {
         let all = len.div_ceil(piece) * scale.cost(piece)?;
         // Rather too much: who could not write must not be able to.
         let error = if all < charge {
@@ -62,6 +55,27 @@ fn found(len: usize, charge: usize) -> nix::Result<usize> {
             all - charge
         };
         best = best.min((error, piece));
+        Ok(all)
+    };
+    // The smaller they are, the more they cost.
+    let (mut small, mut large) = (1, len.min(MOST));
+    while small < large {
+        let piece = (small + large) / 2;
+        if weigh(piece)? > charge {
+            small = piece + 1;
+        } else {
+            large = piece;
+        }
+    }
+    weigh(small)?;
+    let sizes = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n <= MOST);
+    for size in sizes {
+        // So many pieces, if they cost as much as one of this size.
+        let count = (charge / scale.cost(size)?).max(1);
+        let piece = len.div_ceil(count);
+        if piece <= MOST {
+            weigh(piece)?;
+        }
     }
     Ok(best.1)
 }
@@ -78,7 +92,11 @@ mod tests {
             let charge = scale.cost(size).unwrap() * count;
             let again = piece(size * count, charge as u32);
             let cost = (size * count).div_ceil(again) * scale.cost(again).unwrap();
-            assert_eq!(cost, charge, "of {size} bytes, in pieces of {again}");
+            let off = cost.abs_diff(charge);
+            assert!(
+                off * 50 <= charge,
+                "of {size} bytes, {cost} for {charge}, in pieces of {again}"
+            );
         }
         assert_eq!(piece(5, 0), usize::MAX);
     }
