@@ -563,7 +563,8 @@ fn is_io_worker(stat: &str) -> bool {
 
 /// The id by which a thread goes where it lives.
 fn inner_tid(task: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("{task}/status")).ok()?;
+    let text = fs::read(format!("{task}/status")).ok()?;
+    let text = String::from_utf8_lossy(&text);
     let line = text.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
     line.split_whitespace().last().map(str::to_owned)
 }

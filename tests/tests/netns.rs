@@ -671,3 +671,29 @@ socket.create_connection(l.getsockname()[:2])
 "#
     )
 );
+
+/// Kinds of devices that not every kernel has come back as they were.
+#[test]
+fn rarer_kinds() {
+    for line in [
+        "link add i0 type ifb",
+        "link add p0 link d0 type macvtap mode private",
+    ] {
+        let (Some(a), Some(b)) = (fresh(), fresh()) else {
+            skip!("no network namespaces");
+        };
+        ip(&a, "link add d0 type veth peer name d1\nlink set d0 up");
+        let make = || Command::new("ip").args(line.split(' ')).output();
+        let made = within(a.as_fd(), libc::CLONE_NEWNET, make).unwrap().unwrap();
+        if !made.status.success() {
+            continue;
+        }
+        let mut out = Vec::new();
+        let before = collect(a.as_fd(), &[(1, a.as_fd())], "a", &mut out).unwrap();
+        assert!(out.is_empty(), "{line}: {out:?}");
+        let said = restore(&[(1, &before, b.as_fd())]).unwrap();
+        assert!(said.is_empty(), "{line}: {said:?}");
+        let after = collect(b.as_fd(), &[(1, b.as_fd())], "b", &mut out).unwrap();
+        assert_eq!(plain(before).links, plain(after).links, "{line}");
+    }
+}

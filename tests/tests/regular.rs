@@ -642,3 +642,39 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    who_took_a_flock,
+    c(r#"
+/* /proc/locks names who took a lock, also of a descriptor that a parent has too. */
+static int taker(int fd) {
+    char path[60], text[1000] = "", *at;
+    sprintf(path, "/proc/self/fdinfo/%d", fd);
+    int file = OK(open(path, O_RDONLY)), pid = 0;
+    OK(read(file, text, 999));
+    close(file);
+    CHECK((at = strstr(text, "FLOCK  ADVISORY  WRITE ")));
+    sscanf(at, "FLOCK  ADVISORY  WRITE %d", &pid);
+    return pid;
+}
+int main(void) {
+    int own = OK(open(in_here("own"), O_RDWR | O_CREAT, 0600));
+    int common = OK(open(in_here("common"), O_RDWR | O_CREAT, 0600));
+    OK(flock(own, LOCK_EX));
+    int child = OK(fork());
+    if (!child) {
+        OK(flock(common, LOCK_EX));
+        while (!gone_ahead()) nap(2);
+        nap(100);
+        _exit(0);
+    }
+    rest(20);
+    freeze_here();
+    SAME(taker(own), getpid());
+    SAME(taker(common), child);
+    int status;
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+);

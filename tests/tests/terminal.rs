@@ -515,3 +515,47 @@ int main(void) {
     .alone(),
     only: root
 );
+
+conformance!(
+    instance_of_a_session,
+    c(r#"
+#include <sys/mount.h>
+/* A session is controlled by a terminal of a devpts of its own tree: it comes back there, with its name and number. */
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    char dir[PATH_MAX - 50], slave[PATH_MAX], link[PATH_MAX] = "", path[50];
+    strcpy(dir, in_here("p"));
+    OK(mkdir(dir, 0755));
+    OK(mount("devpts", dir, "devpts", 0, "newinstance,ptmxmode=0666,mode=620"));
+    int master = OK(open(in_here("p/ptmx"), O_RDWR | O_NOCTTY)), unlocked = 0, number;
+    OK(ioctl(master, TIOCSPTLCK, &unlocked));
+    OK(ioctl(master, TIOCGPTN, &number));
+    snprintf(slave, sizeof slave, "%s/%d", dir, number);
+    int child = OK(fork());
+    if (!child) {
+        OK(setsid());
+        int terminal = OK(open(slave, O_RDWR)), session;
+        close(master);
+        char text[10];
+        int n = read(terminal, text, 10);
+        OK(ioctl(terminal, TIOCGSID, &session));
+        _exit(n == 3 && session == getpid() ? 0 : 1);
+    }
+    rest(30);
+    freeze_here();
+    sprintf(path, "/proc/%d/fd/%d", child, master + 1);
+    OK(readlink(path, link, sizeof link - 1));
+    if (strcmp(link, slave)) DIE("%s, before %s", link, slave);
+    struct stat s, t;
+    OK(stat(path, &s));
+    OK(stat(slave, &t));
+    SAME(s.st_dev, t.st_dev);
+    SAME(s.st_ino, t.st_ino);
+    OK(write(master, "ab\n", 3));
+    int status;
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+);

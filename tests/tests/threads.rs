@@ -3,6 +3,49 @@
 use freeze_tests::{c, conformance};
 
 conformance!(
+    names,
+    c(r#"
+/* Threads have names of any bytes, and a first thread that has ended leaves its own to the process. */
+static const char *names[] = {"a) R 1 (b", "", "new\nline", "\xff\xfe\x80", "fifteen chars..", " "};
+static int begun;
+static void *run(void *which) {
+    const char *name = names[(long)which];
+    OK(prctl(PR_SET_NAME, name));
+    __sync_fetch_and_add(&begun, 1);
+    while (!gone_ahead()) nap(2);
+    char now[17] = {0};
+    OK(prctl(PR_GET_NAME, now));
+    CHECK(!strcmp(now, name));
+    return 0;
+}
+static void *stays(void *arg) { while (!gone_ahead()) nap(2); nap(200); _exit(7); }
+int main(void) {
+    int child = OK(fork());
+    if (!child) {
+        pthread_t other;
+        OK(prctl(PR_SET_NAME, "gone"));
+        pthread_create(&other, 0, stays, 0);
+        syscall(SYS_exit, 0);
+    }
+    pthread_t all[6];
+    for (long i = 0; i < 6; i++) pthread_create(&all[i], 0, run, (void *)i);
+    while (begun < 6) nap(1);
+    rest(20);
+    freeze_here();
+    char path[60], name[17] = {0};
+    sprintf(path, "/proc/%d/comm", child);
+    int fd = OK(open(path, O_RDONLY));
+    SAME(read(fd, name, 16), 5);
+    CHECK(!strcmp(name, "gone\n"));
+    for (int i = 0; i < 6; i++) pthread_join(all[i], 0);
+    int status;
+    OK(waitpid(child, &status, 0));
+    SAME(WEXITSTATUS(status), 7);
+}
+"#)
+);
+
+conformance!(
     registers,
     c(r#"
 /* A thread that never enters the kernel keeps every register, vector registers and rounding modes included. */

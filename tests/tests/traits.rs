@@ -19,7 +19,10 @@ int main(void) {
     OK(write(fd, "0x23", 4));
     close(fd);
     OK(syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0));
+    /* PR_TIMER_CREATE_RESTORE_IDS, since Linux 6.15 */
+    int chooses = prctl(77, 1, 0, 0, 0) == 0;
     freeze_here();
+    if (chooses) SAME(prctl(77, 2, 0, 0, 0), 1);
     SAME(personality(0xffffffff), ADDR_NO_RANDOMIZE | UNAME26);
     int reaper = 0;
     OK(prctl(PR_GET_CHILD_SUBREAPER, &reaper));

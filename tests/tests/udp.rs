@@ -388,3 +388,33 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    empty_datagrams,
+    c(r#"
+#include <netinet/in.h>
+/* Empty datagrams of several senders are there however often the queue was looked at. */
+int main(void) {
+    int receiver = OK(socket(AF_INET, SOCK_DGRAM, 0)), senders[3];
+    struct sockaddr_in name = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}};
+    socklen_t len = sizeof name;
+    OK(bind(receiver, (void *)&name, len));
+    OK(getsockname(receiver, (void *)&name, &len));
+    for (int i = 0; i < 3; i++) {
+        senders[i] = OK(socket(AF_INET, SOCK_DGRAM, 0));
+        OK(connect(senders[i], (void *)&name, len));
+    }
+    for (int i = 0; i < 9; i++) OK(send(senders[i % 3], "abcdef", i / 3 * 2 % 4, 0));
+    freeze_here();
+    for (int i = 0; i < 9; i++) {
+        struct sockaddr_in from, own;
+        char room[9];
+        len = sizeof from;
+        SAME(recvfrom(receiver, room, 9, 0, (void *)&from, &len), i / 3 * 2 % 4);
+        len = sizeof own;
+        OK(getsockname(senders[i % 3], (void *)&own, &len));
+        SAME(from.sin_port, own.sin_port);
+    }
+}
+"#)
+);

@@ -600,3 +600,102 @@ os.waitpid(child, 0)
 "#
     )
 );
+
+conformance!(
+    empty_packets,
+    c(r#"
+#include <sys/un.h>
+/* Empty packets among others, of several senders, are there however often the queue was looked at. */
+int main(void) {
+    int pair[2];
+    char room[9];
+    OK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair));
+    for (int i = 0; i < 6; i++) OK(send(pair[0], "abcdef", i % 3, 0));
+    int receiver = OK(socket(AF_UNIX, SOCK_DGRAM, 0)), senders[3];
+    struct sockaddr_un name = {AF_UNIX};
+    socklen_t len = sizeof name;
+    OK(bind(receiver, (void *)&name, 2));
+    OK(getsockname(receiver, (void *)&name, &len));
+    for (int i = 0; i < 3; i++) {
+        senders[i] = OK(socket(AF_UNIX, SOCK_DGRAM, 0));
+        struct sockaddr_un own = {AF_UNIX};
+        if (i) OK(bind(senders[i], (void *)&own, 2));
+        OK(sendto(senders[i], "", 0, 0, (void *)&name, len));
+    }
+    OK(sendto(senders[1], "tail", 4, 0, (void *)&name, len));
+    freeze_here();
+    for (int i = 0; i < 6; i++) SAME(recv(pair[1], room, 9, 0), i % 3);
+    for (int i = 0; i < 3; i++) {
+        struct sockaddr_un from, own;
+        socklen_t from_len = sizeof from, own_len = sizeof own;
+        SAME(recvfrom(receiver, room, 9, 0, (void *)&from, &from_len), 0);
+        OK(getsockname(senders[i], (void *)&own, &own_len));
+        SAME(from_len, i ? own_len : 0);
+        if (i) CHECK(!memcmp(&from, &own, own_len));
+    }
+    SAME(recv(receiver, room, 9, 0), 4);
+}
+"#)
+);
+
+conformance!(
+    full,
+    c(r#"
+/* Who waits because a stream is full still waits, and goes on as before when it is read. */
+static int pair[2];
+static volatile int waits;
+static void *writer(void *unused) {
+    char text[100];
+    memset(text, 'w', 100);
+    waits = 1;
+    SAME(write(pair[0], text, 100), 100);
+    waits = 2;
+    return 0;
+}
+int main(void) {
+    int size = 8192, total = 0, n;
+    char text[1000];
+    OK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    OK(setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, 4));
+    OK(fcntl(pair[0], F_SETFL, O_NONBLOCK));
+    memset(text, 'a', 1000);
+    while ((n = write(pair[0], text, 1000)) > 0) total += n;
+    OK(fcntl(pair[0], F_SETFL, 0));
+    pthread_t thread;
+    pthread_create(&thread, 0, writer, 0);
+    while (!waits) nap(1);
+    rest(20);
+    freeze_here();
+    nap(20);
+    SAME(waits, 1);
+    struct pollfd p = {pair[0], POLLOUT, 0};
+    SAME(poll(&p, 1, 0), 0);
+    for (int left = total + 100; left > 0; left -= n) n = OK(read(pair[1], text, left < 1000 ? left : 1000));
+    pthread_join(thread, 0);
+}
+"#)
+);
+
+conformance!(
+    connected_to_what_has_gone,
+    c(r#"
+#include <sys/un.h>
+/* A datagram socket that was connected to one that has been closed has no credentials of a peer. */
+int main(void) {
+    struct sockaddr_un name = {AF_UNIX};
+    snprintf(name.sun_path, sizeof name.sun_path, "%.100s", in_here("s"));
+    int gone = OK(socket(AF_UNIX, SOCK_DGRAM, 0)), left = OK(socket(AF_UNIX, SOCK_DGRAM, 0));
+    OK(bind(gone, (void *)&name, sizeof name));
+    OK(connect(left, (void *)&name, sizeof name));
+    close(gone);
+    struct ucred before, after;
+    socklen_t len = sizeof before;
+    OK(getsockopt(left, SOL_SOCKET, SO_PEERCRED, &before, &len));
+    freeze_here();
+    OK(getsockopt(left, SOL_SOCKET, SO_PEERCRED, &after, &len));
+    SAME(after.pid, before.pid);
+    SAME(after.uid, before.uid);
+    CHECK(send(left, "x", 1, 0) == -1 && errno == ECONNREFUSED);
+}
+"#)
+);

@@ -82,7 +82,8 @@ pub(super) fn read_stat(pid: Pid) -> Option<Stat> {
 
 /// The user to whom a process belongs; `None` if its ids differ, or it is gone.
 pub(super) fn owner_of(pid: Pid) -> Option<u32> {
-    let status = Status::parse(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)?;
+    let text = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = Status::parse(&String::from_utf8_lossy(&text))?;
     owner(&status)
 }
 

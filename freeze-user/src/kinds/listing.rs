@@ -37,7 +37,9 @@ pub fn markdown() -> String {
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
         - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now;\n\
-        - files that neither path nor handle leads to.\n\
+        - a request to mount that the daemon of an autofs mount has not read yet, and such a mount without its daemon;\n\
+        - files that neither path nor handle leads to, among them those on a mount that is in no tree any more (umount -l) of a \
+          file system that is not mounted where freeze runs either.\n\
         \n## What is lost\n\n\
         Known, and without a refusal, because the kernel does not show it or because it changes nothing but what others see:\n\n\
         - system call user dispatch, where the kernel does not tell of it (before Linux 6.4);\n\
@@ -63,6 +65,8 @@ pub fn markdown() -> String {
           when it is connected anew (IPV6_V6ONLY);\n\
         - a Landlock domain, where the kernel does not let freeze look or of a program with CAP_SYS_ADMIN and without no_new_privs;\n\
         - the session keyring (keyrings(7)) and the keys in it: a restored program has the restorer's;\n\
+        - empty datagrams that were looked at before, by an earlier checkpoint or by MSG_PEEK, where freeze may not look for them;\n\
+        - whether a file that was opened without a name (O_TMPFILE) was never to have one (O_EXCL);\n\
         - whose child a process is among the threads of its parent (__WNOTHREAD): the first's;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\

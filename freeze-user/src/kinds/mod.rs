@@ -392,6 +392,7 @@ impl<K: FdKind> Loaded for LoadedAs<K> {
         if let Some(lease) = &self.0.locks.lease {
             take_lease(lease, placed, nest)?;
         }
+        self.0.locks.restore_flock(placed, nest)?;
         self.0.restore(nest.file(placed.id)?)?;
         if self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0 {
             // By the process itself: the kernel notes the caller's descriptor number, and SIGIO tells it (si_fd).

@@ -7,13 +7,17 @@
 //!   entered when the descriptors are in place, before threads         user, with the ids it has there
 //! ```
 
+pub(in crate::kinds) mod autofs;
+mod binfmt;
 pub mod clocks;
 mod contents;
+pub mod devpts;
 mod disk;
 mod ipc;
 mod kept;
 mod limits;
 mod mounts;
+mod moves;
 mod options;
 mod propagation;
 
@@ -117,8 +121,8 @@ impl ProcessKind for Namespaces {
     const TAG: &'static str = "namespaces";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "pid, mount, network, IPC, UTS, user, cgroup and time namespaces of its own, nested ones too, with \
-        their mounts (stacked ones, parts of file systems in memory, on block and loop devices, mounted namespaces, and who spreads to whom), host name, id maps, offsets and settings; network devices (veth within the checkpoint, or with the outer end in freeze's own network namespace, which gets its name, addresses, \
-        routes and bridge again; bridge, vlan, macvlan, ipvlan, tun, dummy), \
+        their mounts (stacked ones, parts of file systems in memory, on block and loop devices, mounted namespaces, autofs with its daemon, what is registered with binfmt_misc, and who spreads to whom), host name, id maps, offsets and settings; network devices (veth within the checkpoint, or with the outer end in freeze's own network namespace, which gets its name, addresses, \
+        routes and bridge again; bridge, vlan, macvlan, macvtap, ipvlan, tun, dummy, ifb), \
         addresses, routes, rules, neighbours; packet filters with what they have counted: tables of nf_tables, everything in them under its \
         number, and of iptables, ip6tables and arptables (xtables), tried out in advance, refused where the kernel does not tell all of it \
         (ct count, jhash without a seed, socket cgroupv2, tables of a socket, ebtables-legacy, matches like recent); connections \
@@ -645,6 +649,13 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
             .on("setns", || "a mount namespace of the image")?;
         let (root, _) = ns::look_into(fd).on("setns", || "a mount namespace of the image")?;
         nest.options.trees.insert(number, Tree::new(number, root));
+        if let What::Mount(mounts) = &namespace.what
+            && living(namespace).is_none()
+        {
+            for (binfmt, at) in mounts.iter().filter_map(|m| Some((m.binfmt.as_ref()?, &m.at))) {
+                binfmt.restore(at, number, nest)?;
+            }
+        }
     }
     propagation::restore(&built, nest)?;
     for (number, index, at, root) in built.by_itself()? {

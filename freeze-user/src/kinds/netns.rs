@@ -142,12 +142,14 @@ const UP: u32 = 1;
 const FLAGS: u32 = UP | 0x80 | 0x100 | 0x200 | 0x1000;
 
 /// Kinds of devices that are made again, and of their particular attributes those that can be set.
-const KINDS: [(&str, &[std::ops::RangeInclusive<u16>]); 7] = [
+const KINDS: [(&str, &[std::ops::RangeInclusive<u16>]); 9] = [
     ("dummy", &[]),
     ("bridge", &[1..=9, 22..=39, 41..=46]),
     ("veth", &[]),
     ("vlan", &[1..=5]),
     ("macvlan", &[1..=4, 7..=7]),
+    ("macvtap", &[1..=4, 7..=7]),
+    ("ifb", &[]),
     ("ipvlan", &[1..=2]),
     ("tun", &[]),
 ];

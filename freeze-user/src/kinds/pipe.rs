@@ -1,5 +1,6 @@
 //! pipe(2): both ends, what is inside, how much fits, packet mode.
 
+use super::namespaces::autofs;
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -179,8 +180,10 @@ impl FdKind for Pipe {
 
     fn finish(record: &Record, _: Placed, nest: &mut Nest) -> Result<()> {
         // All ends are where they belong: what nobody took was closed in the original too.
-        nest.state::<Made>().pipes.remove(&record.pipe);
-        Ok(())
+        match nest.state::<Made>().pipes.remove(&record.pipe) {
+            Some(ends) => autofs::offer(record.pipe, ends.any.as_fd(), nest),
+            None => Ok(()),
+        }
     }
 }
 

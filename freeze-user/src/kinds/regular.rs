@@ -143,7 +143,7 @@ impl FileRef {
         let found = way(link, stat, at, tree)
             .map_err(|(why, remedy)| Blocker::at(name(), "").why(why).remedy(remedy).refuse())?;
         let gone = match &found {
-            Way::Path | Way::Lost(Lost::Covered { .. }) => false,
+            Way::Path | Way::Lost(Lost::Covered { .. } | Lost::Unmounted { .. }) => false,
             Way::Kernel | Way::Gone | Way::Lost(Lost::Elsewhere { .. } | Lost::Dead { .. }) => true,
         };
         let path = match link.strip_suffix(DELETED).filter(|_| gone) {
@@ -181,6 +181,9 @@ impl FileRef {
             lost.precheck(&self.path, out);
         }
         if self.virtual_file || options.accept_changed.contains(&self.path) {
+            return;
+        }
+        if matches!(self.lost, Some(Lost::Unmounted { .. })) {
             return;
         }
         // It is opened by what the tree shows once it is built.
@@ -323,7 +326,7 @@ impl FileRef {
             Some(Lost::Covered { mount, handle }) if self.tree != 0 => {
                 open_covered(&self.path, mount, handle, plain, self.tree, nest)
             }
-            Some(lost @ (Lost::Covered { .. } | Lost::Dead { .. })) => {
+            Some(lost @ (Lost::Covered { .. } | Lost::Dead { .. } | Lost::Unmounted { .. })) => {
                 lost.open(&self.path, plain).on("open", name)
             }
             Some(lost) => match self.link_again(lost, nest) {
@@ -679,12 +682,7 @@ impl FdKind for Regular {
         if record.position != 0 && !record.file.virtual_file {
             nix::unistd::lseek64(fd.as_fd(), record.position, Whence::SeekSet).on("lseek", name)?;
         }
-        let locks = Locks {
-            flock: record.flock.clone(),
-            ofd: record.ofd_locks.clone(),
-            lease: None,
-        };
-        locks.restore(fd.as_fd())?;
+        record.older_locks().restore(fd.as_fd())?;
         Ok(fd)
     }
 
@@ -695,6 +693,17 @@ impl FdKind for Regular {
             nix::unistd::lseek64(nest.file(placed.id)?, record.position, Whence::SeekSet)
                 .on("lseek", name)?;
         }
+        record.older_locks().restore_flock(placed, nest)?;
         record.file.settle(nest)
+    }
+}
+
+impl Record {
+    fn older_locks(&self) -> Locks {
+        Locks {
+            flock: self.flock.clone(),
+            ofd: self.ofd_locks.clone(),
+            ..Locks::default()
+        }
     }
 }

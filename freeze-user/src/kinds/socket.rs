@@ -6,6 +6,8 @@ use crate::observe::peek::arrived::Sockets;
 use crate::observe::peers::{inet_sockets, tcp_leftovers};
 use crate::observe::view::{FdView, ProcessView, View, all_pids, command_of, socket_link};
 use crate::sys;
+use crate::sys::queue::peek_packets;
+use crate::sys::socket::{Message, poll};
 use crate::sys::sockopt::{self, Options, SocketOption};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
@@ -192,6 +194,16 @@ pub fn same_in_set<'v>(own: &OwnedFd, view: &'v View) -> Result<std::result::Res
         }
     }
     Ok(Err(seen))
+}
+
+/// What waits in the queue of a socket that keeps boundaries, which keeps it; empty datagrams that were looked at before
+/// only where the kernel lets freeze look at it.
+pub(super) fn whole_queue(fd: BorrowedFd<'_>) -> nix::Result<Vec<Message>> {
+    let mut seen = peek_packets(fd)?;
+    if poll(fd)? & libc::POLLIN != 0 {
+        let _ = Sockets::get().and_then(|s| s.with_hidden(fd, &mut seen));
+    }
+    Ok(seen)
 }
 
 /// A duplicate of any descriptor of the set.

@@ -6,6 +6,8 @@ use self::sides::{
     Side, borrow, device_of, holders_outside, hung_of, is_below_its_directory, is_hung_up, master_index,
     master_of, side, slave_index, slave_of,
 };
+use super::namespaces::Namespace;
+use super::namespaces::devpts::Prepared;
 use super::pipe::Bytes;
 use super::pty::{self, Made, Pty};
 use super::regular::found::DELETED;
@@ -13,6 +15,7 @@ use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
+use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, View, command_of};
 use crate::store::Opened;
 use crate::sys::{
@@ -445,9 +448,14 @@ impl Ptys {
 
 /// Makes the controlling terminals of the image's sessions, which are passed on by fork: before the first process.
 ///
-/// Returns a slave side by session.
-pub fn controlling(image: &Opened, options: &Options) -> Result<(Ptys, BTreeMap<Pid, OwnedFd>)> {
+/// Returns a slave side by session, and the devpts that were made for them.
+pub fn controlling(
+    image: &Opened,
+    options: &Options,
+    namespaces: &[Namespace],
+) -> Result<(Ptys, BTreeMap<Pid, OwnedFd>, Prepared)> {
     let mut ptys = Ptys::default();
+    let mut prepared = Prepared::default();
     let mut sessions = BTreeMap::new();
     for frame in image.records().iter().filter(|f| f.tag == Terminal::TAG) {
         // What cannot be decoded is reported by whoever loads all records.
@@ -459,8 +467,12 @@ pub fn controlling(image: &Opened, options: &Options) -> Result<(Ptys, BTreeMap<
                 let Some(session) = master.pty.session else {
                     continue;
                 };
-                // A tree of the image is built after the first process: a terminal of its own is made in freeze's.
-                let ptmx = options.place(master.tree, &master.path);
+                // A tree of the image is built after the first process.
+                let dir = pty::directory(&master.path, master.inside);
+                let ptmx = match options.place(master.tree, &master.path) {
+                    None => prepared.multiplexer(namespaces, Tree::namespace_of(master.tree), &dir)?,
+                    found => found,
+                };
                 let made = ptys.get_or_make(&master, &ptmx.unwrap_or_else(|| "/dev/ptmx".into()))?;
                 if let Some(slave) = &made.slave {
                     sessions.insert(session, slave.try_clone().on("dup", || "a pty")?);
@@ -487,7 +499,7 @@ pub fn controlling(image: &Opened, options: &Options) -> Result<(Ptys, BTreeMap<
             Record::Slave(_) | Record::HungUp(_) => {}
         }
     }
-    Ok((ptys, sessions))
+    Ok((ptys, sessions, prepared))
 }
 
 fn no_line(path: &Path, number: (u64, u64)) -> Blocker {

@@ -37,6 +37,9 @@ pub struct Record {
     /// The status with which the leader has ended, if others go on without it.
     #[serde(default)]
     pub leader_ended: Option<i32>,
+    /// The name that such a leader leaves to its process.
+    #[serde(default)]
+    pub leader_name: Bytes,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -220,6 +223,10 @@ impl ProcessKind for Threads {
             // A stop that nobody has asked for yet shows as an exit code.
             stop_told: stopped_by != 0 && stat.exit_code == 0,
             leader_ended: stat.is_zombie().then_some(stat.exit_code),
+            leader_name: match stat.is_zombie() {
+                true => Bytes(stat.comm.clone()),
+                false => Bytes::default(),
+            },
         })
     }
 
@@ -244,6 +251,9 @@ impl ProcessKind for Threads {
         building.stopped_by = record.stopped_by;
         building.stop_told = record.stop_told;
         building.leader_ended = record.leader_ended;
+        if !record.leader_name.0.is_empty() {
+            building.tape(|t| take_name(&record.leader_name, t))?;
+        }
         building.tape_each(first, |n, t| {
             let thread = &record.threads[n - first];
             thread.habits.take_up(t);
@@ -259,12 +269,7 @@ impl ProcessKind for Threads {
             let stack: Vec<u8> = thread.altstack.iter().flat_map(|w| w.to_ne_bytes()).collect();
             let stack = t.bytes(&stack);
             t.call("sigaltstack", libc::SYS_sigaltstack, &[stack, 0]);
-            let name = t.bytes(&[&thread.name.0[..], b"\0"].concat());
-            t.call(
-                "prctl(PR_SET_NAME)",
-                libc::SYS_prctl,
-                &[libc::PR_SET_NAME as u64, name],
-            );
+            take_name(&thread.name, t);
             t.call(
                 "prctl(PR_SET_TIMERSLACK)",
                 libc::SYS_prctl,
@@ -301,6 +306,15 @@ impl ProcessKind for Threads {
         }
         Ok(())
     }
+}
+
+fn take_name(name: &Bytes, t: &mut Tape<'_>) {
+    let name = t.bytes(&[&name.0[..], b"\0"].concat());
+    t.call(
+        "prctl(PR_SET_NAME)",
+        libc::SYS_prctl,
+        &[libc::PR_SET_NAME as u64, name],
+    );
 }
 
 /// Touches what the kernel writes at the end of a thread, when it does not wait for a page that is still missing.

@@ -24,6 +24,9 @@ pub struct Record {
     /// Commands registered with membarrier(2), as MEMBARRIER_CMD_GET_REGISTRATIONS tells since 6.3.
     pub membarrier: u64,
     pub keep_caps: bool,
+    /// Whether it chooses the numbers of the timers that it makes (PR_TIMER_CREATE_RESTORE_IDS, 6.15).
+    #[serde(default)]
+    pub timer_ids: bool,
 }
 
 const PR_GET_THP_DISABLE: u64 = 42;
@@ -34,11 +37,12 @@ const PR_SET_MDWE: u64 = 65;
 const PR_GET_MDWE: u64 = 66;
 const PR_SET_MEMORY_MERGE: u64 = 67;
 const PR_GET_MEMORY_MERGE: u64 = 68;
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 
 impl Asks for Traits {
     /// Where the subreaper flag is, and the calls whose results matter.
-    type Places = (u64, [usize; 7]);
+    type Places = (u64, [usize; 8]);
     const EACH: bool = false;
 
     fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> Self::Places {
@@ -57,6 +61,12 @@ impl Asks for Traits {
                 "membarrier",
                 libc::SYS_membarrier,
                 &[MEMBARRIER_CMD_GET_REGISTRATIONS],
+            ),
+            // 2 asks for it.
+            t.try_call(
+                "prctl",
+                libc::SYS_prctl,
+                &[PR_TIMER_CREATE_RESTORE_IDS, 2, 0, 0, 0],
             ),
         ];
         (subreaper, calls)
@@ -90,6 +100,7 @@ impl ProcessKind for Traits {
             memory_merge,
             keep_caps,
             membarrier,
+            timer_ids,
         ] = calls;
         let or_none = |index| ran.result(index).unwrap_or(0) as u64;
         let registered = ran.result(membarrier);
@@ -102,6 +113,7 @@ impl ProcessKind for Traits {
             memory_merge: or_none(memory_merge) != 0,
             keep_caps: or_none(keep_caps) != 0,
             membarrier: or_none(membarrier),
+            timer_ids: or_none(timer_ids) == 1,
         };
         Ok(match registered {
             Ok(_) => record,
@@ -137,6 +149,9 @@ impl ProcessKind for Traits {
             }
             if record.memory_merge {
                 set(PR_SET_MEMORY_MERGE, 1, 0);
+            }
+            if record.timer_ids {
+                set(PR_TIMER_CREATE_RESTORE_IDS, 1, 0);
             }
             if record.keep_caps {
                 set(libc::PR_SET_KEEPCAPS as u64, 1, 0);

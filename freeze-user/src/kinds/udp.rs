@@ -1,7 +1,7 @@
 //! UDP, UDP-Lite, raw and ping sockets: addresses, options, groups, and for UDP what has arrived.
 
 use super::pipe::Bytes;
-use super::socket::{Base, bind, bind_probe, chosen, fetch, held_outside, inet_address};
+use super::socket::{Base, bind, bind_probe, chosen, fetch, held_outside, inet_address, whole_queue};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result, errno};
 use crate::ids::FileId;
@@ -11,7 +11,6 @@ use crate::observe::peers::{inet_sockets, shut_halves};
 use crate::observe::view::{FdView, View};
 use crate::sys::datagram::{address_of, inject};
 use crate::sys::multicast::{self, Membership};
-use crate::sys::queue::peek_packets;
 use crate::sys::{self, socket, sockopt};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -165,7 +164,7 @@ impl FdKind for Udp {
         let local = sys::socket_name(held, false).on("getsockname", name)?;
         let mut queue = Vec::new();
         if is_udp(fd) {
-            for message in peek_packets(held).on("recvmsg(MSG_PEEK)", name)? {
+            for message in whole_queue(held).on("recvmsg(MSG_PEEK)", name)? {
                 queue.push(Datagram {
                     from: Bytes(message.name),
                     data: Bytes(message.data),

@@ -1,5 +1,6 @@
 //! Unix sockets: pairs and connections within the checkpoint with their queues, names, listening ones, credentials.
 
+mod charge;
 mod names;
 mod queue;
 
@@ -38,6 +39,9 @@ pub struct Record {
     pub shutdown: u8,
     /// What has arrived and was not read, the oldest first.
     pub queue: Vec<Packet>,
+    /// Of a stream, what that costs its peer (SIOCOUTQ); 0 if it has none.
+    #[serde(default)]
+    pub charge: u32,
     /// Whether the next call on it is told ECONNRESET: its peer closed before having read everything.
     pub reset: bool,
     /// Sockets to be made first, since they need its name for a moment or must be connected before it is.
@@ -211,6 +215,10 @@ impl FdKind for Unix {
             role,
             shutdown: me.shutdown,
             queue,
+            charge: match me.peer.and_then(|peer| from.view.unix.get(&peer)) {
+                Some(peer) if me.kind == libc::SOCK_STREAM && !me.listening => peer.unsent,
+                _ => 0,
+            },
             reset,
             after,
         })
@@ -569,6 +577,18 @@ fn joined(record: &Record, peer: Option<u64>, how: &How, nest: &mut Nest) -> Res
         return Ok(end);
     }
     let (mine, other) = match how {
+        // One that was connected to a name that has gone: by socketpair(2) it would have credentials.
+        How::Pair { who: None, peer_name }
+            if record.kind == libc::SOCK_DGRAM
+                && record.queue.is_empty()
+                && !name_of(&peer_name.0).is_empty() =>
+        {
+            let make = || sys::socket(libc::AF_UNIX, record.kind, 0).on("socket", || record.base.label());
+            let (mine, other) = (make()?, make()?);
+            names::bind_ghost(other.as_fd(), &peer_name.0, nest)?;
+            connect_by(mine.as_fd(), other.as_fd(), None, nest)?;
+            (mine, other)
+        }
         How::Pair { who, peer_name } => {
             let (mine, other) = nest.pair_by(who.as_ref(), libc::AF_UNIX, record.kind)?;
             if !name_of(&peer_name.0).is_empty() {

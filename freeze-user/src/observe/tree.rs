@@ -8,7 +8,7 @@
 use crate::error::{Context, Result};
 use crate::ids::Pid;
 use crate::sys::ns;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -102,6 +102,29 @@ pub struct MountLine {
 /// Parses mountinfo.
 pub fn parse_mounts(text: &[u8]) -> Vec<MountLine> {
     text.split(|b| *b == b'\n').filter_map(mount_line).collect()
+}
+
+/// Puts each mount after the one that it is mounted on: the kernel tells of them in the order in which they were made, and one
+/// can have been moved since (mount --move, move_mount(2)).
+fn in_order(lines: Vec<MountLine>) -> Vec<MountLine> {
+    let all: HashSet<i64> = lines.iter().map(|l| l.id).collect();
+    let (mut told, mut out, mut held) = (HashSet::new(), Vec::new(), Vec::new());
+    for line in lines {
+        let waits = line.parent != line.id && all.contains(&line.parent) && !told.contains(&line.parent);
+        if waits {
+            held.push(line);
+            continue;
+        }
+        told.insert(line.id);
+        out.push(line);
+        while let Some(n) = held.iter().position(|h: &MountLine| told.contains(&h.parent)) {
+            let next = held.remove(n);
+            told.insert(next.id);
+            out.push(next);
+        }
+    }
+    out.extend(held);
+    out
 }
 
 fn mount_line(line: &[u8]) -> Option<MountLine> {
@@ -211,7 +234,7 @@ impl Trees {
             let fd = File::open(name()).on("open", name)?;
             let (root, text) = ns::look_into(fd.as_fd()).on("setns", name)?;
             let number = trees.by_namespace.len() as u32 + 1;
-            let mounts = parse_mounts(&text);
+            let mounts = in_order(parse_mounts(&text));
             trees.by_mount.extend(mounts.iter().map(|m| (m.id, number)));
             trees.mounts.insert(number, mounts);
             trees.spaces.insert(number, Arc::new(fd));
@@ -313,6 +336,25 @@ mod tests {
             (&all[0].kind[..], &all[0].super_options[..]),
             ("ext3", "rw,errors=continue")
         );
+    }
+
+    #[test]
+    fn a_mount_comes_after_the_one_it_is_on() {
+        let line = |id: i32, parent: i32| format!("{id} {parent} 0:1 / /m{id} rw - tmpfs none rw\n");
+        let text = [
+            line(5, 9),
+            line(6, 5),
+            line(7, 1),
+            line(8, 7),
+            line(9, 7),
+            line(10, 8),
+        ]
+        .concat();
+        let ids: Vec<i64> = in_order(parse_mounts(text.as_bytes()))
+            .iter()
+            .map(|l| l.id)
+            .collect();
+        assert_eq!(ids, [7, 8, 9, 5, 6, 10]);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
     }
     fault::point("nest")?;
     sys::raise_descriptor_limit();
-    let (ptys, terminals) = terminal::controlling(&image, &options)?;
+    let (ptys, terminals, prepared) = terminal::controlling(&image, &options, &records.namespaces)?;
     let heritage = Heritage::new(&image, &records.families, std::mem::take(&mut records.memories));
     let groups = options.cgroup == CgroupChoice::Keep;
     let mut nest = Nest::new(
@@ -72,6 +72,7 @@ pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
     )?;
     cgroup::take_over(&mut nest);
     *nest.state() = ptys;
+    *nest.state() = prepared;
     let built = build(&mut nest, &image, &records);
     let mut filling = Filling(nest.state::<Later>().server.take());
     // A process that was ended because pages could not be had says less than why they could not.

@@ -64,7 +64,7 @@ pub fn file_flags(path: &Path) -> Sys<u32> {
     statx(path, 0).map(|out| (out[1] & KEPT) as u32)
 }
 
-/// statx(2), links followed: what was asked for by `mask`, in words of eight bytes.
+/// statx(2), links followed, without having anything mounted for it (autofs): what was asked for by `mask`, in words of eight bytes.
 pub(super) fn statx(path: &Path, mask: u64) -> Sys<[u64; 32]> {
     let text = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
     let mut out = [0u64; 32];
@@ -75,7 +75,7 @@ pub(super) fn statx(path: &Path, mask: u64) -> Sys<[u64; 32]> {
             [
                 libc::AT_FDCWD as u64,
                 text.as_ptr() as u64,
-                0,
+                libc::AT_NO_AUTOMOUNT as u64,
                 mask,
                 out.as_mut_ptr() as u64,
                 0,
@@ -260,6 +260,11 @@ pub fn set_last_pid(pid_namespace: BorrowedFd<'_>, last: i32) -> Sys<()> {
     perform_inside(&[write], Some(pid_namespace))
 }
 
+/// Has a child do the steps; on failure, the number of the step.
+pub fn perform_steps(steps: &[Step]) -> Result<(), (usize, Errno)> {
+    Maker::new(steps).map(drop)
+}
+
 /// Has a child do the steps that is born in this pid namespace, or in our own.
 pub fn perform_inside(steps: &[Step], born: Option<BorrowedFd<'_>>) -> Sys<()> {
     let Some(born) = born else {
@@ -381,7 +386,9 @@ const OPEN_TREE_CLONE: u64 = 1;
 const AT_EMPTY_PATH: u64 = 0x1000;
 
 fn open_tree(at: i32, path: &CString) -> Sys<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | AT_EMPTY_PATH | libc::O_CLOEXEC as u64;
+    // What is to be mounted when somebody goes there (autofs) is not.
+    let quietly = AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT as u64;
+    let flags = OPEN_TREE_CLONE | quietly | libc::O_CLOEXEC as u64;
     // SAFETY: a terminated string.
     unsafe {
         raw(
@@ -428,6 +435,63 @@ pub fn new_mount(fs: &str, source: &Path, options: &[&str]) -> Sys<OwnedFd> {
         [context.as_raw_fd() as u64, CLOEXEC, 0, 0, 0, 0],
     )
     .map(owned)
+}
+
+/// A new mount, attached nowhere, of a file system without options, made by who has entered these namespaces: it belongs
+/// to the user namespace among them.
+pub fn new_mount_by(namespaces: &[RawFd], fs: &str, source: &str) -> Sys<OwnedFd> {
+    const SET_STRING: i32 = 1;
+    const CREATE: i32 = 6;
+    const CLOEXEC: i32 = 1;
+    let string = |text: &str| CString::new(text).map_err(|_| Errno::EINVAL);
+    let (fs, source) = (string(fs)?, string(source)?);
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: the child has a copy of the memory and our own table of descriptors, and makes only system calls.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if pid == 0 {
+        // SAFETY: raw system calls on what was prepared before; what it opens is closed again, or handed to its parent.
+        unsafe {
+            let entered = namespaces
+                .iter()
+                .all(|fd| libc::syscall(libc::SYS_setns, *fd, 0) == 0);
+            let mut mount = -1;
+            if entered {
+                let context = libc::syscall(libc::SYS_fsopen, fs.as_ptr(), CLOEXEC);
+                let set = |command: i32, key: *const i8, value: *const i8| {
+                    libc::syscall(libc::SYS_fsconfig, context, command, key, value, 0) == 0
+                };
+                if context >= 0
+                    && set(SET_STRING, c"source".as_ptr(), source.as_ptr())
+                    && set(CREATE, std::ptr::null(), std::ptr::null())
+                {
+                    mount = libc::syscall(libc::SYS_fsmount, context, CLOEXEC, 0) as i32;
+                }
+                let failed = *libc::__errno_location();
+                libc::syscall(libc::SYS_close, context);
+                *libc::__errno_location() = failed;
+            }
+            let told = if mount < 0 {
+                -*libc::__errno_location()
+            } else {
+                mount
+            };
+            libc::write(write.as_raw_fd(), (&raw const told).cast(), 4);
+            libc::_exit(0);
+        }
+    }
+    if pid < 0 {
+        return Err(Errno::last());
+    }
+    // The other end is in the same table: it is ended by its message, not by its end.
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid as i32), None)?;
+    drop(write);
+    let mut told = [0u8; 4];
+    std::io::Read::read_exact(&mut std::fs::File::from(read), &mut told).map_err(|_| Errno::ECHILD)?;
+    match i32::from_ne_bytes(told) {
+        mount @ 0.. => Ok(owned(i64::from(mount))),
+        failed => Err(Errno::from_raw(-failed)),
+    }
 }
 
 /// `struct mount_attr` of mount_setattr(2).

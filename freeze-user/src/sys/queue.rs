@@ -46,7 +46,8 @@ const FIRST_ROOM: usize = 1 << 16;
 
 /// Everything in the queue of a socket that keeps boundaries.
 ///
-/// The kernel marks an empty datagram that was looked at, and shows it to no second look; the program still gets it.
+/// The kernel marks an empty datagram that was looked at, and shows it to no second look; the program still gets it (see
+/// `Sockets::with_hidden`).
 pub fn peek_packets(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
     if super::socket::poll(fd)? & libc::POLLIN == 0 {
         return Ok(Vec::new());

@@ -414,10 +414,11 @@ const NOT_RUN: u64 = i64::MIN as u64;
 
 /// The thread's id in its own pid namespace.
 fn inner_tid(tid: Pid, tgid_inner: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/status"));
+    // The name of a thread may be any bytes.
+    let text = std::fs::read(format!("/proc/{tid}/status"));
     let inner = text
         .ok()
-        .and_then(|t| Status::parse(&t))
+        .and_then(|t| Status::parse(&String::from_utf8_lossy(&t)))
         .and_then(|s| s.ns_pid.last().copied());
     inner.unwrap_or(tgid_inner) as u64
 }

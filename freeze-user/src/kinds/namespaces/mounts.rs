@@ -3,9 +3,13 @@
 //! A tree is not patched but built from nothing: its root is put on a directory of the copy of freeze's tree the namespace
 //! begins with, becomes the root (pivot_root), and everything else of the copy goes.
 
+use super::autofs::{self, Autofs};
+use super::binfmt::{self, Binfmt};
 use super::contents::{self, Contents};
 use super::described;
+use super::devpts::Prepared;
 use super::disk::{self, Disk};
+use super::moves::{become_root, drop_old_root, narrow, terminated};
 use super::options::{ALL_ATTRIBUTES, READ_ONLY, attributes, flags};
 use super::propagation::{OwnGroup, Sharing};
 use crate::error::{Blocker, Context, Error, Result};
@@ -55,6 +59,10 @@ pub struct Mount {
     /// The block device on which it is mounted anew.
     #[serde(default)]
     pub disk: Option<Disk>,
+    #[serde(default)]
+    pub binfmt: Option<Binfmt>,
+    #[serde(default)]
+    pub autofs: Option<Autofs>,
 }
 
 /// Where what a mount shows is to be had from.
@@ -71,7 +79,7 @@ pub enum Origin {
 }
 
 /// Types of file systems that hold nothing of their own, or whose contents travel in the image.
-const MADE_ANEW: [&str; 20] = [
+const MADE_ANEW: [&str; 21] = [
     "tmpfs",
     "ramfs",
     "proc",
@@ -91,9 +99,11 @@ const MADE_ANEW: [&str; 20] = [
     "pstore",
     "efivarfs",
     "devtmpfs",
-    // As long as nothing was put into them.
-    "bpf",
+    // With what was registered in it, or with its daemon.
     "binfmt_misc",
+    "autofs",
+    // As long as nothing was put into it.
+    "bpf",
 ];
 
 /// Where each mount of all trees of a set comes from; in place of an origin, why it cannot be had.
@@ -199,8 +209,12 @@ impl Survey {
         if line.kind == "overlay" && !layers(&line.super_options).all(|layer| layer.starts_with('/')) {
             return Err("its layers are named by relative paths".into());
         }
-        if matches!(line.kind.as_str(), "bpf" | "binfmt_misc") && !is_bare(tree, line, view) {
-            return Err("what is pinned or registered in it is not carried".into());
+        if line.kind == "bpf" && !is_bare(tree, line, view) {
+            return Err("what is pinned in it is not carried".into());
+        }
+        registered(tree, line, view)?;
+        if line.kind == "autofs" {
+            Autofs::of(line, view)?;
         }
         Ok(Origin::New(None, self.shown(tree, line, view)))
     }
@@ -322,13 +336,20 @@ fn shows_directory(tree: u32, line: &MountLine, view: &View) -> bool {
 /// Whether a mount holds only what the kernel puts into each.
 fn is_bare(tree: u32, line: &MountLine, view: &View) -> bool {
     let here = reached(tree, &line.at, view);
-    let added = |e: std::fs::DirEntry| {
-        !matches!(
-            e.file_name().to_str(),
-            Some("register" | "status" | "maps.debug" | "progs.debug")
-        )
-    };
+    let added = |e: std::fs::DirEntry| !matches!(e.file_name().to_str(), Some("maps.debug" | "progs.debug"));
     std::fs::read_dir(here).is_ok_and(|all| !all.flatten().any(added))
+}
+
+/// What is registered in a mount, if it is one in which something can be; or why that cannot be told.
+fn registered(tree: u32, line: &MountLine, view: &View) -> std::result::Result<Option<Binfmt>, String> {
+    if line.kind != "binfmt_misc" {
+        return Ok(None);
+    }
+    let here = reached(tree, &line.at, view);
+    if ns::mount_id(&here) != Ok(line.id) {
+        return Err("what is mounted over it keeps freeze from looking into it".into());
+    }
+    Binfmt::read(&here, binfmt::owner(tree, view)).map(Some)
 }
 
 fn join(base: &[u8], rest: &[u8]) -> Vec<u8> {
@@ -424,6 +445,17 @@ pub(super) fn collect(
                 Origin::New(..) if lies_on_disk(line) => Disk::of(line).ok(),
                 _ => None,
             },
+            binfmt: match &from {
+                Origin::New(..) => registered(number, line, view).unwrap_or_default(),
+                _ => None,
+            },
+            autofs: match (&from, Autofs::of(line, view)) {
+                (Origin::New(..), Ok(mut found)) if line.kind == "autofs" => {
+                    found.look(line, || view.trees.copy(number, i))?;
+                    Some(found)
+                }
+                _ => None,
+            },
             from,
         });
     }
@@ -433,6 +465,7 @@ pub(super) fn collect(
 /// Adds what of freeze's own tree a recorded tree needs and does not find.
 pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
     for m in mounts {
+        autofs::precheck(m, tree, out);
         if let Some(disk) = &m.disk {
             disk.precheck(
                 &format!("mount {} of mount namespace {tree}", m.at.display()),
@@ -569,6 +602,14 @@ pub(super) fn build<'a>(
                     .on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
             }
+            (Origin::New(..), None) if nest.state::<Prepared>().taken(number, i).is_some() => {
+                let made = nest.state::<Prepared>().taken(number, i);
+                let made = made.and_then(|m| m.ok()).ok_or(Errno::EMFILE).on("dup", name)?;
+                attach(made, number, at, m, first, nest)
+            }
+            (Origin::New(..), None) if m.autofs.is_some() || m.binfmt.is_some() => {
+                special(at, m, number, first, &members, nest)
+            }
             (Origin::New(inside, shown), None) => {
                 disk::forgive_volatile(Path::new(&format!("/proc/{first}/root")), m)?;
                 let shows = |p: &Pid| m.fs != "proc" || nest.membership(*p).of(Kind::Pid) == *shown;
@@ -615,6 +656,29 @@ pub(super) fn build<'a>(
         drop_old_root(first, nest)?;
     }
     Ok(())
+}
+
+/// Mounts what is more than its options tell.
+fn special(
+    at: &Path,
+    m: &Mount,
+    number: u32,
+    first: Pid,
+    members: &[Pid],
+    nest: &mut Nest,
+) -> Result<OwnedFd> {
+    if let Some(autofs) = &m.autofs {
+        autofs.mount(at, m, members, nest)?;
+    } else if let Some(copy) = m.binfmt.as_ref().map_or(Ok(None), |b| b.mount(m, number, nest))? {
+        return attach(copy, number, at, m, first, nest);
+    } else {
+        make(at, m, first, nest)?;
+    }
+    let mount = seal_new(m, number, first, nest)?;
+    if let Some(autofs) = &m.autofs {
+        autofs.await_pipe(&mount, nest)?;
+    }
+    Ok(mount)
 }
 
 /// Attaches a copy of a mount, with the options recorded.
@@ -678,30 +742,6 @@ fn make(at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
     Ok(())
 }
 
-/// Puts a part of the file system that is mounted at `at` in the place of the whole.
-fn narrow(at: &Path, part: &Path, by: Pid, nest: &mut Nest) -> Result<()> {
-    const OPEN_TREE_CLONE: u64 = 1;
-    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
-    let here = libc::AT_FDCWD as u64;
-    let mut open = |path: &Path| {
-        nest.process(by)?.tape(|t| {
-            let path = t.bytes(&terminated(path.as_os_str().as_bytes()));
-            t.call("open_tree", libc::SYS_open_tree, &[here, path, OPEN_TREE_CLONE])
-        })
-    };
-    let (ran, call) = open(&at.join(part))?;
-    let there = ran.value(call) as u64;
-    nest.process(by)?.tape(|t| {
-        let at = t.bytes(&terminated(at.as_os_str().as_bytes()));
-        let none = t.bytes(b"\0");
-        t.call("umount2", libc::SYS_umount2, &[at, libc::MNT_DETACH as u64]);
-        let args = [there, none, here, at, MOVE_MOUNT_F_EMPTY_PATH];
-        t.call("move_mount", libc::SYS_move_mount, &args);
-        t.call("close", libc::SYS_close, &[there]);
-    })?;
-    Ok(())
-}
-
 /// Makes a new file system read-only where it was as a whole, now that its contents are there: it can hold no file then
 /// that has no name. One mount of it becomes so later.
 fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<OwnedFd> {
@@ -723,35 +763,6 @@ fn seal_new(m: &Mount, number: u32, by: Pid, nest: &mut Nest) -> Result<OwnedFd>
         seal_later(number, &mount, nest)?;
     }
     Ok(mount)
-}
-
-/// Makes what is mounted at `aside` the root; the old one lies on top of it, where no path leads.
-fn become_root(aside: &str, by: Pid, nest: &mut Nest) -> Result<()> {
-    nest.process(by)?.tape(|t| {
-        let aside = t.bytes(&terminated(aside.as_bytes()));
-        let dot = t.bytes(b".\0");
-        let root = t.bytes(b"/\0");
-        t.call("chdir", libc::SYS_chdir, &[aside]);
-        t.call("pivot_root", libc::SYS_pivot_root, &[dot, dot]);
-        t.call("chdir", libc::SYS_chdir, &[root]);
-    })?;
-    Ok(())
-}
-
-/// Drops everything that was there before.
-fn drop_old_root(by: Pid, nest: &mut Nest) -> Result<()> {
-    nest.process(by)?.tape(|t| {
-        let dot = t.bytes(b".\0");
-        let root = t.bytes(b"/\0");
-        t.call("chdir", libc::SYS_chdir, &[root]);
-        t.call("umount2", libc::SYS_umount2, &[dot, libc::MNT_DETACH as u64]);
-        t.call("chdir", libc::SYS_chdir, &[root]);
-    })?;
-    Ok(())
-}
-
-fn terminated(bytes: &[u8]) -> Vec<u8> {
-    [bytes, b"\0"].concat()
 }
 
 #[cfg(test)]

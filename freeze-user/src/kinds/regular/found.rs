@@ -56,6 +56,11 @@ pub enum Lost {
     },
     /// A file of /proc that tells of a process that has ended.
     Dead { pid: Pid },
+    /// It is on a mount that was taken off while it was in use, which showed this directory of freeze's own tree.
+    Unmounted {
+        #[serde(with = "crate::ospath")]
+        root: PathBuf,
+    },
 }
 
 /// How a file can be found again.
@@ -130,10 +135,16 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
     // Of other kinds what is needed to open them anew lies in the way, too.
     let can_be_had = tree.number == 0 || matches!(stat.kind(), libc::S_IFREG | libc::S_IFDIR);
     can_be_had
-        .then(|| covered(link, stat, at, tree))
+        .then(|| covered(link, stat, at, tree).or_else(|| unmounted(link, stat, at, tree)))
         .flatten()
         .map(Way::Lost)
-        .ok_or(why)
+        .ok_or_else(|| match is_unmounted(at, tree) {
+            true => (
+                "it lies on a mount that is in no tree of files (umount -l, open_tree, fsmount)".into(),
+                "mount it somewhere, or let the program close it",
+            ),
+            false => why,
+        })
 }
 
 /// What keeps a file that has no name from being made again where its name was.
@@ -279,7 +290,10 @@ fn lies_at(link: &[u8], tree: &Tree) -> std::io::Result<(u64, u64)> {
     match tree.number {
         0 => looks::identity(path),
         // Other trees are reached by descriptors of ours, whose numbers mean something else the next time.
-        _ => std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino())),
+        // And not as std asks, which would have something mounted there (autofs).
+        _ => nix::sys::stat::lstat(&path)
+            .map(|s| (s.st_dev, s.st_ino))
+            .map_err(std::io::Error::from),
     }
 }
 
@@ -298,6 +312,15 @@ impl Handle {
 impl Lost {
     /// Adds what speaks against opening it.
     pub fn precheck(&self, path: &Path, out: &mut Vec<Blocker>) {
+        if let Lost::Unmounted { root } = self
+            && let Err(e) = std::fs::metadata(root)
+        {
+            out.push(
+                Blocker::at(path.display().to_string(), "")
+                    .why(format!("it lies in {}, which is not there: {e}", root.display()))
+                    .remedy("put that back"),
+            );
+        }
         if let Lost::Dead { pid } = self
             && !free(*pid)
         {
@@ -320,6 +343,13 @@ impl Lost {
                 let _stand_in = StandIn::new(*pid)?;
                 let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
                 nix::fcntl::open(path, flags, Mode::empty())
+            }
+            Lost::Unmounted { root } => {
+                // As it was: the mount is gone as soon as nobody has anything on it open.
+                let copy = ns::mount_copy(None, root.as_os_str().as_bytes())?;
+                let below = path.strip_prefix("/").unwrap_or(path);
+                let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
+                nix::fcntl::openat(&copy, below, flags, Mode::empty())
             }
             Lost::Elsewhere {
                 handle: Some(handle), ..
@@ -420,6 +450,54 @@ fn covered(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost> 
     let shown = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
     // Of another tree the kernel shows no path here.
     (tree.number != 0 || shown.as_os_str().as_bytes() == link).then_some(Lost::Covered { mount, handle })
+}
+
+/// A file on a mount that is in no tree any more, found on another mount of its file system in freeze's own tree.
+///
+/// Not the root of such a mount: who has it open may want to put the mount somewhere (open_tree(2), fsmount(2)).
+fn unmounted(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost> {
+    let (kind, bytes, id) = files::handle_of(at.as_ref()).ok()?;
+    let handle = Handle {
+        kind,
+        bytes: Bytes(bytes),
+    };
+    let device = format!("{}:{}", major(stat.dev), minor(stat.dev));
+    let own = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").ok()?);
+    let carried = matches!(stat.kind(), libc::S_IFREG | libc::S_IFDIR);
+    if link == b"/" || !carried || tree.number != 0 || own.iter().any(|line| line.id == i64::from(id)) {
+        return None;
+    }
+    own.iter().filter(|line| line.device == device).find_map(|line| {
+        let mount = PathBuf::from(OsStr::from_bytes(&line.at));
+        if ns::mount_id(&mount) != Ok(line.id) {
+            return None;
+        }
+        let fd = handle
+            .open(&mount, libc::O_PATH)
+            .ok()
+            .filter(|fd| same(fd, stat))?;
+        let shown = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+        let root = shown.as_os_str().as_bytes().strip_suffix(link)?;
+        let root = match root {
+            b"" => b"/",
+            root => root,
+        };
+        Some(Lost::Unmounted {
+            root: OsStr::from_bytes(root).into(),
+        })
+    })
+}
+
+/// Whether a file lies on a mount that neither freeze's tree has nor that of who has it open.
+fn is_unmounted(at: &str, tree: &Tree) -> bool {
+    let id = files::handle_of(at.as_ref()).map(|(.., id)| id);
+    let holder = at.strip_prefix("/proc/").and_then(|rest| rest.split('/').next());
+    tree.number == 0
+        && id.is_ok_and(|id| {
+            ["self", holder.unwrap_or("self")]
+                .iter()
+                .all(|who| mount_point(who, id).is_none())
+        })
 }
 
 /// Opens what lies at `path` on the mount at `mount` of a tree that was built, under others that are mounted there.

@@ -1,6 +1,9 @@
 //! What is held on a file through one description: flock(2), open file description locks, leases.
 
 use crate::error::{Context, Result};
+use crate::ids::Pid;
+use crate::kinds::Placed;
+use crate::nest::Nest;
 use crate::observe::view::FdView;
 use crate::sys;
 use serde::{Deserialize, Serialize};
@@ -13,6 +16,9 @@ const F_OFD_SETLK: i32 = 37;
 pub struct Locks {
     /// `READ` or `WRITE` where it holds a flock(2) lock.
     pub flock: Option<String>,
+    /// Who took it, whom /proc/locks names.
+    #[serde(default)]
+    pub flock_by: Option<Pid>,
     /// Kind, start, last byte or `None` for the end of the file.
     pub ofd: Vec<(String, u64, Option<u64>)>,
     pub lease: Option<Lease>,
@@ -57,21 +63,39 @@ impl Locks {
             });
         Locks {
             flock: of("FLOCK").next().map(|l| l.kind.clone()),
+            flock_by: of("FLOCK").next().map(|l| Pid(l.pid)),
             ofd: of("OFDLCK").map(|l| (l.kind.clone(), l.start, l.end)).collect(),
             lease,
         }
     }
 
-    /// Takes them again; a lease is its holder's own affair.
+    /// Takes the lock of flock(2) again, in the name of who took it if he still has the file open.
+    pub fn restore_flock(&self, placed: Placed, nest: &mut Nest) -> Result<()> {
+        let Some(how) = self.how() else {
+            return Ok(());
+        };
+        let mut holders = nest.holders(placed.id).iter().copied();
+        let taker = holders.find(|(pid, fd)| Some(*pid) == self.flock_by && *fd >= 0);
+        let (pid, fd) = taker.unwrap_or((placed.pid, placed.fd));
+        if fd < 0 {
+            return sys::flock(nest.file(placed.id)?, how).on("flock", || "a restored file");
+        }
+        nest.process(pid)?
+            .call("flock", libc::SYS_flock, &[fd as u64, how as u64])
+            .map(drop)
+    }
+
+    fn how(&self) -> Option<i32> {
+        let kind = match self.flock.as_deref()? {
+            "WRITE" => libc::LOCK_EX,
+            _ => libc::LOCK_SH,
+        };
+        Some(kind | libc::LOCK_NB)
+    }
+
+    /// Takes the others again; a lease is its holder's own affair.
     pub fn restore(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let name = || "a restored file".to_owned();
-        if let Some(kind) = &self.flock {
-            let how = match kind.as_str() {
-                "WRITE" => libc::LOCK_EX,
-                _ => libc::LOCK_SH,
-            };
-            sys::flock(fd, how | libc::LOCK_NB).on("flock", name)?;
-        }
         for (kind, start, end) in &self.ofd {
             let lock = sys::flock64(kind == "WRITE", *start, *end);
             sys::fcntl_bytes(fd, F_OFD_SETLK, &lock).on("fcntl(F_OFD_SETLK)", name)?;

@@ -2,7 +2,8 @@
 
 use super::super::kind_of;
 use super::super::pipe::Bytes;
-use super::super::socket::{fetch, same_in_set};
+use super::super::socket::{fetch, same_in_set, whole_queue};
+use super::charge;
 use super::names::{bind_ghost, unreadable, way_to};
 use super::{Record, Role, Source};
 use crate::error::{Context, Error, Result};
@@ -11,7 +12,7 @@ use crate::nest::Nest;
 use crate::observe::view::{FdView, View};
 use crate::sys;
 use crate::sys::ended::StandIn;
-use crate::sys::queue::{peek_packets, peek_stream};
+use crate::sys::queue::peek_stream;
 use crate::sys::socket::{Credentials, Message, send};
 use crate::sys::sockopt::Roomy;
 use crate::sys::unixname::name_of;
@@ -104,7 +105,7 @@ fn read(fd: &FdView, view: &View) -> Result<Vec<Message>> {
         Some(socket) if socket.listening => return Ok(Vec::new()),
         Some(socket) if socket.kind == libc::SOCK_STREAM && socket.unread == 0 => return Ok(Vec::new()),
         Some(socket) if socket.kind == libc::SOCK_STREAM => peek_stream(fetch(fd)?.as_fd()),
-        Some(_) => peek_packets(fetch(fd)?.as_fd()),
+        Some(_) => whole_queue(fetch(fd)?.as_fd()),
     };
     seen.map_err(|e| unreadable(fd, e))
 }
@@ -212,6 +213,13 @@ fn packet(fd: &FdView, message: Message, paired: bool, from: &mut Source<'_>) ->
 pub(super) fn fill(record: &Record, id: FileId, ghost: Option<&OwnedFd>, nest: &mut Nest) -> Result<()> {
     let name = || record.base.label();
     let mut warnings = Vec::new();
+    let piece = match record.kind {
+        libc::SOCK_STREAM => {
+            let all = record.queue.iter().map(|p| p.data.0.len()).sum();
+            charge::piece(all, record.charge)
+        }
+        _ => usize::MAX,
+    };
     for packet in &record.queue {
         let strangers = match &packet.sender {
             Sender::Named(address) => Some(stranger(record.kind, Some(&address.0), nest)?),
@@ -249,7 +257,8 @@ pub(super) fn fill(record: &Record, id: FileId, ghost: Option<&OwnedFd>, nest: &
         let _room = Roomy::new(sender, packet.data.0.len()).on("setsockopt(SO_SNDBUFFORCE)", name)?;
         let data = &packet.data.0;
         let mut credentials = packet.credentials;
-        let mut sent = send(sender, data, to, &files, credentials, 0);
+        let next = |sent: usize| &data[sent..data.len().min(sent.saturating_add(piece))];
+        let mut sent = send(sender, next(0), to, &files, credentials, 0);
         // Its sender has ended, and its pid names nobody now: somebody has it for as long as it takes to send this.
         let mut stand_in = None;
         if let (Err(Errno::ESRCH), Some((pid, ..))) = (sent, credentials) {
@@ -261,11 +270,11 @@ pub(super) fn fill(record: &Record, id: FileId, ghost: Option<&OwnedFd>, nest: &
                     record.base.label()
                 ));
             }
-            sent = send(sender, data, to, &files, credentials, 0);
+            sent = send(sender, next(0), to, &files, credentials, 0);
         }
         let mut sent = sent.on("sendmsg", name)?;
         while sent < data.len() && record.kind == libc::SOCK_STREAM {
-            sent += send(sender, &data[sent..], to, &[], credentials, 0).on("sendmsg", name)?;
+            sent += send(sender, next(sent), to, &[], credentials, 0).on("sendmsg", name)?;
         }
         drop(stand_in);
         if sent != data.len() {

@@ -4,6 +4,7 @@
 use super::Peek;
 use crate::ids::PAGE;
 use crate::observe::procfile::read_all;
+use crate::sys::socket::Message;
 use nix::unistd::{pipe, write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,7 +30,7 @@ pub struct Embryo {
 }
 
 /// The members that are looked at, beside those of [`super::MEMBERS`].
-const MEMBERS: [(&str, &str); 27] = [
+const MEMBERS: [(&str, &str); 33] = [
     ("socket", "sk"),
     ("sock", "sk_receive_queue"),
     ("sock", "sk_err"),
@@ -43,6 +44,12 @@ const MEMBERS: [(&str, &str); 27] = [
     ("sk_buff", "end"),
     ("sk_buff", "sk"),
     ("sk_buff", "cb"),
+    ("sk_buff", "protocol"),
+    ("sk_buff", "network_header"),
+    ("sk_buff", "transport_header"),
+    ("udp_sock", "reader_queue"),
+    ("unix_sock", "addr"),
+    ("unix_address", "len"),
     ("unix_skb_parms", "fp"),
     ("skb_shared_info", "nr_frags"),
     ("skb_shared_info", "frags"),
@@ -146,6 +153,90 @@ impl Sockets {
         Some(out)
     }
 
+    /// What was `seen` in the queue of a socket that keeps boundaries (unix or UDP), with the empty datagrams that the
+    /// kernel shows to no second look; `None` if that does not fit together.
+    pub fn with_hidden(&self, fd: BorrowedFd<'_>, seen: &mut Vec<Message>) -> Option<()> {
+        let p = &self.peek;
+        let socket = self.socket(fd)?;
+        let family = self.family(socket)?;
+        // Who reads from a UDP socket has moved what was there to a second queue.
+        let mut buffers = match family {
+            libc::AF_UNIX => Vec::new(),
+            _ => self.list(p.at(socket, "udp_sock", "reader_queue"))?,
+        };
+        buffers.extend(self.buffers(socket)?);
+        if buffers.len() == seen.len() {
+            return Some(());
+        }
+        let mut hidden = Vec::new();
+        let mut rest = seen.iter().enumerate().peekable();
+        for buffer in buffers {
+            let length = p.number(p.at(buffer, "sk_buff", "len"))? as usize;
+            let name = match length {
+                0 => self.sender(buffer, family)?,
+                _ => Vec::new(),
+            };
+            let known = |(_, m): &(usize, &Message)| m.whole == length && (length > 0 || m.name == name);
+            match rest.next_if(known) {
+                Some(_) => {}
+                None if length == 0 => hidden.push((rest.peek().map_or(seen.len(), |(n, _)| *n), name)),
+                None => return None,
+            }
+        }
+        rest.next().is_none().then_some(())?;
+        // From the end, so that places before stay what they are.
+        for (place, name) in hidden.into_iter().rev() {
+            let message = Message {
+                name,
+                ..Message::default()
+            };
+            seen.insert(place, message);
+        }
+        Some(())
+    }
+
+    /// The address of who sent what is in a buffer, as the receiver is told it.
+    fn sender(&self, buffer: u64, family: i32) -> Option<Vec<u8>> {
+        let p = &self.peek;
+        if family == libc::AF_UNIX {
+            let sender = p.word(p.at(buffer, "sk_buff", "sk"))?;
+            let address = p.word(p.at(sender, "unix_sock", "addr"))?;
+            if address == 0 {
+                return Some(Vec::new());
+            }
+            let at = p.at(address, "unix_address", "len");
+            let mut name = vec![0; p.number(at)?.min(110) as usize];
+            // The name follows its length.
+            p.reader.read(at + 4, &mut name).ok()?;
+            return Some(name);
+        }
+        let head = p.word(p.at(buffer, "sk_buff", "head"))?;
+        let offset = |member| Some(u64::from(p.number(p.at(buffer, "sk_buff", member))? as u16));
+        let (network, transport) = (
+            head + offset("network_header")?,
+            head + offset("transport_header")?,
+        );
+        let old = p.number(p.at(buffer, "sk_buff", "protocol"))? as u16 == 0x0800u16.to_be();
+        let (mut port, mut ip) = ([0; 2], vec![0; if old { 4 } else { 16 }]);
+        p.reader.read(transport, &mut port).ok()?;
+        p.reader.read(network + if old { 12 } else { 8 }, &mut ip).ok()?;
+        let family_bytes = (family as u16).to_ne_bytes();
+        Some(match (family, old) {
+            (libc::AF_INET, _) => [&family_bytes[..], &port, &ip, &[0; 8]].concat(),
+            (_, true) => {
+                let mapped = [&[0; 10][..], &[0xff; 2], &ip].concat();
+                [&family_bytes[..], &port, &[0; 4], &mapped, &[0; 4]].concat()
+            }
+            (_, false) => [&family_bytes[..], &port, &[0; 4], &ip, &[0; 4]].concat(),
+        })
+    }
+
+    fn family(&self, socket: u64) -> Option<i32> {
+        let p = &self.peek;
+        let family = p.number(p.at(socket, "sock_common", "skc_family"))? as u16;
+        Some(i32::from(family))
+    }
+
     fn socket(&self, fd: BorrowedFd<'_>) -> Option<u64> {
         let p = &self.peek;
         let socket = p.word(p.at(p.file(fd)?, "file", "private_data"))?;
@@ -154,7 +245,10 @@ impl Sockets {
 
     /// The buffers in a socket's receive queue.
     fn buffers(&self, socket: u64) -> Option<Vec<u64>> {
-        let head = self.peek.at(socket, "sock", "sk_receive_queue");
+        self.list(self.peek.at(socket, "sock", "sk_receive_queue"))
+    }
+
+    fn list(&self, head: u64) -> Option<Vec<u64>> {
         let mut out = Vec::new();
         // Queue and buffers begin with where the next one is.
         let mut at = self.peek.word(head)?;
@@ -211,9 +305,9 @@ impl Sockets {
 
     fn remote(&self, socket: u64) -> Option<SocketAddr> {
         let p = &self.peek;
-        let family = p.number(p.at(socket, "sock_common", "skc_family"))? as u16;
+        let family = self.family(socket)?;
         let port = (p.number(p.at(socket, "sock_common", "skc_dport"))? as u16).swap_bytes();
-        let ip: IpAddr = if i32::from(family) == libc::AF_INET {
+        let ip: IpAddr = if family == libc::AF_INET {
             Ipv4Addr::from(p.number(p.at(socket, "sock_common", "skc_daddr"))?.to_ne_bytes()).into()
         } else {
             let mut bytes = [0; 16];
@@ -285,5 +379,34 @@ mod tests {
         let seen = sockets.at_unix(server.as_fd()).unwrap();
         assert!(seen.len() == 1 && !seen[0].more);
         assert!(seen[0].got.concat() == [b"one", &long[..]].concat());
+    }
+
+    #[test]
+    fn an_empty_datagram_is_seen_again_and_again() {
+        use crate::sys::queue::peek_packets;
+        let Some(sockets) = Sockets::get() else { return };
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let clients = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let to = server.local_addr().unwrap();
+        let sent: [(usize, &[u8]); 6] = [(0, b""), (1, b""), (0, b"abc"), (1, b""), (1, b"d"), (0, b"")];
+        for (from, what) in sent {
+            clients[from].send_to(what, to).unwrap();
+        }
+        let mut looks = Vec::new();
+        for _ in 0..3 {
+            let mut seen = peek_packets(server.as_fd()).unwrap();
+            sockets.with_hidden(server.as_fd(), &mut seen).unwrap();
+            looks.push(seen.into_iter().map(|m| (m.name, m.data)).collect::<Vec<_>>());
+        }
+        assert_eq!(
+            looks[0].iter().map(|m| m.1.len()).collect::<Vec<_>>(),
+            [0, 0, 3, 0, 1, 0]
+        );
+        assert!(looks.iter().all(|l| *l == looks[0]), "{looks:?}");
+        let mut room = [0; 9];
+        for (from, what) in sent {
+            let address = clients[from].local_addr().unwrap();
+            assert_eq!(server.recv_from(&mut room).unwrap(), (what.len(), address));
+        }
     }
 }

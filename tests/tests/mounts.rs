@@ -1,0 +1,246 @@
+//! Conformance of mounts that are more than their options tell: automounters, kinds of programs, moved ones.
+
+use freeze_tests::{c, conformance};
+
+conformance!(
+    autofs_indirect,
+    c(r#"
+#include <sys/mount.h>
+#include <linux/auto_fs.h>
+/* An automounter goes on: what it had mounted, its timeout, a name that is asked for after. */
+static char root[PATH_MAX];
+static void serve(int requests, int dir) {
+    struct autofs_v5_packet m;
+    for (;;) {
+        if (read(requests, &m, sizeof m) <= 0) _exit(3);
+        if (m.hdr.type != autofs_ptype_missing_indirect) _exit(4);
+        char path[PATH_MAX + 300];
+        snprintf(path, sizeof path, "%s/%.*s", root, (int)m.len, m.name);
+        if (mkdir(path, 0755) && errno != EEXIST) _exit(5);
+        if (mount("made", path, "tmpfs", 0, "size=64k")) _exit(6);
+        strcat(path, "/f");
+        close(open(path, O_CREAT | O_WRONLY, 0600));
+        if (ioctl(dir, AUTOFS_IOC_READY, m.wait_queue_token)) _exit(7);
+    }
+}
+/* What mountinfo tells but for the number of the pipe; the process group. */
+static int options(char *out) {
+    static char text[60000];
+    int fd = OK(open("/proc/self/mountinfo", O_RDONLY)), n = 0, r;
+    while ((r = read(fd, text + n, sizeof text - n - 1)) > 0) n += r;
+    text[n] = 0;
+    close(fd);
+    char *at = strstr(text, " - autofs ");
+    CHECK(at);
+    sscanf(at, " - autofs %*s %300s", out);
+    int group = atoi(strstr(out, "pgrp=") + 5);
+    char *pipe = strstr(out, "pipe_ino="), *end = pipe + strcspn(pipe, ",");
+    memmove(pipe, end, strlen(end) + 1);
+    /* Its number is that which it had for whoever mounted it. */
+    memset(strstr(out, "fd="), '-', 4);
+    return group;
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    strcpy(root, in_here("auto"));
+    OK(mkdir(root, 0755));
+    int up[2];
+    OK(pipe(up));
+    int daemon = OK(fork());
+    if (!daemon) {
+        OK(setsid());
+        int p[2];
+        char text[200], path[PATH_MAX + 10];
+        OK(pipe(p));
+        snprintf(text, 200, "fd=%d,pgrp=%d,minproto=5,maxproto=5,indirect", p[1], getpgrp());
+        if (mount("automounter", root, "autofs", 0, text)) { OK(write(up[1], "-", 1)); _exit(0); }
+        close(p[1]);
+        int dir = OK(open(root, O_RDONLY | O_DIRECTORY));
+        unsigned long timeout = 77;
+        OK(ioctl(dir, AUTOFS_IOC_SETTIMEOUT, &timeout));
+        snprintf(path, sizeof path, "%s/one", root);
+        OK(mkdir(path, 0755));
+        OK(mount("in", path, "tmpfs", 0, "size=64k"));
+        strcat(path, "/x");
+        close(OK(open(path, O_CREAT | O_WRONLY, 0600)));
+        snprintf(path, sizeof path, "%s/empty", root);
+        OK(mkdir(path, 0755));
+        OK(write(up[1], "u", 1));
+        close(up[0]);
+        close(up[1]);
+        serve(p[0], dir);
+    }
+    char byte, before[400], after[400];
+    OK(read(up[0], &byte, 1));
+    close(up[0]);
+    close(up[1]);
+    if (byte == '-') { freeze_here(); return 0; }
+    SAME(options(before), daemon);
+    rest(20);
+    freeze_here();
+    SAME(options(after), daemon);
+    if (strcmp(before, after)) DIE("%s, before %s", after, before);
+    struct stat s;
+    OK(stat(in_here("auto/one/x"), &s));
+    close(OK(open(in_here("auto/two/f"), O_RDONLY)));
+    close(OK(open(in_here("auto/empty/f"), O_RDONLY)));
+    int status;
+    OK(kill(daemon, SIGKILL));
+    OK(waitpid(daemon, &status, 0));
+    SAME(WTERMSIG(status), SIGKILL);
+}
+"#),
+    only: root
+);
+
+conformance!(
+    autofs_direct,
+    c(r#"
+#include <sys/mount.h>
+#include <linux/auto_fs.h>
+/* Triggers: one with nothing on it, one that is mounted on, one whose daemon has given it up. */
+static char at[3][PATH_MAX];
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    const char *names[] = {"bare", "used", "dead"};
+    for (int i = 0; i < 3; i++) {
+        strcpy(at[i], in_here(names[i]));
+        OK(mkdir(at[i], 0755));
+    }
+    int up[2];
+    OK(pipe(up));
+    int daemon = OK(fork());
+    if (!daemon) {
+        OK(setpgid(0, 0));
+        int p[2], dir[3];
+        char text[PATH_MAX + 10];
+        OK(pipe(p));
+        for (int i = 0; i < 3; i++) {
+            const char *kind = i == 1 ? "offset" : "direct";
+            snprintf(text, 200, "fd=%d,pgrp=%d,minproto=5,maxproto=5,%s", p[1], getpgrp(), kind);
+            if (mount("automounter", at[i], "autofs", 0, text)) { OK(write(up[1], "-", 1)); _exit(0); }
+            dir[i] = OK(open(at[i], O_RDONLY | O_DIRECTORY));
+        }
+        OK(mount("on", at[1], "tmpfs", 0, "size=64k"));
+        OK(ioctl(dir[2], AUTOFS_IOC_CATATONIC, 0));
+        OK(write(up[1], "u", 1));
+        close(up[0]);
+        close(up[1]);
+        struct autofs_v5_packet m;
+        if (read(p[0], &m, sizeof m) <= 0) _exit(3);
+        if (m.hdr.type != autofs_ptype_missing_direct) _exit(4);
+        if (mount("made", at[0], "tmpfs", 0, "size=64k")) _exit(6);
+        sprintf(text, "%s/f", at[0]);
+        close(open(text, O_CREAT | O_WRONLY, 0600));
+        if (ioctl(dir[0], AUTOFS_IOC_READY, m.wait_queue_token)) _exit(7);
+        _exit(0);
+    }
+    char byte, path[PATH_MAX + 10];
+    OK(read(up[0], &byte, 1));
+    close(up[0]);
+    close(up[1]);
+    if (byte == '-') { freeze_here(); return 0; }
+    rest(20);
+    freeze_here();
+    sprintf(path, "%s/new", at[1]);
+    close(OK(open(path, O_CREAT | O_WRONLY, 0600)));
+    sprintf(path, "%s/x", at[2]);
+    CHECK(open(path, O_RDONLY) == -1 && errno == ENOENT);
+    sprintf(path, "%s/f", at[0]);
+    close(OK(open(path, O_RDONLY)));
+    int status;
+    OK(waitpid(daemon, &status, 0));
+    SAME(status, 0);
+}
+"#),
+    only: root
+);
+
+conformance!(
+    binfmt_misc,
+    c(r#"
+#include <sys/mount.h>
+/* Kinds of programs that are registered in a user namespace, for which only it has its own: flags, order, one switched off. */
+static void put(const char *dir, const char *name, const char *text) {
+    char path[PATH_MAX + 20];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    int fd = OK(open(path, O_WRONLY));
+    SAME(write(fd, text, strlen(text)), strlen(text));
+    close(fd);
+}
+static void get(const char *dir, const char *name, char *text) {
+    char path[PATH_MAX + 20];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    int fd = OK(open(path, O_RDONLY)), n = OK(read(fd, text, 999));
+    text[n] = 0;
+    close(fd);
+}
+int main(void) {
+    char map[100] = "";
+    int fd = OK(open("/proc/self/uid_map", O_RDONLY));
+    OK(read(fd, map, 99));
+    close(fd);
+    if (strstr(map, "4294967295")) { freeze_here(); return 0; }
+    char dir[PATH_MAX];
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    strcpy(dir, in_here("b"));
+    OK(mkdir(dir, 0755));
+    if (mount("kinds", dir, "binfmt_misc", 0, 0)) { freeze_here(); return 0; }
+    put(dir, "register", ":magic:M:3:\\x7fz\\xff:\\xff\\x0f\\xff:/bin/true:OC");
+    put(dir, "register", "|name|E||own1||/bin/true|");
+    put(dir, "register", ":held:E::own2::/bin/cat:F");
+    put(dir, "register", ":off:E::own3::/bin/true:P");
+    put(dir, "off", "0");
+    const char *names[] = {"magic", "name", "held", "off", "status"};
+    char before[5][1000], after[1000];
+    for (int i = 0; i < 5; i++) get(dir, names[i], before[i]);
+    freeze_here();
+    for (int i = 0; i < 5; i++) {
+        get(dir, names[i], after);
+        if (strcmp(after, before[i])) DIE("%s: %s, before %s", names[i], after, before[i]);
+    }
+    fd = OK(open(in_here("program.own1"), O_CREAT | O_WRONLY, 0755));
+    OK(write(fd, "text", 4));
+    close(fd);
+    int child = OK(fork()), status;
+    if (!child) { execl(in_here("program.own1"), "x", (char *)0); _exit(9); }
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+}
+"#)
+);
+
+conformance!(
+    moved_mounts,
+    c(r#"
+#include <sys/mount.h>
+/* A mount that was made before the one that it has been moved onto. */
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    char early[PATH_MAX], late[PATH_MAX];
+    strcpy(early, in_here("early"));
+    strcpy(late, in_here("late"));
+    OK(mkdir(early, 0755));
+    OK(mkdir(late, 0755));
+    OK(mount("early", early, "tmpfs", 0, "size=64k"));
+    close(OK(open(in_here("early/f"), O_CREAT | O_WRONLY, 0600)));
+    OK(mount("late", late, "tmpfs", 0, "size=64k"));
+    OK(mkdir(in_here("late/d"), 0755));
+    OK(mount(early, in_here("late/d"), 0, MS_MOVE, 0));
+    int fd = OK(open(in_here("late/d/g"), O_CREAT | O_RDWR, 0600));
+    OK(write(fd, "x", 1));
+    freeze_here();
+    struct stat s, t;
+    OK(stat(in_here("late/d/f"), &s));
+    OK(stat(in_here("late/d/g"), &s));
+    SAME(s.st_size, 1);
+    OK(fstat(fd, &t));
+    SAME(s.st_ino, t.st_ino);
+    CHECK(access(in_here("early/f"), F_OK) == -1);
+}
+"#)
+);
