@@ -1,4 +1,4 @@
-//! Whether a watched process may have changed what only it can tell: its handlers, limits, securebits …
+//! Whether a watched process may have changed what only it can tell: its handlers, limits, securebits and the like.
 //!
 //! The kernel programs count the calls and signals that can do so (`freeze-ebpf/src/changes.rs`). A process that stood still
 //! twice, with the same count, would give the same answers: it need not be asked again.
