@@ -54,3 +54,46 @@ int main(void){
   freeze_here(); int st; OK(waitpid(pid,&st,0)); SAME(st,0); return 0; }
 "#)
 );
+
+// What bubblewrap gives a program for a root: part of a file system in memory, the rest of which nobody sees any more.
+conformance!(
+    part_for_a_root,
+    c(r#"
+#include <dirent.h>
+#include <sys/mount.h>
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_PRIVATE | MS_REC, 0));
+    OK(mount("base", "/mnt", "tmpfs", 0, "mode=755"));
+    OK(mkdir("/mnt/new", 0750));
+    OK(mkdir("/mnt/unseen", 0755));
+    OK(mount("/mnt/new", "/mnt/new", 0, MS_BIND | MS_REC, 0));
+    char inside[PATH_MAX];
+    snprintf(inside, sizeof inside, "/mnt/new%s", here_dir);
+    for (char *at = inside + strlen("/mnt/new/"); at; at = strchr(at + 1, '/')) {
+        char was = *at;
+        if (was == '/') { *at = 0; mkdir(inside, 0755); *at = was; }
+    }
+    OK(mkdir(inside, 0755));
+    OK(mount(here_dir, inside, 0, MS_BIND, 0));
+    OK(mkdir("/mnt/new/old", 0700));
+    OK(chdir("/mnt/new"));
+    OK(syscall(SYS_pivot_root, ".", "old"));
+    OK(chdir("/"));
+    OK(umount2("/old", MNT_DETACH));
+    OK(rmdir("/old"));
+    int file = OK(open("/name", O_CREAT | O_RDWR, 0640));
+    SAME(write(file, "box", 3), 3);
+    freeze_here();
+    struct stat s;
+    OK(stat("/", &s));
+    SAME(s.st_mode & 07777, 0750);
+    char text[9];
+    SAME(pread(file, text, 9, 0), 3);
+    CHECK(!memcmp(text, "box", 3));
+    OK(access("/name", F_OK));
+    CHECK(access("/new", F_OK) && access("/unseen", F_OK) && access("/proc", F_OK));
+    return 0;
+}
+"#)
+);

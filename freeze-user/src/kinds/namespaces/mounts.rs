@@ -165,8 +165,7 @@ impl Survey {
             // A part of a file system in memory is made anew with nothing beside it, if nothing else of it is to be seen.
             Some((t, i, part))
                 if (*t, *i) == (tree, index)
-                    && (part == b"/"
-                        || can_be_part(line) && index > 0 && shows_directory(tree, line, view)) => {}
+                    && (part == b"/" || can_be_part(line) && shows_directory(tree, line, view)) => {}
             Some((t, i, part)) if (*t, *i) != (tree, index) && below(part, root).is_some() => {
                 let rest = below(part, root).unwrap_or_default();
                 // That of a process goes with it.
@@ -573,30 +572,33 @@ pub(super) fn build<'a>(
                 disk::forgive_volatile(Path::new(&format!("/proc/{first}/root")), m)?;
                 let shows = |p: &Pid| m.fs != "proc" || nest.membership(*p).of(Kind::Pid) == *shown;
                 let by = members.iter().copied().find(|p| shows(p)).unwrap_or(first);
-                let done = make(at, m, by, nest);
-                if done.is_ok() && i == 0 {
-                    become_root(ASIDE, first, nest)?;
-                    if !keep {
+                make(at, m, by, nest).and_then(|()| {
+                    let part = shown_part(m);
+                    // A part becomes the root once it is a mount by itself.
+                    let at = if i == 0 && part.is_none() {
+                        become_root(ASIDE, first, nest)?;
+                        m.at.as_path()
+                    } else {
+                        at
+                    };
+                    let root = inside_of(first, at).join(part.unwrap_or(Path::new("")));
+                    if part.is_some() {
+                        std::fs::create_dir_all(&root).on("mkdir", name)?;
+                    }
+                    if let Some(inside) = inside {
+                        contents::fill(&root, inside, nest)?;
+                    }
+                    if let Some(part) = part {
+                        narrow(at, part, first, nest)?;
+                        if i == 0 {
+                            become_root(ASIDE, first, nest)?;
+                        }
+                    }
+                    if i == 0 && !keep {
                         drop_old_root(first, nest)?;
                     }
-                }
-                let part = m.root.strip_prefix("/").unwrap_or(Path::new(""));
-                let part = if matches!(m.fs.as_str(), "tmpfs" | "ramfs") {
-                    part
-                } else {
-                    Path::new("")
-                };
-                let root = inside_of(first, &m.at).join(part);
-                if !part.as_os_str().is_empty() && done.is_ok() {
-                    std::fs::create_dir_all(&root).on("mkdir", name)?;
-                }
-                if let (Some(inside), Ok(())) = (inside, &done) {
-                    contents::fill(&root, inside, nest)?;
-                }
-                if !part.as_os_str().is_empty() && done.is_ok() {
-                    narrow(&m.at, part, first, nest)?;
-                }
-                done.and_then(|()| seal_new(m, number, first, nest))
+                    seal_new(m, number, first, nest)
+                })
             }
         };
         let mount = made.map_err(|e| match e {
@@ -615,6 +617,12 @@ pub(super) fn build<'a>(
         drop_old_root(first, nest)?;
     }
     Ok(())
+}
+
+/// The part of its own file system that a mount shows, if it is made anew with nothing beside it.
+fn shown_part(m: &Mount) -> Option<&Path> {
+    let part = m.root.strip_prefix("/").unwrap_or(&m.root);
+    (matches!(m.fs.as_str(), "tmpfs" | "ramfs") && !part.as_os_str().is_empty()).then_some(part)
 }
 
 /// Attaches a copy of a mount, with the options recorded.
