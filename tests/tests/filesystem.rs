@@ -97,3 +97,57 @@ int main(void) {
 }
 "#)
 );
+
+// A file is mounted on another and then removed, or another one put in its place: containers have it so with their
+// resolv.conf and with what systemd-nspawn makes for them.
+conformance!(
+    mounted_and_removed,
+    c(r#"
+#include <sys/mount.h>
+static void make(const char *name, const char *text) {
+    int fd = OK(open(in_here(name), O_CREAT | O_WRONLY, 0640));
+    SAME(write(fd, text, strlen(text)), (long)strlen(text));
+    OK(close(fd));
+}
+static void put(const char *what, const char *on) {
+    char from[PATH_MAX];
+    strcpy(from, in_here(what));
+    OK(mount(from, in_here(on), 0, MS_BIND, 0));
+}
+static void expect(const char *name, const char *text) {
+    char got[64];
+    int fd = OK(open(in_here(name), O_RDONLY));
+    SAME(read(fd, got, sizeof got), (long)strlen(text));
+    CHECK(!memcmp(got, text, strlen(text)));
+    struct stat s;
+    OK(fstat(fd, &s));
+    SAME(s.st_mode & 0777, 0640);
+    SAME(s.st_nlink, 0);
+    OK(close(fd));
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_PRIVATE | MS_REC, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("some", in_here("m"), "tmpfs", 0, 0));
+    make("on1", ""); make("on2", ""); make("on3", "");
+    make("m/f", "in memory");
+    make("g", "on disk");
+    OK(mkfifo(in_here("m/p"), 0600));
+    put("m/f", "on1"); put("g", "on2"); put("m/p", "on3");
+    OK(unlink(in_here("m/f"))); OK(unlink(in_here("g"))); OK(unlink(in_here("m/p")));
+    make("g", "another");
+    freeze_here();
+    expect("on1", "in memory");
+    expect("on2", "on disk");
+    struct stat s;
+    OK(stat(in_here("on3"), &s));
+    CHECK(S_ISFIFO(s.st_mode));
+    CHECK(access(in_here("m/f"), F_OK));
+    OK(umount2(in_here("on1"), MNT_DETACH));
+    OK(umount2(in_here("on2"), MNT_DETACH)); OK(umount2(in_here("on3"), MNT_DETACH));
+    OK(umount2(in_here("m"), MNT_DETACH));
+    return 0;
+}
+"#)
+);

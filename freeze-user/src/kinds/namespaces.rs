@@ -16,6 +16,7 @@ mod limits;
 mod mounts;
 mod options;
 mod propagation;
+mod removed;
 
 use super::cgroup::{self, Place};
 use super::credentials::set_ids;

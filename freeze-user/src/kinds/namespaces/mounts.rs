@@ -8,6 +8,7 @@ use super::described;
 use super::disk::{self, Disk};
 use super::options::{ALL_ATTRIBUTES, READ_ONLY, attributes, flags};
 use super::propagation::{OwnGroup, Sharing};
+use super::removed;
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::kinds::Shared;
@@ -44,6 +45,9 @@ pub struct Mount {
     /// The directory it shows, if that was removed.
     #[serde(default)]
     pub removed: Option<Removed>,
+    /// The file it shows, if that was removed.
+    #[serde(default)]
+    pub removed_file: Contents,
     /// A mount of freeze's own tree by which it spreads, or from which it takes over.
     #[serde(default)]
     pub own_group: Option<OwnGroup>,
@@ -136,8 +140,13 @@ impl Survey {
             return Err("it maps ids (mount_setattr), and the kernel does not tell how".into());
         }
         let removed = removed_root(line);
-        if removed.is_some() && !shows_directory(tree, line, view) {
-            return Err("the file that is mounted there was removed".into());
+        if removed.is_some()
+            && !shows_directory(tree, line, view)
+            && removed::file(tree, index, view).is_none()
+        {
+            return Err(
+                "what is mounted there was removed, and is no file or directory that can be looked at".into(),
+            );
         }
         let root = removed.unwrap_or(&line.root);
         for own in self.own.iter().filter(|own| own.device == line.device) {
@@ -401,12 +410,16 @@ pub(super) fn collect(
             let copy = view.trees.copy(number, i).on("open_tree", name)?;
             *inside = Some(contents::collect(&copy, shared, draft)?);
         }
+        let removed_file = match removed_root(line).and_then(|_| removed::file(number, i, view)) {
+            Some(file) => removed::collect(&file, shared, draft)?,
+            None => Vec::new(),
+        };
         out.push(Mount {
             at: OsStr::from_bytes(&line.at).into(),
             options: line.options.clone(),
             propagation: line.propagation.clone(),
             root: OsStr::from_bytes(&line.root).into(),
-            removed: match removed_root(line) {
+            removed: match removed_root(line).filter(|_| removed_file.is_empty()) {
                 Some(_) => {
                     let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
                     let path = reached(number, &line.at, view);
@@ -415,6 +428,7 @@ pub(super) fn collect(
                 }
                 None => None,
             },
+            removed_file,
             own_group: survey.own_group(line),
             fs: line.kind.clone(),
             source: String::from_utf8_lossy(&line.source).into_owned(),
@@ -440,6 +454,7 @@ pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
         }
         if let Origin::Own(path) = &m.from
             && m.removed.is_none()
+            && m.removed_file.is_empty()
             && let Err(e) = std::fs::symlink_metadata(path)
         {
             out.push(
@@ -536,9 +551,11 @@ pub(super) fn build<'a>(
         let made = match (&m.from, &m.disk) {
             (Origin::New(..), Some(disk)) => attach(disk.mount(m)?, number, at, m, first, nest),
             (Origin::Own(path), _) => {
-                let path = match &m.removed {
-                    Some(removed) => removed.make(path, nest)?,
-                    None => path.clone(),
+                let file = removed::Made::again(path, &m.removed_file, nest)?;
+                let path = match (&m.removed, &file) {
+                    (Some(removed), _) => removed.make(path, nest)?,
+                    (None, Some(file)) => file.path.clone(),
+                    (None, None) => path.clone(),
                 };
                 let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
@@ -557,11 +574,18 @@ pub(super) fn build<'a>(
                     .map_err(|_| Errno::EMFILE)
                     .on("dup", name)?;
                 let mut below = path.strip_prefix("/").unwrap_or(path).to_owned();
-                if let Some(removed) = &m.removed {
+                let file;
+                if m.removed.is_some() || !m.removed_file.is_empty() {
                     let root = whole.try_clone().map_err(|_| Errno::EMFILE).on("dup", name)?;
                     let held = nest.state::<Ways>();
                     let root = PathBuf::from(format!("/proc/self/fd/{}", held.keep(root)));
-                    let made = removed.make(&root.join(&below), nest)?;
+                    let was = root.join(&below);
+                    file = removed::Made::again(&was, &m.removed_file, nest)?;
+                    let made = match (&m.removed, &file) {
+                        (Some(removed), _) => removed.make(&was, nest)?,
+                        (None, Some(file)) => file.path.clone(),
+                        (None, None) => was,
+                    };
                     below = made.strip_prefix(&root).unwrap_or(&below).to_owned();
                 }
                 let copy = ns::mount_copy_of(tree.as_fd(), whole.as_fd(), below.as_os_str().as_bytes())
