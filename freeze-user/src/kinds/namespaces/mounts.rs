@@ -8,7 +8,7 @@ use super::described;
 use super::disk::{self, Disk};
 use super::options::{ALL_ATTRIBUTES, READ_ONLY, attributes, flags};
 use super::propagation::{OwnGroup, Sharing};
-use super::removed;
+use super::removed::{self, removed_root};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::kinds::Shared;
@@ -308,11 +308,6 @@ fn holds_files(line: &MountLine) -> bool {
 /// Whether a mount can be made anew that shows only a part of its file system.
 fn can_be_part(line: &MountLine) -> bool {
     holds_files(line) && removed_root(line).is_none()
-}
-
-/// Which directory or file of its file system a mount shows, if that was removed.
-fn removed_root(line: &MountLine) -> Option<&[u8]> {
-    line.root.strip_suffix(b"//deleted")
 }
 
 /// How freeze reaches what lies at a path of a tree.

@@ -5,12 +5,18 @@ use super::contents::{self, Contents};
 use crate::error::Result;
 use crate::kinds::Shared;
 use crate::nest::Nest;
+use crate::observe::tree::MountLine;
 use crate::observe::view::View;
 use crate::store::Draft;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+/// Which directory or file of its file system a mount shows, if that was removed.
+pub(super) fn removed_root(line: &MountLine) -> Option<&[u8]> {
+    line.root.strip_suffix(b"//deleted")
+}
 
 /// What a mount shows, if that is a plain file or a fifo.
 pub(super) fn file(tree: u32, index: usize, view: &View) -> Option<OwnedFd> {
