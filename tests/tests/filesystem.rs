@@ -54,3 +54,100 @@ int main(void){
   freeze_here(); int st; OK(waitpid(pid,&st,0)); SAME(st,0); return 0; }
 "#)
 );
+
+// What bubblewrap gives a program for a root: part of a file system in memory, the rest of which nobody sees any more.
+conformance!(
+    part_for_a_root,
+    c(r#"
+#include <dirent.h>
+#include <sys/mount.h>
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_PRIVATE | MS_REC, 0));
+    OK(mount("base", "/mnt", "tmpfs", 0, "mode=755"));
+    OK(mkdir("/mnt/new", 0750));
+    OK(mkdir("/mnt/unseen", 0755));
+    OK(mount("/mnt/new", "/mnt/new", 0, MS_BIND | MS_REC, 0));
+    char inside[PATH_MAX];
+    snprintf(inside, sizeof inside, "/mnt/new%s", here_dir);
+    for (char *at = inside + strlen("/mnt/new/"); at; at = strchr(at + 1, '/')) {
+        char was = *at;
+        if (was == '/') { *at = 0; mkdir(inside, 0755); *at = was; }
+    }
+    OK(mkdir(inside, 0755));
+    OK(mount(here_dir, inside, 0, MS_BIND, 0));
+    OK(mkdir("/mnt/new/old", 0700));
+    OK(chdir("/mnt/new"));
+    OK(syscall(SYS_pivot_root, ".", "old"));
+    OK(chdir("/"));
+    OK(umount2("/old", MNT_DETACH));
+    OK(rmdir("/old"));
+    int file = OK(open("/name", O_CREAT | O_RDWR, 0640));
+    SAME(write(file, "box", 3), 3);
+    freeze_here();
+    struct stat s;
+    OK(stat("/", &s));
+    SAME(s.st_mode & 07777, 0750);
+    char text[9];
+    SAME(pread(file, text, 9, 0), 3);
+    CHECK(!memcmp(text, "box", 3));
+    OK(access("/name", F_OK));
+    CHECK(access("/new", F_OK) && access("/unseen", F_OK) && access("/proc", F_OK));
+    return 0;
+}
+"#)
+);
+
+// A file is mounted on another and then removed, or another one put in its place: containers have it so with their
+// resolv.conf and with what systemd-nspawn makes for them.
+conformance!(
+    mounted_and_removed,
+    c(r#"
+#include <sys/mount.h>
+static void make(const char *name, const char *text) {
+    int fd = OK(open(in_here(name), O_CREAT | O_WRONLY, 0640));
+    SAME(write(fd, text, strlen(text)), (long)strlen(text));
+    OK(close(fd));
+}
+static void put(const char *what, const char *on) {
+    char from[PATH_MAX];
+    strcpy(from, in_here(what));
+    OK(mount(from, in_here(on), 0, MS_BIND, 0));
+}
+static void expect(const char *name, const char *text) {
+    char got[64];
+    int fd = OK(open(in_here(name), O_RDONLY));
+    SAME(read(fd, got, sizeof got), (long)strlen(text));
+    CHECK(!memcmp(got, text, strlen(text)));
+    struct stat s;
+    OK(fstat(fd, &s));
+    SAME(s.st_mode & 0777, 0640);
+    SAME(s.st_nlink, 0);
+    OK(close(fd));
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_PRIVATE | MS_REC, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("some", in_here("m"), "tmpfs", 0, 0));
+    make("on1", ""); make("on2", ""); make("on3", "");
+    make("m/f", "in memory");
+    make("g", "on disk");
+    OK(mkfifo(in_here("m/p"), 0600));
+    put("m/f", "on1"); put("g", "on2"); put("m/p", "on3");
+    OK(unlink(in_here("m/f"))); OK(unlink(in_here("g"))); OK(unlink(in_here("m/p")));
+    make("g", "another");
+    freeze_here();
+    expect("on1", "in memory");
+    expect("on2", "on disk");
+    struct stat s;
+    OK(stat(in_here("on3"), &s));
+    CHECK(S_ISFIFO(s.st_mode));
+    CHECK(access(in_here("m/f"), F_OK));
+    OK(umount2(in_here("on1"), MNT_DETACH));
+    OK(umount2(in_here("on2"), MNT_DETACH)); OK(umount2(in_here("on3"), MNT_DETACH));
+    OK(umount2(in_here("m"), MNT_DETACH));
+    return 0;
+}
+"#)
+);

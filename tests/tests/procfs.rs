@@ -129,3 +129,38 @@ int main(void) {
 }
 "#)
 );
+
+// What browsers lock their children up in: the directory of a process that has ended since, which has nothing in it.
+conformance!(
+    at_the_dead,
+    c(r#"
+int main(void) {
+    int child = OK(fork());
+    if (!child) for (;;) pause();
+    char path[64], before[128] = "", after[128] = "";
+    sprintf(path, "/proc/%d/fdinfo", child);
+    int locked = OK(fork());
+    if (!locked) {
+        OK(chdir(path));
+        OK(chroot("."));
+        OK(chdir("/"));
+        for (;;) pause();
+    }
+    OK(chdir(path));
+    char root[64];
+    sprintf(root, "/proc/%d/root", locked);
+    while (readlink(root, before, sizeof before - 1) < 2) nap(1);
+    OK(kill(child, SIGKILL));
+    OK(waitpid(child, 0, 0));
+    OK(readlink(root, before, sizeof before - 1));
+    freeze_here();
+    OK(readlink(root, after, sizeof after - 1));
+    CHECK(!strcmp(before, after));
+    CHECK(open("1", O_RDONLY) == -1);
+    CHECK(kill(child, 0) == -1);
+    OK(kill(locked, SIGKILL));
+    OK(waitpid(locked, 0, 0));
+}
+"#),
+    only: host
+);

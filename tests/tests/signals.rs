@@ -1,6 +1,7 @@
 //! Conformance of signals: handlers, masks, what is pending, alternate stacks in use.
 
-use freeze_tests::{Running, c, conformance};
+use freeze_tests::subject::output;
+use freeze_tests::{Running, c, conformance, freeze};
 use freeze_user::sys::deadline::Deadline;
 use freeze_user::tracee::Seized;
 use std::time::Duration;
@@ -178,5 +179,90 @@ int main(void) {
         }
     });
     halted.join().expect("all halts");
+    running.verdict();
+}
+
+conformance!(
+    a_trap_that_waits,
+    c(r#"
+/* SIGTRAP, which steps and breakpoints raise too, is a signal like others to who blocks it. */
+int main(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTRAP);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    raise(SIGTRAP);
+    freeze_here();
+    siginfo_t info;
+    struct timespec zero = { 0, 0 };
+    SAME(sigtimedwait(&set, &info, &zero), SIGTRAP);
+    SAME(info.si_pid, getpid());
+    CHECK(sigtimedwait(&set, &info, &zero) < 0);
+}
+"#)
+);
+
+/// Threads that do nothing but take faults are halted just as one is about to be told: none gets lost, and none comes in
+/// the way of what freeze has them do.
+#[test]
+fn faults_all_the_time() {
+    let mut running = Running::start(
+        &c(r#"
+#include <ucontext.h>
+static volatile long told[2], rounds[2], stop;
+static volatile int wrong;
+static void on_fault(int n, siginfo_t *info, void *context) {
+    greg_t *rip = &((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
+    if (n == SIGILL) *rip += 2; /* over the ud2; what int3 raises comes behind it */
+    told[n == SIGTRAP]++;
+}
+static void *faults(void *traps) {
+    long n = 0, mine = traps != 0;
+    while (!stop && !wrong) {
+        if (mine) asm volatile("int3" ::: "memory"); else asm volatile("ud2" ::: "memory");
+        if (told[mine] != ++n) wrong = 1 + mine;
+        rounds[mine] = n;
+    }
+    return 0;
+}
+int main(void) {
+    struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO };
+    sigaction(SIGILL, &action, 0);
+    sigaction(SIGTRAP, &action, 0);
+    pthread_t t[2];
+    for (long n = 0; n < 2; n++) pthread_create(&t[n], 0, faults, (void *)n);
+    freeze_here();
+    long before[2] = { rounds[0], rounds[1] };
+    for (int n = 0; n < 2000 && !wrong && (rounds[0] == before[0] || rounds[1] == before[1]); n++) usleep(10000);
+    if (wrong) DIE("told of %ld and %ld faults after %ld and %ld, %d", told[0], told[1], rounds[0], rounds[1], wrong);
+    CHECK(rounds[0] != before[0] && rounds[1] != before[1]);
+    stop = 1;
+    for (int n = 0; n < 2; n++) pthread_join(t[n], 0);
+}
+"#),
+        "faults_all_the_time",
+    );
+    running.pids();
+    let checkpoint = |n: u32, kill: bool| {
+        let image = running.dir().join(format!("image{n}"));
+        let mut command = freeze();
+        command.arg("checkpoint").arg(running.pid.to_string());
+        command.arg("--to").arg(&image).args(kill.then_some("--kill"));
+        let done = output(&mut command);
+        assert!(
+            done.status.success(),
+            "{n}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        image
+    };
+    for n in 1..20 {
+        checkpoint(n, false);
+    }
+    let image = checkpoint(20, true);
+    running.wait_gone();
+    let done = output(freeze().arg("restore").arg(&image).arg("--detach"));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    running.pids();
     running.verdict();
 }

@@ -288,6 +288,39 @@ assert r6.recv(100).endswith(b"raw")
     )
 );
 
+conformance!(
+    nobody_answers,
+    subject(
+        r#"
+# A neighbour is asked for that is not there: what is sent to it waits for seconds, but is not being put together.
+import fcntl, subprocess, termios, threading, time
+alone()
+for line in ("link add d0 type veth peer name d1", "link set d1 up", "link set d0 up", "address add 10.9.0.1/24 dev d0"):
+    subprocess.run(["ip", *line.split()], check=True)
+s = S.socket(S.AF_INET, S.SOCK_DGRAM)
+s.connect(("10.9.0.2", 9))
+def send():
+    while True:
+        try:
+            s.send(b"who hears me?")
+        except OSError:
+            pass
+        time.sleep(0.02)
+def waits():
+    return struct.unpack("i", fcntl.ioctl(s, termios.TIOCOUTQ, bytes(4)))[0] > 0
+def until_it_waits():
+    end = time.monotonic() + 20
+    while not waits():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+threading.Thread(target=send, daemon=True).start()
+until_it_waits()
+freeze_here()
+until_it_waits()
+"#
+    )
+);
+
 #[test]
 fn datagrams_that_cannot_be_had_again_are_told_of() {
     let text = r#"

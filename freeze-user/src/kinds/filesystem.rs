@@ -1,13 +1,18 @@
 //! Where a process stands in the file system: working directory, root, umask.
 
 use super::directory::{DirRef, OffPath};
+use super::regular::found::Lost;
 use super::{ProcessKind, Source, Stage};
-use crate::error::{Blocker, Result};
+use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{ProcessView, View};
+use crate::sys::ended::StandIn;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsRawFd;
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 #[derive(Debug)]
@@ -48,6 +53,21 @@ impl Record {
             off_path: self.root_off_path.clone(),
         }
     }
+}
+
+/// Opens a directory that a process is to go to. What tells of a process that has ended (browsers make it the root of what
+/// they lock up) can be opened and gone to only while somebody has that number.
+fn place(dir: &DirRef, flags: i32, alive: &mut BTreeMap<Pid, StandIn>, nest: &mut Nest) -> Result<OwnedFd> {
+    let Some(OffPath::Lost(Lost::Dead { pid })) = &dir.off_path else {
+        return dir.open(flags, nest);
+    };
+    let name = || dir.path.display().to_string();
+    if !alive.contains_key(pid) {
+        alive.insert(*pid, StandIn::new(*pid).on("fork", name)?);
+    }
+    let path = nest.options.reach(dir.tree, &dir.path)?;
+    let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
+    nix::fcntl::open(&path, flags, Mode::empty()).on("open", name)
 }
 
 impl ProcessKind for Filesystem {
@@ -103,7 +123,9 @@ impl ProcessKind for Filesystem {
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let (root, cwd) = (record.root().open(flags, nest)?, record.cwd().open(flags, nest)?);
+        let mut alive = BTreeMap::new();
+        let root = place(&record.root(), flags, &mut alive, nest)?;
+        let cwd = place(&record.cwd(), flags, &mut alive, nest)?;
         let at = nest.hand_over(pid, &[root.as_raw_fd(), cwd.as_raw_fd()])?;
         nest.process(pid)?.tape(|t| {
             t.call("fchdir", libc::SYS_fchdir, &[at[0]]);

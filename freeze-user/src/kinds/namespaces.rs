@@ -20,6 +20,7 @@ mod mounts;
 mod moves;
 mod options;
 mod propagation;
+mod removed;
 
 use super::cgroup::{self, Place};
 use super::credentials::set_ids;

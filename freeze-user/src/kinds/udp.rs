@@ -90,14 +90,19 @@ fn speaks_to_groups(held: BorrowedFd<'_>) -> bool {
     usual.into_iter().any(unusual)
 }
 
-/// Whether a datagram is being put together (UDP_CORK, MSG_MORE): what is on its way only looks like it for a moment.
+/// Whether a datagram is being put together (UDP_CORK, MSG_MORE). What is on its way counts as unsent too, and may for
+/// seconds: so long a neighbour is asked for that does not answer.
 fn corked(held: BorrowedFd<'_>) -> bool {
-    let pending = || sys::ioctl_int(held, libc::TIOCOUTQ).is_ok_and(|n| n > 0);
-    (0..20).all(|n| {
-        if n > 0 {
+    let unsent = || sys::ioctl_int(held, libc::TIOCOUTQ).is_ok_and(|n| n > 0);
+    if !unsent() {
+        return false;
+    }
+    let known = Sockets::get().and_then(|sockets| sockets.corked(held));
+    known.unwrap_or_else(|| {
+        (0..20).all(|_| {
             std::thread::sleep(Duration::from_millis(1));
-        }
-        pending()
+            unsent()
+        })
     })
 }
 

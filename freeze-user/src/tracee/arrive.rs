@@ -1,8 +1,8 @@
 //! Waiting for a thread that was let go on for a tape or a step; not for ever, since somebody may freeze its control group.
 
-use super::raw::get_regs;
+use super::raw::{get_regs, get_siginfo, set_mask, set_siginfo};
 use super::regs::Regs;
-use super::{Halt, Stopped, ptrace, stuck, wait_asleep, wait_awake};
+use super::{Halt, Stopped, ptrace, stuck, wait, wait_asleep, wait_awake};
 use crate::error::{Context, Error, Result};
 use crate::sys::deadline::Deadline;
 use nix::errno::Errno;
@@ -30,7 +30,45 @@ pub(super) fn patience() -> Duration {
     if was_late() { CALLED_BACK } else { PATIENCE }
 }
 
+/// What a fault raises. The kernel hands these out in the order in which they came, blocked or not, as soon as one of them
+/// is not (dequeue_synchronous_signal): a fault that was about to be told when the thread was halted comes before our step.
+const FAULTS: [i32; 6] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGSYS,
+    libc::SIGTRAP,
+];
+
 impl Stopped {
+    /// Lets it run, or make one step.
+    pub(super) fn resume(&self, step: bool) -> Result<()> {
+        self.resume_with(step, 0)
+    }
+
+    /// The same with the signal before whose delivery it stands: one that is blocked goes back into its queue.
+    fn resume_with(&self, step: bool, signal: i32) -> Result<()> {
+        let request = if step {
+            libc::PTRACE_SINGLESTEP
+        } else {
+            libc::PTRACE_CONT
+        };
+        ptrace(request, self.tid, 0, signal as u64)
+            .map_err(|e| self.lost("ptrace(CONT)", e))
+            .map(drop)
+    }
+
+    /// Queues a signal anew that was taken from the queue, in place of the one before whose delivery it stands. It halts where
+    /// it is.
+    fn queue_again(&self, signal: i32, info: &[u64; 16]) -> Result<()> {
+        set_siginfo(self.tid, info).map_err(|e| self.lost("ptrace(SETSIGINFO)", e))?;
+        set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(INTERRUPT)", e))?;
+        self.resume_with(false, signal)?;
+        wait(self.tid).map(drop)
+    }
+
     /// Waits, once it runs, until the signal `end` arrives at an instruction pointer of `at`.
     pub(super) fn arrive(&mut self, step: bool, end: i32, at: u64, within: Option<Duration>) -> Result<Regs> {
         self.arrive_where(step, end, |rip| rip == at, within)
@@ -51,6 +89,8 @@ impl Stopped {
         let limit = |after| Deadline::new(after).on("timer_create", || "freeze itself");
         let mut limited = None;
         let mut called_back = false;
+        // A trap of the program's own, which had to be taken from the queue to make room for that of our step.
+        let mut own_trap = None;
         loop {
             let mut halt = wait_awake(self.tid)?;
             if halt.is_none() {
@@ -76,6 +116,7 @@ impl Stopped {
                     continue;
                 }
             };
+            let mut again = 0;
             match halt {
                 Halt::Gone(status) => {
                     let how = match libc::WIFSIGNALED(status) {
@@ -90,9 +131,17 @@ impl Stopped {
                 Halt::Signal(signal) if signal == end => {
                     let now = get_regs(self.tid).map_err(|e| self.lost("ptrace(GETREGSET)", e))?;
                     if there(now.rip) {
+                        if let Some(info) = own_trap {
+                            self.queue_again(signal, &info)?;
+                        }
                         return Ok(now);
                     }
+                    let info = get_siginfo(self.tid).map_err(|e| self.lost("ptrace(GETSIGINFO)", e))?;
+                    if signal == libc::SIGTRAP && !is_of_a_step(&info) {
+                        own_trap = Some(info);
+                    }
                 }
+                Halt::Signal(signal) if FAULTS.contains(&signal) && self.is_at(&there)? => again = signal,
                 // SIGSTOP can't be blocked: it takes effect when the thread is let go.
                 Halt::Signal(signal @ (libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)) => {
                     self.withheld = signal;
@@ -108,8 +157,13 @@ impl Stopped {
             if called_back {
                 return Err(self.late());
             }
-            self.resume(step)?;
+            self.resume_with(step, again)?;
         }
+    }
+
+    fn is_at(&self, there: impl Fn(u64) -> bool) -> Result<bool> {
+        let now = get_regs(self.tid).map_err(|e| self.lost("ptrace(GETREGSET)", e))?;
+        Ok(there(now.rip))
     }
 
     /// It was let go on and did not.
@@ -121,4 +175,9 @@ impl Stopped {
         );
         Error::kernel("waiting for a remote system call", object, Errno::ETIMEDOUT)
     }
+}
+
+/// Whether a SIGTRAP is that of a single step: TRAP_BRKPT after a system call, else TRAP_TRACE.
+fn is_of_a_step(info: &[u64; 16]) -> bool {
+    matches!(info[1] as u32, 1 | 2)
 }

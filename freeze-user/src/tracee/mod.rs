@@ -556,18 +556,6 @@ impl Stopped {
         }
     }
 
-    /// Lets it run, or make one step.
-    fn resume(&self, step: bool) -> Result<()> {
-        let request = if step {
-            libc::PTRACE_SINGLESTEP
-        } else {
-            libc::PTRACE_CONT
-        };
-        ptrace(request, self.tid, 0, 0)
-            .map_err(|e| self.lost("ptrace(CONT)", e))
-            .map(drop)
-    }
-
     /// Makes one system call at the address of a `syscall` instruction.
     pub fn step_syscall(&mut self, insn: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
         let [rdi, rsi, rdx, r10, r8, r9] = args;

@@ -1,4 +1,4 @@
-//! The ptrace(2) requests that read or set one thing of a stopped thread: registers, signal mask, syscall dispatch.
+//! The ptrace(2) requests that read or set one thing of a stopped thread: registers, signals, syscall dispatch.
 
 use super::regs::Regs;
 use super::{NT_PRSTATUS, ptrace};
@@ -54,4 +54,15 @@ pub(super) fn get_mask(tid: Pid) -> nix::Result<u64> {
 
 pub(super) fn set_mask(tid: Pid, mask: u64) -> nix::Result<()> {
     ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &raw const mask as u64).map(drop)
+}
+
+/// What is told of the signal before whose delivery it stands (siginfo_t).
+pub(super) fn get_siginfo(tid: Pid) -> nix::Result<[u64; 16]> {
+    let mut info = [0u64; 16];
+    ptrace(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr() as u64)?;
+    Ok(info)
+}
+
+pub(super) fn set_siginfo(tid: Pid, info: &[u64; 16]) -> nix::Result<()> {
+    ptrace(libc::PTRACE_SETSIGINFO, tid, 0, info.as_ptr() as u64).map(drop)
 }

@@ -401,10 +401,14 @@ fn hand_over_backings(record: &Record, pid: Pid, nest: &mut Nest) -> Result<Hand
             fill_from(&file, object.space, object.size, nest)?;
             nest.state::<Objects>().made.insert(object.space, file);
         }
-        let made = &nest.state::<Objects>().made[&object.space];
-        open.push(made.try_clone().on("dup", || "shared memory")?.into());
     }
-    let raw: Vec<i32> = open.iter().map(AsRawFd::as_raw_fd).collect();
+    // Not as copies: there may be as many of them as descriptors are granted.
+    let made = &nest.state::<Objects>().made;
+    let objects = record
+        .objects
+        .iter()
+        .map(|object| made[&object.space].as_raw_fd());
+    let raw: Vec<i32> = open.iter().map(AsRawFd::as_raw_fd).chain(objects).collect();
     let at = nest.hand_over(pid, &raw)?;
     Ok(Handed {
         files: keys.iter().copied().zip(at.iter().copied()).collect(),

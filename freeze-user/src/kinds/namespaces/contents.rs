@@ -101,6 +101,31 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
     Ok(out)
 }
 
+/// Records the plain file or fifo that a mount shows which is attached nowhere, by a name that nothing else has.
+pub(super) fn alone(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) -> Result<Node> {
+    let here = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
+    let name = || "a file that is mounted".to_owned();
+    let stat = FileStat::from(&std::fs::metadata(&here).on("stat", name)?);
+    let mut node = Node {
+        path: Bytes(format!(".freeze-{}-{}", stat.dev, stat.ino).into_bytes()),
+        stat,
+        target: None,
+        space: None,
+        same_as: None,
+        attributes: attributes(&here),
+        flags: 0,
+    };
+    if stat.kind() == libc::S_IFREG {
+        let space = object_space(stat.dev, stat.ino);
+        node.space = Some(space);
+        if shared.first_sight(stat.dev, stat.ino) {
+            let file = File::open(&here).on("open", name)?;
+            store_contents(&file, stat.size, space, draft, &name)?;
+        }
+    }
+    Ok(node)
+}
+
 /// Extended attributes that a program can set; file systems without them have none.
 fn attributes(path: &Path) -> Vec<(Bytes, Bytes)> {
     let names = crate::sys::ns::list_attributes(path).unwrap_or_default();

@@ -9,9 +9,10 @@ use super::contents::{self, Contents};
 use super::described;
 use super::devpts::Prepared;
 use super::disk::{self, Disk};
-use super::moves::{become_root, drop_old_root, narrow, terminated};
+use super::moves::{become_root, drop_old_root, make, narrow, shown_part, terminated};
 use super::options::{ALL_ATTRIBUTES, READ_ONLY, attributes, flags};
 use super::propagation::{OwnGroup, Sharing};
+use super::removed::{self, removed_root};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::kinds::Shared;
@@ -48,6 +49,9 @@ pub struct Mount {
     /// The directory it shows, if that was removed.
     #[serde(default)]
     pub removed: Option<Removed>,
+    /// The file it shows, if that was removed.
+    #[serde(default)]
+    pub removed_file: Contents,
     /// A mount of freeze's own tree by which it spreads, or from which it takes over.
     #[serde(default)]
     pub own_group: Option<OwnGroup>,
@@ -146,8 +150,13 @@ impl Survey {
             return Err("it maps ids (mount_setattr), and the kernel does not tell how".into());
         }
         let removed = removed_root(line);
-        if removed.is_some() && !shows_directory(tree, line, view) {
-            return Err("the file that is mounted there was removed".into());
+        if removed.is_some()
+            && !shows_directory(tree, line, view)
+            && removed::file(tree, index, view).is_none()
+        {
+            return Err(
+                "what is mounted there was removed, and is no file or directory that can be looked at".into(),
+            );
         }
         let root = removed.unwrap_or(&line.root);
         for own in self.own.iter().filter(|own| own.device == line.device) {
@@ -175,8 +184,7 @@ impl Survey {
             // A part of a file system in memory is made anew with nothing beside it, if nothing else of it is to be seen.
             Some((t, i, part))
                 if (*t, *i) == (tree, index)
-                    && (part == b"/"
-                        || can_be_part(line) && index > 0 && shows_directory(tree, line, view)) => {}
+                    && (part == b"/" || can_be_part(line) && shows_directory(tree, line, view)) => {}
             Some((t, i, part)) if (*t, *i) != (tree, index) && below(part, root).is_some() => {
                 let rest = below(part, root).unwrap_or_default();
                 // That of a process goes with it.
@@ -316,11 +324,6 @@ fn can_be_part(line: &MountLine) -> bool {
     holds_files(line) && removed_root(line).is_none()
 }
 
-/// Which directory or file of its file system a mount shows, if that was removed.
-fn removed_root(line: &MountLine) -> Option<&[u8]> {
-    line.root.strip_suffix(b"//deleted")
-}
-
 /// How freeze reaches what lies at a path of a tree.
 fn reached(tree: u32, path: &[u8], view: &View) -> PathBuf {
     let member = view.processes.iter().find(|p| view.namespace(p, "mnt") == tree);
@@ -423,12 +426,16 @@ pub(super) fn collect(
             let copy = view.trees.copy(number, i).on("open_tree", name)?;
             *inside = Some(contents::collect(&copy, shared, draft)?);
         }
+        let removed_file = match removed_root(line).and_then(|_| removed::file(number, i, view)) {
+            Some(file) => removed::collect(&file, shared, draft)?,
+            None => Vec::new(),
+        };
         out.push(Mount {
             at: OsStr::from_bytes(&line.at).into(),
             options: line.options.clone(),
             propagation: line.propagation.clone(),
             root: OsStr::from_bytes(&line.root).into(),
-            removed: match removed_root(line) {
+            removed: match removed_root(line).filter(|_| removed_file.is_empty()) {
                 Some(_) => {
                     let opened = OFlag::O_PATH | OFlag::O_CLOEXEC;
                     let path = reached(number, &line.at, view);
@@ -437,6 +444,7 @@ pub(super) fn collect(
                 }
                 None => None,
             },
+            removed_file,
             own_group: survey.own_group(line),
             fs: line.kind.clone(),
             source: String::from_utf8_lossy(&line.source).into_owned(),
@@ -474,6 +482,7 @@ pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
         }
         if let Origin::Own(path) = &m.from
             && m.removed.is_none()
+            && m.removed_file.is_empty()
             && let Err(e) = std::fs::symlink_metadata(path)
         {
             out.push(
@@ -570,9 +579,11 @@ pub(super) fn build<'a>(
         let made = match (&m.from, &m.disk) {
             (Origin::New(..), Some(disk)) => attach(disk.mount(m)?, number, at, m, first, nest),
             (Origin::Own(path), _) => {
-                let path = match &m.removed {
-                    Some(removed) => removed.make(path, nest)?,
-                    None => path.clone(),
+                let file = removed::Made::again(path, &m.removed_file, nest)?;
+                let path = match (&m.removed, &file) {
+                    (Some(removed), _) => removed.make(path, nest)?,
+                    (None, Some(file)) => file.path.clone(),
+                    (None, None) => path.clone(),
                 };
                 let copy = ns::mount_copy(None, path.as_os_str().as_bytes()).on("open_tree", name)?;
                 attach(copy, number, at, m, first, nest)
@@ -586,16 +597,21 @@ pub(super) fn build<'a>(
                 let mut whole = built.mounts.iter().filter(|(t, ..)| t == tree);
                 let whole = whole.nth(*index).zip(nest.spaces.get(Kind::Mount, *tree));
                 let ((.., whole), tree) = whole.ok_or(Errno::ENOENT).on("open_tree", name)?;
-                let tree = tree
-                    .try_clone_to_owned()
-                    .map_err(|_| Errno::EMFILE)
-                    .on("dup", name)?;
+                let tree = tree.try_clone_to_owned();
+                let tree = tree.map_err(|_| Errno::EMFILE).on("dup", name)?;
                 let mut below = path.strip_prefix("/").unwrap_or(path).to_owned();
-                if let Some(removed) = &m.removed {
+                let file;
+                if m.removed.is_some() || !m.removed_file.is_empty() {
                     let root = whole.try_clone().map_err(|_| Errno::EMFILE).on("dup", name)?;
                     let held = nest.state::<Ways>();
                     let root = PathBuf::from(format!("/proc/self/fd/{}", held.keep(root)));
-                    let made = removed.make(&root.join(&below), nest)?;
+                    let was = root.join(&below);
+                    file = removed::Made::again(&was, &m.removed_file, nest)?;
+                    let made = match (&m.removed, &file) {
+                        (Some(removed), _) => removed.make(&was, nest)?,
+                        (None, Some(file)) => file.path.clone(),
+                        (None, None) => was,
+                    };
                     below = made.strip_prefix(&root).unwrap_or(&below).to_owned();
                 }
                 let copy = ns::mount_copy_of(tree.as_fd(), whole.as_fd(), below.as_os_str().as_bytes())
@@ -603,9 +619,15 @@ pub(super) fn build<'a>(
                 attach(copy, number, at, m, first, nest)
             }
             (Origin::New(..), None) if nest.state::<Prepared>().taken(number, i).is_some() => {
-                let made = nest.state::<Prepared>().taken(number, i);
-                let made = made.and_then(|m| m.ok()).ok_or(Errno::EMFILE).on("dup", name)?;
-                attach(made, number, at, m, first, nest)
+                let made = nest.state::<Prepared>().taken(number, i).and_then(|m| m.ok());
+                attach(
+                    made.ok_or(Errno::EMFILE).on("dup", name)?,
+                    number,
+                    at,
+                    m,
+                    first,
+                    nest,
+                )
             }
             (Origin::New(..), None) if m.autofs.is_some() || m.binfmt.is_some() => {
                 special(at, m, number, first, &members, nest)
@@ -614,30 +636,33 @@ pub(super) fn build<'a>(
                 disk::forgive_volatile(Path::new(&format!("/proc/{first}/root")), m)?;
                 let shows = |p: &Pid| m.fs != "proc" || nest.membership(*p).of(Kind::Pid) == *shown;
                 let by = members.iter().copied().find(|p| shows(p)).unwrap_or(first);
-                let done = make(at, m, by, nest);
-                if done.is_ok() && i == 0 {
-                    become_root(ASIDE, first, nest)?;
-                    if !keep {
+                make(at, m, by, nest).and_then(|()| {
+                    let part = shown_part(m);
+                    // A part becomes the root once it is a mount by itself.
+                    let at = if i == 0 && part.is_none() {
+                        become_root(ASIDE, first, nest)?;
+                        m.at.as_path()
+                    } else {
+                        at
+                    };
+                    let root = inside_of(first, at).join(part.unwrap_or(Path::new("")));
+                    if part.is_some() {
+                        std::fs::create_dir_all(&root).on("mkdir", name)?;
+                    }
+                    if let Some(inside) = inside {
+                        contents::fill(&root, inside, nest)?;
+                    }
+                    if let Some(part) = part {
+                        narrow(at, part, first, nest)?;
+                        if i == 0 {
+                            become_root(ASIDE, first, nest)?;
+                        }
+                    }
+                    if i == 0 && !keep {
                         drop_old_root(first, nest)?;
                     }
-                }
-                let part = m.root.strip_prefix("/").unwrap_or(Path::new(""));
-                let part = if matches!(m.fs.as_str(), "tmpfs" | "ramfs") {
-                    part
-                } else {
-                    Path::new("")
-                };
-                let root = inside_of(first, &m.at).join(part);
-                if !part.as_os_str().is_empty() && done.is_ok() {
-                    std::fs::create_dir_all(&root).on("mkdir", name)?;
-                }
-                if let (Some(inside), Ok(())) = (inside, &done) {
-                    contents::fill(&root, inside, nest)?;
-                }
-                if !part.as_os_str().is_empty() && done.is_ok() {
-                    narrow(&m.at, part, first, nest)?;
-                }
-                done.and_then(|()| seal_new(m, number, first, nest))
+                    seal_new(m, number, first, nest)
+                })
             }
         };
         let mount = made.map_err(|e| match e {
@@ -720,25 +745,6 @@ fn seal_later(number: u32, mount: &OwnedFd, nest: &mut Nest) -> Result<()> {
         .map_err(|_| Errno::EMFILE)
         .on("dup", || "a mount")?;
     nest.state::<Sealed>().0.push((number, held));
-    Ok(())
-}
-
-/// Mounts a file system of its own, writable for now.
-fn make(at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
-    let data: Vec<&str> = m
-        .super_options
-        .split(',')
-        .filter(|o| !matches!(*o, "rw" | "ro" | "seclabel") && !o.is_empty())
-        .collect();
-    let data = data.join(",");
-    nest.process(by)?.tape(|t| {
-        let source = t.bytes(&terminated(m.source.as_bytes()));
-        let to = t.bytes(&terminated(at.as_os_str().as_bytes()));
-        let kind = t.bytes(&terminated(m.fs.as_bytes()));
-        let data = t.bytes(&terminated(data.as_bytes()));
-        let flags = flags(&m.options) & !libc::MS_RDONLY;
-        t.call("mount", libc::SYS_mount, &[source, to, kind, flags, data]);
-    })?;
     Ok(())
 }
 

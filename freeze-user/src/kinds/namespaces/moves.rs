@@ -1,10 +1,37 @@
-//! Moves within a tree of mounts that is being built, by tape in a process that lives in it.
+//! Mounts and moves within a tree that is being built, by tape in a process that lives in it.
 
+use super::mounts::Mount;
+use super::options::flags;
 use crate::error::Result;
 use crate::ids::Pid;
 use crate::nest::Nest;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+/// Mounts a file system of its own, writable for now.
+pub(super) fn make(at: &Path, m: &Mount, by: Pid, nest: &mut Nest) -> Result<()> {
+    let data: Vec<&str> = m
+        .super_options
+        .split(',')
+        .filter(|o| !matches!(*o, "rw" | "ro" | "seclabel") && !o.is_empty())
+        .collect();
+    let data = data.join(",");
+    nest.process(by)?.tape(|t| {
+        let source = t.bytes(&terminated(m.source.as_bytes()));
+        let to = t.bytes(&terminated(at.as_os_str().as_bytes()));
+        let kind = t.bytes(&terminated(m.fs.as_bytes()));
+        let data = t.bytes(&terminated(data.as_bytes()));
+        let flags = flags(&m.options) & !libc::MS_RDONLY;
+        t.call("mount", libc::SYS_mount, &[source, to, kind, flags, data]);
+    })?;
+    Ok(())
+}
+
+/// The part of its own file system that a mount shows, if it is made anew with nothing beside it.
+pub(super) fn shown_part(m: &Mount) -> Option<&Path> {
+    let part = m.root.strip_prefix("/").unwrap_or(&m.root);
+    (matches!(m.fs.as_str(), "tmpfs" | "ramfs") && !part.as_os_str().is_empty()).then_some(part)
+}
 
 /// Puts a part of the file system that is mounted at `at` in the place of the whole.
 pub(super) fn narrow(at: &Path, part: &Path, by: Pid, nest: &mut Nest) -> Result<()> {

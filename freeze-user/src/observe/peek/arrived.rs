@@ -30,13 +30,14 @@ pub struct Embryo {
 }
 
 /// The members that are looked at, beside those of [`super::MEMBERS`].
-const MEMBERS: [(&str, &str); 33] = [
+const MEMBERS: [(&str, &str); 34] = [
     ("socket", "sk"),
     ("sock", "sk_receive_queue"),
     ("sock", "sk_err"),
     ("sock", "sk_reuseport_cb"),
     ("sock_reuseport", "prog"),
     ("inet_sock", "mc_index"),
+    ("udp_sock", "pending"),
     ("sk_buff", "len"),
     ("sk_buff", "data_len"),
     ("sk_buff", "data"),
@@ -109,6 +110,12 @@ impl Sockets {
     pub fn multicast_device(&self, fd: BorrowedFd<'_>) -> Option<u32> {
         let p = &self.peek;
         p.number(p.at(self.socket(fd)?, "inet_sock", "mc_index"))
+    }
+
+    /// Whether a datagram is being put together at a UDP socket (UDP_CORK, MSG_MORE).
+    pub fn corked(&self, fd: BorrowedFd<'_>) -> Option<bool> {
+        let p = &self.peek;
+        Some(p.number(p.at(self.socket(fd)?, "udp_sock", "pending"))? != 0)
     }
 
     /// Those who wait at a listening unix socket, the first first.
@@ -352,8 +359,21 @@ fn pages(p: &Peek) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn what_is_being_put_together_is_seen() {
+        let Some(sockets) = Sockets::get() else { return };
+        let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        socket.connect(socket.local_addr().unwrap()).unwrap();
+        let seen = || sockets.corked(socket.as_fd()).unwrap();
+        assert!(!seen());
+        for (flags, corked) in [(libc::MSG_MORE, true), (0, false)] {
+            crate::sys::socket::send(socket.as_fd(), b"half", None, &[], None, flags).unwrap();
+            assert_eq!(seen(), corked);
+        }
+    }
 
     #[test]
     fn what_has_arrived_is_seen_and_stays() {
