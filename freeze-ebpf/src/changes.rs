@@ -63,8 +63,9 @@ pub(crate) fn called(number: u32, regs: u64, by: Option<u32>) {
     }
 }
 
+/// Counts one change more.
 #[inline(always)]
-fn grow(count: *mut u64) {
+pub(crate) fn grow(count: *mut u64) {
     // SAFETY: a live map value of eight bytes, aligned as such, which is changed nowhere but here, and in one step; `core`
     // has no such step for this target.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) 1u64) };

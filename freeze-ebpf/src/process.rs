@@ -1,7 +1,7 @@
 //! Processes and threads: made, executing, ending, renamed, moved to another group.
 
 use crate::files::{Call, table, user};
-use crate::{WATCHED, head, member, note, reserve, submit, watched};
+use crate::{WATCHED, changes, head, member, note, reserve, submit, watched};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_seq_write};
 use aya_ebpf::macros::btf_tracepoint;
@@ -18,10 +18,15 @@ fn forked(ctx: BtfTracePointContext) -> i32 {
     let parent: u64 = ctx.arg(0);
     let child: u64 = ctx.arg(1);
     let tgid: u32 = member(parent, Member::TaskTgid);
-    let Some(maker) = WATCHED.get_ptr(&tgid) else {
+    let Some(maker) = WATCHED.get_ptr_mut(&tgid) else {
         return 0;
     };
     let child_tgid: u32 = member(child, Member::TaskTgid);
+    if child_tgid != tgid && member::<u64>(child, Member::TaskMm) == member(parent, Member::TaskMm) {
+        // What it does to the memory that it was lent (vfork) is done to its maker's.
+        // SAFETY: only the address of a member of a live map value.
+        changes::grow(unsafe { &raw mut (*maker).changes });
+    }
     // SAFETY: a live map value, whose root never changes.
     let own = Watched {
         root: unsafe { (*maker).root },
