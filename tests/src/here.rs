@@ -1,5 +1,7 @@
 //! The hole in the middle of a subject: it says that it is ready, and waits to be told to go on.
 
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, SFlag, mknod};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,7 +34,9 @@ impl Here {
 
     /// Says that everything is set up, and waits. The process that returns from this may be a restored one.
     pub fn freeze_here(&self) {
-        std::fs::write(&self.ready, "").expect("a writable directory");
+        // Without a descriptor, which whoever sees the file might still find open.
+        let made = mknod(&self.ready, SFlag::S_IFREG, Mode::from_bits_truncate(0o666), 0);
+        assert!(matches!(made, Ok(()) | Err(Errno::EEXIST)), "{made:?}");
         while !self.go.exists() {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -141,8 +145,8 @@ static inline int housed(void) { return syscall(SYS_getppid) == 1; }
 static inline int gone_ahead(void) { return syscall(SYS_access, here_go, F_OK) == 0; }
 
 static inline void freeze_here(void) {
-    int fd = OK(open(here_ready, O_CREAT | O_WRONLY | O_CLOEXEC, 0666));
-    close(fd);
+    /* Without a descriptor, which whoever sees the file might still find open. */
+    if (mknod(here_ready, S_IFREG | 0666, 0) && errno != EEXIST) DIE("mknod");
     while (!gone_ahead()) nap(2);
 }
 
@@ -160,7 +164,11 @@ HERE = os.environ["FREEZE_HERE"]
 def gone_ahead():
     return os.path.exists(HERE + "/go")
 def freeze_here():
-    open(HERE + "/ready", "w").close()
+    try:
+        # Without a descriptor, which whoever sees the file might still find open.
+        os.mknod(HERE + "/ready")
+    except FileExistsError:
+        pass
     while not gone_ahead():
         time.sleep(0.002)
 "#;

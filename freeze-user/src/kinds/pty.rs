@@ -375,6 +375,14 @@ pub fn is_inside(ptmx: &Path) -> bool {
     nix::sys::statfs::statfs(parent).is_ok_and(|s| s.filesystem_type().0 == DEVPTS)
 }
 
+/// The multiplexer beside a devpts, where there is one that leads to it, for one that lies in it: which of them was opened
+/// shows.
+pub fn beside(inside: &Path) -> Option<PathBuf> {
+    let dir = inside.parent().filter(|d| d.ends_with("pts"))?;
+    let node = dir.with_file_name("ptmx");
+    node.exists().then_some(node)
+}
+
 /// A new master with the number asked for, by way of `ptmx`.
 pub fn master_at(index: u32, flags: i32, ptmx: &Path) -> Result<OwnedFd> {
     let name = || ptmx.display().to_string();

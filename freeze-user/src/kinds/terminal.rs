@@ -470,7 +470,11 @@ pub fn controlling(
                 // A tree of the image is built after the first process.
                 let dir = pty::directory(&master.path, master.inside);
                 let ptmx = match options.place(master.tree, &master.path) {
-                    None => prepared.multiplexer(namespaces, Tree::namespace_of(master.tree), &dir)?,
+                    None => {
+                        let found =
+                            prepared.multiplexer(namespaces, Tree::namespace_of(master.tree), &dir)?;
+                        found.map(|inside| pty::beside(&inside).filter(|_| !master.inside).unwrap_or(inside))
+                    }
                     found => found,
                 };
                 let made = ptys.get_or_make(&master, &ptmx.unwrap_or_else(|| "/dev/ptmx".into()))?;
