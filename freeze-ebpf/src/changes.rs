@@ -14,6 +14,7 @@ static OTHERS: Array<u64> = Array::with_max_entries(1, 0);
 
 const MEMBARRIER: u32 = 324;
 const PRLIMIT64: u32 = 302;
+const MBIND: u32 = 237;
 
 /// The first number that nobody has looked through yet: what comes with later kernels counts, whatever it does.
 const UNKNOWN: u32 = 463;
@@ -21,15 +22,17 @@ const UNKNOWN: u32 = 463;
 /// Whether a system call may change an answer. Its number is that of rt_sigreturn, too, which hides its own (-1).
 #[inline(always)]
 pub(crate) fn is_telling(number: u32) -> bool {
-    const CALLS: [u32; 40] = [
+    const CALLS: [u32; 41] = [
         // brk, rt_sigaction, rt_sigreturn, alarm, setitimer, execve, setuid, setgid, setreuid, setregid, setgroups
         12, 13, 15, 37, 38, 59, 105, 106, 113, 114, 116,
         // setresuid, setresgid, setfsuid, setfsgid, capset, sigaltstack, personality, mlockall, munlockall, modify_ldt
         117, 119, 122, 123, 126, 131, 135, 151, 152, 154,
         // prctl, arch_prctl, setrlimit, set_tid_address, mbind, set_mempolicy, add_key, request_key, keyctl
-        157, 158, 160, 218, 237, 238, 248, 249, 250,
-        // migrate_pages, unshare, prlimit64, setns, seccomp, execveat, membarrier, pkey_alloc, pkey_free, io_uring_register
-        256, 272, PRLIMIT64, 308, 317, 322, MEMBARRIER, 330, 331, 427,
+        157, 158, 160, 218, MBIND, 238, 248, 249, 250,
+        // migrate_pages, unshare, prlimit64, setns, seccomp, execveat, membarrier, pkey_alloc, pkey_free
+        256, 272, PRLIMIT64, 308, 317, 322, MEMBARRIER, 330, 331,
+        // io_uring_setup (an instance can be known by its registration alone from the beginning), io_uring_register
+        425, 427,
     ];
     static WORDS: [u64; 8] = bits(&CALLS);
     // set_mempolicy_home_node, map_shadow_stack
@@ -47,12 +50,12 @@ pub(crate) fn called(number: u32, regs: u64, by: Option<u32>) {
         if argument(2) == 0 {
             return;
         }
-        // 0 stands for the caller.
-        if argument(0) != 0
-            && let Some(count) = OTHERS.get_ptr_mut(0)
-        {
-            grow(count);
-        }
+    }
+    // Of prlimit64, 0 stands for the caller. The policy of shared memory is that of all who have it mapped.
+    if (number == PRLIMIT64 && argument(0) != 0 || number == MBIND)
+        && let Some(count) = OTHERS.get_ptr_mut(0)
+    {
+        grow(count);
     }
     if number == MEMBARRIER && argument(0) & REGISTER == 0 {
         return;

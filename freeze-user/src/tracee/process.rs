@@ -43,7 +43,12 @@ pub struct Answers {
     answered: Vec<Answered>,
     /// Who answered, by id and start time.
     threads: Vec<(Pid, u64)>,
+    /// What was mapped then: the policy of a mapping comes and goes with it.
+    mapped: Vec<Mapped>,
 }
+
+/// Where a mapping lies, and of which file.
+type Mapped = (Range, (u32, u32), u64);
 
 /// A process whose threads all stand still. Dropping it removes the scratch mapping and lets every thread go on as found.
 #[derive(Debug)]
@@ -244,7 +249,8 @@ impl StoppedProcess {
     /// changed it. Refused, and nothing done, if others would be asked or other questions.
     pub fn recall(&mut self, earlier: Answers, questions: &[Question]) -> bool {
         let asked = |(n, a): (usize, &Answered)| put(questions, n, &a.lane, &self.view).0.calls() == a.calls;
-        if earlier.threads != self.by_start() || !earlier.answered.iter().enumerate().all(asked) {
+        let same = earlier.threads == self.by_start() && earlier.mapped == self.mapped();
+        if !same || !earlier.answered.iter().enumerate().all(asked) {
             return false;
         }
         self.answered = earlier.answered;
@@ -254,6 +260,11 @@ impl StoppedProcess {
     /// What it answered will be different at the next stop, even if the process does nothing.
     pub fn answers_pass(&mut self) {
         self.passing = true;
+    }
+
+    fn mapped(&self) -> Vec<Mapped> {
+        let all = self.view.vmas.iter();
+        all.map(|v| (v.range(), v.dev, v.inode)).collect()
     }
 
     fn by_start(&self) -> Vec<(Pid, u64)> {
@@ -382,6 +393,7 @@ impl StoppedProcess {
         let told = last(&self.view);
         let answers = Answers {
             threads: self.by_start(),
+            mapped: self.mapped(),
             answered: std::mem::take(&mut self.answered),
         };
         let mut first = Ok(());

@@ -55,6 +55,10 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
     let policies = places
         .policies
         .map(|asked| policy::answers(ran, asked, from.process.view.vmas.len()));
+    if policies.iter().flatten().any(Option::is_some) {
+        // Mapped anew in the same place, it has none.
+        from.process.answers_pass();
+    }
     let view = from.process.view.clone();
     let mut record = Record {
         vmas: Vec::new(),

@@ -426,6 +426,13 @@ pub(super) fn collect(
             let copy = view.trees.copy(number, i).on("open_tree", name)?;
             *inside = Some(contents::collect(&copy, shared, draft)?);
         }
+        // It was looked at when this was found to be carried, but others may use it while the set stands still.
+        let changed = |why: String| {
+            Blocker::at(name(), &line.kind)
+                .why(why)
+                .remedy("try again")
+                .refuse()
+        };
         let removed_file = match removed_root(line).and_then(|_| removed::file(number, i, view)) {
             Some(file) => removed::collect(&file, shared, draft)?,
             None => Vec::new(),
@@ -454,11 +461,12 @@ pub(super) fn collect(
                 _ => None,
             },
             binfmt: match &from {
-                Origin::New(..) => registered(number, line, view).unwrap_or_default(),
+                Origin::New(..) => registered(number, line, view).map_err(&changed)?,
                 _ => None,
             },
-            autofs: match (&from, Autofs::of(line, view)) {
-                (Origin::New(..), Ok(mut found)) if line.kind == "autofs" => {
+            autofs: match &from {
+                Origin::New(..) if line.kind == "autofs" => {
+                    let mut found = Autofs::of(line, view).map_err(&changed)?;
                     found.look(line, || view.trees.copy(number, i))?;
                     Some(found)
                 }
