@@ -8,9 +8,12 @@ use aya_ebpf::maps::Array;
 use aya_ebpf::programs::BtfTracePointContext;
 use core::arch::asm;
 
-/// How often one process has changed such a thing of another, whichever.
+/// How often, whichever process it was: one has changed such a thing of another; a watched one may have changed an option
+/// of a socket.
 #[map]
-static OTHERS: Array<u64> = Array::with_max_entries(1, 0);
+static COUNTS: Array<u64> = Array::with_max_entries(2, 0);
+const OTHERS: u32 = 0;
+const OPTIONS: u32 = 1;
 
 const MEMBARRIER: u32 = 324;
 const PRLIMIT64: u32 = 302;
@@ -39,7 +42,22 @@ pub(crate) fn is_telling(number: u32) -> bool {
     number >= UNKNOWN || holds(&WORDS, number) || number == 450 || number == 453
 }
 
-/// Notes such a call at its end; `by`: the watched process that made it.
+/// Whether a system call may change an option of a socket: connect(2), which undoes some if it is to nowhere, bind(2),
+/// listen(2), setsockopt(2), and io_uring_enter(2), which may do all of that.
+#[inline(always)]
+pub(crate) fn is_tuning(number: u32) -> bool {
+    matches!(number, 42 | 49 | 50 | 54 | 426)
+}
+
+/// Notes such a call of a watched process.
+#[inline(always)]
+pub(crate) fn tuned() {
+    if let Some(count) = COUNTS.get_ptr_mut(OPTIONS) {
+        grow(count);
+    }
+}
+
+/// Notes a telling call at its end; `by`: the watched process that made it.
 #[inline(always)]
 pub(crate) fn called(number: u32, regs: u64, by: Option<u32>) {
     /// The commands of membarrier(2) that register, and do not just wait.
@@ -53,7 +71,7 @@ pub(crate) fn called(number: u32, regs: u64, by: Option<u32>) {
     }
     // Of prlimit64, 0 stands for the caller. The policy of shared memory is that of all who have it mapped.
     if (number == PRLIMIT64 && argument(0) != 0 || number == MBIND)
-        && let Some(count) = OTHERS.get_ptr_mut(0)
+        && let Some(count) = COUNTS.get_ptr_mut(OTHERS)
     {
         grow(count);
     }

@@ -99,10 +99,14 @@ fn call_ended(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the verifier knows the argument as a `struct pt_regs` and allows reading its members.
     let number = unsafe { *regs.byte_add(NUMBER).cast::<u64>() } as u32;
     let telling = changes::is_telling(number);
-    if !telling && !is_of_interest(number) {
+    let tuning = changes::is_tuning(number);
+    if !telling && !tuning && !is_of_interest(number) {
         return 0;
     }
     let watched = watched_current();
+    if tuning && watched.is_some() {
+        changes::tuned();
+    }
     if telling {
         changes::called(number, regs as u64, watched.map(|(tgid, _)| tgid));
     }

@@ -15,6 +15,7 @@ use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
 use crate::sys::{self, Kcmp, fault, laps, limit};
+use crate::tracee::process::StoppedProcess;
 use nix::sys::stat::makedev;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
@@ -50,6 +51,9 @@ pub fn collect(
             laps::lap("ask");
         }
     }
+    let watched = |p: &StoppedProcess| recalling.as_ref().is_some_and(|now| now.count(p.pid()).is_some());
+    let whole = processes.iter().all(watched);
+    let options = remembered.options(recalling.as_ref(), whole);
     let (lent, queues) = in_transit(view)?;
     if let Some(first) = processes.first_mut() {
         lent.into_iter().for_each(|own| first.lend(own));
@@ -67,6 +71,7 @@ pub fn collect(
     let mut shared = Shared {
         files,
         queues,
+        options,
         written: view
             .fds()
             .filter(writes)
@@ -110,6 +115,7 @@ pub fn collect(
             laps::lap(kind.tag);
         }
     }
+    remembered.keep_options(shared.options);
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! The agent end to end: watched programs are checkpointed, crash, come back, and never notice what becomes of freezed.
 
+#[path = "agent/remembered.rs"]
+mod remembered;
+
 use freeze_tests::subject::{copy_freeze, output};
 use freeze_tests::{freeze, scratch};
 use freeze_user::ids::Pid;
@@ -315,64 +318,6 @@ fn a_crashed_program_comes_back_and_outlives_the_agent() {
         "{}",
         stage.log()
     );
-}
-
-/// Changes again and again what only a process itself can tell, and counts on only while it is as it was set.
-const CHANGE: &str = "
-import ctypes, random, resource, signal, sys, time
-libc = ctypes.CDLL(None)
-f, hard = open(sys.argv[1], 'w'), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-def set(n):
-    resource.setrlimit(resource.RLIMIT_NOFILE, (200 + n % 50, hard))
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN if n % 2 else signal.SIG_DFL)
-    libc.prctl(36, n % 3 > 0)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 5000 if n % 4 == 0 else 0)
-def look(n):
-    ignored = open('/proc/self/status').read().split('SigIgn:')[1].split()[0]
-    reaps = ctypes.c_int()
-    libc.prctl(37, ctypes.byref(reaps))
-    return (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200, int(ignored, 16) >> 9 & 1,
-            reaps.value == (n % 3 > 0), signal.getitimer(signal.ITIMER_VIRTUAL)[0] > 0)
-n = 0
-while True:
-    n += 1
-    set(n)
-    for rest in (0, random.choice([0.01, 0.4])):
-        time.sleep(rest)
-        is_now = look(n)
-        assert is_now == (n % 50, n % 2, True, n % 4 == 0), (n, is_now)
-    f.seek(0), f.write(f'{n}\\n'), f.flush()
-";
-
-#[test]
-fn what_is_remembered_of_a_program_is_what_it_would_answer() {
-    let mut stage = Stage::new();
-    let pid = stage.watch_one(CHANGE, &["--every", "40ms", "--on-crash", "restore"]);
-    for crash in 1..=4 {
-        let before = stage.checkpoints();
-        stage.until("it is checkpointed", || stage.checkpoints() >= before + 12);
-        // Another changes it, and nothing that it does tells of that.
-        let core = 4096 * (9 - crash);
-        let limit = format!("--core={core}:{core}");
-        let changed = output(Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]));
-        assert!(changed.status.success(), "{}", text(&changed.stderr));
-        let (slack, slack_file) = ((1000 * crash).to_string(), format!("/proc/{pid}/timerslack_ns"));
-        fs::write(&slack_file, &slack).expect("its slack");
-        let before = stage.checkpoints();
-        stage.until("it is checkpointed again", || stage.checkpoints() >= before + 3);
-        kill(pid.nix(), Signal::SIGKILL).expect("to kill it");
-        let is_back = |g: Value| g["restores"] == crash && g["state"] == "watching";
-        stage.until("it is restored", || stage.group().is_some_and(is_back));
-        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
-        let is = |l: &str| l.starts_with("Max core") && l.contains(&format!(" {core} "));
-        assert!(limits.lines().any(is), "{limits}");
-        assert_eq!(fs::read_to_string(&slack_file).expect("its slack").trim(), slack);
-        stage.counts_on("after its restore");
-    }
-    let parts = &stage.group().expect("the group")["pauses"]["parts_ns"];
-    for part in ["ask", "recall"] {
-        assert!(parts[part].is_u64(), "no pause with {part}: {parts}");
-    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Questions that only a process itself can answer: all of them on one tape for each of its threads.
 
+use super::socket::known::Known;
 use super::{PROCESS_KINDS, ProcessKind, Source};
 use crate::error::Result;
 use crate::ids::Pid;
@@ -40,6 +41,8 @@ pub struct Remembered {
     /// Tells what may have changed; without it everything is asked at every stop.
     pub changes: Option<Changes>,
     by_pid: BTreeMap<Pid, Memory>,
+    /// The options of their sockets.
+    options: Known,
 }
 
 #[derive(Debug)]
@@ -102,6 +105,17 @@ impl Remembered {
             };
             self.by_pid.insert(pid, memory);
         }
+    }
+
+    /// What is known of the options of the set's sockets; `whole`: whether all of its processes are watched.
+    pub fn options(&mut self, now: Option<&Recalling>, whole: bool) -> Known {
+        let count = now.filter(|_| whole).and_then(|now| now.changes.of_options());
+        std::mem::take(&mut self.options).at(count)
+    }
+
+    /// Remembers what has been learned of them.
+    pub fn keep_options(&mut self, known: Known) {
+        self.options = known;
     }
 
     /// Forgets all processes but these.

@@ -193,6 +193,8 @@ pub struct Shared {
     pub shut: BTreeMap<(u64, i32), HashMap<u64, u8>>,
     /// What waits in the queues of unix sockets, by inode: read once, since a look leaves a mark on what is empty.
     pub queues: BTreeMap<u64, Vec<sys::socket::Message>>,
+    /// Options of sockets that are known from the last stop.
+    pub options: socket::known::Known,
     /// Threads, one for each list of what is to be taken back from semaphores that has something on it.
     pub undo_lists: Vec<Pid>,
     /// Whether the files of a file system are made up by the kernel, by its device number.

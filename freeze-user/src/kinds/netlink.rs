@@ -97,7 +97,7 @@ impl FdKind for Netlink {
         let local = sys::socket_name(held, false).on("getsockname", name)?;
         let remote = sys::socket_name(held, true).on("getpeername", name)?;
         Ok(Record {
-            base: Base::collect(fd, held, &[&sockopt::GENERAL, &sockopt::NETLINK])?,
+            base: Base::collect(fd, held, &[&sockopt::GENERAL, &sockopt::NETLINK], from)?,
             kind: number(libc::SO_TYPE)?,
             protocol: number(libc::SO_PROTOCOL)?,
             local: (port(&local) != 0).then_some(Bytes(local)),

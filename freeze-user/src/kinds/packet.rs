@@ -183,7 +183,7 @@ impl FdKind for Packet {
             false => None,
         };
         Ok(Record {
-            base: Base::collect(fd, held, &[&sockopt::GENERAL, &sockopt::PACKET])?,
+            base: Base::collect(fd, held, &[&sockopt::GENERAL, &sockopt::PACKET], from)?,
             kind,
             device: device_name(device(&local)),
             local: Bytes(local),

@@ -1,5 +1,8 @@
 //! What all sockets have in common: owner, options, and who else holds them. No kind of its own.
 
+pub mod known;
+
+use super::Source;
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::peek::arrived::Sockets;
@@ -33,7 +36,12 @@ pub struct Base {
 
 impl Base {
     /// Records it, with the options of these sets.
-    pub fn collect(fd: &FdView, held: BorrowedFd<'_>, sets: &[&Options]) -> Result<Base> {
+    pub fn collect(
+        fd: &FdView,
+        held: BorrowedFd<'_>,
+        sets: &[&'static Options],
+        from: &mut Source<'_>,
+    ) -> Result<Base> {
         let filter = sockopt::filter(held).map_err(|_| {
             fd.blocker()
                 .why("an eBPF program filters what arrives")
@@ -46,7 +54,7 @@ impl Base {
             mode: fd.stat.mode & 0o7777,
             uid: fd.stat.uid,
             gid: fd.stat.gid,
-            options: sockopt::read(held, sets),
+            options: from.shared.options.read(fd, held, sets, from.view),
             filter: super::pipe::Bytes(filter),
             filter_locked: locked == Ok(1),
         })

@@ -290,7 +290,7 @@ impl FdKind for Tcp {
         if over.is_none() && failed.is_none() && matches!(info.state, state::LISTEN | state::CLOSE) {
             sets.extend([&sockopt::TCP_UNCONNECTED, &sockopt::IPV6_UNCONNECTED]);
         }
-        let base = Base::collect(fd, held, &sets)?;
+        let base = Base::collect(fd, held, &sets, from)?;
         let state = match over {
             _ if failed.is_some() => failed.map_or(State::Unconnected, State::Failed),
             Some(over) => State::Connected(Box::new(over)),

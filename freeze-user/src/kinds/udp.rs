@@ -184,7 +184,7 @@ impl FdKind for Udp {
             _ => 0,
         };
         Ok(Record {
-            base: Base::collect(fd, held, &sets)?,
+            base: Base::collect(fd, held, &sets, from)?,
             domain,
             kind,
             protocol,

@@ -209,7 +209,7 @@ impl FdKind for Unix {
         let hung_up = matches!(role, Role::Joined { peer: None, .. });
         let reset = hung_up && socket::poll(held.as_fd()).on("poll", || fd.label())? & libc::POLLERR != 0;
         Ok(Record {
-            base: Base::collect(fd, held.as_fd(), &[&sockopt::GENERAL])?,
+            base: Base::collect(fd, held.as_fd(), &[&sockopt::GENERAL], from)?,
             kind: me.kind,
             name,
             role,

@@ -98,8 +98,9 @@ impl FdView {
     }
 }
 
-/// Reads all of a process; `by`: the thread by which they are found; `running`: whether it may change them meanwhile.
-pub(super) fn read_fds(pid: Pid, by: Pid, running: bool) -> Result<Vec<FdView>> {
+/// Reads all of a process; `by`: the thread by which they are found; `before`: those of an earlier look, if the process
+/// cannot change them meanwhile.
+pub(super) fn read_fds(pid: Pid, by: Pid, before: Option<&[FdView]>) -> Result<Vec<FdView>> {
     let at = Shelf::open(by)?;
     let path = || format!("/proc/{by}/fd");
     let mut fds: Vec<i32> = std::fs::read_dir(path())
@@ -108,14 +109,18 @@ pub(super) fn read_fds(pid: Pid, by: Pid, running: bool) -> Result<Vec<FdView>> 
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
         .collect();
     fds.sort_unstable();
+    let known = |fd: i32| {
+        let all = before.unwrap_or_default();
+        all.binary_search_by_key(&fd, |f| f.fd).ok().map(|i| &all[i])
+    };
     let one = |fd: i32| -> Result<FdView> {
-        let mut view = at.read(pid, fd)?;
+        let mut view = at.read(pid, fd, known(fd))?;
         for _ in 0..SAME_LOOKS {
             // It may be closed, and another opened, between two parts of the look.
-            if !running || at.link(fd)? == view.link {
+            if before.is_some() || at.link(fd)? == view.link {
                 break;
             }
-            view = at.read(pid, fd)?;
+            view = at.read(pid, fd, None)?;
         }
         Ok(view)
     };
@@ -154,7 +159,7 @@ fn filesystem_at(path: &str) -> i64 {
 
 /// Reads one fd of a process.
 pub fn read_fd(pid: Pid, fd: i32) -> Result<FdView> {
-    let mut view = Shelf::open(speaker(pid))?.read(pid, fd)?;
+    let mut view = Shelf::open(speaker(pid))?.read(pid, fd, None)?;
     if view.has_filesystem() {
         view.filesystem = filesystem_at(&view.at());
     }
@@ -193,8 +198,8 @@ impl Shelf {
         Ok(link.into_vec())
     }
 
-    /// All but the sort of its file system.
-    fn read(&self, pid: Pid, fd: i32) -> Result<FdView> {
+    /// All but the sort of its file system. A socket that was there a moment ago, as `known`, has its protocol still.
+    fn read(&self, pid: Pid, fd: i32, known: Option<&FdView>) -> Result<FdView> {
         let number = fd.to_string();
         let link = self.link(fd)?;
         let stat = nix::sys::stat::fstatat(&self.links, number.as_str(), AtFlags::empty())
@@ -207,7 +212,10 @@ impl Shelf {
         let info = FdInfo::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&info_path()))?;
         // A kernel that does not tell leaves it empty, and no kind claims the socket.
         let protocol = match link.starts_with(b"socket:[") {
-            true => protocol_of(&self.path(fd)).unwrap_or_default(),
+            true => match known.filter(|k| k.link == link && !k.protocol.is_empty()) {
+                Some(known) => known.protocol.clone(),
+                None => protocol_of(&self.path(fd)).unwrap_or_default(),
+            },
             false => String::new(),
         };
         Ok(FdView {

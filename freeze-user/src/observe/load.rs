@@ -174,8 +174,8 @@ impl Programs {
         let granted = installed.load("fd_install", &btf).is_ok() && installed.attach().is_ok();
         tracing::debug!(granted, "fexit on fd_install");
         let watched: Map = ebpf.take_map("WATCHED").ok_or_else(|| none("WATCHED"))?;
-        let others: Map = ebpf.take_map("OTHERS").ok_or_else(|| none("OTHERS"))?;
-        let changes = Changes::new(&watched, &others)?;
+        let counts: Map = ebpf.take_map("COUNTS").ok_or_else(|| none("COUNTS"))?;
+        let changes = Changes::new(&watched, &counts)?;
         let programs = Programs {
             events: take(&mut ebpf, "EVENTS")?,
             watched: HashMap::try_from(watched).map_err(|_| none("WATCHED"))?,

@@ -20,8 +20,8 @@ use crate::proc::maps::{self, Vma};
 use crate::proc::stat::Stat;
 use crate::proc::status::Status;
 use crate::proc::timers::{self, Timer};
-use crate::sys::ns;
 use crate::sys::pagemap;
+use crate::sys::{laps, ns};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -217,7 +217,9 @@ impl View {
         view.sharing = sharing::find(&view.processes, before);
         view.look_at_trees()?;
         view.look_at_networks(before);
+        laps::lap("look at /proc");
         view.look_at_sockets();
+        laps::lap("look at sockets");
         view.look_outside(before)?;
         if let Some(before) = before {
             view.trust_others(before);
@@ -429,7 +431,7 @@ impl ProcessView {
             if depth == Depth::Smaps {
                 p.guards = pagemap::guards_of(p.speaker, p.vmas.iter().map(Vma::range)).ok();
             }
-            p.fds = read_fds(pid, p.speaker, before.is_none())?;
+            p.fds = read_fds(pid, p.speaker, before.map(|b| &b.fds[..]))?;
             Ok(())
         };
         match fill(&mut p) {

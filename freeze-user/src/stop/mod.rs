@@ -138,7 +138,7 @@ fn gather(
     let Some(standing) = halt_all(&roots, waits, &own, stopped, since)? else {
         return Ok(None);
     };
-    laps::lap("halt");
+    laps::lap("look for more");
     let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view), trust, standing)?;
     laps::lap("look at /proc");
     for p in &mut view.processes {
@@ -325,6 +325,7 @@ fn halt_all(
             failed = failed.and_then(|()| fault::point("halt"));
         }
         drop(patience);
+        laps::lap("halt");
         if !late.is_empty() {
             stopped
                 .values_mut()

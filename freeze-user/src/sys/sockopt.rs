@@ -307,6 +307,14 @@ pub fn read(fd: BorrowedFd<'_>, sets: &[&Options]) -> Vec<SocketOption> {
     .collect()
 }
 
+/// Reads one option again.
+pub fn refresh(fd: BorrowedFd<'_>, option: &mut SocketOption) {
+    let mut value = [0; 256];
+    if let Ok(len) = getsockopt(fd, option.level, option.name, &mut value) {
+        option.value = value[..len.min(value.len())].to_vec();
+    }
+}
+
 /// Gives a socket the recorded values, in order; those it has already are left alone. Fails with the first that
 /// cannot be set.
 pub fn write(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), (SocketOption, Errno)> {

@@ -242,9 +242,11 @@ impl Seized {
 }
 
 /// Waits for an interrupted thread: the signal of its group stop or 0, nothing if it ended, nothing at all if it is late.
+///
+/// Asleep: one that was woken to halt is often to run on this very processor, and would wait for who waits for it.
 fn halt(tid: Pid) -> Result<Option<Option<i32>>> {
     loop {
-        match wait_in_time(tid)? {
+        match wait_asleep(tid)? {
             None => return Ok(None),
             Some(Halt::Signal(signal)) => {
                 let _ = ptrace(libc::PTRACE_CONT, tid, 0, signal as u64);
