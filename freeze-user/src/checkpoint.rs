@@ -230,10 +230,12 @@ fn attempt(
     let shares = |p: &ProcessView| planned.view.sharing.get(&p.pid).map_or(0, |s| s.tables);
     // Who is ended gains nothing by a pause that is shorter than the whole.
     let small = if request.kill { 4 * SMALL } else { SMALL };
+    // Each mapping costs more to be tracked than 16 KiB to be copied; the pause may grow by some 3 ms for that.
+    let small = |p: &ProcessView| small + (p.vmas.len() as u64 * (16 << 10)).min(3 * SMALL);
     // Memory that several processes share is copied once.
     let own = |p: &&ProcessView| !p.is_dead() && shares(p) & libc::CLONE_VM as u64 == 0;
     for p in planned.view.processes.iter().filter(own) {
-        if request.track || (p.status.anon_kib + p.status.swap_kib) << 10 > small {
+        if request.track || (p.status.anon_kib + p.status.swap_kib) << 10 > small(p) {
             copier.precopy(p, &mut draft)?;
         }
         interrupt::check()?;
@@ -248,6 +250,7 @@ fn attempt(
     if let Some(kept) = &kept {
         kept.still();
     }
+    draft.hurry();
     let limited = limit::pause(strict);
     let mut trusted = Vec::new();
     let mut answers = std::mem::take(&mut copier.trackings.answers);

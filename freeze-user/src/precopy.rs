@@ -596,6 +596,14 @@ fn copy(
         let mut at = r.start;
         while at < r.end {
             limit::check()?;
+            if compare.is_none() {
+                let rest = Range::new(at, r.end);
+                let (part, read) = draft.fill(space, rest, |part, piece| read(mem, part, piece))?;
+                if read.is_ok() {
+                    at = part.end;
+                    continue;
+                }
+            }
             let part = Range::new(at, r.end.min(at + buffer.len() as u64));
             let piece = &mut buffer[..part.len() as usize];
             match (read(mem, part, piece), compare) {

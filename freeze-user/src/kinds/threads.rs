@@ -46,7 +46,7 @@ pub struct Record {
 pub struct Thread {
     pub tid: Pid,
     pub regs: Regs,
-    /// NT_X86_XSTATE, as the CPU laid it out.
+    /// NT_X86_XSTATE, as the CPU laid it out, without zeros at its end.
     pub xstate: Bytes,
     pub mask: u64,
     /// Address, flags, size of the alternate signal stack.
@@ -187,7 +187,7 @@ impl ProcessKind for Threads {
             threads.push(Thread {
                 tid,
                 regs,
-                xstate: Bytes(thread.xstate()?.to_vec()),
+                xstate: Bytes(used(thread.xstate()?).to_vec()),
                 mask: thread.mask(),
                 // SS_ONSTACK is where the stack pointer is, not a setting.
                 altstack: [
@@ -235,7 +235,10 @@ impl ProcessKind for Threads {
         for t in record.threads.iter().filter(|t| t.xstate.0.len() > here) {
             out.push(
                 Blocker::of(pid, format!("thread {}", t.tid), "extended registers")
-                    .why(format!("they take {} bytes, and this CPU has {here}: it lacks features the program was started with", t.xstate.0.len()))
+                    .why(format!(
+                        "they take {} bytes, and this CPU has {here}: it lacks features the program uses",
+                        t.xstate.0.len()
+                    ))
                     .remedy("restore on a CPU with all features of the first one"),
             );
         }
@@ -306,6 +309,14 @@ impl ProcessKind for Threads {
         }
         Ok(())
     }
+}
+
+/// What of extended registers says something: the zeros that follow are taken for granted, ten kilobytes of them where there
+/// are tiles (AMX) that nobody uses. The header, which says what is in use, always does.
+fn used(xstate: &[u8]) -> &[u8] {
+    const HEADER_END: usize = 576;
+    let last = xstate.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
+    &xstate[..last.max(HEADER_END).min(xstate.len())]
 }
 
 fn take_name(name: &Bytes, t: &mut Tape<'_>) {
@@ -423,6 +434,17 @@ mod tests {
         assert_eq!(undisturbed(&r, 1 << 14, 1 << 14, None), anew, "it is blocked");
         let close = waiting(libc::SYS_close, -4);
         assert_eq!(undisturbed(&close, 0, 0, None), close);
+    }
+
+    #[test]
+    fn zeros_at_the_end_of_extended_registers_go_without_saying() {
+        let mut state = vec![0; 11008];
+        assert_eq!(used(&state).len(), 576);
+        state[700] = 1;
+        assert_eq!(used(&state), &state[..701]);
+        state[11007] = 1;
+        assert_eq!(used(&state), state);
+        assert_eq!(used(&[1; 512]), [1; 512]);
     }
 
     #[test]

@@ -267,29 +267,64 @@ impl Draft {
         let object = || format!("{space}, {} bytes at {addr:x} (not whole pages)", bytes.len());
         range.ok_or(Errno::EINVAL).on("store", object)?;
         let layer = self.spaces.entry(space).or_default();
-        let writer = self
-            .pages
-            .as_mut()
-            .ok_or(Errno::EBADF)
-            .on("store", || space.to_string())?;
-        let first = addr / PAGE;
-        let page = |i: usize| &bytes[i * PAGE as usize..(i + 1) * PAGE as usize];
-        let count = bytes.len() / PAGE as usize;
-        let mut from = 0;
-        while from < count {
-            let zero = is_zero(page(from));
-            let mut to = from + 1;
-            while to < count && is_zero(page(to)) == zero {
-                to += 1;
-            }
+        let writer = writer(&mut self.pages, space)?;
+        for (from, to, zero) in alike(bytes) {
             let what = match zero {
                 true => What::Zero,
                 false => What::Own(writer.push(&bytes[from * PAGE as usize..to * PAGE as usize])?),
             };
+            let first = addr / PAGE;
             layer.set(first + from as u64, first + to as u64, Some(what));
-            from = to;
         }
         Ok(())
+    }
+
+    /// The same of pages that `read` puts where they are written from, so that nobody has to copy them; of `range` so many as
+    /// find room at once, which is returned. What it fails to read is not stored.
+    pub fn fill<E>(
+        &mut self,
+        space: SpaceId,
+        range: Range,
+        read: impl FnOnce(Range, &mut [u8]) -> std::result::Result<(), E>,
+    ) -> Result<(Range, std::result::Result<(), E>)> {
+        let layer = self.spaces.entry(space).or_default();
+        let writer = writer(&mut self.pages, space)?;
+        let room = writer.room();
+        let len = range.len().min(room.len() as u64);
+        let part = Range::new(range.start, range.start + len);
+        let piece = &mut room[..len as usize];
+        if let Err(e) = read(part, piece) {
+            return Ok((part, Err(e)));
+        }
+        let runs = alike(piece);
+        // What is not zero moves together.
+        let mut kept = 0;
+        for (from, to, _) in runs.iter().filter(|(.., zero)| !zero) {
+            let pages = from * PAGE as usize..to * PAGE as usize;
+            let size = pages.len();
+            if pages.start != kept {
+                piece.copy_within(pages, kept);
+            }
+            kept += size;
+        }
+        let mut slot = writer.keep(kept)?;
+        let first = part.start / PAGE;
+        for (from, to, zero) in runs {
+            let what = match zero {
+                true => What::Zero,
+                false => What::Own(slot),
+            };
+            layer.set(first + from as u64, first + to as u64, Some(what));
+            slot += if zero { 0 } else { (to - from) as u64 };
+        }
+        Ok((part, Ok(())))
+    }
+
+    /// A program stands still from now on: what is stored no longer waits for the disk while there is memory.
+    pub fn hurry(&mut self) {
+        if let Some(writer) = &mut self.pages {
+            writer.hurry();
+        }
     }
 
     /// Notes pages that are known to be zero, without looking at them.
@@ -666,6 +701,26 @@ fn relative(from: &Path, to: &Path) -> PathBuf {
     let common = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
     let up = a[common..].iter().map(|_| Component::ParentDir);
     up.chain(b[common..].iter().copied()).collect()
+}
+
+fn writer(pages: &mut Option<PageWriter>, space: SpaceId) -> Result<&mut PageWriter> {
+    pages
+        .as_mut()
+        .ok_or(Errno::EBADF)
+        .on("store", || space.to_string())
+}
+
+/// The pages of `bytes` in runs that are all zero or all not: first page, the one after the last, and which.
+fn alike(bytes: &[u8]) -> Vec<(usize, usize, bool)> {
+    let mut runs: Vec<(usize, usize, bool)> = Vec::new();
+    for (n, page) in bytes.chunks_exact(PAGE as usize).enumerate() {
+        let zero = is_zero(page);
+        match runs.last_mut() {
+            Some((_, to, same)) if *same == zero => *to = n + 1,
+            _ => runs.push((n, n + 1, zero)),
+        }
+    }
+    runs
 }
 
 #[cfg(test)]

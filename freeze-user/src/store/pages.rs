@@ -28,6 +28,8 @@ pub(crate) const CHUNK_PAGES: u32 = 32;
 const CHUNK: usize = CHUNK_PAGES as usize * PAGE as usize;
 /// Full chunks that may wait for the writing thread: what is copied in a pause need not wait for the disk.
 const QUEUE: usize = 256;
+/// How many may while nobody is in a hurry: so few are still in the caches of the processor when they are written.
+const CALM: usize = 8;
 /// The largest chunk a foreign image may ask a reader to hold, in pages.
 const MAX_CHUNK_PAGES: u32 = 4096;
 
@@ -99,8 +101,14 @@ struct Lane {
 #[derive(Debug)]
 pub(crate) struct PageWriter {
     path: PathBuf,
+    /// Always a whole one, of which so many bytes are filled.
     chunk: Vec<u8>,
+    filled: usize,
     slots: u64,
+    /// Chunks that the thread has not given back.
+    away: usize,
+    /// Whether a program stands still meanwhile.
+    hurry: bool,
     /// Gone once the thread has failed.
     lane: Option<Lane>,
 }
@@ -126,41 +134,64 @@ impl PageWriter {
         let lane = Some(Lane { full, empty, thread });
         Ok(PageWriter {
             path,
-            chunk: Vec::with_capacity(CHUNK),
+            chunk: vec![0; CHUNK],
+            filled: 0,
             slots: 0,
+            away: 0,
+            hurry: false,
             lane,
         })
+    }
+
+    /// From now on a program stands still: nothing waits for the disk while there is memory.
+    pub(crate) fn hurry(&mut self) {
+        self.hurry = true;
+    }
+
+    /// Where the next pages may be put, at least one; they count once they are [kept](PageWriter::keep).
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        &mut self.chunk[self.filled..]
+    }
+
+    /// Appends the first `len` bytes of the room, and tells the slot of the first page.
+    pub(crate) fn keep(&mut self, len: usize) -> Result<u64> {
+        let slot = self.slots;
+        self.slots += len as u64 / PAGE;
+        self.filled += len;
+        if self.filled == CHUNK {
+            self.flush()?;
+        }
+        Ok(slot)
     }
 
     /// Appends whole pages, and tells the slot of the first.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<u64> {
         let slot = self.slots;
-        self.slots += bytes.len() as u64 / PAGE;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(CHUNK - self.chunk.len()));
-            self.chunk.extend_from_slice(now);
+            let room = self.room();
+            let (now, later) = bytes.split_at(bytes.len().min(room.len()));
+            room[..now.len()].copy_from_slice(now);
+            self.keep(now.len())?;
             bytes = later;
-            if self.chunk.len() == CHUNK {
-                self.flush()?;
-            }
         }
         Ok(slot)
     }
 
     fn flush(&mut self) -> Result<()> {
-        let Some(lane) = &self.lane else {
-            return Err(Error::kernel(
-                "write",
-                self.path.display().to_string(),
-                Errno::EIO,
-            ));
+        let broken = || Error::kernel("write", self.path.display().to_string(), Errno::EIO);
+        let lane = self.lane.as_ref().ok_or_else(broken)?;
+        let back = match self.hurry || self.away < CALM {
+            true => lane.empty.try_recv().ok(),
+            false => lane.empty.recv().ok(),
         };
-        let fresh = lane
-            .empty
-            .try_recv()
-            .unwrap_or_else(|_| Vec::with_capacity(CHUNK));
-        let full = std::mem::replace(&mut self.chunk, fresh);
+        self.away -= usize::from(back.is_some());
+        let mut fresh = back.unwrap_or_default();
+        // Of one that was used only its end has to be made.
+        fresh.resize(CHUNK, 0);
+        let mut full = std::mem::replace(&mut self.chunk, fresh);
+        full.truncate(std::mem::take(&mut self.filled));
         if lane.full.send(full).is_ok() {
+            self.away += 1;
             return Ok(());
         }
         // The thread gave up: it ends with the reason.
@@ -175,7 +206,7 @@ impl PageWriter {
     }
 
     pub(crate) fn finish(mut self) -> Result<PageTable> {
-        if !self.chunk.is_empty() {
+        if self.filled > 0 {
             self.flush()?;
         }
         let Written { file, bytes, chunks } = self.join()?;
@@ -212,7 +243,7 @@ fn write(
     };
     let mut packed = Vec::new();
     let (mut bytes, mut chunks) = (0, Vec::new());
-    while let Ok(mut chunk) = full.recv() {
+    while let Ok(chunk) = full.recv() {
         let stored = match &mut zstd {
             None => &chunk,
             Some(zstd) => {
@@ -232,7 +263,6 @@ fn write(
             sum: Sum::of(stored),
         });
         bytes += stored.len() as u64;
-        chunk.clear();
         // Nobody takes it back any more when this was the last.
         let _ = empty.send(chunk);
     }
