@@ -103,9 +103,14 @@ while True:
 
 #[test]
 fn what_is_remembered_of_sockets_is_what_they_have() {
+    goes_on_after_crashes(TUNE);
+}
+
+/// Has a program checkpointed at short intervals, and killed and restored again and again.
+fn goes_on_after_crashes(program: &str) {
     let mut stage = Stage::new();
-    let pid = stage.watch_one(TUNE, &["--every", "40ms", "--on-crash", "restore"]);
-    for crash in 1..=6 {
+    let pid = stage.watch_one(program, &["--every", "40ms", "--on-crash", "restore"]);
+    for crash in 1..=3 {
         let before = stage.checkpoints();
         stage.until("it is checkpointed", || stage.checkpoints() >= before + 12);
         kill(pid.nix(), Signal::SIGKILL).expect("to kill it");
@@ -113,4 +118,53 @@ fn what_is_remembered_of_sockets_is_what_they_have() {
         stage.until("it is restored", || stage.group().is_some_and(is_back));
         stage.counts_on("after its restore");
     }
+}
+
+/// Gives its memory policies again and again: by mapping anew in the same place, and through another process that shares it.
+const BIND: &str = "
+import ctypes, mmap, os, random, sys, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+f, SIZE, BIND, PREFERRED = open(sys.argv[1], 'w'), 8192, 2, 1
+def new(address, flags):
+    return libc.mmap(ctypes.c_void_p(address), ctypes.c_size_t(SIZE), 3, 0x22 | flags, -1, ctypes.c_long(0))
+def bind(address, mode):
+    nodes = ctypes.c_ulong(1 if mode else 0)
+    assert libc.syscall(237, ctypes.c_void_p(address), ctypes.c_size_t(SIZE), mode, ctypes.byref(nodes), 64, 0) == 0
+def policy(address):
+    mode = ctypes.c_int(-1)
+    assert libc.syscall(239, ctypes.byref(mode), None, 0, ctypes.c_void_p(address), 2) == 0
+    return mode.value
+own, common = new(None, 0), mmap.mmap(-1, SIZE)
+shared = ctypes.addressof(ctypes.c_char.from_buffer(common))
+ask, answer = os.pipe(), os.pipe()
+if os.fork() == 0:
+    os.close(ask[1])
+    while mode := os.read(ask[0], 1):
+        bind(shared, mode[0])
+        os.write(answer[1], b'x')
+    os._exit(0)
+def by_the_other(mode):
+    os.write(ask[1], bytes([mode])), os.read(answer[0], 1)
+n = 0
+while True:
+    n += 1
+    if n % 2:
+        bind(own, BIND)
+    else:
+        assert new(own, 0x10) == own
+    by_the_other((BIND, PREFERRED)[n // 2 % 2])
+    for rest in (0, random.choice([0.01, 0.4])):
+        time.sleep(rest)
+        is_now = (policy(own), policy(shared))
+        assert is_now == (BIND if n % 2 else 0, (BIND, PREFERRED)[n // 2 % 2]), (n, is_now)
+    f.seek(0), f.write(f'{n}\\n'), f.flush()
+";
+
+#[test]
+fn what_is_remembered_of_policies_is_what_the_memory_has() {
+    if !Path::new("/proc/self/numa_maps").exists() {
+        freeze_tests::skip!("this kernel has no NUMA policies (CONFIG_NUMA)");
+    }
+    goes_on_after_crashes(BIND);
 }
