@@ -1,6 +1,13 @@
 //! Conformance of families: parents and children, sessions, process groups, orphans, zombies, stopped ones.
 
+use freeze_tests::cycle::{checkpoint_now, request, restore_now};
+use freeze_tests::subject::{Running, descendants};
 use freeze_tests::{c, conformance};
+use freeze_user::ids::Pid;
+use freeze_user::precopy::Trackings;
+use freeze_user::sys::fault;
+use nix::sys::signal::{Signal, kill};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 conformance!(
     trees,
@@ -118,6 +125,52 @@ int main(void) {
 }
 "#)
 );
+
+/// Whom [`go_on`] continues.
+static STOPPED: AtomicI32 = AtomicI32::new(0);
+
+fn go_on() {
+    let pid = Pid(STOPPED.load(Ordering::Relaxed));
+    kill(pid.nix(), Signal::SIGCONT).expect("it is there");
+}
+
+/// Whoever sends SIGCONT may be the last to halt: the stopped process stands still for freeze by then.
+#[test]
+fn a_stop_that_ends_amid_a_checkpoint_is_over() {
+    let subject = c(r#"
+int main(void) {
+    int ends[2], pid, status;
+    char byte;
+    OK(pipe(ends));
+    pid = OK(fork());
+    if (!pid) { raise(SIGSTOP); OK(read(ends[0], &byte, 1)); _exit(5); }
+    OK(waitpid(pid, &status, WUNTRACED));
+    freeze_here();
+    OK(waitpid(pid, &status, WCONTINUED));
+    CHECK(WIFCONTINUED(status));
+    SAME(write(ends[1], "x", 1), 1);
+    OK(waitpid(pid, &status, 0));
+    SAME(WEXITSTATUS(status), 5);
+}
+"#);
+    for kill in [false, true] {
+        let mut running = Running::start(&subject, "continued");
+        let child = descendants(running.pid)
+            .into_iter()
+            .find(|pid| *pid != running.pid);
+        STOPPED.store(child.expect("a child").0, Ordering::Relaxed);
+        let image = running.dir().join("image");
+        let armed = fault::meddle("view", go_on);
+        let done = checkpoint_now(&request(running.pid, image.clone(), kill), &mut Trackings::new());
+        drop(armed);
+        done.unwrap_or_else(|e| panic!("a checkpoint: {e}"));
+        if kill {
+            running.wait_gone();
+            restore_now(&image).unwrap_or_else(|e| panic!("a restore: {e}"));
+        }
+        running.verdict();
+    }
+}
 
 conformance!(
     exit_signals,

@@ -152,11 +152,15 @@ impl ProcessKind for PendingSignals {
 
     fn restore(record: &Pending, pid: Pid, nest: &mut Nest) -> Result<()> {
         let building = nest.process(pid)?;
-        let all = record
-            .process
-            .iter()
-            .chain(record.threads.iter().flat_map(|(_, list)| list));
-        building.avoid_signals(all.filter_map(signal_of));
+        let all = || {
+            let threads = record.threads.iter().flat_map(|(_, list)| list);
+            record.process.iter().chain(threads)
+        };
+        building.avoid_signals(all().filter_map(signal_of));
+        // It came when the process stood still already, or its stop would be over. To stop it again takes all such signals
+        // from the queues, so this one is sent afterwards.
+        let ends_stop = |info: &Bytes| signal_of(info) == Some(libc::SIGCONT);
+        building.continued = building.stopped_by != 0 && all().any(ends_stop);
         let own = building.inner as u64;
         for some in record.process.chunks(64) {
             building.tape(|t| {

@@ -144,6 +144,8 @@ pub struct Building {
     pub stopped_by: i32,
     /// Whether its parent has been told of that stop and has asked (wait(2), WUNTRACED).
     pub stop_told: bool,
+    /// Whether it was continued when it stood still for freeze already, and has done nothing since.
+    pub continued: bool,
     /// The status with which its first thread has ended before the others.
     pub leader_ended: Option<i32>,
     /// Tables it shares with a process that was made before it: flags of clone(2).
@@ -477,11 +479,16 @@ impl Nest {
                 continue;
             };
             let (stopped, told) = (building.stopped_by != 0, building.stop_told);
+            let continued = building.continued;
             let parent = if stopped { self.parent_within(pid) } else { None };
             let expects = parent.map(|p| self.expects_sigchld(p)).transpose()?;
             building.finish()?;
             if let (Some(parent), Some(false)) = (parent, expects) {
                 self.hush_stop(parent, pid, told)?;
+            }
+            if continued {
+                // One that has ended meanwhile was killed, which nothing that waits for it would be.
+                let _ = nix::sys::signal::kill(pid.nix(), nix::sys::signal::Signal::SIGCONT);
             }
         }
         self.made.clear();

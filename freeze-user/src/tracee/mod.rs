@@ -173,8 +173,12 @@ fn stuck(tid: Pid) -> String {
     let state = std::fs::read(format!("/proc/{tid}/stat"))
         .ok()
         .and_then(|t| crate::proc::stat::Stat::parse(&t));
-    let place = std::fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
-    state.map_or(String::new(), |s| format!(" (state {}, in {place})", s.state))
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{tid}/{name}")).unwrap_or_default();
+    // Whether it has a processor, and for how long it had one or waited for one, in nanoseconds.
+    tracing::debug!(%tid, syscall = read("syscall"), schedstat = read("schedstat"), "did not halt");
+    state.map_or(String::new(), |s| {
+        format!(" (state {}, in {})", s.state, read("wchan"))
+    })
 }
 
 /// A thread that is seized and runs. Dropping it halts it for an instant, which is what letting it go takes.

@@ -2,6 +2,7 @@
 //! waits for each answer.
 
 use super::Agent;
+use super::machine::memory_kib;
 use super::sample::{Goal, Row, Sample, Section};
 use super::small::{json, number, remove};
 use super::stage::{PATIENCE, Stage, ms, now};
@@ -112,8 +113,23 @@ pub(crate) fn sections(stage: &mut Stage<'_>) -> Result<Vec<Section>> {
     Ok(vec![throughput(stage)?, answers(stage)?])
 }
 
+/// Notes if there is too little memory for a server and its images, which would have the kernel end one of them.
+fn is_too_large(mib: u64, section: &mut Section) -> bool {
+    let (wanted, free) = (mib * 5, memory_kib("MemAvailable") >> 10);
+    if wanted > free {
+        section.note(format!(
+            "Not measured: it takes {wanted} MiB of free memory, and there are {free}."
+        ));
+    }
+    wanted > free
+}
+
 fn throughput(stage: &mut Stage<'_>) -> Result<Section> {
     let mut section = Section::new(format!("redis, {BUSY_MIB} MiB, under redis-benchmark"));
+    // Each of the watches leaves its checkpoints.
+    if is_too_large(BUSY_MIB * TURNS as u64, &mut section) {
+        return Ok(section);
+    }
     let server = Server::start(stage, BUSY_MIB)?;
     let agent = Agent::start(stage)?;
     // A short one tells how many requests last as long as wanted.
@@ -147,6 +163,9 @@ fn throughput(stage: &mut Stage<'_>) -> Result<Section> {
 
 fn answers(stage: &mut Stage<'_>) -> Result<Section> {
     let mut section = Section::new(format!("redis, {TIMED_MIB} MiB, one client"));
+    if is_too_large(TIMED_MIB, &mut section) {
+        return Ok(section);
+    }
     let server = Server::start(stage, TIMED_MIB)?;
     let agent = Agent::start(stage)?;
     let stop = AtomicBool::new(false);
