@@ -101,6 +101,7 @@ fn a_namespace_comes_back() {
         addr add 10.5.0.1/24 dev d0
         addr add 10.5.0.2/24 dev d0
         addr add fd00:5::1/64 dev d0
+        addr add fd00:7::1/64 dev d0 preferred_lft 5000 valid_lft 9000
         route add 10.6.0.0/16 via 10.5.0.9
         route add default via 10.5.0.8 metric 50
         route add fd01::/64 via fd00:5::9
@@ -128,8 +129,17 @@ fn a_namespace_comes_back() {
         ),
     );
     ip(&b, "link set w2 up\naddr add 10.8.0.2/24 dev w2");
-    let settings = || std::fs::write("/proc/sys/net/ipv4/conf/d0/rp_filter", "2");
-    within(a.as_fd(), libc::CLONE_NEWNET, settings).unwrap().unwrap();
+    let settings = [
+        ("ipv4/conf/d0/rp_filter", "2"),
+        // Nobody can read it before, and with it addresses are made up another way.
+        ("ipv6/conf/d1/stable_secret", "fd00::1:2:3"),
+    ];
+    for (name, value) in settings {
+        let path = format!("/proc/sys/net/{name}");
+        within(a.as_fd(), libc::CLONE_NEWNET, || std::fs::write(path, value))
+            .unwrap()
+            .unwrap();
+    }
     let others = [(1, a.as_fd()), (2, b.as_fd())];
     // The kernel's own route to what lies beside an address can be deleted.
     ip(

@@ -279,9 +279,12 @@ impl Trees {
         let lines = self.mounts(number);
         let space = self.spaces.get(&number).zip(lines.get(index));
         let (space, line) = space.ok_or(nix::errno::Errno::ENOENT)?;
-        match covers(lines, index) {
-            none if none.is_empty() => ns::mount_copy(Some(space.as_fd()), &line.at),
-            covers => ns::covered_mount_copy(space.as_fd(), &line.at, &covers),
+        let covers = covers(lines, index);
+        // Of an unbindable mount no copy can be had, but in a copy of the namespace in which it is private.
+        let unbindable = line.propagation.iter().any(|w| w == "unbindable");
+        match covers.is_empty() && !unbindable {
+            true => ns::mount_copy(Some(space.as_fd()), &line.at),
+            false => ns::covered_mount_copy(space.as_fd(), &line.at, &covers),
         }
     }
 

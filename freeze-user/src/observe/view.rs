@@ -216,7 +216,7 @@ impl View {
         }
         view.sharing = sharing::find(&view.processes, before);
         view.look_at_trees()?;
-        view.look_at_networks(before);
+        view.look_at_networks(before)?;
         view.look_at_sockets();
         view.look_outside(before)?;
         if let Some(before) = before {
