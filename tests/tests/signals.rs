@@ -279,7 +279,7 @@ int main(void) {
     siginfo_t info = { .si_signo = SIGTRAP, .si_code = TRAP_BRKPT };
     struct timespec zero = { 0, 0 };
     info.si_pid = 4711;
-    OK(syscall(SYS_rt_sigqueueinfo, getpid(), SIGTRAP, &info));
+    OK(syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGTRAP, &info));
     freeze_here();
     SAME(sigtimedwait(&set, &info, &zero), SIGTRAP);
     SAME(info.si_code, TRAP_BRKPT);
