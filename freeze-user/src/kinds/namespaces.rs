@@ -703,7 +703,8 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
 
 /// Puts packet filters into their places, now that all sockets are there: what a restore itself sends is not for them.
 pub fn guard(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
-    for namespace in all.iter().filter(|n| living(n).is_none()) {
+    // The inner ones first: who is born there to set something is given an id further out too.
+    for namespace in all.iter().rev().filter(|n| living(n).is_none()) {
         limits::restore(namespace, nest);
     }
     let networks = fresh_networks(nest, all)?;

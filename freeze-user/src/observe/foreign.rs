@@ -65,12 +65,18 @@ impl View {
         let mounts = (1..=self.trees.count()).flat_map(|n| self.trees.mounts(n));
         let bound = mounts.filter_map(namespace_bound).collect();
         self.number_held(bound)?;
-        for p in &mut self.processes {
+        for i in 0..self.processes.len() {
+            let number = self.namespace(&self.processes[i], "mnt");
+            let p = &mut self.processes[i];
             for fd in &mut p.fds {
                 fd.tree = self.trees.of_mount(fd.info.mnt_id);
+                if let Some((tree, path)) = self.trees.adopt(number, fd.info.mnt_id, &fd.link, &fd.stat) {
+                    (fd.tree, fd.link) = (tree, path);
+                }
             }
             for (name, link) in [("exe", &mut p.exe), ("cwd", &mut p.cwd), ("root", &mut p.root)] {
-                link.tree = self.trees.at(format!("/proc/{}/{name}", p.pid));
+                let at = format!("/proc/{}/{name}", p.pid);
+                (link.tree, link.path) = self.trees.place(number, &at, &link.path, &link.stat);
             }
         }
         Ok(())
