@@ -682,6 +682,55 @@ socket.create_connection(l.getsockname()[:2])
     )
 );
 
+conformance!(
+    across,
+    python(
+        r#"
+# A connection from one network of the checkpoint into another has both its ends in it, also when it is left running.
+import ctypes, shutil, socket, subprocess, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def apart():
+    assert libc.unshare(0x40000000) == 0, ctypes.get_errno()
+if not shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin"):
+    freeze_here()
+    sys.exit(0)
+apart()
+r, w = os.pipe()
+go, told = os.pipe()
+kid = os.fork()
+if not kid:
+    apart()
+    os.write(w, b"x")
+    os.read(go, 1)
+    c = socket.create_connection(("10.20.0.1", 5000))
+    c.send(b"hello")
+    os.write(w, b"y")
+    got = c.recv(3, socket.MSG_WAITALL)
+    c.send(got * 2)
+    os._exit(0)
+os.read(r, 1)
+path = "/usr/sbin:/sbin:/usr/bin:/bin"
+def sh(text):
+    subprocess.run(["sh", "-ec", text], check=True, env={"PATH": path})
+sh(f"""ip link set lo up
+ip link add up0 type veth peer name down0 netns {kid}
+ip addr add 10.20.0.1/24 dev up0
+ip link set up0 up
+nsenter -t {kid} -n ip addr add 10.20.0.2/24 dev down0
+nsenter -t {kid} -n ip link set down0 up""")
+l = socket.create_server(("", 5000))
+os.write(told, b"x")
+s, _ = l.accept()
+os.read(r, 1)
+freeze_here()
+assert s.recv(5, socket.MSG_WAITALL) == b"hello"
+s.send(b"abc")
+assert s.recv(6, socket.MSG_WAITALL) == b"abcabc"
+assert os.waitpid(kid, 0)[1] == 0
+"#
+    )
+);
+
 /// Kinds of devices that not every kernel has come back as they were.
 #[test]
 fn rarer_kinds() {

@@ -16,6 +16,7 @@ pub mod traffic;
 pub mod xtables;
 
 pub use alone::{device, restore_device};
+pub use link::tun_flags;
 
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Result};

@@ -2,6 +2,49 @@
 
 use super::*;
 
+/// IFF_* flags, owner and group of a tun or tap device.
+fn tun_of(data: &[u8]) -> (u32, i64, i64) {
+    let (mut flags, mut owner, mut group) = (0, -1, -1);
+    for (kind, value) in attributes(data, 0) {
+        let on = value.first().is_some_and(|b| *b != 0);
+        // IFLA_TUN_*: owner, group, type, packet information, virtio header, persistent, many queues.
+        match kind {
+            1 => owner = i64::from(word(value)),
+            2 => group = i64::from(word(value)),
+            3 => flags |= u32::from(value.first().copied().unwrap_or(1)),
+            4 if !on => flags |= tun::NO_PI,
+            5 if on => flags |= tun::VNET_HDR,
+            6 if on => flags |= tun::PERSIST,
+            7 if on => flags |= tun::MULTI_QUEUE,
+            _ => {}
+        }
+    }
+    (flags, owner, group)
+}
+
+/// The IFF_* flags of the tun or tap device of this name in the namespace of the calling thread, if the kernel tells.
+pub fn tun_flags(wanted: &str) -> Sys<Option<u32>> {
+    for message in Netlink::route()?.dump(GETLINK, &[0; 16])? {
+        let (mut name, mut found) = (String::new(), None);
+        for (kind, value) in attributes(&message, 16) {
+            match kind {
+                IFNAME => name = text(value),
+                LINKINFO => found = Some(attributes(value, 0)),
+                _ => {}
+            }
+        }
+        let info = found.unwrap_or_default();
+        let of = |kind: u16| info.iter().find(|(k, _)| *k == kind).map(|(_, v)| *v);
+        let is_tun = of(INFO_KIND).is_some_and(|kind| text(kind) == "tun");
+        if name == wanted
+            && let Some(data) = of(INFO_DATA).filter(|_| is_tun)
+        {
+            return Ok(Some(tun_of(data).0));
+        }
+    }
+    Ok(None)
+}
+
 impl Link {
     pub(super) fn read(
         message: &[u8],
@@ -98,22 +141,7 @@ impl Link {
             link.lower = below;
         }
         if link.kind == "tun" {
-            let (mut flags, mut owner, mut group) = (0, -1, -1);
-            for (kind, value) in attributes(data, 0) {
-                let on = value.first().is_some_and(|b| *b != 0);
-                // IFLA_TUN_*: owner, group, type, packet information, virtio header, persistent, many queues.
-                match kind {
-                    1 => owner = i64::from(word(value)),
-                    2 => group = i64::from(word(value)),
-                    3 => flags |= u32::from(value.first().copied().unwrap_or(1)),
-                    4 if !on => flags |= tun::NO_PI,
-                    5 if on => flags |= tun::VNET_HDR,
-                    6 if on => flags |= tun::PERSIST,
-                    7 if on => flags |= tun::MULTI_QUEUE,
-                    _ => {}
-                }
-            }
-            link.tun = Some((flags, owner, group));
+            link.tun = Some(tun_of(data));
         }
         Some(link)
     }
