@@ -95,7 +95,7 @@ fn a_namespace_comes_back() {
     ip(
         &a,
         "link set lo up
-        link add d0 index 40 type veth peer name d1 index 41
+        link add d0 index 40 numtxqueues 4 numrxqueues 3 type veth peer name d1 index 41 numtxqueues 2
         link set d1 up
         link set d0 mtu 1400 address 02:00:00:00:00:07 txqueuelen 33 alias some_alias up
         addr add 10.5.0.1/24 dev d0
@@ -106,6 +106,7 @@ fn a_namespace_comes_back() {
         route add default via 10.5.0.8 metric 50
         route add fd01::/64 via fd00:5::9
         route add 10.9.0.0/16 dev d0 table 77
+        route add 10.10.0.0/16 via 172.16.0.1 dev d0 onlink
         rule add from 10.9.0.0/16 table 77 priority 500
         route add fd02::/64 via fd00:5::9 expires 5000
         neigh add 10.5.0.77 lladdr 02:00:00:00:00:99 dev d0 nud permanent
@@ -117,6 +118,8 @@ fn a_namespace_comes_back() {
         link set v1 master br0 up
         link set br0 up
         link add m0 link d0 type macvlan mode bridge
+        link add m1 link d0 type macvlan mode source
+        link set m1 type macvlan macaddr add 02:00:00:00:00:71
         tuntap add t0 mode tap user 5
         addr add 10.7.0.1/24 dev t0
         link set t0 up",

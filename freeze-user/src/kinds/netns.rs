@@ -88,6 +88,9 @@ pub struct Link {
     /// What is particular to its kind, and to a part of such a one.
     pub data: Bytes,
     pub part: Bytes,
+    /// How many queues it has for what is sent and for what arrives; 0 where nobody told.
+    #[serde(default)]
+    pub queues: (u32, u32),
     /// Limits of what it takes at once (`ip link set gso_max_size` …), by attribute.
     #[serde(default)]
     pub segments: Vec<(u16, u32)>,
@@ -118,6 +121,8 @@ const ADDRESS: u16 = 1;
 const LOOPBACK: [u8; 16] = 1u128.to_be_bytes();
 const IFNAME: u16 = 3;
 const MTU: u16 = 4;
+const TX_QUEUES: u16 = 31;
+const RX_QUEUES: u16 = 32;
 const LINK: u16 = 5;
 const MASTER: u16 = 10;
 const TXQLEN: u16 = 13;
@@ -148,8 +153,8 @@ const KINDS: [(&str, &[std::ops::RangeInclusive<u16>]); 9] = [
     ("bridge", &[1..=9, 22..=39, 41..=46]),
     ("veth", &[]),
     ("vlan", &[1..=5]),
-    ("macvlan", &[1..=4, 7..=7]),
-    ("macvtap", &[1..=4, 7..=7]),
+    ("macvlan", &[1..=5, 7..=7]),
+    ("macvtap", &[1..=5, 7..=7]),
     ("ifb", &[]),
     ("ipvlan", &[1..=2]),
     ("tun", &[]),

@@ -69,6 +69,8 @@ impl Link {
                 LINK_NETNSID => elsewhere = Some(word(value) as i32),
                 MASTER => link.master = word(value) as i32,
                 TXQLEN => link.queue = word(value),
+                TX_QUEUES => link.queues.0 = word(value),
+                RX_QUEUES => link.queues.1 = word(value),
                 GROUP => link.group = word(value),
                 kind if SEGMENTS.contains(&kind) => link.segments.push((kind, word(value))),
                 IFALIAS => link.alias = Bytes(value.to_vec()),
@@ -120,6 +122,14 @@ impl Link {
             return Some(link);
         };
         link.data = filtered(data, kept);
+        // The addresses from which a device takes what it gets are told by themselves, and set with the order to do so.
+        const SOURCES: u16 = 5;
+        const ORDER: u16 = 3;
+        const SET: u32 = 3;
+        let told = |(kind, _): &(u16, &[u8])| *kind == SOURCES;
+        if link.kind.starts_with("macv") && attributes(data, 0).iter().any(told) {
+            put(&mut link.data.0, ORDER, &SET.to_ne_bytes());
+        }
         if link.kind == "veth" {
             let number = match elsewhere {
                 None => Some(u32::MAX),
@@ -211,6 +221,11 @@ impl Link {
         }
         put(body, MTU, &self.mtu.to_ne_bytes());
         put(body, TXQLEN, &self.queue.to_ne_bytes());
+        for (kind, count) in [(TX_QUEUES, self.queues.0), (RX_QUEUES, self.queues.1)] {
+            if count != 0 {
+                put(body, kind, &count.to_ne_bytes());
+            }
+        }
     }
 
     /// struct ifinfomsg.
