@@ -100,8 +100,8 @@ int main(void) {
     char byte;
     OK(unshare(CLONE_NEWNS));
     OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
-    const char *dirs[] = { "m", "peer", "after", "both", "third", "apart" };
-    for (unsigned i = 0; i < 6; i++) OK(mkdir(in_here(dirs[i]), 0755));
+    const char *dirs[] = { "m", "peer", "after", "both", "third", "apart", "alone" };
+    for (unsigned i = 0; i < 7; i++) OK(mkdir(in_here(dirs[i]), 0755));
     OK(mount("mine", at("m"), "tmpfs", 0, ""));
     OK(mount(0, at("m"), 0, MS_SHARED, 0));
     OK(mkdir(in_here("m/d"), 0755));
@@ -115,9 +115,7 @@ int main(void) {
     OK(mount(at("both"), at("third"), 0, MS_BIND, 0));
     OK(mount(at("m"), at("apart"), 0, MS_BIND, 0));
     OK(mount(0, at("apart"), 0, MS_UNBINDABLE, 0));
-    /* One with contents that no other mount shows. */
-    OK(mkdir(in_here("alone"), 0755));
-    OK(mount("alone", at("alone"), "tmpfs", 0, ""));
+    OK(mount("alone", at("alone"), "tmpfs", 0, "")); /* its contents are shown by no other */
     OK(close(OK(open(in_here("alone/file"), O_CREAT | O_WRONLY, 0600))));
     OK(mount(0, at("alone"), 0, MS_UNBINDABLE, 0));
     OK(pipe(ask));
@@ -437,35 +435,6 @@ int main(void) {
     SAME(value("/proc/sys/user/max_inotify_watches"), 999);
     SAME(value("/proc/sys/user/max_mnt_namespaces"), 0);
     CHECK(unshare(CLONE_NEWNS) == -1 && errno == ENOSPC);
-    return 0;
-}
-"#)
-);
-
-conformance!(
-    next_pid,
-    c(r#"
-/* The id that is given out next in a pid namespace is not one that was given out lately. */
-static int born(void) {
-    int kid = OK(fork());
-    if (!kid) _exit(0);
-    SAME(waitpid(kid, 0, 0), kid);
-    return kid;
-}
-int main(void) {
-    int status, init = OK(syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0));
-    if (!init) {
-        int last = 0;
-        for (int i = 0; i < 40; i++) last = born();
-        CHECK(last >= 41);
-        while (!gone_ahead()) nap(2);
-        int next = born();
-        /* Whoever looks from outside is born there too. */
-        _exit(next > last && next < last + 9000 ? 0 : 1);
-    }
-    freeze_here();
-    SAME(waitpid(init, &status, 0), init);
-    SAME(status, 0);
     return 0;
 }
 "#)
@@ -829,67 +798,3 @@ assert {name: read(name) for name in SETTINGS} == before
 "#
     )
 );
-
-/// Not compared by portrait: what lay on mounts of no tree lies in that of its program afterwards.
-#[test]
-fn what_was_opened_in_a_tree_that_is_left() {
-    freeze_tests::cycle::survive(
-        "what_was_opened_in_a_tree_that_is_left",
-        c(r#"
-/* Who alone lives in a tree of files and goes into a copy of it has everything that is open on mounts of no tree. */
-#include <sys/mount.h>
-#include <sys/un.h>
-static int fifo(const char *name) {
-    OK(mkfifo(in_here(name), 0600));
-    int fd = OK(open(in_here(name), O_RDWR));
-    SAME(write(fd, "q", 1), 1);
-    return fd;
-}
-static int file(const char *name, const char *text) {
-    int fd = OK(open(in_here(name), O_RDWR | O_CREAT, 0600));
-    SAME(write(fd, text, strlen(text)), strlen(text));
-    return fd;
-}
-int main(void) {
-    char got[16];
-    struct sockaddr_un to = { .sun_family = AF_UNIX, .sun_path = "t/socket" };
-    OK(unshare(CLONE_NEWNS));
-    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
-    OK(mkdir(in_here("t"), 0755));
-    OK(mount("mine", in_here("t"), "tmpfs", 0, ""));
-    OK(chdir(here_dir));
-    int null = OK(open("/dev/null", O_RDWR)), zero = OK(open("/dev/zero", O_RDWR)), text = OK(open("/proc/self/comm", O_RDONLY));
-    int fifos[] = { fifo("fifo"), fifo("t/fifo") }, in_memory = file("t/file", "abc"), gone[] = { file("gone", "g"), file("t/gone", "g") };
-    int directory = OK(open("t", O_RDONLY | O_DIRECTORY)), place = OK(open("t/file", O_PATH)), listening = OK(socket(AF_UNIX, SOCK_STREAM, 0));
-    char *mapped = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, in_memory, 0);
-    CHECK(mapped != MAP_FAILED);
-    OK(unlink("gone"));
-    OK(unlink("t/gone"));
-    OK(bind(listening, (void *)&to, sizeof to));
-    OK(listen(listening, 3));
-    OK(unshare(CLONE_NEWNS));
-    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
-    freeze_here();
-    struct stat a, b;
-    SAME(write(null, "x", 1), 1);
-    SAME(read(zero, got, 5), 5);
-    CHECK(pread(text, got, 5, 0) > 0);
-    for (int i = 0; i < 2; i++) {
-        SAME(read(fifos[i], got, sizeof got), 1);
-        SAME(pread(gone[i], got, sizeof got, 0), 1);
-        OK(fstat(gone[i], &a));
-        SAME(a.st_nlink, 0);
-    }
-    mapped[0] = 'x';
-    SAME(pread(in_memory, got, sizeof got, 0), 3);
-    SAME(got[0], 'x');
-    OK(close(OK(openat(directory, "file", O_RDONLY))));
-    OK(fstat(place, &a));
-    OK(stat("t/file", &b));
-    SAME(a.st_ino, b.st_ino);
-    OK(connect(OK(socket(AF_UNIX, SOCK_STREAM, 0)), (void *)&to, sizeof to));
-    OK(accept(listening, 0, 0));
-}
-"#),
-    );
-}

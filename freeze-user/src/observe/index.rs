@@ -20,6 +20,9 @@ pub struct Other {
     pub link: Vec<u8>,
 }
 
+/// The TCP sockets that have these ends, each as the number of its network namespace and its inode.
+type TcpEnds = HashMap<(SocketAddr, SocketAddr), Vec<(u32, u64)>>;
+
 /// What was found out of a view. A copy of the view begins anew, since it is made in order to be changed.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -27,8 +30,8 @@ pub struct Index {
     inodes: OnceLock<HashMap<u64, Vec<usize>>>,
     /// The places of the unix sockets that send to one.
     pointing: OnceLock<HashMap<u64, Vec<usize>>>,
-    /// The inodes of TCP sockets, by network namespace and both ends.
-    tcp: OnceLock<HashMap<(SocketAddr, SocketAddr), Vec<(u32, u64)>>>,
+    /// TCP sockets by both ends.
+    tcp: OnceLock<TcpEnds>,
     /// What others have open.
     others: Arc<OnceLock<Vec<Other>>>,
 }
