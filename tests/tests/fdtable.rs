@@ -56,3 +56,50 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    record_locks,
+    c(r#"
+/* Locks of fcntl(F_SETLK): each is shown by the one description through which it was taken, and all are the process's. */
+static struct flock lock(int kind, long start, long len) {
+    return (struct flock){ .l_type = kind, .l_whence = SEEK_SET, .l_start = start, .l_len = len };
+}
+int main(void) {
+    char byte;
+    int go[2], ends[2], first = OK(open(in_here("locked"), O_RDWR | O_CREAT, 0600)), second = OK(open(in_here("locked"), O_RDWR));
+    struct flock mine = lock(F_WRLCK, 0, 1), more = lock(F_RDLCK, 5, 3), hers = lock(F_RDLCK, 20, 4);
+    OK(fcntl(first, F_SETLK, &mine));
+    OK(fcntl(second, F_SETLK, &more));
+    OK(pipe(ends));
+    OK(pipe(go));
+    pid_t child = OK(fork());
+    if (!child) {
+        int third = OK(open(in_here("locked"), O_RDWR));
+        OK(fcntl(third, F_SETLK, &hers));
+        OK(dup(third));
+        SAME(write(ends[1], "x", 1), 1);
+        SAME(read(go[0], &byte, 1), 1);
+        struct flock ask = lock(F_WRLCK, 0, 1), again = lock(F_WRLCK, 4, 3);
+        OK(fcntl(third, F_GETLK, &ask));
+        SAME(ask.l_pid, getppid());
+        OK(fcntl(third, F_GETLK, &again));
+        SAME(again.l_type, F_RDLCK);
+        SAME(again.l_start, 5);
+        _exit(0);
+    }
+    int status;
+    SAME(read(ends[0], &byte, 1), 1);
+    freeze_here();
+    struct flock ask = lock(F_WRLCK, 18, 20);
+    int seen = fcntl(first, F_GETLK, &ask);
+    SAME(write(go[1], "x", 1), 1);
+    OK(waitpid(child, &status, 0));
+    OK(seen);
+    SAME(ask.l_type, F_RDLCK);
+    SAME(ask.l_pid, child);
+    SAME(ask.l_start, 20);
+    SAME(ask.l_len, 4);
+    SAME(status, 0);
+}
+"#)
+);

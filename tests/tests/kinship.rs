@@ -482,3 +482,32 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    next_pid,
+    c(r#"
+/* The id that is given out next in a pid namespace is not one that was given out lately. */
+static int born(void) {
+    int kid = OK(fork());
+    if (!kid) _exit(0);
+    SAME(waitpid(kid, 0, 0), kid);
+    return kid;
+}
+int main(void) {
+    int status, init = OK(syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0));
+    if (!init) {
+        int last = 0;
+        for (int i = 0; i < 40; i++) last = born();
+        CHECK(last >= 41);
+        while (!gone_ahead()) nap(2);
+        int next = born();
+        /* Whoever looks from outside is born there too. */
+        _exit(next > last && next < last + 9000 ? 0 : 1);
+    }
+    freeze_here();
+    SAME(waitpid(init, &status, 0), init);
+    SAME(status, 0);
+    return 0;
+}
+"#)
+);

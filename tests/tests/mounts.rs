@@ -244,3 +244,67 @@ int main(void) {
 }
 "#)
 );
+
+/// Not compared by portrait: what lay on mounts of no tree lies in that of its program afterwards.
+#[test]
+fn what_was_opened_in_a_tree_that_is_left() {
+    freeze_tests::cycle::survive(
+        "what_was_opened_in_a_tree_that_is_left",
+        c(r#"
+/* Who alone lives in a tree of files and goes into a copy of it has everything that is open on mounts of no tree. */
+#include <sys/mount.h>
+#include <sys/un.h>
+static int fifo(const char *name) {
+    OK(mkfifo(in_here(name), 0600));
+    int fd = OK(open(in_here(name), O_RDWR));
+    SAME(write(fd, "q", 1), 1);
+    return fd;
+}
+static int file(const char *name, const char *text) {
+    int fd = OK(open(in_here(name), O_RDWR | O_CREAT, 0600));
+    SAME(write(fd, text, strlen(text)), strlen(text));
+    return fd;
+}
+int main(void) {
+    char got[16];
+    struct sockaddr_un to = { .sun_family = AF_UNIX, .sun_path = "t/socket" };
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("t"), 0755));
+    OK(mount("mine", in_here("t"), "tmpfs", 0, ""));
+    OK(chdir(here_dir));
+    int null = OK(open("/dev/null", O_RDWR)), zero = OK(open("/dev/zero", O_RDWR)), text = OK(open("/proc/self/comm", O_RDONLY));
+    int fifos[] = { fifo("fifo"), fifo("t/fifo") }, in_memory = file("t/file", "abc"), gone[] = { file("gone", "g"), file("t/gone", "g") };
+    int directory = OK(open("t", O_RDONLY | O_DIRECTORY)), place = OK(open("t/file", O_PATH)), listening = OK(socket(AF_UNIX, SOCK_STREAM, 0));
+    char *mapped = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, in_memory, 0);
+    CHECK(mapped != MAP_FAILED);
+    OK(unlink("gone"));
+    OK(unlink("t/gone"));
+    OK(bind(listening, (void *)&to, sizeof to));
+    OK(listen(listening, 3));
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    freeze_here();
+    struct stat a, b;
+    SAME(write(null, "x", 1), 1);
+    SAME(read(zero, got, 5), 5);
+    CHECK(pread(text, got, 5, 0) > 0);
+    for (int i = 0; i < 2; i++) {
+        SAME(read(fifos[i], got, sizeof got), 1);
+        SAME(pread(gone[i], got, sizeof got, 0), 1);
+        OK(fstat(gone[i], &a));
+        SAME(a.st_nlink, 0);
+    }
+    mapped[0] = 'x';
+    SAME(pread(in_memory, got, sizeof got, 0), 3);
+    SAME(got[0], 'x');
+    OK(close(OK(openat(directory, "file", O_RDONLY))));
+    OK(fstat(place, &a));
+    OK(stat("t/file", &b));
+    SAME(a.st_ino, b.st_ino);
+    OK(connect(OK(socket(AF_UNIX, SOCK_STREAM, 0)), (void *)&to, sizeof to));
+    OK(accept(listening, 0, 0));
+}
+"#),
+    );
+}

@@ -61,3 +61,35 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    closed,
+    c(r#"
+/* Queues of an IPC namespace of its own that nobody has open are there with their messages. */
+#include <mqueue.h>
+int main(void) {
+    struct mq_attr attr = { .mq_maxmsg = 4, .mq_msgsize = 100 };
+    char got[100];
+    unsigned priority;
+    OK(unshare(CLONE_NEWIPC));
+    umask(0);
+    mqd_t q = OK(mq_open("/closed", O_CREAT | O_RDWR, 0620, &attr));
+    OK(mq_send(q, "low", 3, 1));
+    OK(mq_send(q, "high", 4, 9));
+    OK(mq_close(q));
+    OK(mq_close(OK(mq_open("/empty", O_CREAT | O_RDWR, 0600, &attr))));
+    freeze_here();
+    struct stat s;
+    q = OK(mq_open("/closed", O_RDWR | O_NONBLOCK));
+    OK(fstat(q, &s));
+    SAME(s.st_mode & 0777, 0620);
+    SAME(s.st_uid, getuid());
+    SAME(mq_receive(q, got, sizeof got, &priority), 4);
+    SAME(priority, 9);
+    SAME(mq_receive(q, got, sizeof got, &priority), 3);
+    CHECK(!memcmp(got, "low", 3));
+    q = OK(mq_open("/empty", O_RDWR | O_NONBLOCK));
+    CHECK(mq_receive(q, got, sizeof got, 0) == -1 && errno == EAGAIN);
+}
+"#)
+);

@@ -100,8 +100,8 @@ int main(void) {
     char byte;
     OK(unshare(CLONE_NEWNS));
     OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
-    const char *dirs[] = { "m", "peer", "after", "both", "third", "apart" };
-    for (unsigned i = 0; i < 6; i++) OK(mkdir(in_here(dirs[i]), 0755));
+    const char *dirs[] = { "m", "peer", "after", "both", "third", "apart", "alone" };
+    for (unsigned i = 0; i < 7; i++) OK(mkdir(in_here(dirs[i]), 0755));
     OK(mount("mine", at("m"), "tmpfs", 0, ""));
     OK(mount(0, at("m"), 0, MS_SHARED, 0));
     OK(mkdir(in_here("m/d"), 0755));
@@ -115,6 +115,9 @@ int main(void) {
     OK(mount(at("both"), at("third"), 0, MS_BIND, 0));
     OK(mount(at("m"), at("apart"), 0, MS_BIND, 0));
     OK(mount(0, at("apart"), 0, MS_UNBINDABLE, 0));
+    OK(mount("alone", at("alone"), "tmpfs", 0, "")); /* its contents are shown by no other */
+    OK(close(OK(open(in_here("alone/file"), O_CREAT | O_WRONLY, 0600))));
+    OK(mount(0, at("alone"), 0, MS_UNBINDABLE, 0));
     OK(pipe(ask));
     OK(pipe(answer));
     int kid = OK(fork());
@@ -131,6 +134,8 @@ int main(void) {
     freeze_here();
     for (unsigned i = 0; i < 5; i++) CHECK(!is_mount(names[i]));
     CHECK(mount(at("apart"), at("after/d"), 0, MS_BIND, 0) == -1 && errno == EINVAL);
+    CHECK(mount(at("alone"), at("after/d"), 0, MS_BIND, 0) == -1 && errno == EINVAL);
+    CHECK(!access(in_here("alone/file"), F_OK));
     OK(mount("more", at("peer/s"), "tmpfs", 0, ""));
     for (unsigned i = 0; i < 5; i++) if (!is_mount(names[i])) DIE("not %s", names[i]);
     CHECK(!is_mount("apart/d/s"));

@@ -95,16 +95,18 @@ fn a_namespace_comes_back() {
     ip(
         &a,
         "link set lo up
-        link add d0 index 40 type veth peer name d1 index 41
+        link add d0 index 40 numtxqueues 4 numrxqueues 3 type veth peer name d1 index 41 numtxqueues 2
         link set d1 up
         link set d0 mtu 1400 address 02:00:00:00:00:07 txqueuelen 33 alias some_alias up
         addr add 10.5.0.1/24 dev d0
         addr add 10.5.0.2/24 dev d0
         addr add fd00:5::1/64 dev d0
+        addr add fd00:7::1/64 dev d0 preferred_lft 5000 valid_lft 9000
         route add 10.6.0.0/16 via 10.5.0.9
         route add default via 10.5.0.8 metric 50
         route add fd01::/64 via fd00:5::9
         route add 10.9.0.0/16 dev d0 table 77
+        route add 10.10.0.0/16 via 172.16.0.1 dev d0 onlink
         rule add from 10.9.0.0/16 table 77 priority 500
         route add fd02::/64 via fd00:5::9 expires 5000
         neigh add 10.5.0.77 lladdr 02:00:00:00:00:99 dev d0 nud permanent
@@ -116,6 +118,8 @@ fn a_namespace_comes_back() {
         link set v1 master br0 up
         link set br0 up
         link add m0 link d0 type macvlan mode bridge
+        link add m1 link d0 type macvlan mode source
+        link set m1 type macvlan macaddr add 02:00:00:00:00:71
         tuntap add t0 mode tap user 5
         addr add 10.7.0.1/24 dev t0
         link set t0 up",
@@ -128,8 +132,17 @@ fn a_namespace_comes_back() {
         ),
     );
     ip(&b, "link set w2 up\naddr add 10.8.0.2/24 dev w2");
-    let settings = || std::fs::write("/proc/sys/net/ipv4/conf/d0/rp_filter", "2");
-    within(a.as_fd(), libc::CLONE_NEWNET, settings).unwrap().unwrap();
+    let settings = [
+        ("ipv4/conf/d0/rp_filter", "2"),
+        // Nobody can read it before, and with it addresses are made up another way.
+        ("ipv6/conf/d1/stable_secret", "fd00::1:2:3"),
+    ];
+    for (name, value) in settings {
+        let path = format!("/proc/sys/net/{name}");
+        within(a.as_fd(), libc::CLONE_NEWNET, || std::fs::write(path, value))
+            .unwrap()
+            .unwrap();
+    }
     let others = [(1, a.as_fd()), (2, b.as_fd())];
     // The kernel's own route to what lies beside an address can be deleted.
     ip(
@@ -668,6 +681,55 @@ s, _ = l.accept()
 c.send(b"x")
 assert s.recv(1) == b"x"
 socket.create_connection(l.getsockname()[:2])
+"#
+    )
+);
+
+conformance!(
+    across,
+    python(
+        r#"
+# A connection from one network of the checkpoint into another has both its ends in it, also when it is left running.
+import ctypes, shutil, socket, subprocess, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def apart():
+    assert libc.unshare(0x40000000) == 0, ctypes.get_errno()
+if not shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin"):
+    freeze_here()
+    sys.exit(0)
+apart()
+r, w = os.pipe()
+go, told = os.pipe()
+kid = os.fork()
+if not kid:
+    apart()
+    os.write(w, b"x")
+    os.read(go, 1)
+    c = socket.create_connection(("10.20.0.1", 5000))
+    c.send(b"hello")
+    os.write(w, b"y")
+    got = c.recv(3, socket.MSG_WAITALL)
+    c.send(got * 2)
+    os._exit(0)
+os.read(r, 1)
+path = "/usr/sbin:/sbin:/usr/bin:/bin"
+def sh(text):
+    subprocess.run(["sh", "-ec", text], check=True, env={"PATH": path})
+sh(f"""ip link set lo up
+ip link add up0 type veth peer name down0 netns {kid}
+ip addr add 10.20.0.1/24 dev up0
+ip link set up0 up
+nsenter -t {kid} -n ip addr add 10.20.0.2/24 dev down0
+nsenter -t {kid} -n ip link set down0 up""")
+l = socket.create_server(("", 5000))
+os.write(told, b"x")
+s, _ = l.accept()
+os.read(r, 1)
+freeze_here()
+assert s.recv(5, socket.MSG_WAITALL) == b"hello"
+s.send(b"abc")
+assert s.recv(6, socket.MSG_WAITALL) == b"abcabc"
+assert os.waitpid(kid, 0)[1] == 0
 "#
     )
 );

@@ -155,3 +155,51 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    left_but_for_sockets,
+    c(r#"
+/* A network that a program has left, and of which it has only sockets: two of one, and one of another that hears itself. */
+#include <arpa/inet.h>
+#include <net/if.h>
+#ifndef SIOCGSKNS
+#define SIOCGSKNS 0x894C
+#endif
+static int own(void) { return OK(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC)); }
+static void up(void) {
+    struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+    int s = OK(socket(AF_INET, SOCK_DGRAM, 0));
+    OK(ioctl(s, SIOCSIFFLAGS, &lo));
+    OK(close(s));
+}
+int main(void) {
+    struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(5000), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    char got[8];
+    int back = own();
+    OK(unshare(CLONE_NEWNET));
+    up();
+    int listening = OK(socket(AF_INET, SOCK_STREAM, 0)), fresh = OK(socket(AF_INET, SOCK_STREAM, 0));
+    OK(bind(listening, (void *)&to, sizeof to));
+    OK(listen(listening, 3));
+    OK(unshare(CLONE_NEWNET));
+    up();
+    int hears = OK(socket(AF_INET, SOCK_DGRAM, 0));
+    OK(bind(hears, (void *)&to, sizeof to));
+    OK(setns(back, CLONE_NEWNET));
+    OK(close(back));
+    freeze_here();
+    OK(connect(fresh, (void *)&to, sizeof to));
+    int server = OK(accept(listening, 0, 0));
+    SAME(send(fresh, "x", 1, 0), 1);
+    SAME(recv(server, got, sizeof got, 0), 1);
+    SAME(sendto(hears, "abc", 3, 0, (void *)&to, sizeof to), 3);
+    SAME(recv(hears, got, sizeof got, 0), 3);
+    struct stat a, b, c;
+    OK(fstat(OK(ioctl(listening, SIOCGSKNS)), &a));
+    OK(fstat(OK(ioctl(fresh, SIOCGSKNS)), &b));
+    OK(fstat(OK(ioctl(hears, SIOCGSKNS)), &c));
+    SAME(a.st_ino, b.st_ino);
+    CHECK(a.st_ino != c.st_ino);
+}
+"#)
+);

@@ -122,6 +122,7 @@ iptables-legacy -A INPUT -p udp --dport 5002 -m comment --comment "shut" -j DROP
 iptables-legacy -A INPUT -p udp -m multiport --dports 5003,5004 -j mine
 iptables-legacy -A mine -m limit --limit 4/minute --limit-burst 2 -j ACCEPT
 iptables-legacy -A mine -j DROP
+iptables-legacy -A OUTPUT -p udp --dport 5009 -m owner --uid-owner 5 -j DROP
 iptables-legacy -P FORWARD DROP
 iptables-legacy -t nat -A OUTPUT -p udp --dport 6001 -j REDIRECT --to-ports 5001
 iptables-legacy -t mangle -A OUTPUT -p udp --dport 6002 -j MARK --set-mark 7

@@ -59,22 +59,6 @@ fn refusal_in(house: House, text: &str, test: &str) -> String {
 }
 
 #[test]
-fn a_queue_that_nobody_has_open() {
-    let text = r#"
-#include <mqueue.h>
-int main(void) {
-    mqd_t q = OK(mq_open("/forgotten", O_RDWR | O_CREAT, 0600, 0));
-    OK(mq_send(q, "x", 1, 0));
-    OK(mq_close(q));
-    freeze_here();
-}
-"#;
-    let said = refusal_in(House::Namespaces, text, "a_queue_that_nobody_has_open");
-    assert!(said.contains("/forgotten"), "{said}");
-    assert!(said.contains("nobody has it open"), "{said}");
-}
-
-#[test]
 fn tables_shared_in_a_user_namespace() {
     let text = r#"
 static char stack[65536];

@@ -266,3 +266,25 @@ int main(void) {
     running.pids();
     running.verdict();
 }
+
+conformance!(
+    a_forged_trap,
+    c(r#"
+/* A SIGTRAP that was queued under the code of a breakpoint is not taken for that of a step. */
+int main(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTRAP);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    siginfo_t info = { .si_signo = SIGTRAP, .si_code = TRAP_BRKPT };
+    struct timespec zero = { 0, 0 };
+    info.si_pid = 4711;
+    OK(syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGTRAP, &info));
+    freeze_here();
+    SAME(sigtimedwait(&set, &info, &zero), SIGTRAP);
+    SAME(info.si_code, TRAP_BRKPT);
+    SAME(info.si_pid, 4711);
+    CHECK(sigtimedwait(&set, &info, &zero) < 0);
+}
+"#)
+);

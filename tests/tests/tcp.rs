@@ -556,3 +556,23 @@ assert read(c, 1) == b"y"
 "#
     )
 );
+
+conformance!(
+    priority_and_service,
+    subject(
+        r#"
+# The type of service sets a priority, which may be chosen anew afterwards.
+s = S.socket()
+s.setsockopt(S.IPPROTO_IP, S.IP_TOS, 0x10)
+t = S.socket()
+t.setsockopt(S.IPPROTO_IP, S.IP_TOS, 0x10)
+t.setsockopt(S.SOL_SOCKET, S.SO_PRIORITY, 5)
+def both(x):
+    return x.getsockopt(S.IPPROTO_IP, S.IP_TOS), x.getsockopt(S.SOL_SOCKET, S.SO_PRIORITY)
+before = both(s), both(t)
+assert before[1] == (0x10, 5), before
+freeze_here()
+assert (both(s), both(t)) == before, (both(s), both(t))
+"#
+    )
+);

@@ -175,3 +175,38 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    clock_of_another,
+    c(r#"
+/* A timer on the CPU time of another process goes on by what that one uses. */
+int main(void) {
+    pid_t child = OK(fork());
+    if (!child) {
+        while (!gone_ahead()) nap(2);
+        for (;;) {}
+    }
+    clockid_t clock;
+    timer_t timer;
+    CHECK(!clock_getcpuclockid(child, &clock));
+    struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN };
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGRTMIN);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    OK(timer_create(clock, &event, &timer));
+    struct itimerspec once = { { 0, 7 }, { 0, 50000000 } }, now;
+    OK(timer_settime(timer, 0, &once, 0));
+    freeze_here();
+    OK(timer_gettime(timer, &now));
+    SAME(now.it_interval.tv_nsec, 7);
+    CHECK(now.it_value.tv_sec == 0 && now.it_value.tv_nsec <= 50000000);
+    struct timespec patience = { 25, 0 };
+    siginfo_t info;
+    SAME(sigtimedwait(&set, &info, &patience), SIGRTMIN);
+    SAME(info.si_code, SI_TIMER);
+    OK(kill(child, SIGKILL));
+    OK(waitpid(child, 0, 0));
+}
+"#)
+);

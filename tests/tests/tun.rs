@@ -59,3 +59,46 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    queues,
+    c(r#"
+/* Several queues of a device, of which one is taken off it for the time being. */
+#include <linux/if.h>
+#include <linux/if_tun.h>
+int main(void) {
+    int fds[3];
+    struct ifreq r = { 0 }, now;
+    snprintf(r.ifr_name, IFNAMSIZ, "fq%d", getpid());
+    for (int i = 0; i < 3; i++) {
+        fds[i] = open("/dev/net/tun", O_RDWR);
+        if (fds[i] < 0) { freeze_here(); return 0; }
+        r.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_MULTI_QUEUE;
+        OK(ioctl(fds[i], TUNSETIFF, &r));
+    }
+    struct ifreq off = { .ifr_flags = IFF_DETACH_QUEUE }, on = { .ifr_flags = IFF_ATTACH_QUEUE };
+    OK(ioctl(fds[1], TUNSETQUEUE, &off));
+    int plain = OK(open("/dev/net/tun", O_RDWR));
+    struct ifreq with = { .ifr_flags = IFF_TAP };
+    snprintf(with.ifr_name, IFNAMSIZ, "fp%d", getpid());
+    OK(ioctl(plain, TUNSETIFF, &with));
+    freeze_here();
+    OK(ioctl(fds[1], TUNGETIFF, &now));
+    CHECK(now.ifr_flags & IFF_DETACH_QUEUE);
+    OK(ioctl(fds[1], TUNSETQUEUE, &on));
+    for (int i = 0; i < 3; i++) {
+        OK(ioctl(fds[i], TUNGETIFF, &now));
+        CHECK(!strcmp(now.ifr_name, r.ifr_name));
+        SAME(now.ifr_flags & (IFF_MULTI_QUEUE | IFF_PERSIST | IFF_DETACH_QUEUE), IFF_MULTI_QUEUE);
+    }
+    /* Packets have a header before them, which no flag of TUNGETIFF tells of: less than that cannot be written. */
+    struct ifreq up = with;
+    int s = OK(socket(AF_INET, SOCK_DGRAM, 0));
+    up.ifr_flags = IFF_UP;
+    OK(ioctl(s, SIOCSIFFLAGS, &up));
+    char packet[4 + 13] = { 0 };
+    CHECK(write(plain, packet, 3) == -1 && errno == EINVAL);
+    CHECK(write(plain, packet, sizeof packet) == -1 && errno == EINVAL);
+}
+"#)
+);

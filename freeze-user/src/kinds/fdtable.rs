@@ -84,8 +84,8 @@ impl ProcessKind for FdTable {
                 file,
                 cloexec: fd.cloexec(),
             });
-            // Every descriptor of a file shows all the process's locks on it: take them once.
-            if !locked.insert((fd.stat.dev, fd.stat.ino)) {
+            // Only the description by which a lock was taken shows it, under each of its numbers: take it once.
+            if !locked.insert(file) {
                 continue;
             }
             let posix = fd.info.locks.iter().filter(|l| l.class == "POSIX");
@@ -95,26 +95,6 @@ impl ProcessKind for FdTable {
                 start: l.start,
                 end: l.end,
             }));
-        }
-        for lock in &mut locks {
-            // A write lock can be set through a writable descriptor only.
-            let file = p
-                .fds
-                .iter()
-                .find(|f| f.fd == lock.fd)
-                .map(|f| (f.stat.dev, f.stat.ino));
-            let wanted = if lock.write {
-                libc::O_WRONLY
-            } else {
-                libc::O_RDONLY
-            };
-            let fits = |f: &&crate::observe::view::FdView| {
-                let access = f.flags() & libc::O_ACCMODE;
-                Some((f.stat.dev, f.stat.ino)) == file && (access == wanted || access == libc::O_RDWR)
-            };
-            if let Some(better) = p.fds.iter().find(fits) {
-                lock.fd = better.fd;
-            }
         }
         Ok(Record { slots, locks })
     }

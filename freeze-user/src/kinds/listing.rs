@@ -49,7 +49,10 @@ pub fn markdown() -> String {
           restorer, which is its parent, leaves at once or may (it is warned of);\n\
         - of a network: eBPF programs that are attached to it or to one of its devices, tunnels of l2tp and fou, segment \
           routing, labels of IPv6 addresses, security marks of tracked connections, actions of traffic control by themselves, \
-          features that ethtool has switched; of the outer end of a pair, VLANs and fixed addresses on its bridge;\n\
+          features that ethtool has switched, which processors serve a queue (RPS, XPS) and how long it is put off; of the outer end of a pair, VLANs and fixed addresses on its bridge;\n\
+        - to which user namespace a pid namespace belongs, and by which the memory of a process is judged that may not be \
+          dumped: after a restore it is freeze's, so that in a container with a user namespace of its own nobody can mount a \
+          further proc of its pid namespace or go there (setns), and such a process cannot read its own /proc/self/environ;\n\
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\

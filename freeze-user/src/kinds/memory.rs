@@ -224,8 +224,8 @@ impl Mapped {
                     true => libc::O_RDWR,
                     false => libc::O_RDONLY,
                 };
-                let tree = view.trees.at(&at);
-                let obstacle = FileRef::obstacle(&v.name, &stat, &at, &tree);
+                let (tree, name) = view.trees.place(view.namespace(p, "mnt"), &at, &v.name, &stat);
+                let obstacle = FileRef::obstacle(&name, &stat, &at, &tree);
                 Mapped::File(obstacle.or_else(|| shut(&stat, &at, how, &tree)))
             }
             Ok(stat) => Mapped::Device {

@@ -449,6 +449,9 @@ const fn fd<K: FdKind>() -> FdEntry {
                     );
                     return Ok(());
                 }
+                if around.net != 0 {
+                    namespaces::left_verdict(fd, view, out);
+                }
                 around.within(|| {
                     K::verdict(fd, view, out);
                     Ok(())

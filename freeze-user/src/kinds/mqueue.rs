@@ -9,14 +9,14 @@ use crate::nest::space::Kind;
 use crate::nest::{Landed, Nest, Options};
 use crate::observe::peek::Peek;
 use crate::observe::peek::queue::Queue;
-use crate::observe::view::{FdView, View, command_of, read_fd};
+use crate::observe::view::{FdView, FileStat, View, command_of, read_fd};
 use crate::sys::mqueue::{Shape, create, open, send, shape, unlink};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 #[derive(Debug)]
 pub struct MQueue;
@@ -51,12 +51,42 @@ pub struct Notify {
     pub value: u64,
 }
 
+impl Record {
+    /// A queue of an IPC namespace of the set that nobody has open, by a descriptor of freeze's own.
+    pub(super) fn of_closed(name: &[u8], queue: BorrowedFd<'_>, space: u32) -> nix::Result<Record> {
+        let stat = FileStat::from(&nix::sys::stat::fstat(queue)?);
+        let (shape, count) = shape(queue)?;
+        let seen = Peek::get().and_then(|peek| peek.queue(queue));
+        let seen = seen
+            .filter(|q| q.messages.len() as i64 == count)
+            .ok_or(Errno::EPERM)?;
+        Ok(Record {
+            name: Bytes(name.to_vec()),
+            flags: libc::O_RDWR,
+            node: (stat.dev, stat.ino),
+            unlinked: false,
+            space,
+            shape,
+            mode: stat.mode & 0o7777,
+            uid: stat.uid,
+            gid: stat.gid,
+            messages: seen
+                .messages
+                .into_iter()
+                .map(|(p, text)| (p, Bytes(text)))
+                .collect(),
+            notify: None,
+        })
+    }
+}
+
 impl FdKind for MQueue {
     const TAG: &'static str = "posix-queue";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "POSIX message queues that are open, where the kernel lets freeze look at them: messages \
-        in order with priorities, sizes, owner, mode, notification by signal; unlinked ones too; one that is still there \
-        is used as it is, if it has not changed; refused: notification by a thread (SIGEV_THREAD)";
+    const ABOUT: &'static str = "POSIX message queues that are open, and all of an IPC namespace of the set's own, where the \
+        kernel lets freeze look at them: messages in order with priorities, sizes, owner, mode, notification by signal; \
+        unlinked ones too; one that is still there is used as it is, if it has not changed; refused: notification by a \
+        thread (SIGEV_THREAD)";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -256,7 +286,7 @@ impl Drop for Queues {
 }
 
 /// Finds the queue or makes it, in the IPC namespace of the caller; tells its name, and whether it was made.
-fn make(record: &Record) -> nix::Result<(Vec<u8>, bool)> {
+pub(super) fn make(record: &Record) -> nix::Result<(Vec<u8>, bool)> {
     if !record.unlinked {
         match open(&record.name.0, libc::O_RDONLY) {
             Ok(_) => return Ok((record.name.0.clone(), false)),

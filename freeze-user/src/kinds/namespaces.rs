@@ -24,14 +24,16 @@ mod removed;
 
 use super::cgroup::{self, Place};
 use super::credentials::set_ids;
+use super::mqueue::Record as Queue;
 use super::{ProcessKind, Source, Stage, netns, put};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::nest::family::Family;
 use crate::nest::space::{Kind, Spaces};
 use crate::nest::{Nest, Options};
+use crate::observe::foreign::socket_network;
 use crate::observe::tree::Tree;
-use crate::observe::view::{ProcessView, View, command_of};
+use crate::observe::view::{FdView, ProcessView, View, command_of};
 use crate::store::Draft;
 use crate::sys::ns::{self, Maker, Step};
 pub use kept::{Bound, Outsider};
@@ -106,6 +108,9 @@ pub enum What {
     Ipc {
         /// Files under /proc/sys and what is in them.
         settings: Vec<(String, String)>,
+        /// Message queues that nobody has open.
+        #[serde(default)]
+        queues: Vec<Queue>,
     },
     Uts {
         hostname: String,
@@ -330,7 +335,15 @@ fn open(view: &View, kind: Kind, inode: u64) -> Result<Option<Found>> {
         Some((pid, path))
     };
     let Some((pid, path)) = holder.map(|h| (h.pid, h.at().into())).or_else(mounted) else {
-        return Ok(None);
+        let by_socket = || {
+            let socket = view.socket_of(inode).filter(|_| kind == Kind::Net)?;
+            Some((socket.pid, socket_network(socket)?))
+        };
+        return Ok(by_socket().map(|(pid, fd)| Found {
+            pid,
+            fd,
+            inside: false,
+        }));
     };
     Ok(Some(Found {
         pid,
@@ -339,6 +352,18 @@ fn open(view: &View, kind: Kind, inode: u64) -> Result<Option<Found>> {
             .into(),
         inside: false,
     }))
+}
+
+/// Adds what speaks against carrying the network namespace that a socket is of, where only sockets are left of it.
+pub(super) fn left_verdict(socket: &FdView, view: &View, out: &mut Vec<Blocker>) {
+    let Some(inode) = socket.net else { return };
+    let first = view
+        .socket_of(inode)
+        .is_some_and(|s| (s.pid, s.fd) == (socket.pid, socket.fd));
+    let elsewhere = || view.holder_of("net", inode).is_some() || view.mounted("net", inode).is_some();
+    if first && !elsewhere() {
+        held_verdict(Kind::Net, inode, &socket.blocker(), view, out);
+    }
 }
 
 /// Adds what speaks against carrying a namespace that the set only holds, by `holder`.
@@ -401,6 +426,7 @@ fn what(
         }
         Kind::Ipc => What::Ipc {
             settings: ipc::settings(fd)?,
+            queues: ipc::queues(fd, number, view)?,
         },
         Kind::Uts => {
             let names =
@@ -600,7 +626,7 @@ pub fn make(all: &[Namespace], families: &[Family], groups: bool) -> Result<Spac
             }
             _ => {}
         }
-        if let What::Ipc { settings } = &namespace.what {
+        if let What::Ipc { settings, queues } = &namespace.what {
             let owner = match namespace.owner {
                 0 => None,
                 owner => Some(spaces.descriptor(Kind::User, owner)?),
@@ -608,6 +634,7 @@ pub fn make(all: &[Namespace], families: &[Family], groups: bool) -> Result<Spac
             ipc::apply(&fd, owner, settings).map_err(|(file, errno)| {
                 Error::kernel("write", format!("/proc/sys/{file} of {}", name()), errno)
             })?;
+            ipc::fill(&fd, queues)?;
         }
         spaces.put(kind, number, fd);
     }
@@ -676,7 +703,8 @@ pub fn furnish(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
 
 /// Puts packet filters into their places, now that all sockets are there: what a restore itself sends is not for them.
 pub fn guard(nest: &mut Nest, all: &[Namespace]) -> Result<()> {
-    for namespace in all.iter().filter(|n| living(n).is_none()) {
+    // The inner ones first: who is born there to set something is given an id further out too.
+    for namespace in all.iter().rev().filter(|n| living(n).is_none()) {
         limits::restore(namespace, nest);
     }
     let networks = fresh_networks(nest, all)?;

@@ -16,12 +16,13 @@ pub mod traffic;
 pub mod xtables;
 
 pub use alone::{device, restore_device};
+pub use link::tun_flags;
 
 use super::pipe::Bytes;
 use crate::error::{Blocker, Context, Result};
 use crate::sys::ipc::within;
 use crate::sys::ns;
-use crate::sys::rtnl::{APPEND, CREATE, EXCL, Netlink, attributes, nest, put};
+use crate::sys::rtnl::{APPEND, CREATE, EXCL, Netlink, REPLACE, attributes, nest, put};
 use crate::sys::{tun, wire};
 use nix::Result as Sys;
 use nix::errno::Errno;
@@ -87,6 +88,9 @@ pub struct Link {
     /// What is particular to its kind, and to a part of such a one.
     pub data: Bytes,
     pub part: Bytes,
+    /// How many queues it has for what is sent and for what arrives; 0 where nobody told.
+    #[serde(default)]
+    pub queues: (u32, u32),
     /// Limits of what it takes at once (`ip link set gso_max_size` …), by attribute.
     #[serde(default)]
     pub segments: Vec<(u16, u32)>,
@@ -117,6 +121,8 @@ const ADDRESS: u16 = 1;
 const LOOPBACK: [u8; 16] = 1u128.to_be_bytes();
 const IFNAME: u16 = 3;
 const MTU: u16 = 4;
+const TX_QUEUES: u16 = 31;
+const RX_QUEUES: u16 = 32;
 const LINK: u16 = 5;
 const MASTER: u16 = 10;
 const TXQLEN: u16 = 13;
@@ -147,8 +153,8 @@ const KINDS: [(&str, &[std::ops::RangeInclusive<u16>]); 9] = [
     ("bridge", &[1..=9, 22..=39, 41..=46]),
     ("veth", &[]),
     ("vlan", &[1..=5]),
-    ("macvlan", &[1..=4, 7..=7]),
-    ("macvtap", &[1..=4, 7..=7]),
+    ("macvlan", &[1..=5, 7..=7]),
+    ("macvtap", &[1..=5, 7..=7]),
     ("ifb", &[]),
     ("ipvlan", &[1..=2]),
     ("tun", &[]),
@@ -525,7 +531,12 @@ impl Record {
         for address in &self.addresses {
             // That of the loopback device comes with it, and without the route that another would have.
             let comes = ahead && attributes(&address.0, 8).contains(&(ADDRESS, &LOOPBACK[..]));
-            if comes || now.iter().any(|n| key(n) == key(&address.0)) {
+            let there = now.iter().any(|n| key(n) == key(&address.0));
+            // Of one that is to expire the route goes as the device comes up, and comes back when it is set once more.
+            if there && !ahead && i32::from(address.0[0]) == libc::AF_INET6 && !is_permanent(&address.0) {
+                let _ = netlink.request(NEWADDR, REPLACE, &address_request(&address.0));
+            }
+            if comes || there {
                 continue;
             }
             match netlink.request(NEWADDR, CREATE | EXCL, &address_request(&address.0)) {
@@ -553,21 +564,28 @@ fn address_key(message: &[u8]) -> (Vec<u8>, Vec<(u16, Vec<u8>)>) {
     (head, own.map(|(k, v)| (k, v.to_vec())).collect())
 }
 
+const IFA_FLAGS: u16 = 8;
+
+/// Whether an address does not expire.
+fn is_permanent(message: &[u8]) -> bool {
+    const PERMANENT: u32 = 0x80;
+    let all = attributes(message, 8);
+    all.iter()
+        .any(|(k, v)| *k == IFA_FLAGS && word(v) & PERMANENT != 0)
+}
+
 /// The message that sets an address again: without what only counts.
 fn address_request(message: &[u8]) -> Vec<u8> {
     const CACHEINFO: u16 = 6;
-    const FLAGS: u16 = 8;
-    const PERMANENT: u32 = 0x80;
     /// Secondary, tentative, failed, optimistic: found out by the kernel itself.
     const FOUND: u32 = 0x01 | 0x40 | 0x08 | 0x04 | 0x2000;
     let mut out = message.get(..8).unwrap_or_default().to_vec();
     out[2] &= !(FOUND as u8);
-    let all = attributes(message, 8);
-    let permanent = all.iter().any(|(k, v)| *k == FLAGS && word(v) & PERMANENT != 0);
-    for (kind, value) in all {
+    let permanent = is_permanent(message);
+    for (kind, value) in attributes(message, 8) {
         match kind {
             CACHEINFO if permanent => {}
-            FLAGS => put(&mut out, kind, &(word(value) & !FOUND).to_ne_bytes()),
+            IFA_FLAGS => put(&mut out, kind, &(word(value) & !FOUND).to_ne_bytes()),
             _ => put(&mut out, kind, value),
         }
     }

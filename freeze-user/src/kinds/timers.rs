@@ -63,18 +63,25 @@ impl ProcessKind for Timers {
     const STAGE: Stage = Stage::Last;
     type Record = Record;
 
-    fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
+    fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+        // Whose clocks it can name: its own threads', and those of whole processes that share its pid namespace.
+        let beside = |o: &&ProcessView| view.namespace(o, "pid") == view.namespace(p, "pid");
+        let others: Vec<&ProcessView> = match p.timers.is_empty() {
+            true => Vec::new(),
+            false => view.processes.iter().filter(beside).collect(),
+        };
         for t in &p.timers {
             // Negative clocks are CPU clocks of a process or thread, by its id; 0 stands for the caller.
             let whose = Pid(!(t.clock >> 3));
             // The ids are those that the process itself goes by.
-            let mut known = p.threads.iter().map(|t| &t.status).chain([&p.status]);
-            let own = whose.0 == 0 || known.any(|s| s.ns_pid.last() == Some(&whose.0));
-            if t.clock < 0 && !own {
+            let known = p.threads.iter().map(|t| &t.status);
+            let mut known = known.chain(others.iter().filter(|o| !o.threads.is_empty()).map(|o| &o.status));
+            let there = whose.0 == 0 || known.any(|s| s.ns_pid.last() == Some(&whose.0));
+            if t.clock < 0 && !there {
                 out.push(
                     p.blocker(format!("timer {}", t.id), format!("clock {}", t.clock))
-                        .why("a timer on the CPU time of another process is not carried")
-                        .remedy("delete it before the checkpoint"),
+                        .why("it runs on the CPU time of a process outside the checkpoint")
+                        .remedy("freeze that process too (--also-freeze), or delete the timer before the checkpoint"),
                 );
             }
         }

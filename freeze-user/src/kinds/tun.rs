@@ -6,7 +6,7 @@ use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, View};
 use crate::sys::ipc::within;
-use crate::sys::tun::{self, PERSIST};
+use crate::sys::tun::{self, DETACH_QUEUE, NO_PI, PERSIST};
 use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,9 @@ pub struct Device {
     /// Length of the virtio header, and how much may wait to be sent.
     pub header: i32,
     pub room: i32,
+    /// Whether its queue was taken off the device for the time being.
+    #[serde(default)]
+    pub detached: bool,
     /// What the device is like, if it lies in the network namespace of freeze: it is no other record's.
     pub alone: Option<netns::Record>,
 }
@@ -41,8 +44,9 @@ pub struct Device {
 impl FdKind for Tun {
     const TAG: &'static str = "tun";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "/dev/net/tun with the tun or tap device it is attached to, its flags, addresses and routes; not packets that wait \
-        to be read, nor what the kernel does not tell (offloads, filters)";
+    const ABOUT: &'static str = "/dev/net/tun with the tun or tap device it is attached to, its flags, addresses and routes, queues that \
+        are taken off for the time being too; not packets that wait to be read, nor what the kernel does not tell \
+        (offloads, filters)";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -65,19 +69,17 @@ impl FdKind for Tun {
         let device = match tun::attached(here.as_fd()) {
             Ok((device, flags)) => {
                 let there = tun::netns(here.as_fd()).on("ioctl(TUNGETDEVNETNS)", name)?;
-                let there = File::from(there).metadata().on("stat", name)?.ino();
-                let own = std::fs::metadata("/proc/thread-self/ns/net")
-                    .on("stat", name)?
-                    .ino();
+                // Whether packets have a header of their own only the device says.
+                let told = within(there.as_fd(), libc::CLONE_NEWNET, || netns::tun_flags(&device));
+                let told = told.and_then(|told| told).on("rtnetlink", name)?;
+                let header = told.map_or(flags & NO_PI, |own| own & NO_PI);
                 Some(Device {
-                    alone: match there == own {
-                        true => Some(netns::device(&device)?),
-                        false => None,
-                    },
+                    alone: alone(&device, there)?,
+                    detached: flags & DETACH_QUEUE != 0,
                     header: tun::header(here.as_fd()).on("ioctl(TUNGETVNETHDRSZ)", name)?,
                     room: tun::room(here.as_fd()).on("ioctl(TUNGETSNDBUF)", name)?,
                     name: device,
-                    flags,
+                    flags: flags & !(DETACH_QUEUE | NO_PI) | header,
                 })
             }
             // Attached to none.
@@ -129,8 +131,11 @@ impl FdKind for Tun {
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
-            tun::set_sizes(tun.as_fd(), device.header, device.room)?;
             tun::set(tun.as_fd(), device.flags & PERSIST, -1, -1)?;
+            match device.detached {
+                true => tun::detach(tun.as_fd())?,
+                false => tun::set_sizes(tun.as_fd(), device.header, device.room)?,
+            }
             Ok(tun)
         })
         .on("ioctl(TUNSETIFF)", || format!("device {}", device.name))
@@ -139,6 +144,16 @@ impl FdKind for Tun {
     fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {
         Ok(())
     }
+}
+
+/// What a device is like that lies in the network namespace of freeze.
+fn alone(device: &str, there: OwnedFd) -> Result<Option<netns::Record>> {
+    let name = || device.to_owned();
+    let there = File::from(there).metadata().on("stat", name)?.ino();
+    let own = std::fs::metadata("/proc/thread-self/ns/net")
+        .on("stat", name)?
+        .ino();
+    (there == own).then(|| netns::device(device)).transpose()
 }
 
 /// Does something in the network namespace of the holder.

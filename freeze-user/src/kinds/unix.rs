@@ -197,7 +197,8 @@ impl FdKind for Unix {
         let name = if inherited {
             None
         } else {
-            Name::collect(fd, held.as_fd(), &from.view.trees)?
+            let number = from.view.namespace(&from.process.view, "mnt");
+            Name::collect(fd, held.as_fd(), &from.view.trees, number)?
         };
         let after = match (&role, &name) {
             (Role::Directed { .. }, _) => pointing_at(fd, from),

@@ -6,7 +6,7 @@ use super::view::{FdView, ProcessView, View};
 use crate::error::Result;
 use crate::sys::ns;
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 impl View {
@@ -33,7 +33,7 @@ impl View {
         self.number_held(held)
     }
 
-    /// Numbers those that only a descriptor or a mount holds.
+    /// Numbers those that only a descriptor, a mount or a socket holds.
     fn number_held(&mut self, held: Vec<(String, u64)>) -> Result<()> {
         let own = read_namespaces("/proc/thread-self")?;
         for (kind, inode) in held {
@@ -65,12 +65,18 @@ impl View {
         let mounts = (1..=self.trees.count()).flat_map(|n| self.trees.mounts(n));
         let bound = mounts.filter_map(namespace_bound).collect();
         self.number_held(bound)?;
-        for p in &mut self.processes {
+        for i in 0..self.processes.len() {
+            let number = self.namespace(&self.processes[i], "mnt");
+            let p = &mut self.processes[i];
             for fd in &mut p.fds {
                 fd.tree = self.trees.of_mount(fd.info.mnt_id);
+                if let Some((tree, path)) = self.trees.adopt(number, fd.info.mnt_id, &fd.link, &fd.stat) {
+                    (fd.tree, fd.link) = (tree, path);
+                }
             }
             for (name, link) in [("exe", &mut p.exe), ("cwd", &mut p.cwd), ("root", &mut p.root)] {
-                link.tree = self.trees.at(format!("/proc/{}/{name}", p.pid));
+                let at = format!("/proc/{}/{name}", p.pid);
+                (link.tree, link.path) = self.trees.place(number, &at, &link.path, &link.stat);
             }
         }
         Ok(())
@@ -94,8 +100,14 @@ impl View {
         })
     }
 
-    /// Finds the network namespaces that the sockets of the set are of; those that an earlier look knows are not asked again.
-    pub(super) fn look_at_networks(&mut self, before: Option<&View>) {
+    /// The socket that the network namespace of this inode is held by, where it is by nothing else of the set.
+    pub fn socket_of(&self, inode: u64) -> Option<&FdView> {
+        self.fds().find(|f| f.net == Some(inode))
+    }
+
+    /// Finds the network namespaces that the sockets of the set are of; those that an earlier look knows are not asked
+    /// again. One that only a socket is left of is numbered with the others.
+    pub(super) fn look_at_networks(&mut self, before: Option<&View>) -> Result<()> {
         for p in &mut self.processes {
             let known = before.and_then(|v| v.get(p.pid)).map_or(&[][..], |b| &b.fds);
             for fd in p.fds.iter_mut().filter(|fd| fd.is_socket()) {
@@ -106,6 +118,9 @@ impl View {
                 };
             }
         }
+        let of_sockets = self.fds().filter_map(|f| Some(("net".to_owned(), f.net?)));
+        let of_sockets = of_sockets.collect();
+        self.number_held(of_sockets)
     }
 
     /// The network namespaces of the set that are not freeze's.
@@ -122,9 +137,14 @@ impl View {
         }
         for ((_, inode), number) in self.foreign.iter().filter(|((kind, _), _)| kind == "net") {
             let holder = self.holder_of("net", *inode).map(|h| PathBuf::from(h.at()));
+            let by_socket = || Some(socket_network(self.socket_of(*inode)?)?.into());
+            let by_name = |path| std::fs::File::open(path).ok();
+            let found = || match holder.or_else(|| self.mounted("net", *inode)) {
+                Some(path) => by_name(path),
+                None => by_socket(),
+            };
             if !out.contains_key(number)
-                && let Some(path) = holder.or_else(|| self.mounted("net", *inode))
-                && let Ok(file) = std::fs::File::open(path)
+                && let Some(file) = found()
             {
                 out.insert(*number, file);
             }
@@ -133,9 +153,14 @@ impl View {
     }
 }
 
+/// The network namespace that a socket is of.
+pub fn socket_network(socket: &FdView) -> Option<OwnedFd> {
+    ns::of_socket(socket.duplicate().ok()?.as_fd()).ok()
+}
+
 /// The inode of the network namespace that a socket is of.
 fn network_of(socket: &FdView) -> Option<u64> {
-    let net = ns::of_socket(socket.duplicate().ok()?.as_fd()).ok()?;
+    let net = socket_network(socket)?;
     nix::sys::stat::fstat(net).ok().map(|stat| stat.st_ino)
 }
 

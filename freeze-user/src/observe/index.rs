@@ -20,6 +20,9 @@ pub struct Other {
     pub link: Vec<u8>,
 }
 
+/// The TCP sockets that have these ends, each as the number of its network namespace and its inode.
+type TcpEnds = HashMap<(SocketAddr, SocketAddr), Vec<(u32, u64)>>;
+
 /// What was found out of a view. A copy of the view begins anew, since it is made in order to be changed.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -27,8 +30,8 @@ pub struct Index {
     inodes: OnceLock<HashMap<u64, Vec<usize>>>,
     /// The places of the unix sockets that send to one.
     pointing: OnceLock<HashMap<u64, Vec<usize>>>,
-    /// The inodes of TCP sockets, by network namespace and both ends.
-    tcp: OnceLock<HashMap<(u32, SocketAddr, SocketAddr), u64>>,
+    /// TCP sockets by both ends.
+    tcp: OnceLock<TcpEnds>,
     /// What others have open.
     others: Arc<OnceLock<Vec<Other>>>,
 }
@@ -98,18 +101,30 @@ impl View {
             .tcp
             .get(&inode)
             .filter(|s| s.state != LISTEN && s.remote.port() != 0)?;
-        let other = self.tcp_between(own.net, own.remote, own.local);
+        let others = self.tcp_between(own.remote, own.local);
+        let mut here = others.iter().filter(|(net, _)| *net == own.net);
+        // One that goes from one network into another has its ends in two of them. Loopback leads nowhere else.
+        let across = || match others {
+            [(_, inode)] if !own.remote.ip().is_loopback() => Some(*inode),
+            _ => None,
+        };
+        let other = here.next().map(|(_, inode)| *inode).or_else(across);
         other.filter(|other| *other != inode)
     }
 
-    /// The TCP socket of this namespace that has these ends.
-    fn tcp_between(&self, net: u32, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+    /// The TCP sockets that have these ends, each with the number of its network namespace.
+    fn tcp_between(&self, local: SocketAddr, remote: SocketAddr) -> &[(u32, u64)] {
         let index = self.index.tcp.get_or_init(|| {
-            let all = self.tcp.iter();
-            all.map(|(inode, s)| ((s.net, s.local, s.remote), *inode))
-                .collect()
+            let mut index: HashMap<_, Vec<(u32, u64)>> = HashMap::new();
+            for (inode, s) in &self.tcp {
+                index
+                    .entry((s.local, s.remote))
+                    .or_default()
+                    .push((s.net, *inode));
+            }
+            index
         });
-        index.get(&(net, local, remote)).copied()
+        index.get(&(local, remote)).map_or(&[], Vec::as_slice)
     }
 
     /// What is open outside the set and is alike, in every process that can be looked into.

@@ -7,6 +7,7 @@
 
 use crate::error::{Context, Result};
 use crate::ids::Pid;
+use crate::observe::filestat::FileStat;
 use crate::sys::ns;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -15,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// One tree of files: freeze's own (number 0), or another mount namespace of the set.
 ///
@@ -28,6 +29,9 @@ pub struct Tree {
     /// Where its root is mounted, if it is a covered mount.
     base: Vec<u8>,
 }
+
+/// What the kernel adds to the path of a file whose name is gone.
+pub const DELETED: &[u8] = b" (deleted)";
 
 /// Above this bit of a tree's number stands which mount of its namespace it is, counted from one.
 const MOUNT: u32 = 16;
@@ -184,6 +188,15 @@ pub fn below<'a>(base: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
         .filter(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
+/// The path `path` below the place `at`.
+fn beneath(at: &[u8], path: &[u8]) -> Vec<u8> {
+    match (at, path) {
+        (b"/", path) => path.to_vec(),
+        (at, b"/") => at.to_vec(),
+        (at, path) => [at, path].concat(),
+    }
+}
+
 /// Undoes the octal escapes of blanks, tabs, newlines, backslashes and hashes.
 fn unescape(word: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(word.len());
@@ -219,6 +232,8 @@ pub struct Trees {
     spaces: BTreeMap<u32, Arc<File>>,
     /// Covered mounts that were asked for.
     covered: Arc<Mutex<HashMap<i64, Option<Tree>>>>,
+    /// The mounts of freeze's own tree, once somebody asks.
+    own: OnceLock<Vec<MountLine>>,
 }
 
 impl Trees {
@@ -279,9 +294,12 @@ impl Trees {
         let lines = self.mounts(number);
         let space = self.spaces.get(&number).zip(lines.get(index));
         let (space, line) = space.ok_or(nix::errno::Errno::ENOENT)?;
-        match covers(lines, index) {
-            none if none.is_empty() => ns::mount_copy(Some(space.as_fd()), &line.at),
-            covers => ns::covered_mount_copy(space.as_fd(), &line.at, &covers),
+        let covers = covers(lines, index);
+        // Of an unbindable mount no copy can be had, but in a copy of the namespace in which it is private.
+        let unbindable = line.propagation.iter().any(|w| w == "unbindable");
+        match covers.is_empty() && !unbindable {
+            true => ns::mount_copy(Some(space.as_fd()), &line.at),
+            false => ns::covered_mount_copy(space.as_fd(), &line.at, &covers),
         }
     }
 
@@ -310,6 +328,65 @@ impl Trees {
             return Tree::default();
         }
         ns::mount_id(link.as_ref()).map_or_else(|_| Tree::default(), |id| self.of_mount(id))
+    }
+
+    /// The tree in which a link of /proc leads to something, and the path there; `number` is the tree of who has it.
+    pub fn place(&self, number: u32, at: &str, path: &[u8], stat: &FileStat) -> (Tree, Vec<u8>) {
+        if self.is_empty() {
+            return (Tree::default(), path.to_vec());
+        }
+        let id = ns::mount_id(at.as_ref());
+        let adopted = id.ok().and_then(|id| self.adopt(number, id, path, stat));
+        adopted.unwrap_or_else(|| {
+            (
+                id.map_or_else(|_| Tree::default(), |id| self.of_mount(id)),
+                path.to_vec(),
+            )
+        })
+    }
+
+    /// Where in the tree `number` something lies that was opened on a mount which is in no tree any more.
+    ///
+    /// The mounts of a namespace go when the last who lived in it has gone into a copy of it (unshare(2)): there the same
+    /// files are, and what was opened before is shown by its path below the mount it was opened on.
+    pub fn adopt(&self, number: u32, id: i64, link: &[u8], stat: &FileStat) -> Option<(Tree, Vec<u8>)> {
+        let lines = self.mounts(number);
+        let device = format!(
+            "{}:{}",
+            nix::sys::stat::major(stat.dev),
+            nix::sys::stat::minor(stat.dev)
+        );
+        let ours = |lines: &[MountLine]| lines.iter().any(|l| l.device == device);
+        if self.by_mount.contains_key(&id) || !link.starts_with(b"/") || !ours(lines) {
+            return None;
+        }
+        let read = || parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default());
+        let own = self.own.get_or_init(read);
+        let named = link.strip_suffix(DELETED);
+        // What freeze's own tree shows too is opened on a mount that is attached nowhere, as it was; but for what tells of
+        // processes, whose files have no handles.
+        let proc = lines.iter().any(|l| l.device == device && l.kind == "proc");
+        let plain = matches!(stat.kind(), libc::S_IFREG | libc::S_IFDIR) && named.is_none() && !proc;
+        if own.iter().any(|l| l.id == id) || plain && ours(own) {
+            return None;
+        }
+        let tree = self.by_namespace.values().find(|t| t.number == number)?;
+        let is_it = |path: &[u8]| {
+            nix::sys::stat::lstat(&tree.path(path))
+                .is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.dev, stat.ino))
+        };
+        let lines = lines.iter().enumerate().filter(|(_, l)| l.device == device);
+        let shown = lines.filter(|(i, _)| covers(self.mounts(number), *i).is_empty());
+        let places: Vec<Vec<u8>> = shown.map(|(_, l)| beneath(&l.at, link)).collect();
+        let found = places.iter().find(|path| is_it(path));
+        // Of a name that is gone there is the directory that it was in.
+        let directory = |path: &&Vec<u8>| {
+            let above = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at.max(1));
+            let there = nix::sys::stat::lstat(&tree.path(&path[..above]));
+            there.is_ok_and(|s| s.st_dev == stat.dev && s.st_mode & libc::S_IFMT == libc::S_IFDIR)
+        };
+        let found = found.or_else(|| places.iter().find(directory).filter(|_| named.is_some()));
+        Some((tree.clone(), found?.clone()))
     }
 
     /// The mounts of the tree with this number.

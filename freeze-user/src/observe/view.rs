@@ -216,7 +216,7 @@ impl View {
         }
         view.sharing = sharing::find(&view.processes, before);
         view.look_at_trees()?;
-        view.look_at_networks(before);
+        view.look_at_networks(before)?;
         laps::lap("look at /proc");
         view.look_at_sockets();
         laps::lap("look at sockets");

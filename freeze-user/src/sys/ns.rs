@@ -129,6 +129,8 @@ pub enum Step {
     /// Read from a file that is opened now, whose path ends in a zero, and write what is there to this descriptor; nothing
     /// if there is no such file.
     Tell(Vec<u8>, RawFd),
+    /// setsockopt(2) on this socket: level, name, value.
+    Option(RawFd, i32, i32, Vec<u8>),
     /// sethostname(2), setdomainname(2).
     Hostname(Vec<u8>),
     Domainname(Vec<u8>),
@@ -245,6 +247,10 @@ unsafe fn perform(step: &Step) -> bool {
                 // With a line feed of its own, whatever was there.
                 libc::syscall(libc::SYS_write, *to, text.as_ptr(), got) == got
                     && libc::syscall(libc::SYS_write, *to, c"\n".as_ptr(), 1) == 1
+            }
+            Step::Option(socket, level, name, value) => {
+                let (at, room) = (value.as_ptr(), value.len());
+                libc::syscall(libc::SYS_setsockopt, *socket, *level, *name, at, room) == 0
             }
             Step::Hostname(name) => libc::syscall(libc::SYS_sethostname, name.as_ptr(), name.len()) == 0,
             Step::Domainname(name) => libc::syscall(libc::SYS_setdomainname, name.as_ptr(), name.len()) == 0,

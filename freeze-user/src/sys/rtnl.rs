@@ -10,6 +10,7 @@ const ACK: u16 = 4;
 /// NLM_F_ROOT | NLM_F_MATCH.
 const DUMP: u16 = 0x300;
 pub const CREATE: u16 = 0x400;
+pub const REPLACE: u16 = 0x100;
 pub const EXCL: u16 = 0x200;
 pub const APPEND: u16 = 0x800;
 const NLMSG_ERROR: u16 = 2;

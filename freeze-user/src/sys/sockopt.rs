@@ -333,6 +333,13 @@ fn set(fd: BorrowedFd<'_>, option: &SocketOption) -> Sys<()> {
     let force = match (*level, *name) {
         (libc::SOL_SOCKET, libc::SO_SNDBUF) => SO_SNDBUFFORCE,
         (libc::SOL_SOCKET, libc::SO_RCVBUF) => SO_RCVBUFFORCE,
+        (libc::IPPROTO_IP, libc::IP_TOS) => {
+            // It sets the priority too, which may have been chosen since.
+            let mut priority = [0; 4];
+            let known = getsockopt(fd, libc::SOL_SOCKET, libc::SO_PRIORITY, &mut priority);
+            setsockopt(fd, *level, *name, value)?;
+            return known.and_then(|_| setsockopt(fd, libc::SOL_SOCKET, libc::SO_PRIORITY, &priority));
+        }
         _ => return setsockopt(fd, *level, *name, value),
     };
     // The kernel shows twice what it was asked for.

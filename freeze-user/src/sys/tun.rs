@@ -12,7 +12,11 @@ pub const PERSIST: u32 = 0x800;
 pub const NO_PI: u32 = 0x1000;
 pub const VNET_HDR: u32 = 0x4000;
 
+/// Of TUNGETIFF and TUNSETQUEUE: the queue is off the device for the time being.
+pub const DETACH_QUEUE: u32 = 0x400;
+
 const SETIFF: u64 = 0x4004_54ca;
+const SETQUEUE: u64 = 0x4004_54d9;
 const SETPERSIST: u64 = 0x4004_54cb;
 const SETOWNER: u64 = 0x4004_54cc;
 const SETGROUP: u64 = 0x4004_54ce;
@@ -35,11 +39,21 @@ pub fn attach(tun: BorrowedFd<'_>, name: &str, flags: u32, index: Option<i32>) -
     if let Some(index) = index {
         ioctl_bytes(tun, SETIFINDEX, &mut index.to_ne_bytes())?;
     }
+    ioctl_bytes(tun, SETIFF, &mut request(name, flags & !PERSIST)).map(drop)
+}
+
+/// `struct ifreq`: a name and flags.
+fn request(name: &str, flags: u32) -> [u8; 40] {
     let mut request = [0u8; 40];
     let length = name.len().min(15);
     request[..length].copy_from_slice(&name.as_bytes()[..length]);
-    request[16..18].copy_from_slice(&((flags & !PERSIST) as u16).to_ne_bytes());
-    ioctl_bytes(tun, SETIFF, &mut request).map(drop)
+    request[16..18].copy_from_slice(&(flags as u16).to_ne_bytes());
+    request
+}
+
+/// Takes its queue off the device for the time being.
+pub fn detach(tun: BorrowedFd<'_>) -> Sys<()> {
+    ioctl_bytes(tun, SETQUEUE, &mut request("", DETACH_QUEUE)).map(drop)
 }
 
 /// Whether the device stays without a descriptor, and who may attach to it (-1 for anybody with the right to).
@@ -53,7 +67,7 @@ pub fn set(tun: BorrowedFd<'_>, flags: u32, owner: i64, group: i64) -> Sys<()> {
     ioctl_number(tun, SETPERSIST, u64::from(flags & PERSIST != 0)).map(drop)
 }
 
-/// Name and flags of the device it is attached to.
+/// Name and flags of the device it is attached to. [`NO_PI`] says nothing there: it stands for the absence of a filter too.
 pub fn attached(tun: BorrowedFd<'_>) -> Sys<(String, u32)> {
     let mut request = [0u8; 40];
     ioctl_bytes(tun, GETIFF, &mut request)?;

@@ -1,8 +1,10 @@
 //! Tables of iptables, ip6tables and arptables in their old form: read and replaced by socket options.
 
+use super::ns::{self, Step};
 use super::{Sys, getsockopt, setsockopt, socket};
+use crate::error::errno;
 use nix::errno::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// One of the three, and how its structures are laid out (`linux/netfilter_*/*_tables.h`).
 #[derive(Clone, Copy, Debug)]
@@ -214,7 +216,10 @@ impl Family {
         replace.extend(&new.entries);
         // The pointer in it is to memory that holds as many counters as it says, and lives through the call, in which
         // alone the kernel writes there.
-        setsockopt(fd.as_fd(), self.level, self.option, &replace)?;
+        setsockopt(fd.as_fd(), self.level, self.option, &replace).or_else(|e| match e {
+            Errno::EINVAL => self.by_the_owner(&fd, replace),
+            e => Err(e),
+        })?;
         drop(counted);
         let places = self.places(&new.entries)?;
         let mut counters = named(name, HEAD);
@@ -223,6 +228,22 @@ impl Family {
             counters.extend(&new.entries[at + self.counters..at + self.counters + COUNTERS]);
         }
         setsockopt(fd.as_fd(), self.level, self.option + 1, &counters)
+    }
+}
+
+impl Family {
+    /// The same by who lives in the user namespace that owns the network: what tells users apart is taken from nobody else.
+    fn by_the_owner(&self, fd: &OwnedFd, replace: Vec<u8>) -> Sys<()> {
+        let owner = ns::owner(ns::of_socket(fd.as_fd())?.as_fd())?;
+        let own = std::fs::File::open("/proc/thread-self/ns/user").map_err(errno)?;
+        if super::dev_ino(&owner)? == super::dev_ino(&own)? {
+            return Err(Errno::EINVAL);
+        }
+        let steps = [
+            Step::Enter(owner.as_raw_fd()),
+            Step::Option(fd.as_raw_fd(), self.level, self.option, replace),
+        ];
+        ns::perform_steps(&steps).map_err(|(_, e)| e)
     }
 }
 

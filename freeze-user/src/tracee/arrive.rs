@@ -137,7 +137,7 @@ impl Stopped {
                         return Ok(now);
                     }
                     let info = get_siginfo(self.tid).map_err(|e| self.lost("ptrace(GETSIGINFO)", e))?;
-                    if signal == libc::SIGTRAP && !is_of_a_step(&info) {
+                    if signal == libc::SIGTRAP && !is_of_a_step(&info, now.rip) {
                         own_trap = Some(info);
                     }
                 }
@@ -177,7 +177,8 @@ impl Stopped {
     }
 }
 
-/// Whether a SIGTRAP is that of a single step: TRAP_BRKPT after a system call, else TRAP_TRACE.
-fn is_of_a_step(info: &[u64; 16]) -> bool {
-    matches!(info[1] as u32, 1 | 2)
+/// Whether a SIGTRAP is that of a single step: TRAP_BRKPT after a system call, else TRAP_TRACE, and it tells where. What
+/// was queued by sigqueue(3) under such a code has its sender there.
+fn is_of_a_step(info: &[u64; 16], rip: u64) -> bool {
+    matches!(info[1] as u32, 1 | 2) && info[2] == rip
 }

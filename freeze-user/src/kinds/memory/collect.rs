@@ -246,15 +246,9 @@ fn file(
         by_line.insert((v.dev, v.inode), i);
         return Ok(i);
     }
-    let mut file = FileRef::collect(
-        &v.name,
-        &stat,
-        &from.view.trees.at(&path),
-        written,
-        &path,
-        from.shared,
-        from.draft,
-    )?;
+    let number = from.view.namespace(&from.process.view, "mnt");
+    let (tree, name) = from.view.trees.place(number, &path, &v.name, &stat);
+    let mut file = FileRef::collect(&name, &stat, &tree, written, &path, from.shared, from.draft)?;
     // A device has no size or time of change to compare.
     file.virtual_file |= stat.kind() == libc::S_IFCHR;
     files.push(file);

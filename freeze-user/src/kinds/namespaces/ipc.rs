@@ -1,11 +1,13 @@
-//! The settings of an IPC namespace.
+//! The settings of an IPC namespace, and its POSIX message queues that nobody has open.
 
 use crate::error::{Blocker, Context, Result};
 use crate::kinds::FdKind;
-use crate::kinds::mqueue::MQueue;
+use crate::kinds::mqueue::{MQueue, Record, make};
+use crate::observe::peek::Peek;
 use crate::observe::view::{ProcessView, View};
-use crate::sys::mqueue;
 use crate::sys::ns::{self, Maker, Step};
+use crate::sys::{dev_ino, mqueue};
+use nix::Result as Sys;
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -29,29 +31,67 @@ const IPC_SETTINGS: [&str; 14] = [
     "fs/mqueue/msgsize_default",
 ];
 
-/// Adds the POSIX queues that nobody of the set has open: there is no descriptor to look into them by.
+/// Adds the POSIX queues that nobody of the set has open and that cannot be looked into.
 ///
 /// Whoever keeps the namespace alive outside the set keeps them too.
 pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
+    if Peek::get().is_some() {
+        return;
+    }
     let Ok(namespace) = File::open(format!("/proc/{}/ns/ipc", p.speaker)) else {
         return;
     };
-    let Ok(Ok(names)) = ns::within(&[namespace.as_fd()], mqueue::names) else {
-        return;
-    };
-    let open: BTreeSet<&[u8]> = view
-        .fds()
-        .filter(|f| MQueue::claims(f))
-        .filter_map(|f| f.link.rsplit(|b| *b == b'/').next())
-        .collect();
-    for name in names.iter().filter(|n| !open.contains(&n[..])) {
-        let name = format!("/{}", String::from_utf8_lossy(name));
+    let closed = closed_queues(&OwnedFd::from(namespace), view).unwrap_or_default();
+    for (name, _) in closed {
+        let name = format!("/{}", String::from_utf8_lossy(&name));
         out.push(
             p.blocker(name, "a POSIX message queue in an IPC namespace of its own")
-                .why("nobody has it open, so that its messages cannot be looked at")
-                .remedy("remove it (mq_unlink), or let a process of the checkpoint keep it open"),
+                .why("the messages in a queue can only be looked at in the kernel, and that is not allowed here")
+                .remedy("run freeze with CAP_BPF and CAP_PERFMON, or remove the queue (mq_unlink)"),
         );
     }
+}
+
+/// The POSIX queues of a namespace that nobody of the set has open, by name, opened.
+fn closed_queues(namespace: &OwnedFd, view: &View) -> Sys<Vec<(Vec<u8>, OwnedFd)>> {
+    let open: BTreeSet<(u64, u64)> = view
+        .fds()
+        .filter(|f| MQueue::claims(f))
+        .map(|f| (f.stat.dev, f.stat.ino))
+        .collect();
+    let look = || -> Sys<Vec<(Vec<u8>, OwnedFd)>> {
+        let mut out = Vec::new();
+        for name in mqueue::names()? {
+            let queue = mqueue::open(&name, libc::O_RDONLY)?;
+            if !open.contains(&dev_ino(&queue)?) {
+                out.push((name, queue));
+            }
+        }
+        Ok(out)
+    };
+    ns::within(&[namespace.as_fd()], look)?
+}
+
+/// The POSIX queues that nobody of the set has open: who has is asked by descriptor.
+pub(super) fn queues(namespace: &OwnedFd, number: u32, view: &View) -> Result<Vec<Record>> {
+    let closed = closed_queues(namespace, view).on("mq_open", || "a queue of an IPC namespace")?;
+    let each = closed.into_iter().map(|(name, queue)| {
+        let label = || format!("/{}", String::from_utf8_lossy(&name));
+        Record::of_closed(&name, queue.as_fd(), number).on("mq_getattr", label)
+    });
+    each.collect()
+}
+
+/// Makes them again.
+pub(super) fn fill(namespace: &OwnedFd, queues: &[Record]) -> Result<()> {
+    let make = || -> Result<()> {
+        for queue in queues {
+            let name = || format!("/{}", String::from_utf8_lossy(&queue.name.0));
+            make(queue).on("mq_open", name)?;
+        }
+        Ok(())
+    };
+    ns::within(&[namespace.as_fd()], make).on("setns", || "an IPC namespace")?
 }
 
 /// The settings as they are.

@@ -1,4 +1,5 @@
-//! Limits that belong to a user namespace (/proc/sys/user) or to a pid namespace (pid_max, memfd_noexec).
+//! Limits that belong to a user namespace (/proc/sys/user) or to a pid namespace (pid_max, memfd_noexec), and the id that
+//! was given out last in a pid namespace.
 
 use super::Namespace;
 use crate::error::{Context, Result};
@@ -14,6 +15,9 @@ const PID: [(&str, (u32, u32)); 2] = [
     ("/proc/sys/kernel/pid_max", (6, 14)),
     ("/proc/sys/vm/memfd_noexec", (6, 3)),
 ];
+
+/// What is given out next is the one after it.
+const LAST: &str = "/proc/sys/kernel/ns_last_pid";
 
 /// Which files there are for a kind of namespace.
 fn files(kind: Kind) -> Vec<String> {
@@ -68,12 +72,20 @@ fn read(kind: Kind, namespace: BorrowedFd<'_>, files: Vec<String>) -> Sys<Vec<(S
 pub(super) fn collect(kind: Kind, namespace: BorrowedFd<'_>) -> Result<Vec<(String, String)>> {
     /// The kernel's own value for everything in [`USER`].
     const NONE: &str = "2147483647";
-    let mut all =
-        read(kind, namespace, files(kind)).on("setns", || format!("a {} namespace", kind.name()))?;
+    let mut wanted = files(kind);
+    if kind == Kind::Pid {
+        wanted.push(LAST.to_owned());
+    }
+    let mut all = read(kind, namespace, wanted).on("setns", || format!("a {} namespace", kind.name()))?;
     all.retain(|(file, value)| match kind {
         Kind::User => value != NONE && !value.is_empty(),
+        _ if file == LAST => !value.is_empty(),
         _ => std::fs::read_to_string(file).is_ok_and(|own| own.trim() != value) && !value.is_empty(),
     });
+    for (_, last) in all.iter_mut().filter(|(file, _)| file == LAST) {
+        // That of who was born there to read it.
+        *last = last.parse().map_or(0, |l: i32| (l - 1).max(0)).to_string();
+    }
     Ok(all)
 }
 
@@ -86,7 +98,8 @@ pub(super) fn restore(namespace: &Namespace, nest: &mut Nest) {
     let Some(fd) = nest.spaces.get(kind, namespace.number) else {
         return;
     };
-    let known = files(kind);
+    let mut known = files(kind);
+    known.push(LAST.to_owned());
     let mut lost = Vec::new();
     for (file, value) in &namespace.limits {
         let set = || -> Sys<()> {

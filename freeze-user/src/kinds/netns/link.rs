@@ -2,6 +2,49 @@
 
 use super::*;
 
+/// IFF_* flags, owner and group of a tun or tap device.
+fn tun_of(data: &[u8]) -> (u32, i64, i64) {
+    let (mut flags, mut owner, mut group) = (0, -1, -1);
+    for (kind, value) in attributes(data, 0) {
+        let on = value.first().is_some_and(|b| *b != 0);
+        // IFLA_TUN_*: owner, group, type, packet information, virtio header, persistent, many queues.
+        match kind {
+            1 => owner = i64::from(word(value)),
+            2 => group = i64::from(word(value)),
+            3 => flags |= u32::from(value.first().copied().unwrap_or(1)),
+            4 if !on => flags |= tun::NO_PI,
+            5 if on => flags |= tun::VNET_HDR,
+            6 if on => flags |= tun::PERSIST,
+            7 if on => flags |= tun::MULTI_QUEUE,
+            _ => {}
+        }
+    }
+    (flags, owner, group)
+}
+
+/// The IFF_* flags of the tun or tap device of this name in the namespace of the calling thread, if the kernel tells.
+pub fn tun_flags(wanted: &str) -> Sys<Option<u32>> {
+    for message in Netlink::route()?.dump(GETLINK, &[0; 16])? {
+        let (mut name, mut found) = (String::new(), None);
+        for (kind, value) in attributes(&message, 16) {
+            match kind {
+                IFNAME => name = text(value),
+                LINKINFO => found = Some(attributes(value, 0)),
+                _ => {}
+            }
+        }
+        let info = found.unwrap_or_default();
+        let of = |kind: u16| info.iter().find(|(k, _)| *k == kind).map(|(_, v)| *v);
+        let is_tun = of(INFO_KIND).is_some_and(|kind| text(kind) == "tun");
+        if name == wanted
+            && let Some(data) = of(INFO_DATA).filter(|_| is_tun)
+        {
+            return Ok(Some(tun_of(data).0));
+        }
+    }
+    Ok(None)
+}
+
 impl Link {
     pub(super) fn read(
         message: &[u8],
@@ -26,6 +69,8 @@ impl Link {
                 LINK_NETNSID => elsewhere = Some(word(value) as i32),
                 MASTER => link.master = word(value) as i32,
                 TXQLEN => link.queue = word(value),
+                TX_QUEUES => link.queues.0 = word(value),
+                RX_QUEUES => link.queues.1 = word(value),
                 GROUP => link.group = word(value),
                 kind if SEGMENTS.contains(&kind) => link.segments.push((kind, word(value))),
                 IFALIAS => link.alias = Bytes(value.to_vec()),
@@ -77,6 +122,14 @@ impl Link {
             return Some(link);
         };
         link.data = filtered(data, kept);
+        // The addresses from which a device takes what it gets are told by themselves, and set with the order to do so.
+        const SOURCES: u16 = 5;
+        const ORDER: u16 = 3;
+        const SET: u32 = 3;
+        let told = |(kind, _): &(u16, &[u8])| *kind == SOURCES;
+        if link.kind.starts_with("macv") && attributes(data, 0).iter().any(told) {
+            put(&mut link.data.0, ORDER, &SET.to_ne_bytes());
+        }
         if link.kind == "veth" {
             let number = match elsewhere {
                 None => Some(u32::MAX),
@@ -98,22 +151,7 @@ impl Link {
             link.lower = below;
         }
         if link.kind == "tun" {
-            let (mut flags, mut owner, mut group) = (0, -1, -1);
-            for (kind, value) in attributes(data, 0) {
-                let on = value.first().is_some_and(|b| *b != 0);
-                // IFLA_TUN_*: owner, group, type, packet information, virtio header, persistent, many queues.
-                match kind {
-                    1 => owner = i64::from(word(value)),
-                    2 => group = i64::from(word(value)),
-                    3 => flags |= u32::from(value.first().copied().unwrap_or(1)),
-                    4 if !on => flags |= tun::NO_PI,
-                    5 if on => flags |= tun::VNET_HDR,
-                    6 if on => flags |= tun::PERSIST,
-                    7 if on => flags |= tun::MULTI_QUEUE,
-                    _ => {}
-                }
-            }
-            link.tun = Some((flags, owner, group));
+            link.tun = Some(tun_of(data));
         }
         Some(link)
     }
@@ -183,6 +221,11 @@ impl Link {
         }
         put(body, MTU, &self.mtu.to_ne_bytes());
         put(body, TXQLEN, &self.queue.to_ne_bytes());
+        for (kind, count) in [(TX_QUEUES, self.queues.0), (RX_QUEUES, self.queues.1)] {
+            if count != 0 {
+                put(body, kind, &count.to_ne_bytes());
+            }
+        }
     }
 
     /// struct ifinfomsg.

@@ -84,8 +84,10 @@ fn told(netlink: &mut Netlink, family: i32, wanted: impl Fn(&[u8]) -> bool) -> S
             continue;
         }
         let mut kept = head.to_vec();
-        // Whether a next hop is dead or has no carrier is found out anew.
-        kept[8..12].fill(0);
+        // Whether a next hop is dead or has no carrier is found out anew; that it is beside the device was said (onlink).
+        const ONLINK: u32 = 4;
+        let said = word(&head[8..]) & ONLINK;
+        kept[8..12].copy_from_slice(&said.to_ne_bytes());
         let mut all = attributes(&message, 12);
         all.sort();
         for (kind, value) in all {

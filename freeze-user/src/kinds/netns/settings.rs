@@ -33,10 +33,14 @@ pub(super) fn apply_settings(settings: &[(String, String)]) {
     let general = |path: &str| {
         !path.contains("/conf/") || path.contains("/conf/all/") || path.contains("/conf/default/")
     };
-    for first in [true, false] {
-        for (path, value) in settings.iter().filter(|(p, _)| general(p) == first) {
+    // How addresses are made up can be by a secret only once that is there.
+    let second = |path: &str| path.ends_with("/addr_gen_mode");
+    for (first, later) in [(true, false), (true, true), (false, false), (false, true)] {
+        let turn = |path: &str| general(path) == first && second(path) == later;
+        for (path, value) in settings.iter().filter(|(p, _)| turn(p)) {
             let path = Path::new(SETTINGS).join(path);
-            if std::fs::read_to_string(&path).is_ok_and(|now| now != *value) {
+            // One that was never set (the secret for stable addresses) can be written only.
+            if std::fs::read_to_string(&path).map_or(true, |now| now != *value) {
                 // What the machine's owner alone may set stays as it is.
                 let _ = std::fs::write(&path, value);
             }

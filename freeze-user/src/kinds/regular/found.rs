@@ -26,8 +26,7 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What the kernel adds to the path of a file whose name is gone.
-pub const DELETED: &[u8] = b" (deleted)";
+pub use crate::observe::tree::DELETED;
 
 /// How long the other name of an unlinked file may be looked for, where the file system has no handles.
 const SEARCH: Duration = Duration::from_millis(300);

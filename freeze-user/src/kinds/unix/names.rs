@@ -53,7 +53,9 @@ pub struct NameFile {
 
 impl Name {
     /// The name of a socket, if it is bound to one of its own.
-    pub fn collect(fd: &FdView, held: BorrowedFd<'_>, trees: &Trees) -> Result<Option<Name>> {
+    ///
+    /// `number`: the tree of the process that has it.
+    pub fn collect(fd: &FdView, held: BorrowedFd<'_>, trees: &Trees, number: u32) -> Result<Option<Name>> {
         let label = || fd.label();
         let address = sys::socket_name(held, false).on("getsockname", label)?;
         let name = name_of(&address);
@@ -69,9 +71,10 @@ impl Name {
         let file = socket::bound_file(held).on("ioctl(SIOCUNIXFILE)", label)?;
         let seen =
             crate::observe::view::read_fd(crate::ids::Pid(std::process::id() as i32), file.as_raw_fd())?;
-        let path: PathBuf = OsString::from_vec(seen.link.clone()).into();
-        let tree = trees.of_mount(seen.info.mnt_id);
-        let there = std::fs::symlink_metadata(tree.path(&seen.link)).map(|m| FileStat::from(&m));
+        let adopted = trees.adopt(number, seen.info.mnt_id, &seen.link, &seen.stat);
+        let (tree, link) = adopted.unwrap_or_else(|| (trees.of_mount(seen.info.mnt_id), seen.link.clone()));
+        let path: PathBuf = OsString::from_vec(link.clone()).into();
+        let there = std::fs::symlink_metadata(tree.path(&link)).map(|m| FileStat::from(&m));
         let mut unlinked = !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino));
         let (mut path, mut links) = (path, Vec::new());
         if seen.stat.nlink > u64::from(!unlinked) {
