@@ -1,6 +1,10 @@
 //! Conformance of timers: interval timers and POSIX timers of every way to notify.
 
+use freeze_tests::subject::Running;
 use freeze_tests::{c, conformance};
+use freeze_user::sys::deadline::Deadline;
+use freeze_user::tracee::Seized;
+use std::time::{Duration, Instant};
 
 conformance!(
     intervals,
@@ -210,3 +214,39 @@ int main(void) {
 }
 "#)
 );
+
+/// The kernel lets go of its lock while it takes the signal of a timer from the queue: who is asked to halt just then halts
+/// for that signal, and for nothing else after it.
+#[test]
+fn no_halt_is_lost_among_the_signals_of_a_timer() {
+    let mut running = Running::start(
+        &c(r#"
+static timer_t timer;
+/* A sleep that a signal ends begins anew, and would never be over: the storm has to end. */
+static void tick(int n) {
+    static unsigned ticks;
+    static struct itimerspec never;
+    if (++ticks % 1000 == 0 && gone_ahead()) timer_settime(timer, 0, &never, 0);
+}
+int main(void) {
+    struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
+    struct itimerspec often = { { 0, 20000 }, { 0, 20000 } };
+    signal(SIGUSR1, tick);
+    OK(timer_create(CLOCK_MONOTONIC, &event, &timer));
+    OK(timer_settime(timer, 0, &often, 0));
+    freeze_here();
+    OK(timer_delete(timer));
+}
+"#),
+        "halts",
+    );
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        let seized = Seized::seize(running.pid, 0).expect("ours").expect("a thread");
+        let _limit = Deadline::new(Duration::from_secs(2)).expect("a timer");
+        seized.interrupt();
+        let stopped = seized.halted().expect("a halt").expect("a thread");
+        stopped.release().expect("to let it go");
+    }
+    running.verdict();
+}

@@ -5,7 +5,7 @@ use super::tree::{MountLine, Trees};
 use super::view::{FdView, ProcessView, View};
 use crate::error::Result;
 use crate::sys::ns;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -35,6 +35,9 @@ impl View {
 
     /// Numbers those that only a descriptor, a mount or a socket holds.
     fn number_held(&mut self, held: Vec<(String, u64)>) -> Result<()> {
+        if held.is_empty() {
+            return Ok(());
+        }
         let own = read_namespaces("/proc/thread-self")?;
         for (kind, inode) in held {
             let emptied = ["cgroup", "ipc", "net", "time", "user", "uts"].contains(&kind.as_str());
@@ -118,9 +121,9 @@ impl View {
                 };
             }
         }
-        let of_sockets = self.fds().filter_map(|f| Some(("net".to_owned(), f.net?)));
-        let of_sockets = of_sockets.collect();
-        self.number_held(of_sockets)
+        let of_sockets: BTreeSet<u64> = self.fds().filter_map(|f| f.net).collect();
+        let others = of_sockets.into_iter().filter(|net| *net != self.own_net);
+        self.number_held(others.map(|net| ("net".to_owned(), net)).collect())
     }
 
     /// The network namespaces of the set that are not freeze's.

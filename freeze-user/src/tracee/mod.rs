@@ -253,6 +253,9 @@ fn halt(tid: Pid) -> Result<Option<Option<i32>>> {
         match wait_asleep(tid)? {
             None => return Ok(None),
             Some(Halt::Signal(signal)) => {
+                // Any halt fulfils the wish for one: where the kernel lets go of its lock between the two, as it does for the
+                // signal of a timer, this was it.
+                let _ = ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0);
                 let _ = ptrace(libc::PTRACE_CONT, tid, 0, signal as u64);
             }
             Some(Halt::Interrupted) => return Ok(Some(Some(0))),
