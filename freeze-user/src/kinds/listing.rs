@@ -70,6 +70,12 @@ pub fn markdown() -> String {
         - the session keyring (keyrings(7)) and the keys in it: a restored program has the restorer's;\n\
         - empty datagrams that were looked at before, by an earlier checkpoint or by MSG_PEEK, where freeze may not look for them;\n\
         - whether a file that was opened without a name (O_TMPFILE) was never to have one (O_EXCL);\n\
+        - a bind mount of a unix socket that the checkpoint itself has bound: restored, the socket is bound anew, and the mount still \
+          leads to the old one;\n\
+        - TCP_QUICKACK, which the kernel itself takes back in the course of a connection;\n\
+        - of two SIGTRAPs that wait, one for a thread and one for its process, one, and that such a signal was for the process; \
+          who sent a SIGCONT that ended a stop in the very moment of the checkpoint;\n\
+        - the former name of an unlinked file whose name is another's by now, as /proc/PID/fd shows it;\n\
         - whose child a process is among the threads of its parent (__WNOTHREAD): the first's;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
