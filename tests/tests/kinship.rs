@@ -1,7 +1,7 @@
 //! Conformance of families: parents and children, sessions, process groups, orphans, zombies, stopped ones.
 
 use freeze_tests::cycle::{checkpoint_now, request, restore_now};
-use freeze_tests::subject::{Running, descendants};
+use freeze_tests::subject::Running;
 use freeze_tests::{c, conformance};
 use freeze_user::ids::Pid;
 use freeze_user::precopy::Trackings;
@@ -155,9 +155,8 @@ int main(void) {
 "#);
     for kill in [false, true] {
         let mut running = Running::start(&subject, "continued");
-        let child = descendants(running.pid)
-            .into_iter()
-            .find(|pid| *pid != running.pid);
+        let root = running.pid;
+        let child = running.pids().into_iter().find(|pid| *pid != root);
         STOPPED.store(child.expect("a child").0, Ordering::Relaxed);
         let image = running.dir().join("image");
         let armed = fault::meddle("view", go_on);

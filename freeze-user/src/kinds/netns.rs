@@ -28,7 +28,7 @@ use nix::Result as Sys;
 use nix::errno::Errno;
 use routes::{neighbours, prefixes, routes, rules};
 use serde::{Deserialize, Serialize};
-use settings::{SETTINGS, apply_settings, settings};
+use settings::{SETTINGS, apply_settings, hush_addresses, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
@@ -461,6 +461,7 @@ impl Record {
             link.settle(&mut netlink)?;
         }
         apply_settings(&self.settings);
+        hush_addresses(&self.settings);
         // New addresses are not asked about on the wire: they were in use already.
         let asking: Vec<&(String, String)> = self
             .settings
@@ -503,6 +504,8 @@ impl Record {
         traffic::restore(&mut netlink, &self.disciplines)?;
         apply_settings(&self.settings);
         self.await_addresses(&mut netlink)?;
+        // What the kernel makes up by a setting that was changed after the device came up was not there.
+        self.set_addresses(&mut netlink, false, &mut warnings)?;
         Ok(warnings)
     }
 

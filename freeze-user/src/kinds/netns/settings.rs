@@ -47,3 +47,15 @@ pub(super) fn apply_settings(settings: &[(String, String)]) {
         }
     }
 }
+
+/// Keeps the kernel from making up addresses for a while, as it does for each device that comes up: those that there were are
+/// set by hand. Ended by [`apply_settings`].
+pub(super) fn hush_addresses(settings: &[(String, String)]) {
+    const NONE: &str = "1";
+    let devices = settings
+        .iter()
+        .filter(|(path, _)| path.ends_with("/addr_gen_mode"));
+    for (path, _) in devices.filter(|(path, _)| !path.contains("/conf/all/")) {
+        let _ = std::fs::write(Path::new(SETTINGS).join(path), NONE);
+    }
+}
