@@ -9,7 +9,6 @@ pub use crate::observe::fds::{FdView, read_fd};
 pub use crate::observe::filestat::FileStat;
 use crate::observe::index::Index;
 pub use crate::observe::lasting::Lasting;
-use crate::observe::looks;
 use crate::observe::peers::{InetSocket, Nobodys, TcpTable, UnixSocket, unix_sockets};
 use crate::observe::procfile::{read_all, read_record};
 use crate::observe::sharing::{self, Sharing};
@@ -608,8 +607,9 @@ fn own_namespaces(dir: &str, p: &ProcessView) -> Vec<&'static str> {
 fn read_timers(dir: &str) -> Result<Vec<Timer>> {
     let path = format!("{dir}/timers");
     // Without CONFIG_CHECKPOINT_RESTORE there is no such file; `plan` refuses then.
-    let text = looks::string(&path).on("read", || path.clone())?;
-    timers::parse(&text).ok_or_else(|| malformed(&path))
+    // Never one that was kept: a program may well make a timer and delete it within the milliseconds between two looks.
+    let text = read_all(&path).on("read", || path.clone())?;
+    timers::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&path))
 }
 
 /// The link of the socket with this inode.
