@@ -465,6 +465,12 @@ impl Stopped {
             )
             .on("ptrace(PEEKSIGINFO)", || format!("thread {}", self.tid))?;
             if n == 0 {
+                // SIGSTOP, which nobody can block, is taken from the queue by a tape and given back at the end.
+                if self.withheld != 0 && !shared {
+                    let mut info = vec![0; 128];
+                    info[..4].copy_from_slice(&self.withheld.to_ne_bytes());
+                    out.push(Pending(info));
+                }
                 return Ok(out);
             }
             out.extend(buf[..n as usize].iter().map(|b| Pending(b.to_vec())));
