@@ -229,9 +229,9 @@ fn attempt(
     let mut copier = Copier::new(trackings, compare, trust.log);
     let shares = |p: &ProcessView| planned.view.sharing.get(&p.pid).map_or(0, |s| s.tables);
     // Who is ended gains nothing by a pause that is shorter than the whole.
-    let small = if request.kill { 4 * SMALL } else { SMALL };
+    let least = if request.kill { 4 * SMALL } else { SMALL };
     // Each mapping costs more to be tracked than 16 KiB to be copied; the pause may grow by some 3 ms for that.
-    let small = |p: &ProcessView| small + (p.vmas.len() as u64 * (16 << 10)).min(3 * SMALL);
+    let small = |p: &ProcessView| least + (p.vmas.len() as u64 * (16 << 10)).min(3 * SMALL);
     // Memory that several processes share is copied once.
     let own = |p: &&ProcessView| !p.is_dead() && shares(p) & libc::CLONE_VM as u64 == 0;
     for p in planned.view.processes.iter().filter(own) {

@@ -171,6 +171,46 @@ int main(void) {
     }
 }
 
+/// Whom [`halt`] stops.
+static RUNNING: AtomicI32 = AtomicI32::new(0);
+
+fn halt() {
+    let pid = Pid(RUNNING.load(Ordering::Relaxed));
+    kill(pid.nix(), Signal::SIGSTOP).expect("it is there");
+}
+
+/// SIGSTOP that waits at the cut meets whatever the process is made to do there, and is in the image all the same.
+#[test]
+fn a_stop_that_begins_amid_a_checkpoint_is_kept() {
+    let subject = c(r#"
+int main(void) {
+    int pid = OK(fork()), status;
+    if (!pid) for (;;) pause();
+    freeze_here();
+    OK(waitpid(pid, &status, WUNTRACED));
+    CHECK(WIFSTOPPED(status));
+    OK(kill(pid, SIGKILL));
+    OK(waitpid(pid, &status, 0));
+}
+"#);
+    for kill in [false, true] {
+        let mut running = Running::start(&subject, "halted");
+        let root = running.pid;
+        let child = running.pids().into_iter().find(|pid| *pid != root);
+        RUNNING.store(child.expect("a child").0, Ordering::Relaxed);
+        let image = running.dir().join("image");
+        let armed = fault::meddle("view", halt);
+        let done = checkpoint_now(&request(running.pid, image.clone(), kill), &mut Trackings::new());
+        drop(armed);
+        done.unwrap_or_else(|e| panic!("a checkpoint: {e}"));
+        if kill {
+            running.wait_gone();
+            restore_now(&image).unwrap_or_else(|e| panic!("a restore: {e}"));
+        }
+        running.verdict();
+    }
+}
+
 conformance!(
     exit_signals,
     c(r#"

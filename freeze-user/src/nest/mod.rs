@@ -262,6 +262,7 @@ impl Building {
         }
         crate::tracee::park_all(&mut threads)?;
         threads.iter_mut().try_for_each(Stopped::replay)?;
+        threads.iter_mut().try_for_each(|thread| thread.give_back(pid))?;
         if stopped_by != 0 {
             threads.remove(0).release_stopped(pid, stopped_by)?;
         }

@@ -2,8 +2,9 @@
 
 use super::raw::{get_regs, get_siginfo, set_mask, set_siginfo};
 use super::regs::Regs;
-use super::{Halt, Stopped, ptrace, stuck, wait, wait_asleep, wait_awake};
+use super::{Halt, Pending, Stopped, ptrace, stuck, wait, wait_asleep, wait_awake};
 use crate::error::{Context, Error, Result};
+use crate::ids::Pid;
 use crate::sys::deadline::Deadline;
 use nix::errno::Errno;
 use std::cell::Cell;
@@ -67,6 +68,43 @@ impl Stopped {
         ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(INTERRUPT)", e))?;
         self.resume_with(false, signal)?;
         wait(self.tid).map(drop)
+    }
+
+    /// The stop signal that a tape has taken from the queue, where nothing blocks it, and that is still to take effect; 0 for none.
+    /// A SIGCONT in the queue came later, or it would have been thrown away.
+    pub(super) fn due(&self) -> Result<i32> {
+        let ends = |p: Pending| p.0.starts_with(&libc::SIGCONT.to_ne_bytes());
+        let ended = || -> Result<bool> {
+            let all = [self.queued(true)?, self.queued(false)?];
+            Ok(all.into_iter().flatten().any(ends))
+        };
+        Ok(match self.withheld != 0 && !ended()? {
+            true => self.withheld,
+            false => 0,
+        })
+    }
+
+    /// The signals that wait for it (`shared` false) or for its whole process, in order.
+    pub fn pending(&self, shared: bool) -> Result<Vec<Pending>> {
+        let mut all = self.queued(shared)?;
+        let due = if shared { 0 } else { self.due()? };
+        if due != 0 {
+            let mut info = vec![0; 128];
+            info[..4].copy_from_slice(&due.to_ne_bytes());
+            all.push(Pending(info));
+        }
+        Ok(all)
+    }
+
+    /// Puts a stop signal that was met on a tape back into the queue of a parked thread of process `pid`: from an event stop
+    /// nothing is delivered when it is let go.
+    pub fn give_back(&mut self, pid: Pid) -> Result<()> {
+        let due = self.due()?;
+        self.withheld = 0;
+        match due {
+            0 => Ok(()),
+            signal => crate::sys::tgkill(pid, self.tid, signal).map_err(|e| self.lost("tgkill", e)),
+        }
     }
 
     /// Waits, once it runs, until the signal `end` arrives at an instruction pointer of `at`.

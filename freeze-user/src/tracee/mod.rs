@@ -441,8 +441,8 @@ impl Stopped {
         .map(drop)
     }
 
-    /// The signals queued for it (`shared` false) or for its whole process, in order.
-    pub fn pending(&self, shared: bool) -> Result<Vec<Pending>> {
+    /// The signals in its queue (`shared` false) or that of its whole process, in order.
+    fn queued(&self, shared: bool) -> Result<Vec<Pending>> {
         #[repr(C)]
         struct Args {
             off: u64,
@@ -465,12 +465,6 @@ impl Stopped {
             )
             .on("ptrace(PEEKSIGINFO)", || format!("thread {}", self.tid))?;
             if n == 0 {
-                // SIGSTOP, which nobody can block, is taken from the queue by a tape and given back at the end.
-                if self.withheld != 0 && !shared {
-                    let mut info = vec![0; 128];
-                    info[..4].copy_from_slice(&self.withheld.to_ne_bytes());
-                    out.push(Pending(info));
-                }
                 return Ok(out);
             }
             out.extend(buf[..n as usize].iter().map(|b| Pending(b.to_vec())));
@@ -776,7 +770,7 @@ impl Stopped {
 
     fn let_go(&mut self) -> Result<()> {
         self.settle()?;
-        ptrace(libc::PTRACE_DETACH, self.tid, 0, self.withheld as u64)
+        ptrace(libc::PTRACE_DETACH, self.tid, 0, self.due()? as u64)
             .map_err(|e| self.lost("ptrace(DETACH)", e))
             .map(drop)
     }

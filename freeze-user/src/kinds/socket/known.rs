@@ -7,9 +7,10 @@ use crate::sys::sockopt::{self, Options, SocketOption};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
-/// What changes without a call that sets it: room that grows with the traffic, how far a look ahead has come, and the
-/// name of a device.
-const LIVE: [(i32, i32); 5] = [
+/// What changes without a call that sets it: room that grows with the traffic, by which processor that comes, how far a look
+/// ahead has come, and the name of a device.
+const LIVE: [(i32, i32); 6] = [
+    (libc::SOL_SOCKET, libc::SO_INCOMING_CPU),
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
