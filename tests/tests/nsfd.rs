@@ -1,6 +1,16 @@
 //! Conformance of descriptors of namespaces: of freeze's own, of one that is lived in, of one that is only held open.
 
+use freeze_tests::cycle::{checkpoint_now, request};
+use freeze_tests::subject::Running;
 use freeze_tests::{c, conformance};
+use freeze_user::ids::Pid;
+use freeze_user::precopy::Trackings;
+use freeze_user::sys::fault;
+use nix::sys::signal::{Signal, kill};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
 
 conformance!(
     own_and_left,
@@ -203,3 +213,58 @@ int main(void) {
 }
 "#)
 );
+
+/// Whom [`send_away`] tells to go.
+static TRAVELLER: AtomicI32 = AtomicI32::new(0);
+
+/// Has a thread of the traveller go to another network, and waits until it is there.
+fn send_away() {
+    let pid = TRAVELLER.load(Ordering::Relaxed);
+    kill(Pid(pid).nix(), Signal::SIGUSR1).expect("it is there");
+    let network = |of: &Path| fs::read_link(of.join("ns/net")).ok();
+    let home = network(Path::new("/proc/self"));
+    let tasks = || fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let away = || {
+        tasks()
+            .flatten()
+            .any(|t| network(&t.path()).is_some_and(|n| Some(n) != home))
+    };
+    let began = Instant::now();
+    while !away() {
+        assert!(began.elapsed() < Duration::from_secs(20), "nobody goes");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A thread may go after everything was looked at, and be back before anybody looks again.
+#[test]
+fn who_goes_away_just_before_the_stop_is_noticed() {
+    let subject = c(r#"
+static volatile sig_atomic_t go;
+static void told(int n) { go = 1; }
+static void *worker(void *unused) {
+    while (!go) nap(1);
+    OK(unshare(CLONE_NEWNET));
+    while (!gone_ahead()) nap(1);
+    return 0;
+}
+int main(void) {
+    pthread_t thread;
+    signal(SIGUSR1, told);
+    pthread_create(&thread, 0, worker, 0);
+    freeze_here();
+    pthread_join(thread, 0);
+}
+"#);
+    let mut running = Running::start(&subject, "who_goes_away");
+    TRAVELLER.store(running.pid.0, Ordering::Relaxed);
+    let armed = fault::meddle("stop", send_away);
+    let done = checkpoint_now(
+        &request(running.pid, running.dir().join("image"), false),
+        &mut Trackings::new(),
+    );
+    drop(armed);
+    let said = done.expect_err("a thread is elsewhere").to_string();
+    assert!(said.contains("net namespace"), "{said}");
+    running.verdict();
+}

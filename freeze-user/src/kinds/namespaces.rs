@@ -45,7 +45,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 #[derive(Debug)]
 pub struct Namespaces;
@@ -142,23 +141,6 @@ impl ProcessKind for Namespaces {
     fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
         if p.stat.is_zombie() || view.foreign.is_empty() {
             return;
-        }
-        for thread in p.threads.iter().filter(|t| t.tid != p.pid) {
-            for kind in [Kind::Net, Kind::Mount, Kind::Ipc, Kind::Uts] {
-                let path = format!("/proc/{}/task/{}/ns/{}", p.pid, thread.tid, kind.name());
-                let inode = std::fs::metadata(&path).map(|m| m.ino()).ok();
-                if inode.is_some() && inode != p.namespaces.get(kind.name()).copied() {
-                    out.push(
-                        Blocker::of(
-                            p.pid,
-                            format!("thread {}", thread.tid),
-                            format!("its own {} namespace", kind.name()),
-                        )
-                        .why("threads of one process in different namespaces are not carried")
-                        .remedy("let the thread go back into that of its process"),
-                    );
-                }
-            }
         }
         let elsewhere = view.namespace(p, "pid") != view.namespace(p, "pid_for_children")
             || !p.namespaces.contains_key("pid_for_children");

@@ -33,7 +33,7 @@ pub struct ThreadView {
     pub tid: Pid,
     pub stat: Stat,
     pub status: Status,
-    /// Namespaces it has left its process for; looked for with [`Depth::Smaps`] only.
+    /// Namespaces it has left its process for; with [`Depth::Maps`] looked for where it may have gone since.
     pub own_namespaces: Vec<&'static str>,
 }
 
@@ -420,6 +420,17 @@ impl ProcessView {
                 Some(before) => before.lasting(),
                 None => Lasting::read(&dir)?,
             };
+            if before.is_some()
+                && roams(&p.status)
+                && let Some(kind) = left_for(&dir, &lasting.namespaces).first()
+            {
+                return Err(p
+                    .blocker("", format!("its {kind} namespace"))
+                    .passing()
+                    .why("it has just gone into it")
+                    .remedy("try again")
+                    .refuse());
+            }
             p.exe = lasting.exe;
             p.exe_is_32_bit = lasting.exe_is_32_bit;
             p.root = lasting.root;
@@ -566,12 +577,12 @@ fn read_threads(p: &ProcessView, depth: Depth, tids: &[Pid]) -> Result<Vec<Threa
             Ok((stat, _)) if stat.is_io_worker() => Ok(None),
             Ok((stat, status)) => Ok(Some(ThreadView {
                 tid: Pid(*tid),
+                own_namespaces: match depth {
+                    Depth::Maps if !roams(&status) => Vec::new(),
+                    _ => left_for(&dir, &p.namespaces),
+                },
                 stat,
                 status,
-                own_namespaces: match depth {
-                    Depth::Maps => Vec::new(),
-                    Depth::Smaps => own_namespaces(&dir, p),
-                },
             })),
             Err(Error::Kernel {
                 errno: Errno::ENOENT | Errno::ESRCH,
@@ -586,8 +597,14 @@ fn read_threads(p: &ProcessView, depth: Depth, tids: &[Pid]) -> Result<Vec<Threa
         .collect()
 }
 
-/// The kinds of namespace that a thread can leave alone.
-fn own_namespaces(dir: &str, p: &ProcessView) -> Vec<&'static str> {
+/// Whether a thread may go to other namespaces, and so be back before anybody looks again.
+fn roams(status: &Status) -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    status.cap_prm & CAP_SYS_ADMIN != 0
+}
+
+/// The kinds of namespace in which a thread is elsewhere than `home`, of those that it can leave alone.
+fn left_for(dir: &str, home: &BTreeMap<String, u64>) -> Vec<&'static str> {
     let mut out = vec!["net", "uts", "ipc", "mnt"];
     out.retain(|kind| {
         let now = std::fs::read_link(format!("{dir}/ns/{kind}")).ok();
@@ -599,7 +616,7 @@ fn own_namespaces(dir: &str, p: &ProcessView) -> Vec<&'static str> {
                 .parse()
                 .ok()
         });
-        inode.is_some_and(|i: u64| p.namespaces.get(*kind).is_some_and(|own| *own != i))
+        inode.is_some_and(|i: u64| home.get(*kind).is_some_and(|own| *own != i))
     });
     out
 }

@@ -42,12 +42,15 @@ impl Waits {
     /// Those of some threads.
     pub fn of(tids: impl Iterator<Item = Pid>) -> Waits {
         let mut by_cpu: BTreeMap<usize, Vec<(Pid, Schedule)>> = BTreeMap::new();
+        let mut out = BTreeMap::new();
         for tid in tids.filter(|tid| waits_for_a_time(*tid)) {
             if let (Some(cpu), Some(schedule)) = (cpu_of(tid), schedule(&format!("/proc/{tid}/sched"))) {
                 by_cpu.entry(cpu).or_default().push((tid, schedule));
+            } else {
+                // The kernel itself will have to be asked.
+                Peek::get();
             }
         }
-        let mut out = BTreeMap::new();
         if by_cpu.is_empty() {
             return Waits(out);
         }

@@ -39,10 +39,11 @@ pub(super) fn left(process: Pid, thread: &Stopped, regs: &Regs) -> Option<Durati
     if !regs.restarts_by_block() {
         return None;
     }
-    // Of one that was interrupted before, only the kernel knows when it began.
+    // Of one that was interrupted before, only the kernel knows when it began; of one that was not asleep yet a moment ago it
+    // need not be asked.
     let first_time = thread.regs().syscall() != Some(libc::SYS_restart_syscall) && !thread.asleep().is_zero();
     if !first_time
-        && let Some(left) = Peek::get().and_then(|peek| peek.left(process, thread.tid(), regs.syscall()?))
+        && let Some(left) = Peek::ready().and_then(|peek| peek.left(process, thread.tid(), regs.syscall()?))
     {
         return Some(left);
     }
