@@ -1,7 +1,6 @@
 //! Processes of more and more memory, checkpointed again and again while they write to some of it.
 
 use super::limits;
-use super::machine::memory_kib;
 use super::peer::{Done, Peer};
 use super::plot::Figure;
 use super::sample::{Goal, Row, Sample, Section};
@@ -78,11 +77,7 @@ pub(crate) fn size(
         asked.percent
     ));
     // The process, its images in memory, and as much again for a peer that copies while it reads.
-    let (wanted, free) = (mib * 5 / 2 + 512, memory_kib("MemAvailable") >> 10);
-    if wanted > free {
-        section.note(format!(
-            "Not measured: it takes {wanted} MiB of free memory, and there are {free}."
-        ));
+    if !section.has_room(mib * 5 / 2 + 512) {
         return Ok(section);
     }
     let interval = asked.every.as_secs_f64();

@@ -2,7 +2,6 @@
 //! waits for each answer.
 
 use super::Agent;
-use super::machine::memory_kib;
 use super::sample::{Goal, Row, Sample, Section};
 use super::small::{json, number, remove};
 use super::stage::{PATIENCE, Stage, ms, now};
@@ -20,6 +19,9 @@ const VALUE: u64 = 1000;
 /// How much a server that is asked as fast as it can answer holds, and one of which each answer is timed.
 const BUSY_MIB: u64 = 1024;
 const TIMED_MIB: u64 = 4096;
+
+/// How many times its memory a server takes with its images, which squashing doubles for a while.
+const IMAGES: u64 = 5;
 
 /// How often the throughput is measured without checkpoints, with one a second, and with twenty.
 const TURNS: usize = 3;
@@ -113,21 +115,10 @@ pub(crate) fn sections(stage: &mut Stage<'_>) -> Result<Vec<Section>> {
     Ok(vec![throughput(stage)?, answers(stage)?])
 }
 
-/// Notes if there is too little memory for a server and its images, which would have the kernel end one of them.
-fn is_too_large(mib: u64, section: &mut Section) -> bool {
-    let (wanted, free) = (mib * 5, memory_kib("MemAvailable") >> 10);
-    if wanted > free {
-        section.note(format!(
-            "Not measured: it takes {wanted} MiB of free memory, and there are {free}."
-        ));
-    }
-    wanted > free
-}
-
 fn throughput(stage: &mut Stage<'_>) -> Result<Section> {
     let mut section = Section::new(format!("redis, {BUSY_MIB} MiB, under redis-benchmark"));
     // Each of the watches leaves its checkpoints.
-    if is_too_large(BUSY_MIB * TURNS as u64, &mut section) {
+    if !section.has_room(BUSY_MIB * TURNS as u64 * IMAGES) {
         return Ok(section);
     }
     let server = Server::start(stage, BUSY_MIB)?;
@@ -163,7 +154,7 @@ fn throughput(stage: &mut Stage<'_>) -> Result<Section> {
 
 fn answers(stage: &mut Stage<'_>) -> Result<Section> {
     let mut section = Section::new(format!("redis, {TIMED_MIB} MiB, one client"));
-    if is_too_large(TIMED_MIB, &mut section) {
+    if !section.has_room(TIMED_MIB * IMAGES) {
         return Ok(section);
     }
     let server = Server::start(stage, TIMED_MIB)?;

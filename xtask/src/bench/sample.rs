@@ -1,5 +1,6 @@
 //! Numbers measured again and again, what they are compared with, and the tables they make.
 
+use super::machine::memory_kib;
 use serde_json::{Value, json};
 
 /// What was measured, sorted; there is at least one.
@@ -199,6 +200,17 @@ impl Section {
 
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
+    }
+
+    /// Whether so many MiB of memory are free, without which the kernel would end what is measured; noted if not.
+    pub(crate) fn has_room(&mut self, wanted: u64) -> bool {
+        let free = memory_kib("MemAvailable") >> 10;
+        if wanted > free {
+            self.note(format!(
+                "Not measured: it takes {wanted} MiB of free memory, and there are {free}."
+            ));
+        }
+        wanted <= free
     }
 
     /// As markdown, aligned so that it can be read as it is.

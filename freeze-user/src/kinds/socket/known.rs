@@ -63,8 +63,8 @@ impl Known {
             return sockopt::read(held, sets);
         };
         let same = |t: &Tuned| {
-            let pairs = t.sets.iter().zip(sets);
-            t.sets.len() == sets.len() && pairs.into_iter().all(|(a, b)| std::ptr::eq(*a, *b))
+            let mut pairs = t.sets.iter().zip(sets);
+            t.sets.len() == sets.len() && pairs.all(|(a, b)| std::ptr::eq(*a, *b))
         };
         let known = self.earlier.remove(&cookie).filter(same);
         let options = match known {
