@@ -234,7 +234,7 @@ fn attempt(
     let small = |p: &ProcessView| least + (p.vmas.len() as u64 * (16 << 10)).min(3 * SMALL);
     // Memory that several processes share is copied once.
     let own = |p: &&ProcessView| !p.is_dead() && shares(p) & libc::CLONE_VM as u64 == 0;
-    for p in planned.view.processes.iter().filter(own) {
+    for p in planned.view.each().filter(own) {
         if request.track || (p.status.anon_kib + p.status.swap_kib) << 10 > small(p) {
             copier.precopy(p, &mut draft)?;
         }

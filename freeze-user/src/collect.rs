@@ -64,7 +64,7 @@ pub fn collect(
         let access = fd.flags() & libc::O_ACCMODE;
         access != libc::O_RDONLY && fd.flags() & libc::O_PATH == 0
     };
-    let vmas = view.processes.iter().flat_map(|p| &p.vmas);
+    let vmas = view.each().flat_map(|p| &p.vmas);
     let mapped = vmas
         .filter(|v| v.shared && v.has(b"mw"))
         .map(|v| (makedev(v.dev.0.into(), v.dev.1.into()), v.inode));

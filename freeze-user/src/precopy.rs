@@ -544,10 +544,10 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     let view = ProcessView {
         speaker: by,
         vmas: read_vmas(by, Depth::Maps)?,
-        ..p.clone()
+        ..ProcessView::clone(p)
     };
     fault::point("tracker")?;
-    let mut process = StoppedProcess::new(view, vec![leader])?;
+    let mut process = StoppedProcess::new(view.into(), vec![leader])?;
     let (ran, at) = process.tape(|t| t.try_call("userfaultfd", libc::SYS_userfaultfd, &[uffd::FLAGS]))?;
     let Ok(number) = ran.result(at) else {
         process.release(|_| ())?;

@@ -83,7 +83,7 @@ pub(super) fn read_stat(pid: Pid) -> Option<Stat> {
 /// The user to whom a process belongs; `None` if its ids differ, or it is gone.
 pub(super) fn owner_of(pid: Pid) -> Option<u32> {
     let text = std::fs::read(format!("/proc/{pid}/status")).ok()?;
-    let status = Status::parse(&String::from_utf8_lossy(&text))?;
+    let status = Status::parse(&text)?;
     owner(&status)
 }
 

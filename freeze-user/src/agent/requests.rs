@@ -181,7 +181,7 @@ impl Engine {
 
     /// The group that has a process in common with a tree.
     fn overlap(&self, view: &View) -> Option<String> {
-        let mut watched: Vec<Pid> = view.processes.iter().map(|p| p.pid).collect();
+        let mut watched: Vec<Pid> = view.each().map(|p| p.pid).collect();
         // Its ancestors: a watched one among them has it already.
         let parents: BTreeMap<Pid, Pid> = parents().ok()?.into_iter().collect();
         let mut at = view.roots.first().copied();

@@ -341,7 +341,7 @@ pub(super) fn run_check(cli: &Cli, args: &CheckArgs) -> Done {
         &args.ends.ends(args.pid, args.kill),
     )?;
     let processes = plan.view.processes.len();
-    let threads: usize = plan.view.processes.iter().map(|p| p.threads.len()).sum();
+    let threads: usize = plan.view.each().map(|p| p.threads.len()).sum();
     match cli.json {
         true => line(&json!({ "pid": pid, "processes": processes, "threads": threads, "reasons": [] })),
         false => {

@@ -184,7 +184,6 @@ impl ProcessKind for Credentials {
         let first = usize::from(building.leader_ended.is_some());
         let signals = &record.parent_death_signals;
         let text = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
         let here = Status::parse(&text).unwrap_or_default().groups;
         let all = record;
         let tids: Vec<Pid> = (0..building.threads.len())

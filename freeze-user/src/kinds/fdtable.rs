@@ -54,7 +54,7 @@ impl ProcessKind for FdTable {
             .iter()
             .filter(|f| f.tree.number == 0 && f.link.starts_with(b"/"));
         looks::foresee_identities(here.map(|f| Path::new(OsStr::from_bytes(&f.link))));
-        let bound = view.processes.iter().any(|q| view.namespace(q, "user") != 0);
+        let bound = view.each().any(|q| view.namespace(q, "user") != 0);
         for fd in &p.fds {
             if bound && is_of_thread(&fd.link) {
                 out.push(

@@ -140,7 +140,7 @@ impl FdKind for IoUring {
             return Err(Error::Refused(out));
         }
         // Whoever can use it may have had buffers registered while written pages were looked for.
-        for p in from.view.processes.iter().filter(|p| users::shows_one(p)) {
+        for p in from.view.each().filter(|p| users::shows_one(p)) {
             from.pages.distrust(p.pid);
         }
         let held = from.process.fd(fd.fd)?;
@@ -320,7 +320,7 @@ fn obstacles(fd: &FdView, ring: &Ring, view: &View, out: &mut Vec<Blocker>) {
     if let Some(tid) = ring.submitter {
         let its = |p: &&ProcessView| p.threads.iter().any(|t| t.tid == tid && !t.stat.is_zombie());
         let holds = |p: &ProcessView| fds_like(fd, p).any(|f| same(fd, f));
-        if !view.processes.iter().find(its).is_some_and(holds) {
+        if !view.each().find(its).is_some_and(holds) {
             let why = format!("only thread {tid} may submit, which is none of a process that has it open");
             add(why, CLOSE);
         }
@@ -356,7 +356,7 @@ fn buffers_obstacle(fd: &FdView, ring: &Ring, view: &View) -> Option<String> {
     }
     // They are in the memory of whoever registered them.
     let holds = |p: &&ProcessView| !p.is_dead() && fds_like(fd, p).any(|f| same(fd, f));
-    if view.processes.iter().filter(holds).count() > 1 {
+    if view.each().filter(holds).count() > 1 {
         return Some("buffers are registered with it, and several processes have it open".into());
     }
     let own = view.get(fd.pid)?;
@@ -435,7 +435,7 @@ fn mappings(fd: &FdView, view: &View) -> Vec<Mapping> {
         })
         .collect::<Vec<_>>()
     };
-    view.processes.iter().flat_map(of).collect()
+    view.each().flat_map(of).collect()
 }
 
 /// The files that the set has open, by the kernel's own names for them.
@@ -446,10 +446,10 @@ struct Known {
 
 impl Known {
     fn of(view: &View) -> Known {
-        Known::of_some(&view.processes)
+        Known::of_some(view.each())
     }
 
-    fn of_some(processes: &[ProcessView]) -> Known {
+    fn of_some<'a>(processes: impl Iterator<Item = &'a ProcessView>) -> Known {
         let mut known = Known {
             files: Default::default(),
             eventfds: Default::default(),

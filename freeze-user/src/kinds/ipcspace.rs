@@ -38,7 +38,7 @@ pub struct Space {
 impl Space {
     /// That of a process of a set that stands still.
     pub fn of(view: &View, shared: &mut Shared, pid: Pid) -> Result<Space> {
-        let living = || view.processes.iter().filter(|p| !p.stat.is_zombie());
+        let living = || view.each().filter(|p| !p.stat.is_zombie());
         let inode = |p: Pid| view.get(p).and_then(|p| p.namespaces.get("ipc"));
         let first = living().find(|p| p.namespaces.get("ipc") == inode(pid));
         let here = view.get(pid).is_some_and(|p| view.namespace(p, "ipc") == 0);
@@ -48,7 +48,7 @@ impl Space {
             whole: shared.ipc_alone.entry(inode_of).or_default().clone(),
             inode: inode_of,
             first: first.is_some_and(|p| p.pid == pid),
-            pids: view.processes.iter().map(|p| p.pid.0).collect(),
+            pids: view.each().map(|p| p.pid.0).collect(),
         })
     }
 

@@ -112,8 +112,7 @@ fn continued(from: &mut Source<'_>) -> Result<Vec<Pid>> {
     let runs = |p: &&ProcessView| p.stat.ppid == pid.0 && !p.is_dead();
     let children: Vec<(Pid, i32)> = from
         .view
-        .processes
-        .iter()
+        .each()
         .filter(runs)
         .map(|p| (p.pid, p.status.ns_tgid.last().copied().unwrap_or(p.pid.0)))
         .collect();
@@ -225,7 +224,7 @@ pub fn membership(p: &ProcessView, view: &View) -> Membership {
 
 /// Records the processes that have ended and wait for their parents: of them there is kinship and nothing else.
 pub fn collect_zombies(view: &View, draft: &mut Draft) -> Result<()> {
-    for p in view.processes.iter().filter(|p| p.is_dead()) {
+    for p in view.each().filter(|p| p.is_dead()) {
         super::put_process::<Kinship>(p.pid, family(p, view), draft)?;
     }
     Ok(())

@@ -477,7 +477,7 @@ const fn fd<K: FdKind>() -> FdEntry {
                 record,
                 link,
             };
-            put(from.draft, K::TAG, K::VERSION, &frame)
+            put(from.draft, K::TAG, K::VERSION, frame)
         },
         load: |payload| {
             let frame: FileFrame<K::Record> = rmp_serde::from_slice(payload).map_err(|e| e.to_string())?;
@@ -665,13 +665,23 @@ pub fn peek<K: ProcessKind>(payload: &[u8]) -> std::result::Result<(Pid, K::Reco
 }
 
 fn put_process<K: ProcessKind>(pid: Pid, record: K::Record, draft: &mut Draft) -> Result<()> {
-    put(draft, K::TAG, K::VERSION, &ProcessFrame { pid, record })
+    put(draft, K::TAG, K::VERSION, ProcessFrame { pid, record })
 }
 
-fn put<T: Serialize>(draft: &mut Draft, tag: &'static str, version: u16, record: &T) -> Result<()> {
+/// Puts a record into the image, which encodes it once the process runs again.
+fn put<T: Serialize + 'static>(
+    draft: &mut Draft,
+    tag: &'static str,
+    version: u16,
+    record: T,
+) -> Result<()> {
+    draft.later(tag, version, Box::new(move || encode(tag, &record)))
+}
+
+fn encode<T: Serialize>(tag: &'static str, record: &T) -> Result<Vec<u8>> {
     let payload = rmp_serde::to_vec_named(record)
         .map_err(|e| Error::kernel(format!("encode: {e}"), tag, Errno::EINVAL))?;
-    draft.raw_record(tag, version, &payload)
+    Ok(payload)
 }
 
 /// The kind that claims a descriptor.

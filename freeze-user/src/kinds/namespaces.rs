@@ -152,18 +152,18 @@ impl ProcessKind for Namespaces {
             );
         }
         let net = view.namespace(p, "net");
-        let first = view.processes.iter().find(|q| view.namespace(q, "net") == net);
+        let first = view.each().find(|q| view.namespace(q, "net") == net);
         if net != 0 && first.is_some_and(|q| q.pid == p.pid) {
             network_verdict(p, view, out);
         }
         let ipc = view.namespace(p, "ipc");
-        let first = view.processes.iter().find(|q| view.namespace(q, "ipc") == ipc);
+        let first = view.each().find(|q| view.namespace(q, "ipc") == ipc);
         if ipc != 0 && first.is_some_and(|q| q.pid == p.pid) {
             ipc::verdict(p, view, out);
         }
         // Once for each tree, by the first process in it.
         let tree = view.namespace(p, "mnt");
-        let first = view.processes.iter().find(|q| view.namespace(q, "mnt") == tree);
+        let first = view.each().find(|q| view.namespace(q, "mnt") == tree);
         if tree != 0 && first.is_some_and(|q| q.pid == p.pid) {
             mounts::verdict(p, view, out);
         }
@@ -281,7 +281,7 @@ pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Re
                     _ => Vec::new(),
                 },
             };
-            put(draft, TAG, VERSION, &namespace)?;
+            put(draft, TAG, VERSION, namespace)?;
         }
     }
     Ok(())
@@ -313,7 +313,7 @@ fn open(view: &View, kind: Kind, inode: u64) -> Result<Option<Found>> {
     let mounted = || {
         let path = view.mounted(kind.name(), inode)?;
         // Whoever can see it will do.
-        let pid = view.processes.iter().find(|p| view.namespace(p, "mnt") != 0)?.pid;
+        let pid = view.each().find(|p| view.namespace(p, "mnt") != 0)?.pid;
         Some((pid, path))
     };
     let Some((pid, path)) = holder.map(|h| (h.pid, h.at().into())).or_else(mounted) else {
@@ -351,7 +351,7 @@ pub(super) fn left_verdict(socket: &FdView, view: &View, out: &mut Vec<Blocker>)
 /// Adds what speaks against carrying a namespace that the set only holds, by `holder`.
 pub(super) fn held_verdict(kind: Kind, inode: u64, holder: &Blocker, view: &View, out: &mut Vec<Blocker>) {
     let lived_in = |p: &ProcessView| p.namespaces.values().any(|i| *i == inode);
-    if view.processes.iter().any(lived_in) || is_kept(kind, inode, view) {
+    if view.each().any(lived_in) || is_kept(kind, inode, view) {
         return;
     }
     let Ok(Some(found)) = open(view, kind, inode) else {

@@ -105,7 +105,7 @@ fn mappings(fd: &FdView, view: &View) -> Vec<Mapping> {
         })
         .collect::<Vec<_>>()
     };
-    view.processes.iter().flat_map(of).collect()
+    view.each().flat_map(of).collect()
 }
 
 /// Whether anything was ever put into the rings: the kernel does not tell where in them it stands.

@@ -174,7 +174,7 @@ fn target(fd: &FdView) -> Option<Pid> {
 /// The process that has this thread besides its first.
 fn owner_of(tid: Pid, view: &View) -> Option<&ProcessView> {
     let has = |p: &&ProcessView| p.pid != tid && p.threads.iter().any(|t| t.tid == tid);
-    view.processes.iter().find(has)
+    view.each().find(has)
 }
 
 fn nobodys(fd: &FdView) -> Blocker {

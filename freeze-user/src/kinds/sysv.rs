@@ -211,8 +211,7 @@ pub fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
             }
         };
         let inside = view
-            .processes
-            .iter()
+            .each()
             .flat_map(|p| &p.vmas)
             .filter(|v| segment_of(v) == Some(id))
             .count() as u64;

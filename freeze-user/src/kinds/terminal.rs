@@ -263,8 +263,7 @@ impl FdKind for Terminal {
         let here = from.process.fd(fd.fd)?;
         let inside = |group: i32| {
             from.view
-                .processes
-                .iter()
+                .each()
                 .any(|p| p.stat.pgrp == group)
                 .then_some(Pid(group))
         };

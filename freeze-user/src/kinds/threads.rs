@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug)]
@@ -173,8 +174,8 @@ impl ProcessKind for Threads {
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let mut threads = Vec::new();
-        let views = from.process.view.threads.clone();
-        let by_tid: HashMap<Pid, &ThreadView> = views.iter().map(|t| (t.tid, t)).collect();
+        let view = Arc::clone(&from.process.view);
+        let by_tid: HashMap<Pid, &ThreadView> = view.threads.iter().map(|t| (t.tid, t)).collect();
         for n in 0..from.process.threads().len() {
             let (ran, (stack, address, slack, asked, rings)) = from.answers_of::<Threads>(n)?;
             let tid = from.process.threads()[n].tid();
@@ -315,7 +316,10 @@ impl ProcessKind for Threads {
 /// are tiles (AMX) that nobody uses. The header, which says what is in use, always does.
 fn used(xstate: &[u8]) -> &[u8] {
     const HEADER_END: usize = 576;
-    let last = xstate.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
+    const BLOCK: usize = 64;
+    let zeros = xstate.rchunks(BLOCK).take_while(|block| *block == &[0; BLOCK][..block.len()]);
+    let rest = &xstate[..xstate.len().saturating_sub(zeros.count() * BLOCK)];
+    let last = rest.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
     &xstate[..last.max(HEADER_END).min(xstate.len())]
 }
 

@@ -68,7 +68,7 @@ impl ProcessKind for Timers {
         let beside = |o: &&ProcessView| view.namespace(o, "pid") == view.namespace(p, "pid");
         let others: Vec<&ProcessView> = match p.timers.is_empty() {
             true => Vec::new(),
-            false => view.processes.iter().filter(beside).collect(),
+            false => view.each().filter(beside).collect(),
         };
         for t in &p.timers {
             // Negative clocks are CPU clocks of a process or thread, by its id; 0 stands for the caller.

@@ -348,7 +348,7 @@ fn outer_tids(pid: Pid, known: &[Stopped]) -> Result<HashMap<i32, Pid>> {
             continue;
         };
         let text = std::fs::read(entry.path().join("status")).unwrap_or_default();
-        let status = crate::proc::status::Status::parse(&String::from_utf8_lossy(&text));
+        let status = crate::proc::status::Status::parse(&text);
         if let Some(inner) = status.and_then(|s| s.ns_pid.last().copied()) {
             out.insert(inner, Pid(tid));
         }

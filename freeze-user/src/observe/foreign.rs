@@ -8,6 +8,7 @@ use crate::sys::ns;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 impl View {
     /// Numbers the namespaces of the set that are not freeze's, in the order in which they are met.
@@ -15,7 +16,7 @@ impl View {
         let own = read_namespaces("/proc/thread-self")?;
         for suffix in ["", "_for_children"] {
             for p in &self.processes {
-                for (name, inode) in &p.namespaces {
+                for (name, inode) in p.namespaces.iter() {
                     let (kind, for_children) = match name.strip_suffix("_for_children") {
                         Some(kind) => (kind, "_for_children"),
                         None => (name.as_str(), ""),
@@ -61,7 +62,7 @@ impl View {
     pub(super) fn look_at_trees(&mut self) -> Result<()> {
         self.number_namespaces()?;
         let namespaces = |p: &ProcessView| p.namespaces.get("mnt").map(|inode| (p.pid, *inode));
-        self.trees = Trees::look(self.processes.iter().filter_map(namespaces))?;
+        self.trees = Trees::look(self.each().filter_map(namespaces))?;
         if self.trees.is_empty() {
             return Ok(());
         }
@@ -70,7 +71,7 @@ impl View {
         self.number_held(bound)?;
         for i in 0..self.processes.len() {
             let number = self.namespace(&self.processes[i], "mnt");
-            let p = &mut self.processes[i];
+            let p = Arc::make_mut(&mut self.processes[i]);
             for fd in &mut p.fds {
                 fd.tree = self.trees.of_mount(fd.info.mnt_id);
                 if let Some((tree, path)) = self.trees.adopt(number, fd.info.mnt_id, &fd.link, &fd.stat) {
@@ -111,7 +112,7 @@ impl View {
     /// Finds the network namespaces that the sockets of the set are of; those that an earlier look knows are not asked
     /// again. One that only a socket is left of is numbered with the others.
     pub(super) fn look_at_networks(&mut self, before: Option<&View>) -> Result<()> {
-        for p in &mut self.processes {
+        for p in self.each_mut() {
             let known = before.and_then(|v| v.get(p.pid)).map_or(&[][..], |b| &b.fds);
             for fd in p.fds.iter_mut().filter(|fd| fd.is_socket()) {
                 let same = known.binary_search_by_key(&fd.fd, |k| k.fd).map(|i| &known[i]);

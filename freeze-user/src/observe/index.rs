@@ -79,7 +79,7 @@ impl View {
                 Some(start)
             })
             .collect();
-        let end = self.processes.iter().map(|p| p.fds.len()).sum::<usize>();
+        let end = self.each().map(|p| p.fds.len()).sum::<usize>();
         places.into_iter().flatten().filter_map(move |&n| {
             if n >= end {
                 return self.in_transit.get(n - end);

@@ -5,6 +5,7 @@ use super::view::{LinkView, read_link};
 use crate::error::{Context, Result};
 use crate::ids::Pid;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What of a process is [lasting](crate::observe::view::ProcessView::lasting).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +13,7 @@ pub struct Lasting {
     pub(super) exe: LinkView,
     pub(super) exe_is_32_bit: bool,
     pub(super) root: LinkView,
-    pub(super) namespaces: BTreeMap<String, u64>,
+    pub(super) namespaces: Arc<BTreeMap<String, u64>>,
 }
 
 impl Lasting {
@@ -26,7 +27,7 @@ impl Lasting {
             exe: read_link(dir, "exe")?,
             exe_is_32_bit: is_32_bit(dir)?,
             root: read_link(dir, "root")?,
-            namespaces: read_namespaces(dir)?,
+            namespaces: read_namespaces(dir)?.into(),
         })
     }
 

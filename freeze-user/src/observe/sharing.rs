@@ -27,14 +27,14 @@ pub struct Sharing {
 /// Finds what is shared within a set.
 ///
 /// Sharing begins with a process's birth: what was born before an earlier look, and shared nothing then, is passed over.
-pub fn find(processes: &[ProcessView], before: Option<&View>) -> BTreeMap<Pid, Sharing> {
+pub fn find(view: &View, before: Option<&View>) -> BTreeMap<Pid, Sharing> {
     let alone = |p: &ProcessView| {
         let known = before.and_then(|b| Some((b, b.get(p.pid)?)));
         known.is_some_and(|(b, old)| {
             old.stat.start_time == p.stat.start_time && !b.sharing.contains_key(&p.pid)
         })
     };
-    let live: Vec<&ProcessView> = processes.iter().filter(|p| !p.is_dead()).collect();
+    let live: Vec<&ProcessView> = view.each().filter(|p| !p.is_dead()).collect();
     let mut out: BTreeMap<Pid, Sharing> = BTreeMap::new();
     if live.len() < 2 || live.iter().all(|p| alone(p)) {
         return out;
@@ -125,7 +125,11 @@ mod tests {
         let _ = child.kill();
         let groups = same(&[&own, &other], Kcmp::Files);
         assert_eq!(groups[&other.pid], other.pid);
-        assert!(find(&[own, other], None).is_empty());
+        let view = View {
+            processes: vec![own.into(), other.into()],
+            ..View::default()
+        };
+        assert!(find(&view, None).is_empty());
         let _ = child.wait();
     }
 }

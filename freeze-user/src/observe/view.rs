@@ -26,6 +26,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 /// One thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ pub struct ProcessView {
     pub cwd: LinkView,
     pub root: LinkView,
     /// Namespace kind (`pid`, `mnt` …) to its inode number.
-    pub namespaces: BTreeMap<String, u64>,
+    pub namespaces: Arc<BTreeMap<String, u64>>,
     pub timers: Vec<Timer>,
     pub cmdline: Vec<u8>,
     /// Whether its executable is an ELF file of class 32.
@@ -120,7 +121,7 @@ pub struct Holder {
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// Parents before their children; the first is a root.
-    pub processes: Vec<ProcessView>,
+    pub processes: Vec<Arc<ProcessView>>,
     /// Pids of processes that were asked for; the rest descends from them.
     pub roots: Vec<Pid>,
     /// Holders outside the set of the pipes and sockets held inside, and of the sockets these are joined to, by link
@@ -207,13 +208,13 @@ impl View {
         for &pid in &set {
             let tids = threads.remove(&pid).unwrap_or_default();
             match ProcessView::read_after(pid, depth, trusted.and_then(|v| v.get(pid)), tids) {
-                Ok(p) => view.processes.push(p),
+                Ok(p) => view.processes.push(Arc::new(p)),
                 // A descendant may end while we look; a root that is not there is what the user must hear.
                 Err(Error::Died { .. }) if !roots.contains(&pid) => {}
                 Err(e) => return Err(e),
             }
         }
-        view.sharing = sharing::find(&view.processes, before);
+        view.sharing = sharing::find(&view, before);
         view.look_at_trees()?;
         view.look_at_networks(before)?;
         laps::lap("look at /proc");
@@ -228,12 +229,22 @@ impl View {
 
     /// The process `pid` of the set.
     pub fn get(&self, pid: Pid) -> Option<&ProcessView> {
-        self.processes.iter().find(|p| p.pid == pid)
+        self.each().find(|p| p.pid == pid)
+    }
+
+    /// Its processes.
+    pub fn each(&self) -> impl Iterator<Item = &ProcessView> {
+        self.processes.iter().map(Arc::as_ref)
+    }
+
+    /// Its processes, to be changed as long as nobody else has them.
+    pub fn each_mut(&mut self) -> impl Iterator<Item = &mut ProcessView> {
+        self.processes.iter_mut().map(Arc::make_mut)
     }
 
     /// Every fd of every process, and those in transit between them.
     pub fn fds(&self) -> impl Iterator<Item = &FdView> {
-        self.processes.iter().flat_map(|p| &p.fds).chain(&self.in_transit)
+        self.each().flat_map(|p| &p.fds).chain(&self.in_transit)
     }
 
     /// Takes in descriptions that were found in queues, with what they are joined to.
@@ -386,7 +397,7 @@ impl ProcessView {
             exe: LinkView::default(),
             cwd: LinkView::default(),
             root: LinkView::default(),
-            namespaces: BTreeMap::new(),
+            namespaces: Arc::default(),
             timers: Vec::new(),
             cmdline: Vec::new(),
             exe_is_32_bit: false,
@@ -523,9 +534,8 @@ fn read_stat(dir: &str) -> Result<Stat> {
 
 fn read_status(dir: &str) -> Result<Status> {
     let path = format!("{dir}/status");
-    // The name of a process may hold any byte; the rest is ASCII.
     let text = read_record(&path).on("read", || path.clone())?;
-    Status::parse(&String::from_utf8_lossy(&text)).ok_or_else(|| malformed(&path))
+    Status::parse(&text).ok_or_else(|| malformed(&path))
 }
 
 pub(super) fn read_link(dir: &str, name: &str) -> Result<LinkView> {

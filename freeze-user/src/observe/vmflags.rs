@@ -9,10 +9,10 @@ use super::procfile::read_all;
 use super::view::malformed;
 use crate::error::{Context, Result};
 use crate::ids::{PAGE, Pid, TASK_SIZE};
-use crate::proc::maps::{self, Vma};
+use crate::proc::maps::{self, Letters, Vma};
 use crate::sys::bpf::VmaIterator;
 use nix::errno::Errno;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// From here on smaps takes longer than to prepare the iterator, which takes some milliseconds once.
@@ -22,7 +22,7 @@ const MANY_PAGES: u64 = (32 << 20) / PAGE;
 /// What smaps says of a vma beside what maps does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Meaning {
-    letters: BTreeSet<[u8; 2]>,
+    letters: Letters,
     key: u8,
 }
 

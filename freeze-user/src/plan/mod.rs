@@ -5,6 +5,8 @@ use crate::ids::Pid;
 use crate::kinds::kinship::Kinship;
 use crate::kinds::{PROCESS_KINDS, ProcessKind};
 use crate::observe::view::{ProcessView, View};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A set of processes that can be checkpointed as far as can be told from outside.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub struct Host {
     pub own_pid: Pid,
     /// The agent, if another process than this one: it cannot be part of a checkpoint.
     pub agent: Option<Pid>,
-    pub namespaces: std::collections::BTreeMap<String, u64>,
+    pub namespaces: Arc<BTreeMap<String, u64>>,
 }
 
 impl Host {

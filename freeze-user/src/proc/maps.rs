@@ -2,6 +2,10 @@
 
 use crate::ids::Range;
 use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The two-letter `VmFlags` of smaps. Most vmas have one of a few sets, which they share: a pause copies them often.
+pub type Letters = Arc<BTreeSet<[u8; 2]>>;
 
 /// One vma as `/proc/PID/maps` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,8 +22,8 @@ pub struct Vma {
     pub inode: u64,
     /// The last column: a path (with the kernel's escapes undone), `[heap]`, or empty.
     pub name: Vec<u8>,
-    /// The two-letter `VmFlags` of smaps; empty if only maps was read.
-    pub flags: BTreeSet<[u8; 2]>,
+    /// Empty if only maps was read.
+    pub flags: Letters,
     /// Bytes per page of its page table (`KernelPageSize` of smaps); 0 if only maps was read.
     pub page: u64,
     /// `ProtectionKey` of smaps; 0 where there is none.
@@ -74,10 +78,8 @@ pub fn parse_smaps(text: &[u8]) -> Option<Vec<Vma>> {
             out.push(parse_line(line)?);
         } else if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             let last = out.last_mut()?;
-            last.flags = flags
-                .split(|&b| b == b' ')
-                .filter_map(|w| <[u8; 2]>::try_from(w).ok())
-                .collect();
+            let letters = flags.split(|&b| b == b' ');
+            last.flags = Arc::new(letters.filter_map(|w| w.try_into().ok()).collect());
         } else if let Some(size) = line.strip_prefix(b"KernelPageSize:") {
             out.last_mut()?.page = number(size)? << 10;
         } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
@@ -140,7 +142,7 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
         ),
         inode: inode.parse().ok()?,
         name: unescape(&line[at..]),
-        flags: BTreeSet::new(),
+        flags: Letters::default(),
         page: 0,
         key: 0,
     })

@@ -46,44 +46,49 @@ impl Status {
     }
 
     /// Parses the whole file; unknown lines are passed over.
-    pub fn parse(text: &str) -> Option<Status> {
+    ///
+    /// By bytes, since the name of a process need not be text.
+    pub fn parse(text: impl AsRef<[u8]>) -> Option<Status> {
         let mut s = Status::default();
         let mut seen_tgid = false;
-        for line in text.lines() {
-            let Some((key, value)) = line.split_once(':') else {
+        for line in text.as_ref().split(|b| *b == b'\n') {
+            let Some(at) = line.iter().position(|b| *b == b':') else {
+                continue;
+            };
+            let Ok(value) = std::str::from_utf8(&line[at + 1..]) else {
                 continue;
             };
             let value = value.trim();
-            match key {
-                "Umask" => s.umask = Some(u32::from_str_radix(value, 8).ok()?),
-                "Tgid" => {
+            match &line[..at] {
+                b"Umask" => s.umask = Some(u32::from_str_radix(value, 8).ok()?),
+                b"Tgid" => {
                     s.tgid = value.parse().ok()?;
                     seen_tgid = true;
                 }
-                "TracerPid" => s.tracer = value.parse().ok()?,
-                "Uid" => s.uid = four(value)?,
-                "Gid" => s.gid = four(value)?,
-                "Groups" => s.groups = list(value)?,
-                "NStgid" => s.ns_tgid = list(value)?,
-                "NSpid" => s.ns_pid = list(value)?,
-                "NSpgid" => s.ns_pgid = list(value)?,
-                "NSsid" => s.ns_sid = list(value)?,
-                "RssAnon" => s.anon_kib = kib(value)?,
-                "VmSwap" => s.swap_kib = kib(value)?,
-                "Threads" => s.threads = value.parse().ok()?,
-                "ShdPnd" => s.shd_pnd = hex(value)?,
-                "SigPnd" => s.sig_pnd = hex(value)?,
-                "SigBlk" => s.sig_blk = hex(value)?,
-                "SigIgn" => s.sig_ign = hex(value)?,
-                "SigCgt" => s.sig_cgt = hex(value)?,
-                "CapInh" => s.cap_inh = hex(value)?,
-                "CapPrm" => s.cap_prm = hex(value)?,
-                "CapEff" => s.cap_eff = hex(value)?,
-                "CapBnd" => s.cap_bnd = hex(value)?,
-                "CapAmb" => s.cap_amb = hex(value)?,
-                "NoNewPrivs" => s.no_new_privs = value == "1",
-                "Seccomp" => s.seccomp = value.parse().ok()?,
-                "x86_Thread_features" => s.thread_features = value.to_owned(),
+                b"TracerPid" => s.tracer = value.parse().ok()?,
+                b"Uid" => s.uid = four(value)?,
+                b"Gid" => s.gid = four(value)?,
+                b"Groups" => s.groups = list(value)?,
+                b"NStgid" => s.ns_tgid = list(value)?,
+                b"NSpid" => s.ns_pid = list(value)?,
+                b"NSpgid" => s.ns_pgid = list(value)?,
+                b"NSsid" => s.ns_sid = list(value)?,
+                b"RssAnon" => s.anon_kib = kib(value)?,
+                b"VmSwap" => s.swap_kib = kib(value)?,
+                b"Threads" => s.threads = value.parse().ok()?,
+                b"ShdPnd" => s.shd_pnd = hex(value)?,
+                b"SigPnd" => s.sig_pnd = hex(value)?,
+                b"SigBlk" => s.sig_blk = hex(value)?,
+                b"SigIgn" => s.sig_ign = hex(value)?,
+                b"SigCgt" => s.sig_cgt = hex(value)?,
+                b"CapInh" => s.cap_inh = hex(value)?,
+                b"CapPrm" => s.cap_prm = hex(value)?,
+                b"CapEff" => s.cap_eff = hex(value)?,
+                b"CapBnd" => s.cap_bnd = hex(value)?,
+                b"CapAmb" => s.cap_amb = hex(value)?,
+                b"NoNewPrivs" => s.no_new_privs = value == "1",
+                b"Seccomp" => s.seccomp = value.parse().ok()?,
+                b"x86_Thread_features" => s.thread_features = value.to_owned(),
                 _ => {}
             }
         }

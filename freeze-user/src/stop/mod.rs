@@ -20,6 +20,7 @@ use crate::sys::{self, fault, laps, limit, pagemap};
 use crate::tracee::process::StoppedProcess;
 use crate::tracee::{Halting, Seized, Stopped};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use waits::Waits;
 
@@ -113,7 +114,7 @@ fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
 fn rehearse(planned: &View, host: &Host) {
     const LARGE: usize = 100;
     let size = |p: &ProcessView| p.fds.len() + p.threads.len();
-    if planned.processes.iter().map(size).sum::<usize>() < LARGE {
+    if planned.each().map(size).sum::<usize>() < LARGE {
         // What comes of it does not matter.
         let _ = tasks(&planned.roots)
             .and_then(|all| View::read_after(&planned.roots, Depth::Maps, Some(planned), true, all))
@@ -133,7 +134,7 @@ fn gather(
     since: &mut Option<Instant>,
 ) -> Result<Option<Gathered>> {
     let roots = planned.view.roots.clone();
-    let seen = planned.view.processes.iter().flat_map(|p| &p.threads);
+    let seen = planned.view.each().flat_map(|p| &p.threads);
     let own: BTreeSet<Pid> = seen.map(|t| t.tid).collect();
     let Some(standing) = halt_all(&roots, waits, &own, stopped, since)? else {
         return Ok(None);
@@ -141,13 +142,12 @@ fn gather(
     laps::lap("look for more");
     let mut view = View::read_after(&roots, Depth::Maps, Some(&planned.view), trust, standing)?;
     laps::lap("look at /proc");
-    for p in &mut view.processes {
+    for p in view.each_mut() {
         p.threads.retain(|t| !t.stat.is_zombie());
     }
     let halted = |p: &ProcessView| stopped.get(&p.pid).map_or(0, Vec::len);
     if view
-        .processes
-        .iter()
+        .each()
         .any(|p| !p.is_dead() && halted(p) != p.threads.len())
     {
         return Ok(None);
@@ -158,7 +158,7 @@ fn gather(
         threads.iter().any(|t| t.group_stop() != 0)
     };
     let doomed = |p: &ProcessView| p.threads.iter().any(|t| t.status.is_doomed()) && !held(p);
-    if view.processes.iter().any(|p| !p.is_dead() && doomed(p)) {
+    if view.each().any(|p| !p.is_dead() && doomed(p)) {
         return Ok(None);
     }
     let trusted = fill_flags(&mut view, &planned.view, trust)?;
@@ -176,7 +176,7 @@ fn gather(
             let of = p.threads.iter().find(|t| t.tid == thread.tid());
             smooth_thread(thread, of.map(|t| &t.status), waits)?;
         }
-        processes.push(StoppedProcess::new(p.clone(), threads)?);
+        processes.push(StoppedProcess::new(Arc::clone(p), threads)?);
         fault::point("smooth")?;
     }
     laps::lap("smooth");
@@ -186,7 +186,7 @@ fn gather(
 /// Gives the vmas of a stopped set their VmFlags: those of `before` if they are trusted, or read anew.
 fn fill_flags(view: &mut View, before: &View, trust: bool) -> Result<Vec<Trusted>> {
     let mut trusted = Vec::new();
-    for p in view.processes.iter_mut().filter(|p| !p.is_dead()) {
+    for p in view.each_mut().filter(|p| !p.is_dead()) {
         let known = before.get(p.pid);
         let known = known.filter(|b| trust && b.stat.start_time == p.stat.start_time);
         let same = known.is_some_and(|b| take_flags(&mut p.vmas, &b.vmas));
@@ -426,7 +426,7 @@ fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
 /// The same for a thread of which nothing is known but that it stands still; 32-bit code is left as it is.
 fn smooth_alone(thread: &mut Stopped, waits: &Waits) {
     let text = read_record(&format!("/proc/{}/status", thread.tid())).unwrap_or_default();
-    let status = Status::parse(&String::from_utf8_lossy(&text));
+    let status = Status::parse(&text);
     let _ = smooth_thread(thread, status.as_ref(), waits);
 }
 

@@ -84,10 +84,30 @@ pub struct Draft {
     parent: Option<Opened>,
     spaces: BTreeMap<SpaceId, Layer>,
     records: Option<FrameWriter>,
+    /// Records that are still to be encoded.
+    later: Vec<Later>,
     pages: Option<PageWriter>,
     committed: bool,
     /// Tells `sweep` that the writer lives.
     _lock: Flock<File>,
+}
+
+/// Encodes a record.
+pub(crate) type Payload = Box<dyn FnOnce() -> Result<Vec<u8>>>;
+
+/// How many records may wait to be encoded; what is in them, such as the contents of pipes, is held in memory.
+const LATER: usize = 256;
+
+struct Later {
+    tag: &'static str,
+    version: u16,
+    payload: Payload,
+}
+
+impl fmt::Debug for Later {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.tag, self.version)
+    }
 }
 
 /// Proof that a checkpoint is on disk, whole and durable.
@@ -210,6 +230,7 @@ impl Draft {
             parent: parent.cloned(),
             spaces: BTreeMap::new(),
             records: None,
+            later: Vec::with_capacity(LATER),
             pages: None,
             committed: false,
             _lock: lock,
@@ -243,7 +264,34 @@ impl Draft {
         self.append(|records| records.raw(tag, version, payload))
     }
 
+    /// Appends a record whose payload is made when there is time: at the commit, or when too many of them wait.
+    pub(crate) fn later(&mut self, tag: &'static str, version: u16, payload: Payload) -> Result<()> {
+        if self.later.len() == LATER {
+            self.encode()?;
+        }
+        self.later.push(Later {
+            tag,
+            version,
+            payload,
+        });
+        Ok(())
+    }
+
+    /// Appends what waits to be encoded.
+    fn encode(&mut self) -> Result<()> {
+        for later in std::mem::take(&mut self.later) {
+            let payload = (later.payload)()?;
+            self.write(|records| records.raw(later.tag, later.version, &payload))?;
+        }
+        Ok(())
+    }
+
     fn append(&mut self, write: impl FnOnce(&mut FrameWriter) -> Result<()>) -> Result<()> {
+        self.encode()?;
+        self.write(write)
+    }
+
+    fn write(&mut self, write: impl FnOnce(&mut FrameWriter) -> Result<()>) -> Result<()> {
         let object = || self.place.now().display().to_string();
         let mut records = self.records.take().ok_or(Errno::EBADF).on("write", object)?;
         // Half a frame may be in the file now: without the writer there is no commit.
@@ -418,6 +466,7 @@ impl Draft {
     /// Makes it a checkpoint: when this returns it is whole, durable and can be found.
     pub fn commit(mut self, about: About) -> Result<Committed> {
         fault::point("commit")?;
+        self.encode()?;
         let mut manifest = Manifest::new(self.id, self.created_ms);
         manifest.about = about;
         manifest.parent = match &self.parent {

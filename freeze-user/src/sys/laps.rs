@@ -25,16 +25,25 @@ pub fn lap(part: &'static str) {
         let now = Instant::now();
         let took = (now - *last).as_nanos() as u64;
         *last = now;
-        match parts.iter_mut().find(|(name, _)| *name == part) {
-            Some((_, sum)) => *sum += took,
-            None => parts.push((part, took)),
+        // The same part again and again, as with descriptors; others are summed up when it is over.
+        match parts.last_mut() {
+            Some((name, sum)) if std::ptr::eq(*name, part) => *sum += took,
+            _ => parts.push((part, took)),
         }
     });
 }
 
 /// The pause is over.
 pub fn end() -> Parts {
-    LAPS.take().map(|(_, parts)| parts).unwrap_or_default()
+    let (_, noted) = LAPS.take().unwrap_or((Instant::now(), Parts::new()));
+    let mut parts = Parts::new();
+    for (part, took) in noted {
+        match parts.iter_mut().find(|(name, _)| *name == part) {
+            Some((_, sum)) => *sum += took,
+            None => parts.push((part, took)),
+        }
+    }
+    parts
 }
 
 #[cfg(test)]

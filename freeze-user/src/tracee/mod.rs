@@ -164,7 +164,7 @@ pub fn reap(mut tids: Vec<Pid>) {
 /// Whether the calling thread traces this one.
 fn is_traced_here(tid: Pid) -> bool {
     let text = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
-    let status = crate::proc::status::Status::parse(&String::from_utf8_lossy(&text));
+    let status = crate::proc::status::Status::parse(&text);
     status.is_some_and(|s| s.tracer == nix::unistd::gettid().as_raw())
 }
 

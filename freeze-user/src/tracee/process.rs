@@ -9,6 +9,7 @@ use crate::observe::view::ProcessView;
 use crate::sys;
 use crate::sys::wire::{self, Held};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 /// How many pages of calls and data a scratch mapping has for a checkpoint.
 const SCRATCH_PAGES: u64 = 16;
@@ -41,6 +42,12 @@ struct Answered {
 #[derive(Debug)]
 pub struct Answers {
     answered: Vec<Answered>,
+    whose: Whose,
+}
+
+/// Of whom answers are.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Whose {
     /// Who answered, by id and start time.
     threads: Vec<(Pid, u64)>,
     /// What was mapped then: the policy of a mapping comes and goes with it.
@@ -53,7 +60,7 @@ type Mapped = (Range, (u32, u32), u64);
 /// A process whose threads all stand still. Dropping it removes the scratch mapping and lets every thread go on as found.
 #[derive(Debug)]
 pub struct StoppedProcess {
-    pub view: ProcessView,
+    pub view: Arc<ProcessView>,
     /// The leader first, if it has not ended.
     threads: Vec<Stopped>,
     scratch: Option<Scratch>,
@@ -63,6 +70,8 @@ pub struct StoppedProcess {
     lanes: Vec<Scratch>,
     /// By thread, once they were asked.
     answered: Vec<Answered>,
+    /// Whose answers they are.
+    whose: Whose,
     /// Whether the answers may be others at the next stop, whatever the process does meanwhile.
     passing: bool,
     /// Tapes with questions, under way.
@@ -106,7 +115,7 @@ fn put<'a>(
 
 impl StoppedProcess {
     /// Takes charge of a process whose live threads are `threads`, as `view` was read while they stood still.
-    pub fn new(view: ProcessView, threads: Vec<Stopped>) -> Result<StoppedProcess> {
+    pub fn new(view: Arc<ProcessView>, threads: Vec<Stopped>) -> Result<StoppedProcess> {
         let pid = view.pid;
         let pidfd = sys::pidfd_open(pid).on("pidfd_open", || format!("pid {pid}"))?;
         let speaker = match view.speaker {
@@ -120,6 +129,7 @@ impl StoppedProcess {
             played: 0,
             lanes: Vec::new(),
             answered: Vec::new(),
+            whose: Whose::default(),
             passing: false,
             asking: Vec::new(),
             pidfd,
@@ -242,6 +252,7 @@ impl StoppedProcess {
             };
             self.asking.push((started, answered));
         }
+        self.whose = self.whose();
         Ok(())
     }
 
@@ -249,11 +260,10 @@ impl StoppedProcess {
     /// changed it. Refused, and nothing done, if others would be asked or other questions.
     pub fn recall(&mut self, earlier: Answers, questions: &[Question]) -> bool {
         let asked = |(n, a): (usize, &Answered)| put(questions, n, &a.lane, &self.view).0.calls() == a.calls;
-        let same = earlier.threads == self.by_start() && earlier.mapped == self.mapped();
-        if !same || !earlier.answered.iter().enumerate().all(asked) {
+        if earlier.whose != self.whose() || !earlier.answered.iter().enumerate().all(asked) {
             return false;
         }
-        self.answered = earlier.answered;
+        (self.answered, self.whose) = (earlier.answered, earlier.whose);
         true
     }
 
@@ -262,18 +272,17 @@ impl StoppedProcess {
         self.passing = true;
     }
 
-    fn mapped(&self) -> Vec<Mapped> {
-        let all = self.view.vmas.iter();
-        all.map(|v| (v.range(), v.dev, v.inode)).collect()
-    }
-
-    fn by_start(&self) -> Vec<(Pid, u64)> {
+    fn whose(&self) -> Whose {
         let start = |tid: Pid| {
             let views = &self.view.threads;
             let known = views.binary_search_by_key(&tid, |t| t.tid).map(|n| &views[n]);
             known.map_or(0, |t| t.stat.start_time)
         };
-        self.threads.iter().map(|t| (t.tid(), start(t.tid()))).collect()
+        let mapped = self.view.vmas.iter().map(|v| (v.range(), v.dev, v.inode));
+        Whose {
+            threads: self.threads.iter().map(|t| (t.tid(), start(t.tid()))).collect(),
+            mapped: mapped.collect(),
+        }
     }
 
     /// Waits for the tapes with questions. All of them, whatever becomes of one: nothing else may be done to their threads.
@@ -392,15 +401,14 @@ impl StoppedProcess {
         self.clear()?;
         let told = last(&self.view);
         let answers = Answers {
-            threads: self.by_start(),
-            mapped: self.mapped(),
+            whose: std::mem::take(&mut self.whose),
             answered: std::mem::take(&mut self.answered),
         };
         let mut first = Ok(());
         for thread in std::mem::take(&mut self.threads) {
             first = first.and(thread.release());
         }
-        let whole = !self.passing && answers.threads.len() == answers.answered.len();
+        let whole = !self.passing && answers.whose.threads.len() == answers.answered.len();
         first.map(|()| (whole.then_some(answers), told))
     }
 

@@ -227,6 +227,7 @@ impl Scratch {
             scratch: self,
             calls: Vec::new(),
             data: Vec::new(),
+            skipped: Mark::default(),
         }
     }
 
@@ -244,6 +245,8 @@ pub struct Tape<'a> {
     scratch: &'a Scratch,
     calls: Vec<Call>,
     data: Vec<u8>,
+    /// What another tape in the same place has before these: see [`Tape::again`].
+    skipped: Mark,
 }
 
 impl Tape<'_> {
@@ -266,20 +269,26 @@ impl Tape<'_> {
             args: all,
             may_fail,
         });
-        self.calls.len() - 1
+        self.skipped.calls + self.calls.len() - 1
     }
 
     /// Puts bytes into the target and tells where, aligned to 64.
     pub fn bytes(&mut self, bytes: &[u8]) -> u64 {
-        self.data.resize(self.data.len().next_multiple_of(64), 0);
-        let at = self.data_base() + self.data.len() as u64;
-        self.data.extend_from_slice(bytes);
-        at
+        self.space_for(bytes.len(), |data| data.extend_from_slice(bytes))
     }
 
     /// Room for a result of `len` bytes, zeroed.
     pub fn space(&mut self, len: usize) -> u64 {
-        self.bytes(&vec![0; len])
+        self.space_for(len, |data| data.resize(data.len() + len, 0))
+    }
+
+    fn space_for(&mut self, len: usize, put: impl FnOnce(&mut Vec<u8>)) -> u64 {
+        let end = self.skipped.data + self.data.len();
+        let at = end.next_multiple_of(64);
+        self.data.reserve(at - end + len);
+        self.data.resize(at - self.skipped.data, 0);
+        put(&mut self.data);
+        self.data_base() + at as u64
     }
 
     /// A page of the mapping that it is played from, which the process has only for that.
@@ -294,7 +303,8 @@ impl Tape<'_> {
     /// How many bytes of calls (64 each) and data still fit; the escape frame is accounted for.
     pub fn room(&self) -> usize {
         let all = (self.scratch.lane.len() - FRAME) as usize;
-        all.saturating_sub(128 + self.data.len() + self.calls.len() * CALL)
+        let held = self.mark();
+        all.saturating_sub(128 + held.data + held.calls * CALL)
     }
 
     /// The calls it holds.
@@ -315,23 +325,18 @@ impl Tape<'_> {
     /// How much it holds, for [`Tape::again`].
     pub fn mark(&self) -> Mark {
         Mark {
-            data: self.data.len(),
-            calls: self.calls.len(),
+            data: self.skipped.data + self.data.len(),
+            calls: self.skipped.calls + self.calls.len(),
         }
     }
 
     /// An empty tape in the same place that is filled from `mark` on: whoever filled this one from there finds
     /// the same addresses and numbers once more.
-    pub fn again(mut self, mark: Mark) -> Self {
-        self.data.resize(mark.data, 0);
-        let nothing = Call {
-            name: "",
-            nr: 0,
-            args: [0; 6],
-            may_fail: true,
-        };
-        self.calls.resize(mark.calls, nothing);
-        self
+    pub fn again(self, mark: Mark) -> Self {
+        Tape {
+            skipped: mark,
+            ..self
+        }
     }
 
     /// Plays it on one thread.
@@ -418,13 +423,13 @@ fn inner_tid(tid: Pid, tgid_inner: i32) -> u64 {
     let text = std::fs::read(format!("/proc/{tid}/status"));
     let inner = text
         .ok()
-        .and_then(|t| Status::parse(&String::from_utf8_lossy(&t)))
+        .and_then(|t| Status::parse(&t))
         .and_then(|s| s.ns_pid.last().copied());
     inner.unwrap_or(tgid_inner) as u64
 }
 
 /// How far a tape was filled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
     data: usize,
     calls: usize,

@@ -78,7 +78,7 @@ fn registered(p: &ProcessView) -> Vec<(Pid, usize, Option<i32>)> {
     if found.is_empty() {
         return Vec::new();
     }
-    let own = Known::of_some(std::slice::from_ref(p));
+    let own = Known::of_some(std::iter::once(p));
     let one = |(tid, place, file)| (tid, place, own.file(file).map(|(_, fd)| fd));
     found.into_iter().map(one).collect()
 }

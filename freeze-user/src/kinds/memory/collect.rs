@@ -19,6 +19,7 @@ use crate::tracee::tape::Tape;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Arc;
 
 /// Where the answers are that only the process itself can give.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ pub fn collect(from: &mut Source<'_>) -> Result<Record> {
         // Mapped anew in the same place, it has none.
         from.process.answers_pass();
     }
-    let view = from.process.view.clone();
+    let view = Arc::clone(&from.process.view);
     let mut record = Record {
         vmas: Vec::new(),
         files: Vec::new(),

@@ -57,7 +57,7 @@ impl Autofs {
     pub(super) fn of(line: &MountLine, view: &View) -> std::result::Result<Autofs, String> {
         let number = |name: &str| option(line, name).and_then(|n| n.parse::<i64>().ok());
         let group = number("pgrp").unwrap_or(0) as i32;
-        let daemon = view.processes.iter().find(|p| group > 0 && p.stat.pgrp == group);
+        let daemon = view.each().find(|p| group > 0 && p.stat.pgrp == group);
         let pipe = match number("fd") {
             None | Some(..0) => None,
             Some(fd) => {
@@ -67,7 +67,7 @@ impl Autofs {
                 if daemon.is_none() {
                     return Err("the process group that mounts for it is not part of the checkpoint".into());
                 }
-                let Some(reader) = view.processes.iter().find(holds) else {
+                let Some(reader) = view.each().find(holds) else {
                     return Err("nobody of the checkpoint has the pipe of its daemon open".into());
                 };
                 let end = reader.fds.iter().find(end).map_or(-1, |f| f.fd);

@@ -39,7 +39,7 @@ impl Clocks {
 
     /// Records them.
     pub fn collect(draft: &mut Draft) -> Result<()> {
-        put(draft, TAG, VERSION, &Clocks::now()?)
+        put(draft, TAG, VERSION, Clocks::now()?)
     }
 
     /// After another boot, moves the set into time namespaces in which both clocks go on from here.

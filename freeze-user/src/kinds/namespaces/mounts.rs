@@ -257,7 +257,7 @@ impl Survey {
             return Some(true);
         }
         let in_tree = |p: &&ProcessView| view.namespace(p, "mnt") == tree;
-        let member = view.processes.iter().find(in_tree);
+        let member = view.each().find(in_tree);
         let locked = member.is_some_and(|p| view.namespace(p, "user") != 0);
         // What a user namespace has got with its tree stays covered for whoever lives in it (mount_namespaces(7)).
         if locked && self.own.iter().any(|own| own.device == line.device) {
@@ -271,7 +271,7 @@ impl Survey {
         if line.kind != "proc" {
             return 0;
         }
-        let member = view.processes.iter().find(|p| view.namespace(p, "mnt") == tree);
+        let member = view.each().find(|p| view.namespace(p, "mnt") == tree);
         let Some(p) = member else { return 0 };
         let there = view
             .trees
@@ -326,7 +326,7 @@ fn can_be_part(line: &MountLine) -> bool {
 
 /// How freeze reaches what lies at a path of a tree.
 fn reached(tree: u32, path: &[u8], view: &View) -> PathBuf {
-    let member = view.processes.iter().find(|p| view.namespace(p, "mnt") == tree);
+    let member = view.each().find(|p| view.namespace(p, "mnt") == tree);
     let there = member.and_then(|p| p.namespaces.get("mnt"));
     view.trees.of_namespace(there.copied().unwrap_or(0)).path(path)
 }
@@ -366,7 +366,7 @@ fn join(base: &[u8], rest: &[u8]) -> Vec<u8> {
 pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     let survey = Survey::new(view);
     let tree = view.namespace(p, "mnt");
-    for p in view.processes.iter().filter(|p| view.namespace(p, "mnt") == tree) {
+    for p in view.each().filter(|p| view.namespace(p, "mnt") == tree) {
         let root = ns::mount_id(Path::new(&format!("/proc/{}/root", p.pid)));
         let mut seen = view.trees.mounts(tree).iter().chain(&survey.own);
         if let Ok(root) = root
