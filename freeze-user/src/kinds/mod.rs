@@ -669,12 +669,7 @@ fn put_process<K: ProcessKind>(pid: Pid, record: K::Record, draft: &mut Draft) -
 }
 
 /// Puts a record into the image, which encodes it once the process runs again.
-fn put<T: Serialize + 'static>(
-    draft: &mut Draft,
-    tag: &'static str,
-    version: u16,
-    record: T,
-) -> Result<()> {
+fn put<T: Serialize + 'static>(draft: &mut Draft, tag: &'static str, version: u16, record: T) -> Result<()> {
     draft.later(tag, version, Box::new(move || encode(tag, &record)))
 }
 

@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,7 +130,8 @@ impl ProcessKind for Threads {
         let cookies = sched::core_cookie(p.speaker).is_ok();
         for t in &p.threads {
             // Once it stands still the tracer is freeze itself.
-            let ours = |tracer| std::path::Path::new(&format!("/proc/self/task/{tracer}")).exists();
+            let own = nix::unistd::gettid().as_raw();
+            let ours = |tracer| tracer == own || Path::new(&format!("/proc/self/task/{tracer}")).exists();
             if t.status.tracer != 0 && !ours(t.status.tracer) {
                 out.push(
                     Blocker::of(p.pid, format!("thread {}", t.tid), "")
@@ -317,7 +319,9 @@ impl ProcessKind for Threads {
 fn used(xstate: &[u8]) -> &[u8] {
     const HEADER_END: usize = 576;
     const BLOCK: usize = 64;
-    let zeros = xstate.rchunks(BLOCK).take_while(|block| *block == &[0; BLOCK][..block.len()]);
+    let zeros = xstate
+        .rchunks(BLOCK)
+        .take_while(|block| *block == &[0; BLOCK][..block.len()]);
     let rest = &xstate[..xstate.len().saturating_sub(zeros.count() * BLOCK)];
     let last = rest.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
     &xstate[..last.max(HEADER_END).min(xstate.len())]

@@ -30,8 +30,21 @@ impl View {
             }
         }
         // Last those that are only held open, and can be made again with nobody in them.
-        let held = self.fds().filter_map(|f| namespace_of(&f.link)).collect();
-        self.number_held(held)
+        self.number_held(self.held())
+    }
+
+    /// The namespaces that descriptors of the set hold.
+    fn held(&self) -> Vec<(String, u64)> {
+        self.fds().filter_map(|f| namespace_of(&f.link)).collect()
+    }
+
+    /// Whether the namespaces of all processes were taken over from that look.
+    fn lives_as(&self, before: &View) -> bool {
+        let same = |p: &ProcessView| {
+            let old = before.get(p.pid);
+            p.namespaces.is_empty() || old.is_some_and(|old| Arc::ptr_eq(&old.namespaces, &p.namespaces))
+        };
+        self.each().all(same)
     }
 
     /// Numbers those that only a descriptor, a mount or a socket holds.
@@ -53,13 +66,20 @@ impl View {
 
     /// The number of a process's namespace by its name in /proc/PID/ns; 0 for freeze's own.
     pub fn namespace(&self, p: &ProcessView, name: &str) -> u32 {
+        if self.foreign.is_empty() {
+            return 0;
+        }
         let kind = name.strip_suffix("_for_children").unwrap_or(name);
         let inode = p.namespaces.get(name).copied().unwrap_or(0);
         self.foreign.get(&(kind.to_owned(), inode)).copied().unwrap_or(0)
     }
 
     /// Finds out through which tree of files every link leads.
-    pub(super) fn look_at_trees(&mut self) -> Result<()> {
+    pub(super) fn look_at_trees(&mut self, before: Option<&View>) -> Result<()> {
+        if before.is_some_and(|b| b.foreign.is_empty() && self.lives_as(b)) {
+            // In freeze's own, as far as processes do.
+            return self.number_held(self.held());
+        }
         self.number_namespaces()?;
         let namespaces = |p: &ProcessView| p.namespaces.get("mnt").map(|inode| (p.pid, *inode));
         self.trees = Trees::look(self.each().filter_map(namespaces))?;

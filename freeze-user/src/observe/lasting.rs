@@ -24,9 +24,9 @@ impl Lasting {
 
     pub(super) fn read(dir: &str) -> Result<Lasting> {
         Ok(Lasting {
-            exe: read_link(dir, "exe")?,
+            exe: read_link(dir, "exe", false)?,
             exe_is_32_bit: is_32_bit(dir)?,
-            root: read_link(dir, "root")?,
+            root: read_link(dir, "root", false)?,
             namespaces: read_namespaces(dir)?.into(),
         })
     }

@@ -202,7 +202,10 @@ impl View {
             roots: roots.to_vec(),
             ends: before.map(|b| b.ends.clone()).unwrap_or_default(),
             standing: before.is_some(),
-            own_net: std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |m| m.ino()),
+            own_net: match before {
+                Some(before) => before.own_net,
+                None => std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |m| m.ino()),
+            },
             ..View::default()
         };
         for &pid in &set {
@@ -215,7 +218,7 @@ impl View {
             }
         }
         view.sharing = sharing::find(&view, before);
-        view.look_at_trees()?;
+        view.look_at_trees(before)?;
         view.look_at_networks(before)?;
         laps::lap("look at /proc");
         view.look_at_sockets();
@@ -426,7 +429,7 @@ impl ProcessView {
             false => dir,
         };
         let fill = |p: &mut ProcessView| -> Result<()> {
-            p.cwd = read_link(&dir, "cwd")?;
+            p.cwd = read_link(&dir, "cwd", before.is_some())?;
             let lasting = match before {
                 Some(before) => before.lasting(),
                 None => Lasting::read(&dir)?,
@@ -538,7 +541,8 @@ fn read_status(dir: &str) -> Result<Status> {
     Status::parse(&text).ok_or_else(|| malformed(&path))
 }
 
-pub(super) fn read_link(dir: &str, name: &str) -> Result<LinkView> {
+/// Where a link of a process leads; `still`: whether that cannot change meanwhile, or does not matter.
+pub(super) fn read_link(dir: &str, name: &str, still: bool) -> Result<LinkView> {
     let path = format!("{dir}/{name}");
     let read = || -> Result<LinkView> {
         let stat = FileStat::of(&path).on("stat", || path.clone())?;
@@ -549,7 +553,8 @@ pub(super) fn read_link(dir: &str, name: &str) -> Result<LinkView> {
         })
     };
     let mut link = read()?;
-    for _ in 0..SAME_LOOKS {
+    let more = if still { 0 } else { SAME_LOOKS };
+    for _ in 0..more {
         let again = read()?;
         if (&again.path, again.stat.dev, again.stat.ino) == (&link.path, link.stat.dev, link.stat.ino) {
             break;

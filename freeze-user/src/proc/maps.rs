@@ -1,11 +1,10 @@
 //! `/proc/PID/maps` and `/proc/PID/smaps`: every vma with range, protection, file and flags.
 
 use crate::ids::Range;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The two-letter `VmFlags` of smaps. Most vmas have one of a few sets, which they share: a pause copies them often.
-pub type Letters = Arc<BTreeSet<[u8; 2]>>;
+/// The two-letter `VmFlags` of smaps, in the kernel's order. Most vmas have one of a few sets, which they share.
+pub type Letters = Arc<[[u8; 2]]>;
 
 /// One vma as `/proc/PID/maps` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,7 +78,7 @@ pub fn parse_smaps(text: &[u8]) -> Option<Vec<Vma>> {
         } else if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             let last = out.last_mut()?;
             let letters = flags.split(|&b| b == b' ');
-            last.flags = Arc::new(letters.filter_map(|w| w.try_into().ok()).collect());
+            last.flags = letters.filter_map(|w| w.try_into().ok()).collect();
         } else if let Some(size) = line.strip_prefix(b"KernelPageSize:") {
             out.last_mut()?.page = number(size)? << 10;
         } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {

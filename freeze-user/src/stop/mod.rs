@@ -146,10 +146,7 @@ fn gather(
         p.threads.retain(|t| !t.stat.is_zombie());
     }
     let halted = |p: &ProcessView| stopped.get(&p.pid).map_or(0, Vec::len);
-    if view
-        .each()
-        .any(|p| !p.is_dead() && halted(p) != p.threads.len())
-    {
+    if view.each().any(|p| !p.is_dead() && halted(p) != p.threads.len()) {
         return Ok(None);
     }
     // What dies of a signal the moment it runs would do the same after every restore: let it, and look again.

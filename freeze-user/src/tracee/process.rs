@@ -104,7 +104,7 @@ fn put<'a>(
     lane: &'a Scratch,
     view: &ProcessView,
 ) -> (Tape<'a>, Vec<(&'static str, Mark)>) {
-    let mut tape = lane.tape();
+    let mut tape = lane.long_tape();
     let mut marks = Vec::with_capacity(questions.len());
     for question in questions.iter().filter(|q| q.each || n == 0) {
         marks.push((question.tag, tape.mark()));

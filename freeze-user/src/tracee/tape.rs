@@ -221,6 +221,15 @@ impl Scratch {
         self.range
     }
 
+    /// A tape to be filled with many calls.
+    pub fn long_tape(&self) -> Tape<'_> {
+        Tape {
+            calls: Vec::with_capacity(64),
+            data: Vec::with_capacity(4096),
+            ..self.tape()
+        }
+    }
+
     /// A tape to be filled.
     pub fn tape(&self) -> Tape<'_> {
         Tape {
