@@ -151,10 +151,11 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
     // On a busy machine a single attempt may take longer than all patience.
     const ATTEMPTS: u32 = 8;
     const LOOKS: u32 = 3;
+    const LONG: Duration = Duration::from_secs(5);
     let began = Instant::now();
-    // What has been in the way all the time, and for how many looks.
+    // What has been in the way all the time, for how many looks, and since when.
     let mut lasting: Vec<Blocker> = Vec::new();
-    let mut looks = 0;
+    let (mut looks, mut since) = (0, began);
     for attempt in 1.. {
         let error = match work() {
             Ok(Some(done)) => return Ok(done),
@@ -169,18 +170,21 @@ fn patiently<T>(roots: &[Pid], mut work: impl FnMut() -> Result<Option<T>>) -> R
         lasting.retain(|b| found.contains(b));
         looks += 1;
         if lasting.is_empty() {
-            (lasting, looks) = (found.to_vec(), 1);
+            (lasting, looks, since) = (found.to_vec(), 1, Instant::now());
         }
         let patience = match &error {
-            Error::Refused(list) if list.iter().any(|b| b.passing) => Duration::from_secs(1),
+            Error::Refused(_) if looks < LOOKS => LONG,
+            // Whatever came before: other things pass in their time.
+            Error::Refused(list) if list.iter().any(|b| b.passing) => {
+                LONG.min(since - began + Duration::from_secs(1))
+            }
             // Somebody who has ended since: a look at the others never came to its end.
-            Error::Refused(list) if list.iter().all(|b| has_ended(b, roots)) => Duration::from_secs(5),
-            Error::Refused(_) if looks < LOOKS => Duration::from_secs(5),
+            Error::Refused(list) if list.iter().all(|b| has_ended(b, roots)) => LONG,
             Error::Kernel {
                 errno: Errno::ENOENT | Errno::ESRCH,
                 ..
             } => Duration::from_millis(500),
-            Error::Died { pid, .. } if !roots.contains(pid) => Duration::from_secs(5),
+            Error::Died { pid, .. } if !roots.contains(pid) => LONG,
             _ => return Err(error),
         };
         if began.elapsed() >= patience && attempt >= ATTEMPTS {
@@ -404,13 +408,15 @@ impl Clock {
 mod tests {
     use super::*;
 
-    /// How many looks it takes until files of this name, each with its number, are refused.
-    fn looks(which: impl Fn(u64) -> u64) -> (u64, Result<u64>) {
+    /// How many looks, each of which takes so long, it takes until files of this name, each with its number, are refused.
+    fn looks(took: Duration, which: impl Fn(u64) -> u64) -> (u64, Result<u64>) {
         let mut looks = 0;
         let done = patiently(&[Pid(1)], || {
             looks += 1;
+            std::thread::sleep(took);
             let blocker = Blocker {
                 which: which(looks),
+                passing: !took.is_zero(),
                 ..Blocker::of(Pid(1), "fd 3", "/tmp/log")
             };
             match looks {
@@ -423,13 +429,25 @@ mod tests {
 
     #[test]
     fn what_is_in_the_way_all_the_time_is_refused() {
-        let (looks, done) = looks(|_| 7);
+        let (looks, done) = looks(Duration::ZERO, |_| 7);
         assert!(looks < 10 && done.is_err_and(|e| e.kind() == "refused"));
     }
 
     #[test]
     fn what_only_has_the_same_name_each_time_is_not() {
-        let (_, done) = looks(|n| n);
+        let (_, done) = looks(Duration::ZERO, |n| n);
         assert!(matches!(done, Ok(20)), "{done:?}");
+    }
+
+    #[test]
+    fn what_passes_has_its_time_whatever_was_in_the_way_before() {
+        let slow = Duration::from_millis(70);
+        let (_, done) = looks(slow, |n| n.min(14));
+        assert!(matches!(done, Ok(20)), "{done:?}");
+        let (looks, done) = looks(slow, |_| 7);
+        assert!(
+            (8..20).contains(&looks) && done.is_err_and(|e| e.kind() == "refused"),
+            "{looks}"
+        );
     }
 }

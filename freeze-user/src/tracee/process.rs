@@ -408,7 +408,8 @@ impl StoppedProcess {
         for thread in std::mem::take(&mut self.threads) {
             first = first.and(thread.release());
         }
-        let whole = !self.passing && answers.whose.threads.len() == answers.answered.len();
+        let asked = answers.answered.len();
+        let whole = !self.passing && asked > 0 && answers.whose.threads.len() == asked;
         first.map(|()| (whole.then_some(answers), told))
     }
 
