@@ -77,9 +77,14 @@ f = S.socket()
 f.setsockopt(S.IPPROTO_TCP, S.TCP_NODELAY, 1)
 f.setsockopt(S.SOL_SOCKET, S.SO_KEEPALIVE, 1)
 f.setsockopt(S.IPPROTO_TCP, S.TCP_KEEPIDLE, 33)
+for name in S.IP_MULTICAST_LOOP, 49:
+    f.setsockopt(S.IPPROTO_IP, name, 0)
+f6 = S.socket(S.AF_INET6)
+for name in S.IPV6_MULTICAST_LOOP, 29:
+    f6.setsockopt(S.IPPROTO_IPV6, name, 0)
 bound = S.socket()
 bound.bind(("127.0.0.1", 0))
-all = [l, l6, f, bound] + group
+all = [l, l6, f, f6, bound] + group
 before = [(options(s), s.getsockname(), os.fstat(s.fileno()).st_uid) for s in all]
 freeze_here()
 for s, then in zip(all, before):

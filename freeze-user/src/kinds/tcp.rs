@@ -330,9 +330,14 @@ impl FdKind for Tcp {
             state::CLOSE if failed.is_none() => Connection::collect_over(fd, held)?,
             _ => None,
         };
-        let mut sets = vec![&sockopt::GENERAL, &sockopt::IP, &sockopt::TCP];
+        let mut sets = vec![
+            &sockopt::GENERAL,
+            &sockopt::IP,
+            &sockopt::IP_STREAM,
+            &sockopt::TCP,
+        ];
         if domain == libc::AF_INET6 {
-            sets.push(&sockopt::IPV6);
+            sets.extend([&sockopt::IPV6, &sockopt::IPV6_STREAM]);
         }
         if over.is_none() && failed.is_none() && matches!(info.state, state::LISTEN | state::CLOSE) {
             sets.extend([&sockopt::TCP_UNCONNECTED, &sockopt::IPV6_UNCONNECTED]);
