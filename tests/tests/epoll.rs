@@ -155,3 +155,46 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    signals,
+    c(r#"
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+/* Signals wake an instance that watches a signalfd: one that is still where it was added, one whose number is free now,
+ * one whose number is another file's. */
+int main(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    OK(sigprocmask(SIG_BLOCK, &set, 0));
+    int epoll = OK(epoll_create1(0)), outer = OK(epoll_create1(0)), fds[4], status;
+    OK(fds[0] = signalfd(-1, &set, SFD_NONBLOCK));
+    for (int i = 1; i < 4; i++) fds[i] = OK(dup(fds[0]));
+    struct epoll_event event = {.events = EPOLLIN}, got[9];
+    for (int i = 0; i < 3; i++) {
+        event.data.u64 = 1 << i;
+        OK(epoll_ctl(epoll, EPOLL_CTL_ADD, fds[i], &event));
+    }
+    OK(epoll_ctl(outer, EPOLL_CTL_ADD, epoll, &event));
+    OK(close(fds[1]));
+    OK(dup3(fds[3], 300, O_CLOEXEC));
+    OK(dup3(1, fds[2], O_CLOEXEC));
+    int child = OK(fork());
+    if (!child) { while (!gone_ahead()) nap(2); _exit(0); }
+    freeze_here();
+    struct stat out, taken;
+    OK(fstat(1, &out));
+    OK(fstat(fds[2], &taken));
+    SAME(out.st_ino, taken.st_ino);
+    SAME(fcntl(fds[2], F_GETFD), FD_CLOEXEC);
+    SAME(fcntl(fds[1], F_GETFD), -1);
+    SAME(epoll_wait(epoll, got, 9, 0), 0);
+    OK(kill(getpid(), SIGUSR1));
+    SAME(epoll_wait(outer, got, 9, 10000), 1);
+    SAME(epoll_wait(epoll, got, 9, 0), 3);
+    SAME(got[0].data.u64 | got[1].data.u64 | got[2].data.u64, 7);
+    OK(waitpid(child, &status, 0));
+}
+"#)
+);

@@ -93,3 +93,44 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    never_written_to,
+    c(r#"
+/* A reader that never had a writer is not told of a hang-up, one whose writer has gone is; who asked for a signal gets it. */
+static volatile int count, number;
+static void note(int signal, siginfo_t *info, void *context) { count++; number = info->si_fd; }
+static int hung_up(int fd) {
+    struct pollfd one = {fd, POLLIN, 0};
+    OK(poll(&one, 1, 0));
+    return !!(one.revents & POLLHUP);
+}
+int main(void) {
+    char byte, *calm = strdup(in_here("calm")), *left = strdup(in_here("left"));
+    struct sigaction action = {.sa_sigaction = note, .sa_flags = SA_SIGINFO | SA_RESTART};
+    OK(sigaction(SIGRTMIN + 1, &action, 0));
+    OK(mkfifo(calm, 0600));
+    OK(mkfifo(left, 0600));
+    int a = OK(open(calm, O_RDONLY | O_NONBLOCK)), b = OK(open(left, O_RDONLY | O_NONBLOCK));
+    OK(fcntl(a, F_SETPIPE_SZ, 8192));
+    OK(fcntl(a, F_SETOWN, getpid()));
+    OK(fcntl(a, F_SETSIG, SIGRTMIN + 1));
+    OK(fcntl(a, F_SETFL, O_NONBLOCK | O_ASYNC));
+    close(OK(open(left, O_WRONLY)));
+    SAME(hung_up(a), 0);
+    SAME(hung_up(b), 1);
+    freeze_here();
+    SAME(hung_up(a), 0);
+    SAME(hung_up(b), 1);
+    SAME(fcntl(a, F_GETPIPE_SZ), 8192);
+    int writer = OK(open(calm, O_WRONLY));
+    SAME(write(writer, "x", 1), 1);
+    for (int i = 0; i < 1000 && !count; i++) nap(2);
+    SAME(number, a);
+    SAME(read(a, &byte, 1), 1);
+    SAME(hung_up(a), 0);
+    OK(close(writer));
+    SAME(hung_up(a), 1);
+}
+"#)
+);

@@ -155,3 +155,35 @@ int main(int argc, char **argv) {
 }
 "#)
 );
+
+conformance!(
+    run_and_held,
+    c(r#"
+/* A program that runs from a memfd of which it still has the description it was made with, which can write but may not. */
+int main(int argc, char **argv, char **environment) {
+    char bytes[65536];
+    long n;
+    if (argc == 1) {
+        int made = OK(memfd_create("program", 0)), self = OK(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+        while ((n = OK(read(self, bytes, sizeof bytes))) > 0) SAME(write(made, bytes, n), n);
+        OK(lseek(made, 7, SEEK_SET));
+        snprintf(bytes, sizeof bytes, "%d", made);
+        char *arguments[] = {argv[0], bytes, 0};
+        OK(fexecve(made, arguments, environment));
+    }
+    int made = atoi(argv[1]), flags = OK(fcntl(made, F_GETFL));
+    SAME(write(made, "x", 1), 1);
+    freeze_here();
+    SAME(fcntl(made, F_GETFL), flags);
+    SAME(flags & O_ACCMODE, O_RDWR);
+    SAME(lseek(made, 0, SEEK_CUR), 8);
+    SAME(pread(made, bytes, 8, 0), 8);
+    CHECK(!memcmp(bytes + 1, "ELF", 3) && bytes[7] == 'x');
+    SAME(open("/proc/self/exe", O_RDWR), -1);
+    SAME(errno, ETXTBSY);
+    n = OK(readlink("/proc/self/exe", bytes, sizeof bytes - 1));
+    bytes[n] = 0;
+    CHECK(strstr(bytes, "/memfd:program"));
+}
+"#)
+);

@@ -308,3 +308,44 @@ int main(void) {
 "#),
     );
 }
+
+conformance!(
+    times,
+    c(r#"
+#include <sys/mount.h>
+#include <sys/xattr.h>
+/* In a file system in memory every name has the times it was given, and what was noted with links and fifos. */
+static char *at(const char *name) {
+    static _Thread_local char path[PATH_MAX];
+    snprintf(path, sizeof path, "%.2000s/m/%.1000s", here_dir, name);
+    return path;
+}
+int main(void) {
+    const char *names[] = {"dir", "dir/file", "dir/link", "fifo"};
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("m", in_here("m"), "tmpfs", MS_NOATIME, ""));
+    OK(mkdir(at("dir"), 0755));
+    close(OK(creat(at("dir/file"), 0600)));
+    OK(symlink("file", at("dir/link")));
+    OK(mkfifo(at("fifo"), 0600));
+    int noted = !lsetxattr(at("fifo"), "trusted.note", "of a fifo", 9, 0);
+    for (int i = 3; i >= 0; i--) {
+        struct timespec times[2] = {{1000 + i, 11}, {2000 + i, 22}};
+        OK(utimensat(AT_FDCWD, at(names[i]), times, AT_SYMLINK_NOFOLLOW));
+    }
+    freeze_here();
+    for (int i = 0; i < 4; i++) {
+        struct stat seen;
+        OK(lstat(at(names[i]), &seen));
+        SAME(seen.st_atim.tv_sec, 1000 + i);
+        SAME(seen.st_atim.tv_nsec, 11);
+        SAME(seen.st_mtim.tv_sec, 2000 + i);
+        SAME(seen.st_mtim.tv_nsec, 22);
+    }
+    char note[20];
+    if (noted) SAME(lgetxattr(at("fifo"), "trusted.note", note, 20), 9);
+}
+"#)
+);

@@ -232,3 +232,27 @@ int main(void) {
     let said = refusal_in(House::Namespaces, text, "overlays_of_relative_paths");
     assert!(said.contains("its layers are named by relative paths"), "{said}");
 }
+
+#[test]
+fn a_program_that_nobody_may_execute_any_more() {
+    let text = r#"
+int main(int argc, char **argv) {
+    char from[64], copy[PATH_MAX], command[PATH_MAX + 100];
+    snprintf(from, sizeof from, "/proc/%d/exe", getpid());
+    snprintf(copy, sizeof copy, "%.4000s/copy", here_dir);
+    snprintf(command, sizeof command, "cp %s %s", from, copy);
+    if (argc == 1) {
+        SAME(system(command), 0);
+        OK(execl(copy, copy, "again", (char *)0));
+    }
+    OK(chmod(copy, 0600));
+    freeze_here();
+}
+"#;
+    let said = refusal_in(
+        House::Namespaces,
+        text,
+        "a_program_that_nobody_may_execute_any_more",
+    );
+    assert!(said.contains("nobody may execute it any more"), "{said}");
+}

@@ -67,6 +67,41 @@ int main(void) {
 );
 
 conformance!(
+    by_who_has_left,
+    with(
+        r#"
+/* Last operated on by one that has ended and is not waited for yet, and by one that lives in another IPC namespace now. */
+int main(void) {
+    int a = make(IPC_PRIVATE, 3, 0600, own_id()), status;
+    OK(op(a, 0, 1, 0));
+    int ended = OK(fork());
+    if (!ended) { OK(op(a, 1, 4, 0)); _exit(0); }
+    siginfo_t info;
+    OK(waitid(P_PID, ended, &info, WEXITED | WNOWAIT));
+    int moved = OK(fork());
+    if (!moved) {
+        OK(op(a, 2, 5, 0));
+        OK(unshare(CLONE_NEWIPC));
+        while (!gone_ahead()) nap(2);
+        _exit(0);
+    }
+    while (semctl(a, 2, GETVAL) != 5) nap(2);
+    rest(20);
+    freeze_here();
+    SAME(semctl(a, 0, GETVAL), 1);
+    SAME(semctl(a, 1, GETVAL), 4);
+    SAME(semctl(a, 2, GETVAL), 5);
+    SAME(semctl(a, 1, GETPID), ended);
+    OK(waitpid(ended, &status, 0));
+    OK(waitpid(moved, &status, 0));
+    SAME(status, 0);
+    OK(semctl(a, 0, IPC_RMID));
+}
+"#
+    )
+);
+
+conformance!(
     undo,
     with(
         r#"

@@ -288,3 +288,27 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    none_to_spare,
+    c(r#"
+/* Every signal that is ignored by default is handled, and waits. */
+static int seen[65];
+static void note(int number) { seen[number]++; }
+int main(void) {
+    int all[] = {SIGURG, SIGWINCH, SIGCHLD, SIGCONT}, n = sizeof all / sizeof *all, status;
+    sigset_t set;
+    sigemptyset(&set);
+    for (int i = 0; i < n; i++) {
+        OK(sigaddset(&set, all[i]));
+        CHECK(signal(all[i], note) != SIG_ERR);
+    }
+    OK(sigprocmask(SIG_BLOCK, &set, 0));
+    for (int i = 0; i < n; i++) OK(syscall(SYS_tgkill, getpid(), gettid(), all[i]));
+    freeze_here();
+    OK(sigprocmask(SIG_UNBLOCK, &set, 0));
+    for (int i = 0; i < n; i++) SAME(seen[all[i]], 1);
+    SAME(waitpid(-1, &status, WNOHANG), -1);
+}
+"#)
+);

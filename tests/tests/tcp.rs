@@ -77,9 +77,14 @@ f = S.socket()
 f.setsockopt(S.IPPROTO_TCP, S.TCP_NODELAY, 1)
 f.setsockopt(S.SOL_SOCKET, S.SO_KEEPALIVE, 1)
 f.setsockopt(S.IPPROTO_TCP, S.TCP_KEEPIDLE, 33)
+for name in S.IP_MULTICAST_LOOP, 49:
+    f.setsockopt(S.IPPROTO_IP, name, 0)
+f6 = S.socket(S.AF_INET6)
+for name in S.IPV6_MULTICAST_LOOP, 29:
+    f6.setsockopt(S.IPPROTO_IPV6, name, 0)
 bound = S.socket()
 bound.bind(("127.0.0.1", 0))
-all = [l, l6, f, bound] + group
+all = [l, l6, f, f6, bound] + group
 before = [(options(s), s.getsockname(), os.fstat(s.fileno()).st_uid) for s in all]
 freeze_here()
 for s, then in zip(all, before):
@@ -575,4 +580,49 @@ freeze_here()
 assert (both(s), both(t)) == before, (both(s), both(t))
 "#
     )
+);
+
+conformance!(
+    multipath,
+    c(r#"
+#include <netinet/in.h>
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+/* A server that would speak MPTCP, and a client that does not: what they have is a connection of TCP. */
+static int protocol(int fd) {
+    int value = 0;
+    socklen_t len = sizeof value;
+    OK(getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &value, &len));
+    return value;
+}
+static int client(struct sockaddr_in6 *to) {
+    int fd = OK(socket(AF_INET6, SOCK_STREAM, 0));
+    OK(connect(fd, (void *)to, sizeof *to));
+    return fd;
+}
+int main(void) {
+    int server = socket(AF_INET6, SOCK_STREAM, IPPROTO_MPTCP);
+    if (server < 0) { freeze_here(); return 0; }
+    struct sockaddr_in6 name = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    socklen_t len = sizeof name;
+    OK(bind(server, (void *)&name, sizeof name));
+    OK(listen(server, 7));
+    OK(getsockname(server, (void *)&name, &len));
+    int one = client(&name), accepted = OK(accept(server, 0, 0));
+    int fresh = OK(socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
+    SAME(write(one, "queued", 6), 6);
+    freeze_here();
+    char got[9];
+    SAME(read(accepted, got, 9), 6);
+    SAME(write(accepted, "back", 4), 4);
+    SAME(read(one, got, 9), 4);
+    int two = client(&name), also = OK(accept(server, 0, 0));
+    SAME(write(two, "new", 3), 3);
+    SAME(read(also, got, 9), 3);
+    SAME(protocol(server), IPPROTO_MPTCP);
+    SAME(protocol(fresh), IPPROTO_MPTCP);
+    SAME(protocol(accepted), IPPROTO_TCP);
+}
+"#)
 );

@@ -559,3 +559,32 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    told_by_signal,
+    c(r#"
+/* A slave side whose owner is told of what comes by a signal (O_ASYNC), which says of which descriptor. */
+static volatile int count, number;
+static void note(int signal, siginfo_t *info, void *context) { count++; number = info->si_fd; }
+int main(void) {
+    struct sigaction action = {.sa_sigaction = note, .sa_flags = SA_SIGINFO | SA_RESTART};
+    OK(sigaction(SIGRTMIN + 2, &action, 0));
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY));
+    OK(unlockpt(master));
+    int slave = OK(open(ptsname(master), O_RDWR | O_NOCTTY));
+    OK(fcntl(slave, F_SETOWN, getpid()));
+    OK(fcntl(slave, F_SETSIG, SIGRTMIN + 2));
+    OK(fcntl(slave, F_SETFL, O_RDWR | O_ASYNC));
+    int flags = OK(fcntl(slave, F_GETFL));
+    freeze_here();
+    SAME(fcntl(slave, F_GETFL), flags);
+    SAME(write(master, "x\n", 2), 2);
+    for (int i = 0; i < 1000 && !count; i++) nap(2);
+    SAME(count, 1);
+    SAME(number, slave);
+    OK(fcntl(slave, F_SETFL, O_RDWR));
+    SAME(fcntl(slave, F_GETFL), flags & ~O_ASYNC);
+}
+"#)
+    .alone()
+);

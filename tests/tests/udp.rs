@@ -451,3 +451,28 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    port_to_come,
+    c(r#"
+#include <netinet/in.h>
+/* One that was bound to an address, and is to have a port only when it is connected (IP_BIND_ADDRESS_NO_PORT). */
+int main(void) {
+    int on = 1, fds[2], sorts[2] = {SOCK_DGRAM, SOCK_STREAM};
+    struct sockaddr_in name = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}};
+    socklen_t len = sizeof name;
+    for (int i = 0; i < 2; i++) {
+        fds[i] = OK(socket(AF_INET, sorts[i], 0));
+        OK(setsockopt(fds[i], IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on));
+        OK(bind(fds[i], (void *)&name, sizeof name));
+    }
+    freeze_here();
+    for (int i = 0; i < 2; i++) {
+        memset(&name, 0, sizeof name);
+        OK(getsockname(fds[i], (void *)&name, &len));
+        SAME(ntohl(name.sin_addr.s_addr), INADDR_LOOPBACK);
+        SAME(name.sin_port, 0);
+    }
+}
+"#)
+);

@@ -305,7 +305,7 @@ fn held_alone(fd: &FdView) -> bool {
 }
 
 fn open(path: &Path, flags: i32) -> Result<OwnedFd> {
-    let flags = OFlag::from_bits_retain(flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC));
+    let flags = OFlag::from_bits_retain(flags & !super::NOT_AT_OPEN);
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     nix::fcntl::open(path, flags, Mode::empty()).on("open", || path.display().to_string())
 }

@@ -112,8 +112,22 @@ impl FdKind for Epoll {
     fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
         let name = || format!("fd {} of {}: epoll", placed.fd, placed.pid);
         let mut watches = Vec::with_capacity(record.members.len());
+        let (mut own, mut deaf) = (Vec::new(), Vec::new());
         for m in &record.members {
             let file = nest.file(m.file)?;
+            if is_signalfd(file) {
+                match asker(m, placed, nest) {
+                    Some(by) => {
+                        own.push((m, by));
+                        continue;
+                    }
+                    None => deaf.push(format!(
+                        "{}: signals to come will not wake it: no process has both it and what it watches as fd {}",
+                        name(),
+                        m.fd
+                    )),
+                }
+            }
             let mut watch = Watch {
                 file,
                 number: m.fd,
@@ -126,10 +140,14 @@ impl FdKind for Epoll {
             }
             watches.push(watch);
         }
-        if watches.is_empty() {
-            return Ok(());
+        let stuck = match watches.is_empty() {
+            true => Vec::new(),
+            false => epoll_watch(nest.file(placed.id)?, &watches).on("epoll_ctl", name)?,
+        };
+        nest.warnings.extend(deaf);
+        for (member, by) in own {
+            watch_signals(member, by, nest)?;
         }
-        let stuck = epoll_watch(nest.file(placed.id)?, &watches).on("epoll_ctl", name)?;
         if !stuck.is_empty() {
             let numbers = stuck.iter().map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
             nest.warnings.push(format!(
@@ -139,6 +157,73 @@ impl FdKind for Epoll {
         }
         Ok(())
     }
+}
+
+/// Who is to have a signalfd watched: the process that does so is the one whose signals wake the instance.
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    pid: Pid,
+    epoll: RawFd,
+    signalfd: RawFd,
+}
+
+/// The first process that has both, if possible the signalfd at the number it is watched by.
+fn asker(member: &Member, placed: Placed, nest: &Nest) -> Option<Asker> {
+    let instance = nest.holders(placed.id).iter().filter(|h| h.1 != member.fd);
+    let all = instance.flat_map(|&(pid, epoll)| {
+        let same = move |h: &&(Pid, RawFd)| h.0 == pid;
+        let made = move |&(pid, signalfd): &(Pid, RawFd)| Asker { pid, epoll, signalfd };
+        nest.holders(member.file).iter().filter(same).map(made)
+    });
+    let all: Vec<_> = all.collect();
+    let straight = all.iter().find(|a| a.signalfd == member.fd);
+    straight.or_else(|| all.first()).copied()
+}
+
+/// Has a process add a signalfd to its instance; one that has fired and was not armed again comes to report errors, which a
+/// signalfd never has.
+fn watch_signals(member: &Member, by: Asker, nest: &mut Nest) -> Result<()> {
+    let event = [&member.events.to_ne_bytes()[..], &member.data.to_ne_bytes()].concat();
+    let number = member.fd as u64;
+    let process = nest.process(by.pid)?;
+    let aside = match by.signalfd == member.fd {
+        true => None,
+        // Whatever has that number now is put out of the way for as long as it takes.
+        false => {
+            let call = [number, libc::F_DUPFD_CLOEXEC as u64, number + 1];
+            let (ran, [kept, flags]) = process.tape(|tape| {
+                [
+                    tape.try_call("fcntl(F_DUPFD_CLOEXEC)", libc::SYS_fcntl, &call),
+                    tape.try_call("fcntl(F_GETFD)", libc::SYS_fcntl, &[number, libc::F_GETFD as u64]),
+                ]
+            })?;
+            let to = [by.signalfd as u64, number, libc::O_CLOEXEC as u64];
+            process.call("dup3", libc::SYS_dup3, &to)?;
+            let cloexec = if ran.value(flags) > 0 { libc::O_CLOEXEC } else { 0 };
+            Some(ran.result(kept).map(|fd| (fd as u64, cloexec as u64)))
+        }
+    };
+    process.tape(|tape| {
+        let event = tape.bytes(&event);
+        let args = [by.epoll as u64, libc::EPOLL_CTL_ADD as u64, number, event];
+        tape.call("epoll_ctl", libc::SYS_epoll_ctl, &args);
+        match aside {
+            None => {}
+            Some(Ok((kept, cloexec))) => {
+                tape.call("dup3", libc::SYS_dup3, &[kept, number, cloexec]);
+                tape.call("close", libc::SYS_close, &[kept]);
+            }
+            Some(Err(_)) => {
+                tape.call("close", libc::SYS_close, &[number]);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn is_signalfd(file: BorrowedFd<'_>) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    link.is_ok_and(|l| l.as_os_str() == "anon_inode:[signalfd]")
 }
 
 const EPIOCSPARAMS: u64 = 0x4008_8a01;

@@ -9,6 +9,7 @@ use crate::ids::FileId;
 use crate::nest::{Nest, Options};
 use crate::observe::index::Other;
 use crate::observe::view::{FdView, FileStat, View, command_of};
+use crate::sys;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ pub struct Record {
     /// How it is found or made again; in older images it is where its path leads.
     #[serde(default)]
     pub place: Option<NodeRef>,
+    /// Whether it is a reading end that nobody has written to since it was opened, so that poll(2) tells of no hang-up.
+    #[serde(default)]
+    pub calm: bool,
 }
 
 impl Record {
@@ -105,6 +109,7 @@ impl FdKind for Fifo {
             flags: fd.flags(),
             buffer,
             tree: fd.tree.number,
+            calm: is_calm(fd, from)?,
         })
     }
 
@@ -138,6 +143,18 @@ impl FdKind for Fifo {
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.path.display().to_string();
         let at = record.place(nest)?;
+        if record.calm {
+            // Without the other end, which would be missed once it is gone.
+            let flags =
+                record.flags & !(super::NOT_AT_OPEN | libc::O_DIRECT) | libc::O_CLOEXEC | libc::O_NONBLOCK;
+            let end =
+                nix::fcntl::open(&at, OFlag::from_bits_retain(flags), Mode::empty()).on("open", name)?;
+            if let Some(buffer) = &record.buffer {
+                sys::fcntl(end.as_fd(), libc::F_SETPIPE_SZ, buffer.capacity)
+                    .on("fcntl(F_SETPIPE_SZ)", name)?;
+            }
+            return Ok(end);
+        }
         if record.flags & libc::O_PATH == 0 {
             use std::collections::hash_map::Entry;
             let held = match nest.state::<Held>().fifos.entry(record.node) {
@@ -152,7 +169,7 @@ impl FdKind for Fifo {
             }
         }
         // Packet mode is set with the other flags: where the file system does no direct I/O, it is not opened with that.
-        let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_DIRECT;
+        let mask = super::NOT_AT_OPEN | libc::O_DIRECT;
         let flags = OFlag::from_bits_retain(record.flags & !mask | libc::O_CLOEXEC | libc::O_NONBLOCK);
         nix::fcntl::open(&at, flags, Mode::empty()).on("open", name)
     }
@@ -161,6 +178,20 @@ impl FdKind for Fifo {
         nest.state::<Held>().fifos.remove(&record.node);
         Ok(())
     }
+}
+
+/// Whether an end reads, has nobody who writes, and nothing tells that there ever was one.
+fn is_calm(fd: &FdView, from: &mut Source<'_>) -> Result<bool> {
+    let reads = |f: &FdView| f.flags() & libc::O_PATH == 0 && f.flags() & libc::O_ACCMODE == libc::O_RDONLY;
+    let mut all = from
+        .view
+        .fds_of(fd.stat.ino)
+        .filter(|f| f.stat.dev == fd.stat.dev && f.flags() & libc::O_PATH == 0);
+    if !reads(fd) || !all.all(reads) {
+        return Ok(false);
+    }
+    let seen = sys::socket::poll(from.process.fd(fd.fd)?.as_fd()).on("poll", || fd.label())?;
+    Ok(seen & (libc::POLLHUP | libc::POLLIN) == 0)
 }
 
 /// Who outside the set has the fifo open.

@@ -5,6 +5,7 @@ use crate::error::{Blocker, Context, Error, Result, errno};
 use crate::ids::Pid;
 use crate::nest::Nest;
 use crate::nest::family::free;
+use crate::nest::space::Kind;
 use crate::observe::looks;
 use crate::observe::view::{View, all_pids, speaker};
 use crate::proc::stat::Stat;
@@ -33,6 +34,8 @@ pub struct Space {
     pub first: bool,
     /// The processes of the set.
     pids: BTreeSet<i32>,
+    /// Its number in the image, for what is built.
+    number: u32,
 }
 
 impl Space {
@@ -49,6 +52,7 @@ impl Space {
             inode: inode_of,
             first: first.is_some_and(|p| p.pid == pid),
             pids: view.each().map(|p| p.pid.0).collect(),
+            number: 0,
         })
     }
 
@@ -68,6 +72,7 @@ impl Space {
             inode: None,
             first: true,
             pids: nest.pids().iter().map(|p| p.0).collect(),
+            number: nest.membership(pid).of(Kind::Ipc),
         })
     }
 
@@ -79,6 +84,7 @@ impl Space {
             inode: None,
             first: true,
             pids: BTreeSet::new(),
+            number: 0,
         }
     }
 
@@ -198,7 +204,7 @@ impl Space {
     /// Where that cannot be, freeze makes it itself.
     pub fn call(&self, call: &Call, pid: i32, nest: &mut Nest) -> Result<i64> {
         let name = || format!("in the name of pid {pid}");
-        if self.pids.contains(&pid) {
+        if self.pids.contains(&pid) && self.admits(Pid(pid), nest)? {
             let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
             let (ran, at) = nest.process(Pid(pid))?.tape(|t| {
                 const KEEP: u64 = u64::MAX;
@@ -221,6 +227,15 @@ impl Space {
             return call.make_as(Pid(pid)).on(call.name, name);
         }
         self.enter(|| call.make()).on(call.name, || "freeze")
+    }
+
+    /// Whether a process of the nest is in this namespace. Of one that has ended nobody can tell where it was, so it comes here.
+    fn admits(&self, pid: Pid, nest: &mut Nest) -> Result<bool> {
+        let here = |nest: &Nest| nest.membership(pid).of(Kind::Ipc) == self.number;
+        if !here(nest) && self.number != 0 && nest.has_ended(pid) {
+            nest.enter(pid, &[(Kind::Ipc, self.number)])?;
+        }
+        Ok(here(nest))
     }
 }
 

@@ -37,6 +37,8 @@ pub fn markdown() -> String {
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
         - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now;\n\
+        - a program whose file nobody may execute any more (chmod); in a mount namespace of the set's own, files of /proc that told of \
+          a process that has ended;\n\
         - a request to mount that the daemon of an autofs mount has not read yet, and such a mount without its daemon;\n\
         - files that neither path nor handle leads to, among them those on a mount that is in no tree any more (umount -l) of a \
           file system that is not mounted where freeze runs either.\n\

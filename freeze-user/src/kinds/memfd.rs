@@ -104,7 +104,14 @@ impl MemFile {
         let flags = OFlag::from_bits_retain(
             flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW) | libc::O_CLOEXEC,
         );
-        nix::fcntl::open(path.as_str(), flags, Mode::empty()).on("open", name)
+        let opened = nix::fcntl::open(path.as_str(), flags, Mode::empty());
+        if opened.as_ref().err() == Some(&Errno::ETXTBSY)
+            && let Some(first) = nest.state::<Made>().first.remove(&self.space)
+        {
+            nix::unistd::lseek64(&first, 0, Whence::SeekSet).on("lseek", name)?;
+            return Ok(first.into());
+        }
+        opened.on("open", name)
     }
 
     /// Opens one that a process is to run, which the kernel lets be done while nobody has it open for writing.
@@ -112,7 +119,10 @@ impl MemFile {
         let fd = self.open(libc::O_RDONLY, nest)?;
         self.seal(nest)?;
         let kept = fd.try_clone().on("dup", || "a memfd")?;
-        nest.state::<Made>().files.insert(self.space, kept.into());
+        let made = nest.state::<Made>();
+        if let Some(first) = made.files.insert(self.space, kept.into()) {
+            made.first.entry(self.space).or_insert(first);
+        }
         Ok(fd)
     }
 
@@ -162,6 +172,9 @@ impl MemFile {
 #[derive(Debug, Default)]
 struct Made {
     files: BTreeMap<SpaceId, File>,
+    /// What memfd_create(2) gave, of those that a process runs: the one description that can write and does not count as
+    /// doing so. The program may have kept it.
+    first: BTreeMap<SpaceId, File>,
 }
 
 impl FdKind for Memfd {

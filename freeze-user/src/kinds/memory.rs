@@ -288,6 +288,13 @@ impl ProcessKind for Memory {
                     .remedy(remedy),
             );
         }
+        if p.exe.stat.kind() == libc::S_IFREG && p.exe.stat.mode & 0o111 == 0 {
+            out.push(
+                p.blocker("exe", String::from_utf8_lossy(&p.exe.path))
+                    .why("nobody may execute it any more, so that a restored process could not show it")
+                    .remedy("let somebody execute it again (chmod u+x)"),
+            );
+        }
         sysv::verdict(p, view, out);
         super::socket::mapped(p, view, out);
         super::io_uring::mapped(p, view, out);

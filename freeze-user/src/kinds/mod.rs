@@ -247,6 +247,10 @@ pub struct Common {
     pub write_hint: u64,
 }
 
+/// What is not asked for when a file is opened anew. With O_ASYNC it would look as if it told its owner, and could not be brought
+/// to do so any more.
+const NOT_AT_OPEN: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC;
+
 /// The status flags that F_SETFL can change.
 const SETTABLE: i32 = libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
 
@@ -396,7 +400,9 @@ impl<K: FdKind> Loaded for LoadedAs<K> {
         }
         self.0.locks.restore_flock(placed, nest)?;
         self.0.restore(nest.file(placed.id)?)?;
-        if self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0 {
+        // A terminal without an owner was only opened with the flag; set, it would give it one.
+        let told = self.0.owner.1 != 0 || nix::unistd::isatty(nest.file(placed.id)?) != Ok(true);
+        if self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0 && told {
             // By the process itself: the kernel notes the caller's descriptor number, and SIGIO tells it (si_fd).
             let args = [
                 placed.fd as u64,

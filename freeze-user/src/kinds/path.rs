@@ -192,8 +192,7 @@ impl NodeRef {
             return lost.open(path, flags).on("open", name);
         }
         let at = self.place(path, nest)?;
-        let mask = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
-        let flags = OFlag::from_bits_retain(flags & !mask | libc::O_CLOEXEC | libc::O_NOCTTY);
+        let flags = OFlag::from_bits_retain(flags & !super::NOT_AT_OPEN | libc::O_CLOEXEC | libc::O_NOCTTY);
         nix::fcntl::open(&at, flags, Mode::empty()).on("open", name)
     }
 }

@@ -84,7 +84,11 @@ impl Base {
                 o.name,
                 libc::IPV6_V6ONLY | libc::IPV6_FREEBIND | libc::IPV6_TRANSPARENT
             ),
-            libc::IPPROTO_IP => matches!(o.name, libc::IP_FREEBIND | libc::IP_TRANSPARENT),
+            // Without the last, an address that was bound to without a port gets one.
+            libc::IPPROTO_IP => matches!(
+                o.name,
+                libc::IP_FREEBIND | libc::IP_TRANSPARENT | libc::IP_BIND_ADDRESS_NO_PORT
+            ),
             _ => false,
         };
         self.options.iter().filter(early).cloned().collect()

@@ -34,6 +34,9 @@ pub struct Record {
     /// The address it is bound to, as getsockname(2) shows it.
     pub local: Option<Bytes>,
     pub state: State,
+    /// Whether what connects by way of it may take several paths (MPTCP).
+    #[serde(default)]
+    pub multipath: bool,
 }
 
 /// What it is doing.
@@ -63,6 +66,13 @@ pub enum State {
 
 /// What keeps it from being carried; `still`: whether nothing has moved since the kernel's table was read.
 fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View, still: bool) -> Option<Blocker> {
+    if is_multipath(fd) {
+        return (!is_unused(held)).then(|| {
+            fd.blocker()
+                .why("its connection may take several paths (MPTCP)")
+                .remedy("let the program close it first, or start it without (Go: GODEBUG=multipathtcp=0)")
+        });
+    }
     let info = info(held).ok()?;
     let mut ulp = [0; 16];
     let ulp_len = sys::getsockopt(held, libc::IPPROTO_TCP, libc::TCP_ULP, &mut ulp).unwrap_or(0);
@@ -98,6 +108,27 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View, still: bool) -> Opti
         state::CLOSE => failed::obstacle(fd, held),
         now => connection::obstacle(fd, held, now, view),
     }
+}
+
+fn is_multipath(fd: &FdView) -> bool {
+    fd.protocol.starts_with("MPTCP")
+}
+
+/// Whether a socket of MPTCP has never been connected, and nobody waits at it.
+fn is_unused(held: BorrowedFd<'_>) -> bool {
+    const SOL_MPTCP: i32 = 284;
+    const MPTCP_INFO: i32 = 1;
+    const FALLBACK: u32 = 1;
+    // struct mptcp_info: eight bytes of counts, flags, the token of its connection.
+    let mut told = [0; 16];
+    let len = sys::getsockopt(held, SOL_MPTCP, MPTCP_INFO, &mut told).unwrap_or(0);
+    let word = |at: usize| u32::from_ne_bytes([told[at], told[at + 1], told[at + 2], told[at + 3]]);
+    let fresh = len == told.len() && word(8) & FALLBACK == 0 && word(12) == 0;
+    fresh
+        && info(held).is_ok_and(|i| match i.state {
+            state::LISTEN => i.waiting == 0,
+            now => now == state::CLOSE,
+        })
 }
 
 /// What keeps those who wait to be accepted from being carried: they connect anew, if they are of the checkpoint too.
@@ -242,6 +273,18 @@ fn connect(fd: BorrowedFd<'_>, to: &[u8], made: bool) -> nix::Result<()> {
     }
 }
 
+impl Record {
+    fn make(&self) -> nix::Result<OwnedFd> {
+        const IPPROTO_MPTCP: i32 = 262;
+        let protocol = if self.multipath {
+            IPPROTO_MPTCP
+        } else {
+            libc::IPPROTO_TCP
+        };
+        sys::socket(self.domain, libc::SOCK_STREAM, protocol)
+    }
+}
+
 impl FdKind for Tcp {
     const TAG: &'static str = "tcp-socket";
     const VERSION: u16 = 1;
@@ -250,11 +293,12 @@ impl FdKind for Tcp {
         state from established to closed; connections to outside: with --kill carried, the wire held shut by nf_tables until \
         the restore, else recorded with --tcp-established; connections on their way, or made and not accepted, are made \
         anew, with what was sent before that where the kernel lets freeze look at it; those that have failed, with the error that \
-        is to be told; refused: out-of-band data that was not taken, TLS by the kernel";
+        is to be told; sockets of MPTCP that are not connected; refused: out-of-band data that was not taken, TLS by the kernel, \
+        connections of MPTCP";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
-        matches!(fd.protocol.as_str(), "TCP" | "TCPv6")
+        matches!(fd.protocol.as_str(), "TCP" | "TCPv6") || is_multipath(fd)
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
@@ -275,17 +319,25 @@ impl FdKind for Tcp {
             .on("getsockopt(SO_DOMAIN)", || fd.label())?;
         let info = info(held).on("getsockopt(TCP_INFO)", || fd.label())?;
         let local = sys::socket_name(held, false).on("getsockname", || fd.label())?;
+        let multipath = is_multipath(fd);
         let failed = match info.state {
+            _ if multipath => None,
             state::CLOSE => failed::collect(fd, held)?,
             _ => None,
         };
         let over = match info.state {
+            _ if multipath => None,
             state::CLOSE if failed.is_none() => Connection::collect_over(fd, held)?,
             _ => None,
         };
-        let mut sets = vec![&sockopt::GENERAL, &sockopt::IP, &sockopt::TCP];
+        let mut sets = vec![
+            &sockopt::GENERAL,
+            &sockopt::IP,
+            &sockopt::IP_STREAM,
+            &sockopt::TCP,
+        ];
         if domain == libc::AF_INET6 {
-            sets.push(&sockopt::IPV6);
+            sets.extend([&sockopt::IPV6, &sockopt::IPV6_STREAM]);
         }
         if over.is_none() && failed.is_none() && matches!(info.state, state::LISTEN | state::CLOSE) {
             sets.extend([&sockopt::TCP_UNCONNECTED, &sockopt::IPV6_UNCONNECTED]);
@@ -312,6 +364,7 @@ impl FdKind for Tcp {
             domain,
             local: (!nowhere(&local)).then_some(Bytes(local)),
             state,
+            multipath,
         })
     }
 
@@ -320,7 +373,7 @@ impl FdKind for Tcp {
             connection.precheck(&local.0, out);
         }
         if let (Some(local), State::Unconnected | State::Listening { .. }) = (&record.local, &record.state) {
-            let made = sys::socket(record.domain, libc::SOCK_STREAM, libc::IPPROTO_TCP);
+            let made = record.make();
             bind_probe(&record.base, made, libc::SOCK_STREAM, &local.0, out);
         }
     }
@@ -331,7 +384,7 @@ impl FdKind for Tcp {
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.base.label();
-        let fd = sys::socket(record.domain, libc::SOCK_STREAM, libc::IPPROTO_TCP).on("socket", name)?;
+        let fd = record.make().on("socket", name)?;
         record.base.give_owner(fd.as_fd())?;
         if let State::Connected(connection) = &record.state {
             record.base.give_early_options(fd.as_fd())?;

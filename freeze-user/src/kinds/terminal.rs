@@ -11,7 +11,7 @@ use super::namespaces::devpts::Prepared;
 use super::pipe::Bytes;
 use super::pty::{self, Made, Pty};
 use super::regular::found::DELETED;
-use super::{FdKind, Placed, Source};
+use super::{FdKind, NOT_AT_OPEN, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
@@ -542,7 +542,7 @@ fn own_terminal() -> Option<PathBuf> {
 }
 
 fn open(path: &Path, flags: i32) -> nix::Result<OwnedFd> {
-    let flags = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_CLOEXEC | libc::O_NOCTTY;
+    let flags = flags & !NOT_AT_OPEN | libc::O_CLOEXEC | libc::O_NOCTTY;
     nix::fcntl::open(path, OFlag::from_bits_retain(flags), Mode::empty())
 }
 
@@ -562,7 +562,7 @@ fn open_as(controlling: &Controlling, slave: &Slave, nest: &mut Nest) -> Result<
     let process = nest.process(leader)?;
     let (ran, opened) = process.tape(|t| {
         let file = t.bytes(&[file.as_bytes(), b"\0"].concat());
-        let flags = slave.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) | libc::O_CLOEXEC;
+        let flags = slave.flags & !NOT_AT_OPEN | libc::O_CLOEXEC;
         let opened = t.try_call("openat", libc::SYS_openat, &[at, file, flags as u64, 0]);
         t.call("close", libc::SYS_close, &[at]);
         opened

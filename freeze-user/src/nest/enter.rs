@@ -45,6 +45,11 @@ impl Nest {
             .unwrap_or_default()
     }
 
+    /// Whether a process had ended when it was recorded, and will again.
+    pub fn has_ended(&self, pid: Pid) -> bool {
+        self.families.get(&pid).is_some_and(|f| f.ended.is_some())
+    }
+
     /// Notes that a process is in another namespace now.
     pub fn entered(&mut self, pid: Pid, kind: Kind, number: u32) {
         if let Some(birth) = self.births.get_mut(&pid) {

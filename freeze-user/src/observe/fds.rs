@@ -218,7 +218,7 @@ impl Shelf {
             },
             false => String::new(),
         };
-        Ok(FdView {
+        let mut view = FdView {
             pid,
             by: self.by,
             fd,
@@ -229,6 +229,21 @@ impl Shelf {
             tree: Tree::default(),
             filesystem: 0,
             net: None,
-        })
+        };
+        if let Some(name) = view.protocol.strip_prefix("MP")
+            && name.starts_with("TCP")
+            && speaks_tcp(&view)
+        {
+            view.protocol = name.to_owned();
+        }
+        Ok(view)
     }
+}
+
+/// Whether a connection that came to a socket of MPTCP is one of plain TCP, as all are whose other side knows no other.
+fn speaks_tcp(socket: &FdView) -> bool {
+    let protocol = socket
+        .duplicate()
+        .and_then(|s| sys::socket::option(s.as_fd(), libc::SOL_SOCKET, libc::SO_PROTOCOL));
+    protocol == Ok(libc::IPPROTO_TCP)
 }

@@ -168,6 +168,18 @@ pub static IPV6_MULTICAST: Options = Options {
     ],
 };
 
+/// Of IPv4 streams, what they can be given of these: it means nothing to them, and is told all the same.
+pub static IP_STREAM: Options = Options {
+    level: libc::IPPROTO_IP,
+    names: &[(libc::IP_MULTICAST_LOOP, 4), (libc::IP_MULTICAST_ALL, 4)],
+};
+
+/// The same of IPv6 streams.
+pub static IPV6_STREAM: Options = Options {
+    level: libc::IPPROTO_IPV6,
+    names: &[(libc::IPV6_MULTICAST_LOOP, 4), (29, 4)],
+};
+
 /// Of TCP sockets, whatever their state.
 pub static TCP: Options = Options {
     level: libc::IPPROTO_TCP,

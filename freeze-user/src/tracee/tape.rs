@@ -204,10 +204,21 @@ impl Scratch {
         (0..(self.lane.len() / len).max(1)).map(part).collect()
     }
 
-    /// Ends the tapes to come by a signal that is none of `queued`.
+    /// Ends the tapes to come by a signal that is none of `queued`. In a process that is being built it may be any that
+    /// neither stops nor continues.
     pub fn avoid(&mut self, queued: &[i32]) {
-        if let Some(other) = HARMLESS.iter().find(|s| !queued.contains(s)) {
-            self.signal = *other;
+        let job = [
+            libc::SIGKILL,
+            libc::SIGCONT,
+            libc::SIGSTOP,
+            libc::SIGTSTP,
+            libc::SIGTTIN,
+            libc::SIGTTOU,
+        ];
+        let others = (1..libc::SIGSYS).filter(|s| !job.contains(s));
+        let mut all = HARMLESS.into_iter().chain([libc::SIGTRAP]).chain(others);
+        if let Some(other) = all.find(|s| !queued.contains(s)) {
+            self.signal = other;
         }
     }
 

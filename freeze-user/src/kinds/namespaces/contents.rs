@@ -17,7 +17,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A whole file system: directories before what is in them.
@@ -39,6 +39,9 @@ pub struct Node {
     /// Of chattr(1), as FS_IOC_GETFLAGS has them: immutable, only to be appended to, not to be dumped.
     #[serde(default)]
     pub flags: u32,
+    /// When it was last read, in seconds and nanoseconds; as long ago as it was written where that was not recorded.
+    #[serde(default)]
+    pub atime: Option<(i64, i64)>,
 }
 
 /// Records everything below the root of a mount that is attached nowhere.
@@ -51,7 +54,8 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
         // The dot makes it the directory itself and not the link of /proc.
         let here = root.join(".").join(OsStr::from_bytes(&path));
         let name = || String::from_utf8_lossy(&path).into_owned();
-        let stat = FileStat::from(&std::fs::symlink_metadata(&here).on("stat", name)?);
+        let seen = std::fs::symlink_metadata(&here).on("stat", name)?;
+        let stat = FileStat::from(&seen);
         let mut node = Node {
             path: Bytes(path.clone()),
             stat,
@@ -60,6 +64,7 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
             same_as: None,
             attributes: Vec::new(),
             flags: 0,
+            atime: Some((seen.atime(), seen.atime_nsec())),
         };
         let first = out.len();
         if stat.kind() != libc::S_IFDIR && stat.nlink > 1 {
@@ -92,8 +97,10 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
             }
             _ => {}
         }
-        if matches!(stat.kind(), libc::S_IFDIR | libc::S_IFREG) {
+        if node.same_as.is_none() {
             node.attributes = attributes(&here);
+        }
+        if matches!(stat.kind(), libc::S_IFDIR | libc::S_IFREG) {
             node.flags = crate::sys::ns::file_flags(&here).on("statx", name)?;
         }
         out.push(node);
@@ -105,7 +112,8 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
 pub(super) fn alone(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) -> Result<Node> {
     let here = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
     let name = || "a file that is mounted".to_owned();
-    let stat = FileStat::from(&std::fs::metadata(&here).on("stat", name)?);
+    let seen = std::fs::metadata(&here).on("stat", name)?;
+    let stat = FileStat::from(&seen);
     let mut node = Node {
         path: Bytes(format!(".freeze-{}-{}", stat.dev, stat.ino).into_bytes()),
         stat,
@@ -114,6 +122,7 @@ pub(super) fn alone(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) -> R
         same_as: None,
         attributes: attributes(&here),
         flags: 0,
+        atime: Some((seen.atime(), seen.atime_nsec())),
     };
     if stat.kind() == libc::S_IFREG {
         let space = object_space(stat.dev, stat.ino);
@@ -237,12 +246,12 @@ pub(super) fn fill(root: &Path, contents: &Contents, nest: &mut Nest) -> Result<
     // Times last, and the innermost first: everything that is made in a directory changes its time.
     for node in contents.iter().rev() {
         let path = at(node);
-        let time = TimeSpec::new(node.stat.mtime.0, node.stat.mtime.1);
+        let time = |(seconds, nanoseconds)| TimeSpec::new(seconds, nanoseconds);
         utimensat(
             nix::fcntl::AT_FDCWD,
             &path,
-            &time,
-            &time,
+            &time(node.atime.unwrap_or(node.stat.mtime)),
+            &time(node.stat.mtime),
             UtimensatFlags::NoFollowSymlink,
         )
         .on("utimensat", || path.display().to_string())?;
