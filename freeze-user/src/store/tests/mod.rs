@@ -564,6 +564,34 @@ fn an_unknown_record_is_not_passed_over() {
     assert!(e.ends_with("found a record \"teleporter\" of version 9"), "{e}");
 }
 
+#[test]
+fn records_that_waited_are_in_order_with_the_others() {
+    let dir = Scratch::new("later");
+    let store = dir.store();
+    let mut draft = store.begin(None, &Options::default()).unwrap();
+    // More than may wait.
+    let tags = ["seven", "eleven", "thirteen"];
+    let expected: Vec<&str> = tags.into_iter().cycle().take(700).chain(["note", "last"]).collect();
+    for tag in tags.into_iter().cycle().take(700) {
+        let payload = move || Ok(vec![tag.len() as u8]);
+        draft.later(tag, 1, Box::new(payload)).unwrap();
+    }
+    draft.record(&note(1)).unwrap();
+    draft.later("last", 1, Box::new(|| Ok(vec![4]))).unwrap();
+    let id = draft.commit(About::default()).unwrap().id;
+    let image = store.find(id.as_str()).unwrap();
+    let found: Vec<&str> = image.records().iter().map(|f| f.tag.as_str()).collect();
+    assert_eq!(found, expected);
+    let own = image.records().iter().filter(|f| f.tag != "note");
+    assert!(own.into_iter().all(|f| f.payload == [f.tag.len() as u8]));
+
+    let mut draft = store.begin(None, &Options::default()).unwrap();
+    let fails = || Err(Error::kernel("encode", "a record", Errno::EINVAL));
+    draft.later("bad", 1, Box::new(fails)).unwrap();
+    assert_eq!(draft.commit(About::default()).unwrap_err().kind(), "kernel");
+    assert_eq!(store.list().unwrap().len(), 1);
+}
+
 /// The images of a format that stay readable for good: a hot one and a cold one on top of it.
 fn golden(format: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/format-{format}"))
