@@ -157,11 +157,12 @@ int main(void) {
             if (getppid() != parent || kill(parent, SIGUSR1)) break;
         _exit(0);
     }
+    /* On a busy machine the child may only come to run when all is over. */
+    while (!seen) ;
     freeze_here();
     while (!gone_ahead()) ;
     OK(kill(child, SIGKILL));
     OK(waitpid(child, 0, 0));
-    CHECK(seen > 0);
 }
 "#),
         "halts_amid_a_storm_of_signals",
