@@ -84,3 +84,55 @@ int main(void) {
 }
 "#)
 );
+
+// Of a file that a group marks which tells the directory, the kernel shows more than may be asked for.
+conformance!(
+    with_target,
+    c(r#"
+#include <sys/fanotify.h>
+#ifndef FAN_REPORT_TARGET_FID
+#define FAN_REPORT_TARGET_FID 0x1000
+#endif
+#ifndef FAN_MARK_IGNORE
+#define FAN_MARK_IGNORE 0x400
+#endif
+static char buf[4096];
+static unsigned long long told(int group) {
+    unsigned long long mask = 0;
+    long n = read(group, buf, sizeof buf);
+    for (struct fanotify_event_metadata *e = (void *)buf; FAN_EVENT_OK(e, n); e = FAN_EVENT_NEXT(e, n)) mask |= e->mask;
+    return mask;
+}
+/* What the group asks for, in order. */
+static void asked(int group, char *out) {
+    char path[64], line[512];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", group);
+    FILE *f = fopen(path, "r");
+    CHECK(f);
+    *out = 0;
+    while (fgets(line, sizeof line, f)) if (strstr(line, "mflags")) strcat(out, strstr(line, "mflags"));
+    fclose(f);
+}
+int main(void) {
+    static char before[4096], after[4096];
+    char *d = strdup(in_here("d")), *a = strdup(in_here("d/a")), *b = strdup(in_here("d/b"));
+    OK(mkdir(d, 0700));
+    int fa = OK(open(a, O_CREAT | O_RDWR, 0600));
+    int group = OK(fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_REPORT_DIR_FID | FAN_REPORT_NAME | FAN_REPORT_TARGET_FID | FAN_NONBLOCK, O_RDONLY));
+    OK(fanotify_mark(group, FAN_MARK_ADD, FAN_CREATE | FAN_ONDIR | FAN_EVENT_ON_CHILD, AT_FDCWD, d));
+    OK(fanotify_mark(group, FAN_MARK_ADD, FAN_OPEN, AT_FDCWD, a));
+    OK(fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_IGNORE | FAN_MARK_IGNORED_SURV_MODIFY, FAN_MODIFY, AT_FDCWD, a));
+    asked(group, before);
+    freeze_here();
+    asked(group, after);
+    CHECK(!strcmp(before, after));
+    CHECK(told(group) == 0);
+    SAME(write(fa, "x", 1), 1);
+    close(OK(open(a, O_RDONLY)));
+    SAME(told(group), FAN_OPEN);
+    close(OK(open(b, O_CREAT | O_RDWR, 0600)));
+    SAME(told(group), FAN_CREATE);
+}
+"#),
+    only: root
+);

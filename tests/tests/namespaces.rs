@@ -635,40 +635,6 @@ int main(void) {
 "#)
 );
 
-conformance!(
-    clocks,
-    c(r#"
-/* Clocks that are a day ahead, for the children of whoever unshares them. */
-#ifndef CLONE_NEWTIME
-#define CLONE_NEWTIME 0x80
-#endif
-static long now(int clock) { struct timespec t; OK(clock_gettime(clock, &t)); return t.tv_sec; }
-int main(void) {
-    long plain = now(CLOCK_MONOTONIC);
-    OK(unshare(CLONE_NEWTIME));
-    int fd = OK(open("/proc/self/timens_offsets", O_WRONLY));
-    OK(write(fd, "monotonic 86400 0\nboottime 90000 0\n", 35));
-    close(fd);
-    int pid = OK(fork()), status;
-    if (!pid) {
-        long before = now(CLOCK_MONOTONIC);
-        while (!gone_ahead()) nap(2);
-        long after = now(CLOCK_MONOTONIC);
-        _exit(before - plain >= 86400 && after >= before && after - before < 3600 ? 3 : 4);
-    }
-    rest(20);
-    freeze_here();
-    OK(waitpid(pid, &status, 0));
-    SAME(WEXITSTATUS(status), 3);
-    CHECK(now(CLOCK_MONOTONIC) - plain < 3600);
-    pid = OK(fork());
-    if (!pid) _exit(now(CLOCK_MONOTONIC) - plain >= 86400);
-    OK(waitpid(pid, &status, 0));
-    SAME(WEXITSTATUS(status), 1);
-}
-"#)
-);
-
 // Parts of a file system in memory that is mounted nowhere as a whole are parts of one, with what is in them and no more.
 conformance!(
     parts_of_a_file_system,

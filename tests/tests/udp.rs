@@ -32,6 +32,70 @@ fn subject(text: &str) -> freeze_tests::Subject {
     python(&format!("{BEGIN}\n{text}"))
 }
 
+/// Datagrams that came over a pair of devices wait in networks whose loopback device is down, and stays so.
+fn over_a_pair() -> freeze_tests::Subject {
+    python(
+        r#"
+import ctypes, os, socket, subprocess, time
+libc = ctypes.CDLL(None)
+def unshare(flags):
+    assert libc.unshare(flags) == 0, "unshare"
+def ip(text):
+    subprocess.run(["ip", *text.split()], check=True)
+def listening(address):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((address, 4444))
+    s.settimeout(20)
+    return s
+def sent(s, to, text):
+    for _ in range(500):
+        try:
+            return s.sendto(text, (to, 4444))
+        except OSError:
+            time.sleep(0.02)
+    raise AssertionError("nothing leads there")
+unshare(0x40000000)
+there, told, go = os.pipe(), os.pipe(), os.pipe()
+child = os.fork()
+if not child:
+    unshare(0x40000000)
+    os.write(there[1], b"x")
+    os.read(go[0], 1)
+    ip("link set frzb up")
+    ip("addr add 10.77.0.2/24 dev frzb")
+    s = listening("10.77.0.2")
+    sent(s, "10.77.0.1", b"one")
+    sent(s, "10.77.0.1", b"two")
+    os.write(told[1], b"x")
+    for end in there + told + go:
+        os.close(end)
+    data, sender = s.recvfrom(99)
+    s.sendto(data + b" heard", sender)
+    os._exit(0)
+os.read(there[0], 1)
+ip("link add frza type veth peer name frzb")
+ip(f"link set frzb netns {child}")
+ip("link set frza up")
+ip("addr add 10.77.0.1/24 dev frza")
+s = listening("10.77.0.1")
+os.write(go[1], b"x")
+os.read(told[0], 1)
+for end in there + told + go:
+    os.close(end)
+assert s.recv(9, socket.MSG_PEEK) == b"one"
+before = subprocess.check_output(["ip", "-br", "addr", "show", "dev", "lo"])
+freeze_here()
+assert subprocess.check_output(["ip", "-br", "addr", "show", "dev", "lo"]) == before, before
+assert [s.recvfrom(9) for _ in range(2)] == [(t, ("10.77.0.2", 4444)) for t in (b"one", b"two")]
+sent(s, "10.77.0.2", b"it is")
+assert s.recv(99) == b"it is heard"
+assert os.waitpid(child, 0)[1] == 0
+"#,
+    )
+}
+
+conformance!(over_a_pair_conforms, over_a_pair());
+
 /// Datagrams wait with their bounds and senders, whoever these were; empty ones too.
 fn queues() -> freeze_tests::Subject {
     subject(

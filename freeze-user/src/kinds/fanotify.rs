@@ -7,7 +7,9 @@ use crate::ids::FileId;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, View};
 use crate::sys;
-use crate::sys::fanotify::{IGNORE, IGNORED_MASK, IGNORED_SURVIVES, fanotify_mark, fanotify_new};
+use crate::sys::fanotify::{
+    EVENT_ON_CHILD, IGNORE, IGNORED_MASK, IGNORED_SURVIVES, fanotify_mark, fanotify_new,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -141,15 +143,24 @@ impl FdKind for Fanotify {
 
     fn finish(record: &Record, placed: Placed, nest: &mut Nest) -> Result<()> {
         // Only now, so that it tells nothing of the files that were opened for the restore.
-        for mark in &record.marks {
+        // They are told of with the newest first.
+        for mark in record.marks.iter().rev() {
             let (here, follow) = mark.spot.reach(nest)?;
             let name = || here.display().to_string();
+            // Of files the kernel shows it where it was never asked for, and may not be.
+            let found = if follow {
+                here.metadata()
+            } else {
+                here.symlink_metadata()
+            };
+            let is_directory = found.is_ok_and(|m| m.is_dir());
+            let asked = if is_directory { !0 } else { !EVENT_ON_CHILD };
             let add = |kind: u32, mask: u64| {
                 fanotify_mark(nest.file(placed.id)?, mark.kind() | kind, mask, &here, follow)
                     .on("fanotify_mark", name)
             };
-            if mark.mask != 0 {
-                add(mark.flags & !(IGNORE | IGNORED_SURVIVES), mark.mask)?;
+            if mark.mask & asked != 0 {
+                add(mark.flags & !(IGNORE | IGNORED_SURVIVES), mark.mask & asked)?;
             }
             if mark.ignored != 0 {
                 let how = if mark.flags & IGNORE != 0 { 0 } else { IGNORED_MASK };

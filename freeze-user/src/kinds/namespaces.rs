@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 #[derive(Debug)]
 pub struct Namespaces;
@@ -421,9 +422,26 @@ fn what(
         }
         Kind::Cgroup => What::Cgroup,
         Kind::Time => What::Time {
-            offsets: offsets(&read("timens_offsets")?),
+            offsets: offsets(&offsets_text(pid, fd)?),
         },
     })
+}
+
+/// What timens_offsets says of this time namespace, found at `pid`: the file tells of the one a process has its children
+/// born into.
+fn offsets_text(pid: Pid, fd: &OwnedFd) -> Result<String> {
+    let read = |pid: Pid| {
+        let path = format!("/proc/{pid}/timens_offsets");
+        std::fs::read_to_string(&path).on("read", || path)
+    };
+    let told_of = std::fs::metadata(format!("/proc/{pid}/ns/time_for_children"));
+    let wanted = nix::sys::stat::fstat(fd).on("fstat", || "a time namespace")?;
+    if told_of.is_ok_and(|found| found.ino() == wanted.st_ino) {
+        return read(pid);
+    }
+    let inside = Maker::new(&[Step::Enter(fd.as_raw_fd())]);
+    let inside = inside.map_err(|(_, errno)| Error::kernel("setns", "a time namespace", errno))?;
+    read(inside.pid())
 }
 
 /// The lines of timens_offsets: clock, seconds, nanoseconds.

@@ -9,7 +9,7 @@ use crate::nest::{Nest, Options};
 use crate::observe::peek::arrived::Sockets;
 use crate::observe::peers::{inet_sockets, shut_halves};
 use crate::observe::view::{FdView, View};
-use crate::sys::datagram::{address_of, inject};
+use crate::sys::datagram::{Loopback, address_of, inject};
 use crate::sys::multicast::{self, Membership};
 use crate::sys::{self, socket, sockopt};
 use nix::errno::Errno;
@@ -332,6 +332,8 @@ fn fill(record: &Record, fd: BorrowedFd<'_>, nest: &mut Nest) -> Result<()> {
         socket::set_option(fd, libc::SOL_SOCKET, SO_RCVBUFFORCE, room)
             .on("setsockopt(SO_RCVBUFFORCE)", || record.base.label())?;
     }
+    // Where it cannot be brought up, what is lost is told of.
+    let _up = Loopback::up();
     let mut lost: Vec<(SocketAddr, Errno)> = Vec::new();
     for datagram in &record.queue {
         let Some(from) = inet_address(&datagram.from.0) else {

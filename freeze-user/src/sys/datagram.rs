@@ -1,10 +1,10 @@
 //! Datagrams and TCP segments made by hand, so that they come from whom they came before.
 
 use super::socket::send;
-use super::{Sys, socket};
+use super::{Sys, ioctl_request, socket};
 use nix::errno::Errno;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// A datagram with its headers, as it travels.
 fn packet(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Sys<Vec<u8>> {
@@ -111,6 +111,66 @@ fn deliver(packet: &[u8], to: SocketAddr) -> Sys<()> {
     let raw = socket(domain, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
     super::socket::set_option(raw.as_fd(), libc::SOL_SOCKET, 32, 1 << 20)?;
     send(raw.as_fd(), packet, Some(&address_of(to, true)), &[], None, 0).map(drop)
+}
+
+/// The loopback device of this thread's network namespace, which is up as long as this is there: what comes from nowhere
+/// comes by way of it.
+#[derive(Debug)]
+pub struct Loopback(Option<Down>);
+
+/// How it was found.
+#[derive(Debug)]
+struct Down {
+    socket: OwnedFd,
+    flags: u16,
+    /// It has no address, and the kernel gives it one as it comes up.
+    bare: bool,
+}
+
+const SIOCSIFFLAGS: u64 = 0x8914;
+
+/// `struct ifreq` of the loopback device with these flags.
+fn loopback(flags: u16) -> [u8; 40] {
+    let mut request = [0; 40];
+    request[..2].copy_from_slice(b"lo");
+    request[16..18].copy_from_slice(&flags.to_ne_bytes());
+    request
+}
+
+impl Loopback {
+    /// Brings it up, if it is down.
+    pub fn up() -> Sys<Loopback> {
+        const SIOCGIFFLAGS: u64 = 0x8913;
+        const SIOCGIFADDR: u64 = 0x8915;
+        let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+        let mut found = loopback(0);
+        ioctl_request(socket.as_fd(), SIOCGIFFLAGS, &mut found)?;
+        let flags = u16::from_ne_bytes([found[16], found[17]]);
+        if flags & libc::IFF_UP as u16 != 0 {
+            return Ok(Loopback(None));
+        }
+        let bare = ioctl_request(socket.as_fd(), SIOCGIFADDR, &mut loopback(0)).is_err();
+        ioctl_request(
+            socket.as_fd(),
+            SIOCSIFFLAGS,
+            &mut loopback(flags | libc::IFF_UP as u16),
+        )?;
+        Ok(Loopback(Some(Down { socket, flags, bare })))
+    }
+}
+
+impl Drop for Loopback {
+    fn drop(&mut self) {
+        const SIOCSIFADDR: u64 = 0x8916;
+        let Some(Down { socket, flags, bare }) = &self.0 else {
+            return;
+        };
+        let _ = ioctl_request(socket.as_fd(), SIOCSIFFLAGS, &mut loopback(*flags));
+        if *bare {
+            // 0.0.0.0 takes away what is there.
+            let _ = ioctl_request(socket.as_fd(), SIOCSIFADDR, &mut loopback(libc::AF_INET as u16));
+        }
+    }
 }
 
 /// `struct sockaddr_in` or `sockaddr_in6`; raw sockets want no port.

@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// FAN_EVENT_ON_CHILD: what happens to the files in a directory.
+pub const EVENT_ON_CHILD: u64 = 0x0800_0000;
 /// FAN_MARK_IGNORED_MASK: the mask says what is ignored.
 pub const IGNORED_MASK: u32 = 0x20;
 /// FAN_MARK_IGNORED_SURV_MODIFY: and goes on to be when the file changes.

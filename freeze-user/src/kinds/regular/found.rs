@@ -390,7 +390,8 @@ fn elsewhere(path: &Path, stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost
         kind,
         bytes: Bytes(bytes),
     });
-    let handle = handle.filter(|h| h.leads_to(dir, stat));
+    // One of a file system that is made anew leads nowhere then.
+    let handle = handle.filter(|h| h.leads_to(dir, stat) && !comes_along(stat.dev, dir, tree));
     let name = match handle {
         Some(_) => None,
         // A path by which freeze reaches another tree is none to record.
