@@ -571,7 +571,12 @@ fn records_that_waited_are_in_order_with_the_others() {
     let mut draft = store.begin(None, &Options::default()).unwrap();
     // More than may wait.
     let tags = ["seven", "eleven", "thirteen"];
-    let expected: Vec<&str> = tags.into_iter().cycle().take(700).chain(["note", "last"]).collect();
+    let expected: Vec<&str> = tags
+        .into_iter()
+        .cycle()
+        .take(700)
+        .chain(["note", "last"])
+        .collect();
     for tag in tags.into_iter().cycle().take(700) {
         let payload = move || Ok(vec![tag.len() as u8]);
         draft.later(tag, 1, Box::new(payload)).unwrap();
