@@ -70,6 +70,9 @@ pub fn markdown() -> String {
           when it is connected anew (IPV6_V6ONLY);\n\
         - a Landlock domain, where the kernel does not let freeze look or of a program with CAP_SYS_ADMIN and without no_new_privs;\n\
         - the session keyring (keyrings(7)) and the keys in it: a restored program has the restorer's;\n\
+        - whose process a connection to a unix socket was that waits to be accepted, if it has ended: another of the checkpoint \
+          stands for it (SO_PEERCRED);\n\
+        - the TTL of multicasts that an accepted TCP connection took over from its listener, which means nothing to it;\n\
         - empty datagrams that were looked at before, by an earlier checkpoint or by MSG_PEEK, where freeze may not look for them;\n\
         - whether a file that was opened without a name (O_TMPFILE) was never to have one (O_EXCL);\n\
         - a bind mount of a unix socket that the checkpoint itself has bound: restored, the socket is bound anew, and the mount still \
