@@ -179,14 +179,25 @@ int main(void) {
     OK(epoll_ctl(outer, EPOLL_CTL_ADD, epoll, &event));
     OK(close(fds[1]));
     OK(dup3(fds[3], 300, O_CLOEXEC));
-    OK(dup3(1, fds[2], O_CLOEXEC));
+    /* It is locked, which no descriptor of it may be closed for. */
+    int locked = OK(open(in_here("locked"), O_RDWR | O_CREAT, 0600));
+    OK(dup3(locked, fds[2], O_CLOEXEC));
+    OK(close(locked));
+    struct flock lock = {.l_type = F_WRLCK};
+    OK(fcntl(fds[2], F_SETLK, &lock));
     int child = OK(fork());
-    if (!child) { while (!gone_ahead()) nap(2); _exit(0); }
+    if (!child) {
+        while (!gone_ahead()) nap(2);
+        OK(fcntl(fds[2], F_GETLK, &lock));
+        SAME(lock.l_type, F_WRLCK);
+        SAME(lock.l_pid, getppid());
+        _exit(0);
+    }
     freeze_here();
-    struct stat out, taken;
-    OK(fstat(1, &out));
+    struct stat named, taken;
+    OK(stat(in_here("locked"), &named));
     OK(fstat(fds[2], &taken));
-    SAME(out.st_ino, taken.st_ino);
+    SAME(named.st_ino, taken.st_ino);
     SAME(fcntl(fds[2], F_GETFD), FD_CLOEXEC);
     SAME(fcntl(fds[1], F_GETFD), -1);
     SAME(epoll_wait(epoll, got, 9, 0), 0);
@@ -195,6 +206,7 @@ int main(void) {
     SAME(epoll_wait(epoll, got, 9, 0), 3);
     SAME(got[0].data.u64 | got[1].data.u64 | got[2].data.u64, 7);
     OK(waitpid(child, &status, 0));
+    SAME(status, 0);
 }
 "#)
 );

@@ -66,7 +66,7 @@ fn killed(test: &str, subject: &Subject) -> (Running, PathBuf) {
 
 /// Where an image would be.
 fn nowhere() -> PathBuf {
-    std::env::temp_dir().join("freeze-test-nowhere")
+    std::env::temp_dir().join(format!("freeze-test-{:?}", thread::current().name()))
 }
 
 #[test]

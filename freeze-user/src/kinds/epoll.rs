@@ -197,10 +197,18 @@ fn watch_signals(member: &Member, by: Asker, nest: &mut Nest) -> Result<()> {
                     tape.try_call("fcntl(F_GETFD)", libc::SYS_fcntl, &[number, libc::F_GETFD as u64]),
                 ]
             })?;
+            let kept = match ran.result(kept) {
+                Ok(fd) => Some(fd as u64),
+                // It is free.
+                Err(Errno::EBADF) => None,
+                Err(e) => {
+                    return Err(e).on("fcntl(F_DUPFD_CLOEXEC)", || format!("fd {number} of {}", by.pid));
+                }
+            };
             let to = [by.signalfd as u64, number, libc::O_CLOEXEC as u64];
             process.call("dup3", libc::SYS_dup3, &to)?;
             let cloexec = if ran.value(flags) > 0 { libc::O_CLOEXEC } else { 0 };
-            Some(ran.result(kept).map(|fd| (fd as u64, cloexec as u64)))
+            Some(kept.map(|fd| (fd, cloexec as u64)))
         }
     };
     process.tape(|tape| {
@@ -209,11 +217,11 @@ fn watch_signals(member: &Member, by: Asker, nest: &mut Nest) -> Result<()> {
         tape.call("epoll_ctl", libc::SYS_epoll_ctl, &args);
         match aside {
             None => {}
-            Some(Ok((kept, cloexec))) => {
+            Some(Some((kept, cloexec))) => {
                 tape.call("dup3", libc::SYS_dup3, &[kept, number, cloexec]);
                 tape.call("close", libc::SYS_close, &[kept]);
             }
-            Some(Err(_)) => {
+            Some(None) => {
                 tape.call("close", libc::SYS_close, &[number]);
             }
         }

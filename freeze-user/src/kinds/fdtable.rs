@@ -131,7 +131,23 @@ impl ProcessKind for FdTable {
         }
         let building = nest.process(pid)?;
         building.play(&calls)?;
-        for some in record.locks.chunks(64) {
+        if !record.locks.is_empty() {
+            nest.state::<Owed>().0.push((pid, record.locks.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// Locks that are still to be taken, by process.
+#[derive(Debug, Default)]
+struct Owed(Vec<(Pid, Vec<PosixLock>)>);
+
+/// Takes the locks of all processes, once no descriptor will be put out of the way any more: each that a process closes takes
+/// its locks on that file along.
+pub fn lock(nest: &mut Nest) -> Result<()> {
+    for (pid, locks) in std::mem::take(&mut nest.state::<Owed>().0) {
+        let building = nest.process(pid)?;
+        for some in locks.chunks(64) {
             building.tape(|t| {
                 for lock in some {
                     let arg = t.bytes(&sys::flock64(lock.write, lock.start, lock.end));
@@ -143,8 +159,8 @@ impl ProcessKind for FdTable {
                 }
             })?;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Whether a path is one of /proc that tells of a thread other than the first.

@@ -187,7 +187,8 @@ fn is_calm(fd: &FdView, from: &mut Source<'_>) -> Result<bool> {
         .view
         .fds_of(fd.stat.ino)
         .filter(|f| f.stat.dev == fd.stat.dev && f.flags() & libc::O_PATH == 0);
-    if !reads(fd) || !all.all(reads) {
+    // Whoever is cut off from a writer outside is to hear of it.
+    if from.view.ends.cut(fd) || !reads(fd) || !all.all(reads) {
         return Ok(false);
     }
     let seen = sys::socket::poll(from.process.fd(fd.fd)?.as_fd()).on("poll", || fd.label())?;

@@ -401,8 +401,9 @@ impl<K: FdKind> Loaded for LoadedAs<K> {
         self.0.locks.restore_flock(placed, nest)?;
         self.0.restore(nest.file(placed.id)?)?;
         // A terminal without an owner was only opened with the flag; set, it would give it one.
-        let told = self.0.owner.1 != 0 || nix::unistd::isatty(nest.file(placed.id)?) != Ok(true);
-        if self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0 && told {
+        let told = |file| self.0.owner.1 != 0 || nix::unistd::isatty(file) != Ok(true);
+        let asked = self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0;
+        if asked && told(nest.file(placed.id)?) {
             // By the process itself: the kernel notes the caller's descriptor number, and SIGIO tells it (si_fd).
             let args = [
                 placed.fd as u64,

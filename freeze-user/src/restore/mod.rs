@@ -6,7 +6,7 @@ pub use filling::Filling;
 
 use crate::error::{Blocker, Context, Error, Fate, Result};
 use crate::ids::{FileId, Pid, Range};
-use crate::kinds::fdtable::FdTable;
+use crate::kinds::fdtable::{self, FdTable};
 use crate::kinds::kinship::Kinship;
 use crate::kinds::memory::heritage::Heritage;
 use crate::kinds::memory::lazy::Later;
@@ -337,6 +337,9 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
             let (pid, fd) = nest.holders(*id).first().copied().unwrap_or(nowhere);
             fault::point("a file's end")?;
             records.files[id].finish(Placed { id: *id, pid, fd }, nest)?;
+        }
+        if stage == Files {
+            fdtable::lock(nest)?;
         }
     }
     limits::settle(nest)?;

@@ -14,8 +14,8 @@ thread_local! {
 
 /// A pause begins: what was noted before is forgotten.
 pub fn begin() {
-    // Room for all there is, so that nothing is allocated in the pause.
-    LAPS.set(Some((Instant::now(), Vec::with_capacity(64))));
+    // Room for what a few processes take, so that hardly anything is allocated in the pause.
+    LAPS.set(Some((Instant::now(), Vec::with_capacity(256))));
 }
 
 /// What was done since the last lap belongs to `part`.
