@@ -289,7 +289,7 @@ impl Trees {
         covered.clone().or(tree.cloned()).unwrap_or_default()
     }
 
-    /// What the mount with this index in its tree shows, if it can be looked at.
+    /// What the mount with this index in its tree shows, if it can be looked at: to read, which the program must not see.
     pub fn copy(&self, number: u32, index: usize) -> nix::Result<OwnedFd> {
         let lines = self.mounts(number);
         let space = self.spaces.get(&number).zip(lines.get(index));
@@ -297,10 +297,12 @@ impl Trees {
         let covers = covers(lines, index);
         // Of an unbindable mount no copy can be had, but in a copy of the namespace in which it is private.
         let unbindable = line.propagation.iter().any(|w| w == "unbindable");
-        match covers.is_empty() && !unbindable {
+        let copy = match covers.is_empty() && !unbindable {
             true => ns::mount_copy(Some(space.as_fd()), &line.at),
             false => ns::covered_mount_copy(space.as_fd(), &line.at, &covers),
-        }
+        }?;
+        ns::leave_access_times(copy.as_fd());
+        Ok(copy)
     }
 
     /// A mount as a tree by itself, if others are mounted over it and it can be reached.

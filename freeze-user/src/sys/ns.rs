@@ -510,6 +510,19 @@ pub struct MountAttr {
     pub userns: u64,
 }
 
+/// What is read by way of this copy of a mount keeps its time of access. Not where the copy may not change that (a mount
+/// of a less privileged namespace, mount_namespaces(7)).
+pub fn leave_access_times(copy: BorrowedFd<'_>) {
+    const NOATIME: u64 = 0x10;
+    const ATIME: u64 = 0x70;
+    let attr = MountAttr {
+        set: NOATIME,
+        clear: ATIME,
+        ..MountAttr::default()
+    };
+    let _ = set_mount(copy, attr);
+}
+
 /// mount_setattr(2) of one mount, given by a descriptor of its root.
 pub fn set_mount(mount: BorrowedFd<'_>, attr: MountAttr) -> Sys<()> {
     // SAFETY: an empty string, and the structure with its size.
