@@ -419,6 +419,18 @@ impl Opened {
         out
     }
 
+    /// The source that most pages of a space come from, if there are others.
+    pub(crate) fn bulk(&self, space: SpaceId) -> Option<u32> {
+        let mut pages = vec![0u64; self.0.sources.len()];
+        for e in self.entries(space).unwrap_or_default() {
+            if let Some(count) = pages.get_mut(e.source as usize) {
+                *count += u64::from(e.pages);
+            }
+        }
+        let most = (0u32..).zip(&pages).max_by_key(|(_, count)| **count)?.0;
+        (pages.iter().filter(|count| **count > 0).count() > 1).then_some(most)
+    }
+
     /// The file and the offset in it from which a run can be mapped; only once the checksums of all of it
     /// were found right. `None` for zero pages and for cold ones.
     pub fn mappable(&self, run: &Run) -> Result<Option<(&File, u64)>> {
@@ -572,12 +584,24 @@ impl Reader<'_> {
         &mut self,
         space: SpaceId,
         within: Range,
+        f: impl FnMut(Range, Content<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.for_each_of(space, within, |_| true, f)
+    }
+
+    /// As [`Reader::for_each_in`], of those sources only that are `wanted`.
+    pub(crate) fn for_each_of(
+        &mut self,
+        space: SpaceId,
+        within: Range,
+        wanted: impl Fn(u32) -> bool,
         mut f: impl FnMut(Range, Content<'_>) -> Result<()>,
     ) -> Result<()> {
         let entries = self.image.entries(space).unwrap_or_default();
         let (start, end) = (within.start / PAGE, within.end.div_ceil(PAGE));
         let first = entries.partition_point(|e| e.end() <= start);
-        for e in entries[first..].iter().take_while(|e| e.start < end) {
+        let inside = entries[first..].iter().take_while(|e| e.start < end);
+        for e in inside.filter(|e| wanted(e.source)) {
             let part = e.cut(start, end);
             if part.source == ZERO {
                 f(run(&part).range, Content::Zero)?;

@@ -37,8 +37,56 @@ struct Space {
     of: Pid,
     filler: Arc<Filler>,
     missing: Mutex<Missing>,
-    /// Where the next worker looks on.
+    /// The source in the image that most pages of it come from, if there are others.
+    bulk: Option<u32>,
+    /// How far the workers have brought in what is not of the bulk: [`u64::MAX`] when all of it is there.
+    warm: AtomicU64,
+    /// Where the next worker looks on for all the rest.
     cursor: AtomicU64,
+    /// Where the last fault's neighbourhood ended.
+    fault: AtomicU64,
+}
+
+impl Space {
+    fn new(of: Pid, filler: Filler, missing: Missing, bulk: Option<u32>) -> Space {
+        Space {
+            of,
+            filler: Arc::new(filler),
+            missing: Mutex::new(missing),
+            bulk,
+            warm: AtomicU64::new(if bulk.is_some() { 0 } else { u64::MAX }),
+            cursor: AtomicU64::new(0),
+            fault: AtomicU64::new(0),
+        }
+    }
+
+    /// What a worker brings in next of what was written lately.
+    fn next_warm(&self) -> Option<Part> {
+        let missing = lock(&self.missing);
+        let cursor = self.warm.load(Ordering::Relaxed);
+        let part = missing.next(cursor, SHARE);
+        self.warm
+            .store(part.map_or(u64::MAX, |p| p.at.end), Ordering::Relaxed);
+        part
+    }
+
+    /// What a worker brings in next of whatever there is.
+    fn next(&self) -> Option<Part> {
+        let missing = lock(&self.missing);
+        let cursor = self.cursor.load(Ordering::Relaxed);
+        let part = missing.next(cursor, SHARE).or_else(|| missing.next(0, SHARE))?;
+        self.cursor.store(part.at.end, Ordering::Relaxed);
+        Some(part)
+    }
+
+    /// The program has touched a page: if it goes through its memory in order, the workers go ahead of it. They do not
+    /// follow one that jumps about, since they would read the image in as many jumps.
+    fn touched(&self, around: Range) {
+        let last = self.fault.swap(around.end, Ordering::Relaxed);
+        if (last..last.saturating_add(SHARE)).contains(&around.start) {
+            self.cursor.store(around.end, Ordering::Relaxed);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -92,12 +140,9 @@ impl Server {
     pub fn add(&self, of: Pid, filler: Filler, missing: &[Range]) -> Result<()> {
         let pidfd = sys::pidfd_open(of).map_err(|e| Error::kernel("pidfd_open", format!("pid {of}"), e))?;
         lock(&self.shared.processes).push(pidfd);
-        self.shared.write().push(Space {
-            of,
-            filler: Arc::new(filler),
-            missing: Mutex::new(Missing::new(missing)),
-            cursor: AtomicU64::new(0),
-        });
+        let bulk = self.shared.image.bulk(SpaceId::private(of));
+        let space = Space::new(of, filler, Missing::new(missing), bulk);
+        self.shared.write().push(space);
         self.shared.ring();
         Ok(())
     }
@@ -183,6 +228,16 @@ enum Put {
     Done,
     /// There are messages to be read first.
     Later,
+}
+
+/// Which pages of a part are brought in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    All,
+    /// All, and somebody waits for them: what cannot be put in at once is left for later.
+    Awaited,
+    /// Those that do not come from this source of the image.
+    NotOf(u32),
 }
 
 impl Shared {
@@ -277,12 +332,7 @@ impl Shared {
                     Message::Gone(range) => drop(missing.cut(range)),
                     Message::Moved { from, to } => missing.moved(from, to),
                     Message::Fork(filler) => {
-                        let child = Space {
-                            of: space.of,
-                            filler: Arc::new(filler),
-                            missing: Mutex::new(missing.clone()),
-                            cursor: AtomicU64::new(0),
-                        };
+                        let child = Space::new(space.of, filler, missing.clone(), space.bulk);
                         spaces.push(child);
                     }
                 }
@@ -299,8 +349,7 @@ impl Shared {
             let spaces = self.read();
             let missing = lock(&spaces[n].missing);
             let parts = missing.within(around);
-            // The program is here: what follows will be wanted next.
-            spaces[n].cursor.store(around.end, Ordering::Relaxed);
+            spaces[n].touched(around);
             parts.into_iter().find(|p| p.at.contains(at))
         };
         let Some(part) = part else {
@@ -319,7 +368,7 @@ impl Shared {
                 }
             };
         };
-        let done = self.bring(n, part, reader, false)?;
+        let done = self.bring(n, part, reader, Pages::Awaited)?;
         if done == Put::Done {
             self.read()[n].filler.wake(at);
         }
@@ -330,8 +379,10 @@ impl Shared {
     fn stream(&self) {
         let mut reader = self.image.reader();
         while !self.has_ended() {
-            let Some((n, part)) = self.next() else { return };
-            if let Err(e) = self.bring(n, part, &mut reader, true) {
+            let Some((n, part, pages)) = self.next() else {
+                return;
+            };
+            if let Err(e) = self.bring(n, part, &mut reader, pages) {
                 return self.fail(e);
             }
             let end = Instant::now() + self.rest;
@@ -343,43 +394,52 @@ impl Shared {
     }
 
     /// What is brought in next; `None` once nothing is missing anywhere.
-    fn next(&self) -> Option<(usize, Part)> {
+    ///
+    /// First what was written between the last checkpoints, which will be wanted again soonest. It lies in their page
+    /// files in order of address, and so does all the rest in its own: each chunk of either is read once.
+    fn next(&self) -> Option<(usize, Part, Pages)> {
         let spaces = self.read();
-        spaces.iter().enumerate().find_map(|(n, space)| {
-            let missing = lock(&space.missing);
-            let cursor = space.cursor.load(Ordering::Relaxed);
-            let part = missing.next(cursor, SHARE).or_else(|| missing.next(0, SHARE))?;
-            space.cursor.store(part.at.end, Ordering::Relaxed);
-            Some((n, part))
-        })
+        let all = || spaces.iter().enumerate();
+        let warm = |(n, space): (usize, &Space)| Some((n, space.next_warm()?, Pages::NotOf(space.bulk?)));
+        let any = |(n, space): (usize, &Space)| Some((n, space.next()?, Pages::All));
+        all().find_map(warm).or_else(|| all().find_map(any))
     }
 
     /// Reads a part from the image and puts it in.
-    fn bring(&self, n: usize, part: Part, reader: &mut Reader<'_>, patient: bool) -> Result<Put> {
+    fn bring(&self, n: usize, part: Part, reader: &mut Reader<'_>, pages: Pages) -> Result<Put> {
         let of = SpaceId::private(self.read()[n].of);
         let mut all = Put::Done;
-        reader.for_each_in(of, part.source(), |from, content| {
-            let at = part.at.start + (from.start - part.from);
-            let here = Part {
-                at: Range::new(at, at + from.len()),
-                from: from.start,
-            };
-            if let Content::Bytes(bytes) = content {
-                loop {
-                    match self.put(n, here, bytes)? {
-                        Put::Later if patient && !self.has_ended() => {
-                            std::thread::sleep(Duration::from_micros(50))
+        let bulk = match pages {
+            Pages::NotOf(bulk) => Some(bulk),
+            Pages::All | Pages::Awaited => None,
+        };
+        reader.for_each_of(
+            of,
+            part.source(),
+            |source| Some(source) != bulk,
+            |from, content| {
+                let at = part.at.start + (from.start - part.from);
+                let here = Part {
+                    at: Range::new(at, at + from.len()),
+                    from: from.start,
+                };
+                if let Content::Bytes(bytes) = content {
+                    loop {
+                        match self.put(n, here, bytes)? {
+                            Put::Later if pages != Pages::Awaited && !self.has_ended() => {
+                                std::thread::sleep(Duration::from_micros(50))
+                            }
+                            Put::Later => {
+                                all = Put::Later;
+                                break;
+                            }
+                            Put::Done => break,
                         }
-                        Put::Later => {
-                            all = Put::Later;
-                            break;
-                        }
-                        Put::Done => break,
                     }
                 }
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         Ok(all)
     }
 
