@@ -403,10 +403,11 @@ impl PageSource for Copier<'_> {
             Some(tracking) => match look(&mut *tracking.tracker, &private, places, draft, space) {
                 Ok((pages, looked)) => {
                     let mut written = pages.written;
-                    tracking.taken =
-                        normalize([std::mem::take(&mut tracking.taken), written.clone()].concat());
+                    // In no order: it may be long, and this is the pause.
+                    tracking.taken.extend_from_slice(&written);
                     if !self.copied.contains(&pid) {
                         // Nothing made up yet for checkpoints that failed after their pages were told.
+                        tracking.taken = normalize(std::mem::take(&mut tracking.taken));
                         written = intersect(&tracking.taken, &pages.populated);
                     }
                     if by_log {
