@@ -92,6 +92,7 @@ pub(crate) fn size(
     let rest = speed(stage, &mut load, UNDISTURBED)?;
     let noise = undisturbed_gaps(stage, &mut load)?;
     let (stop, stop_seen) = limits::stop_and_go(stage, &mut load, asked.runs)?;
+    let write = limits::write(stage, mib)?;
 
     let store = stage.dir.join("store");
     let series = if asked.library {
@@ -143,7 +144,7 @@ pub(crate) fn size(
             Done::default()
         }
     };
-    let fork = limits::fork(stage, mib, if mib >= 2048 { 5 } else { 20 })?;
+    let (fork, touch) = limits::fork(stage, mib, if mib >= 2048 { 5 } else { 20 })?;
 
     let Some((counted, seen)) = Sample::of(counted).zip(Sample::of(seen)) else {
         section.note("Only one checkpoint was made, so there is no later one.");
@@ -226,6 +227,7 @@ pub(crate) fn size(
         512.. => full_row.map(|r| r.goals(&[Goal::AtLeast(1.5)])),
         _ => full_row,
     });
+    section.row(write.map(|s| Row::new("limit: as many bytes written to a new file there", "GB/s", s)));
     let speed_goal: &[Goal] = if mib >= 8192 { &[Goal::AtLeast(2.5)] } else { &[] };
     section.row(Some(
         Row::new("freeze restore, until the first instruction", "ms", eager.first).peer(theirs.first),
@@ -240,6 +242,7 @@ pub(crate) fn size(
     ));
     let speed = Sample::of([full as f64 / eager.all.median() / 1e6]);
     section.row(speed.map(|s| Row::new("restored", "GB/s", s).goals(speed_goal)));
+    section.row(touch.map(|s| Row::new("limit: as much memory touched for the first time", "GB/s", s)));
     if let Some(lazy) = lazy {
         let goals = |limit| {
             if mib >= 8192 {

@@ -1,4 +1,5 @@
-//! What no checkpoint can beat: stopping a process and letting it go, and a fork of as much memory.
+//! What no checkpoint can beat: stopping a process and letting it go, a fork of as much memory, writing as many bytes
+//! where images go, and the first touch of as much memory, which on a virtual machine is the host's to give.
 
 use super::sample::Sample;
 use super::stage::{Load, PATIENCE, Stage, now};
@@ -6,15 +7,19 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use std::fs::File;
+use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Forks again and again, and prints how long each call took in the parent, in nanoseconds.
+/// Touches each page of its memory, then forks again and again; prints how long each took in the parent, in nanoseconds.
 const FORKS: &str = "
 import os, sys, time
 memory = bytearray(int(sys.argv[1]) << 20)
-for page in range(0, len(memory), 4096):
-    memory[page] = 1
+ones = b'\\1' * (len(memory) >> 12)
+begin = time.perf_counter_ns()
+memory[::4096] = ones
+print(time.perf_counter_ns() - begin)
 for _ in range(int(sys.argv[2])):
     begin = time.perf_counter_ns()
     child = os.fork()
@@ -72,8 +77,34 @@ fn once(pid: Pid) -> Result<Duration> {
     Ok(begin.elapsed())
 }
 
-/// How long fork(2) holds up a process of so many MiB in pages of 4 KiB, in milliseconds.
-pub(crate) fn fork(stage: &mut Stage<'_>, mib: u64, times: usize) -> Result<Option<Sample>> {
+/// How fast so many MiB go to a new file where the images go, from memory that the processor has at hand; in GB/s.
+pub(crate) fn write(stage: &Stage<'_>, mib: u64) -> Result<Option<Sample>> {
+    let path = stage.dir.join("limit");
+    let at = || path.display().to_string();
+    let bytes = vec![0x5a; 128 << 10];
+    let begin = Instant::now();
+    let mut file = File::create(&path).with_context(at)?;
+    for _ in 0..mib * 8 {
+        file.write_all(&bytes).with_context(at)?;
+    }
+    let took = begin.elapsed();
+    drop(file);
+    std::fs::remove_file(&path).with_context(at)?;
+    Ok(speed(mib, took.as_nanos() as f64))
+}
+
+/// In GB/s.
+fn speed(mib: u64, ns: f64) -> Option<Sample> {
+    Sample::of([(mib << 20) as f64 / ns])
+}
+
+/// How long fork(2) holds up a process of so many MiB in pages of 4 KiB, in milliseconds, and how fast they were touched
+/// for the first time, in GB/s.
+pub(crate) fn fork(
+    stage: &mut Stage<'_>,
+    mib: u64,
+    times: usize,
+) -> Result<(Option<Sample>, Option<Sample>)> {
     // Debian's own, not whatever wrapper of that name comes first. It inherits that there are no huge pages.
     let thp = nix::sys::prctl::get_thp_disable().context("prctl(PR_GET_THP_DISABLE)")?;
     nix::sys::prctl::set_thp_disable(true).context("prctl(PR_SET_THP_DISABLE)")?;
@@ -88,6 +119,7 @@ pub(crate) fn fork(stage: &mut Stage<'_>, mib: u64, times: usize) -> Result<Opti
         ran.status,
         ran.err.trim()
     );
-    let times = ran.out.lines().filter_map(|line| line.parse::<f64>().ok());
-    Ok(Sample::of(times.map(|ns| ns / 1e6)))
+    let mut times = ran.out.lines().filter_map(|line| line.parse::<f64>().ok());
+    let touched = times.next().and_then(|ns| speed(mib, ns));
+    Ok((Sample::of(times.map(|ns| ns / 1e6)), touched))
 }
