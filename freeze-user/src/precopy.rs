@@ -187,6 +187,27 @@ impl<'a> Copier<'a> {
 
     /// Copies what can be copied while the process runs; starts to track it if nobody does yet.
     pub fn precopy(&mut self, p: &ProcessView, draft: &mut Draft) -> Result<()> {
+        let done = self.ahead(p, draft);
+        if done.is_err() {
+            // It is not known which pages were told: all count as written, at the cut.
+            self.trackings.by_pid.remove(&p.pid);
+            self.inherited.remove(&p.pid);
+            draft.forget(SpaceId::private(p.pid), &[Range::new(0, TASK_SIZE)])?;
+        }
+        match done {
+            // It has executed another program, or ended; the stop will see which.
+            Err(
+                Error::Died { .. }
+                | Error::Kernel {
+                    errno: Errno::ENOENT | Errno::ESRCH,
+                    ..
+                },
+            ) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn ahead(&mut self, p: &ProcessView, draft: &mut Draft) -> Result<()> {
         let pid = p.pid;
         if self
             .trackings
@@ -225,18 +246,7 @@ impl<'a> Copier<'a> {
             }
             return Ok(());
         }
-        let done = self.rounds(p, draft);
-        if done.is_err() {
-            // It is not known which pages were told: all count as written, at the cut.
-            self.trackings.by_pid.remove(&pid);
-            self.inherited.remove(&pid);
-            draft.forget(SpaceId::private(pid), &[Range::new(0, TASK_SIZE)])?;
-        }
-        match done {
-            // It has executed another program, or ended; the stop will see which.
-            Err(Error::Died { .. }) => Ok(()),
-            other => other,
-        }
+        self.rounds(p, draft)
     }
 
     fn rounds(&mut self, p: &ProcessView, draft: &mut Draft) -> Result<()> {

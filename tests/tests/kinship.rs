@@ -1,13 +1,14 @@
 //! Conformance of families: parents and children, sessions, process groups, orphans, zombies, stopped ones.
 
 use freeze_tests::cycle::{checkpoint_now, request, restore_now};
-use freeze_tests::subject::Running;
+use freeze_tests::subject::{Running, stat_fields};
 use freeze_tests::{c, conformance};
 use freeze_user::ids::Pid;
 use freeze_user::precopy::Trackings;
 use freeze_user::sys::fault;
 use nix::sys::signal::{Signal, kill};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 conformance!(
     trees,
@@ -207,6 +208,58 @@ int main(void) {
             running.wait_gone();
             restore_now(&image).unwrap_or_else(|e| panic!("a restore: {e}"));
         }
+        running.verdict();
+    }
+}
+
+/// Whom [`end`] ends, and when.
+static ENDING: AtomicI32 = AtomicI32::new(0);
+static PASSES: AtomicI32 = AtomicI32::new(0);
+
+fn end() {
+    // The first pass is its parent's.
+    if PASSES.fetch_add(1, Ordering::Relaxed) == 1 {
+        let pid = Pid(ENDING.load(Ordering::Relaxed));
+        kill(pid.nix(), Signal::SIGKILL).expect("it is there");
+        let state = || stat_fields(&format!("/proc/{pid}/stat")).map(|fields| fields[0].clone());
+        while state().is_some_and(|s| s != "Z") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// A child that ends while its memory is being copied ahead is a zombie in the image, and no reason not to make it.
+#[test]
+fn a_child_ends_while_it_is_copied() {
+    let subject = c(r#"
+int main(void) {
+    size_t len = 4 << 20;
+    memset(OK(mmap(0, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)), 1, len);
+    int pid = OK(fork()), status;
+    if (!pid) for (;;) pause();
+    freeze_here();
+    OK(waitpid(pid, &status, 0));
+    CHECK(WIFSIGNALED(status));
+    SAME(WTERMSIG(status), SIGKILL);
+}
+"#);
+    for point in ["tracker", "registration", "pre-copy"] {
+        let mut running = Running::start(&subject, "ends");
+        let root = running.pid;
+        let child = running.pids().into_iter().find(|pid| *pid != root);
+        ENDING.store(child.expect("a child").0, Ordering::Relaxed);
+        PASSES.store(0, Ordering::Relaxed);
+        let image = running.dir().join("image");
+        let request = freeze_user::checkpoint::Request {
+            track: true,
+            ..request(running.pid, image.clone(), true)
+        };
+        let armed = fault::meddle(point, end);
+        let done = checkpoint_now(&request, &mut Trackings::new());
+        drop(armed);
+        done.unwrap_or_else(|e| panic!("{point}: {e}"));
+        running.wait_gone();
+        restore_now(&image).unwrap_or_else(|e| panic!("{point}: {e}"));
         running.verdict();
     }
 }

@@ -419,9 +419,10 @@ impl Pagemap {
         let mut regions = self.regions.take();
         regions.reserve(REGIONS);
         while !rest.is_empty() {
-            let walked = self
-                .call(rest, ask, &mut regions)
-                .on("PAGEMAP_SCAN", || self.place(rest))?;
+            let walked = match self.call(rest, ask, &mut regions) {
+                Err(Errno::ESRCH) => return Err(self.died()),
+                done => done.on("PAGEMAP_SCAN", || self.place(rest))?,
+            };
             for r in &regions {
                 each(Range::new(r.start, r.end), r.categories)?;
             }
@@ -477,10 +478,7 @@ impl Pagemap {
         let mut entry = [0; 8];
         match self.file.read_at(&mut entry, 0) {
             Ok(8) => Ok(()),
-            Ok(_) => Err(Error::Died {
-                pid: self.pid,
-                how: "ended, or began another program".to_owned(),
-            }),
+            Ok(_) => Err(self.died()),
             Err(e) => Err(Error::io("read pagemap", format!("pid {}", self.pid), &e)),
         }
     }
@@ -488,6 +486,13 @@ impl Pagemap {
     /// The categories in which a page that holds nothing of the process shows itself, [`FILE`] left aside.
     pub fn empties(&self) -> u64 {
         PFNZERO | self.guard
+    }
+
+    fn died(&self) -> Error {
+        Error::Died {
+            pid: self.pid,
+            how: "ended, or began another program".to_owned(),
+        }
     }
 
     fn place(&self, range: Range) -> String {

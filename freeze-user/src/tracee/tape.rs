@@ -594,7 +594,15 @@ pub fn find_syscall(pid: Pid, vmas: &[Vma]) -> Result<u64> {
         while at < vma.end {
             let len = (vma.end - at).min(1 << 20);
             let mut text = vec![0u8; len as usize];
-            let n = sys::vm_read(pid, &[Range::new(at, at + len)], &mut text).unwrap_or(0);
+            let n = match sys::vm_read(pid, &[Range::new(at, at + len)], &mut text) {
+                Err(Errno::ESRCH) => {
+                    return Err(Error::Died {
+                        pid,
+                        how: "has no memory any more".into(),
+                    });
+                }
+                done => done.unwrap_or(0),
+            };
             if let Some(i) = text[..n].windows(2).position(|w| w == [0x0f, 0x05]) {
                 return Ok(at + i as u64);
             }
