@@ -161,13 +161,80 @@ fn it_is_as_it_was_when_all_is_in() {
     nothing_wrong(&running);
 }
 
+/// 64 MiB, of which every eighth page of the last quarter is written anew when it is asked to.
+const LATE: &str = r#"
+enum { N = 16384, P = 4096 };
+static uint64_t *m;
+static int is_late(int page) { return page >= N - N / 4 && page % 8 == 0; }
+static void file(const char *name, void *at) {
+    FILE *f = fopen(in_here(name), "w");
+    fprintf(f, "%lx", (long)at);
+    fclose(f);
+}
+static void *later(void *unused) {
+    while (access(in_here("now"), F_OK)) nap(1);
+    for (int i = 0; i < N; i++) if (is_late(i)) m[i * (P / 8)] = i + 1000001;
+    file("written", m);
+    return unused;
+}
+int main(void) {
+    m = OK(mmap(0, (size_t)N * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    for (int i = 0; i < N; i++) m[i * (P / 8)] = i + 1;
+    pthread_t t;
+    CHECK(!pthread_create(&t, 0, later, 0));
+    freeze_here();
+    for (int i = 0; i < N; i++) SAME(m[i * (P / 8)], i + (is_late(i) ? 1000001 : 1));
+}
+"#;
+
+#[test]
+fn what_was_written_lately_comes_first() {
+    if !granted() {
+        skip!("no userfaultfd is granted");
+    }
+    const PAGES: usize = 16384;
+    let late = |page: &usize| *page >= PAGES - PAGES / 4 && page.is_multiple_of(8);
+    let mut running = Running::start(&c(LATE), "what_was_written_lately_comes_first");
+    running.pids();
+    let (first, image) = (running.dir().join("first"), running.dir().join("image"));
+    let mut trackings = Trackings::new();
+    let mut checkpoint = |request| checkpoint_now(&request, &mut trackings).expect("a checkpoint");
+    checkpoint(request(running.pid, first.clone(), false));
+    fs::write(running.dir().join("now"), "").expect("a file");
+    let written = running.dir().join("written");
+    until("it writes", || {
+        fs::read_to_string(&written).is_ok_and(|at| !at.is_empty())
+    });
+    let at = fs::read_to_string(&written).expect("an address");
+    let at = usize::from_str_radix(&at, 16).expect("an address") / 4096;
+    checkpoint(freeze_user::checkpoint::Request {
+        parent: Some(Opened::open(&first).expect("the parent")),
+        ..request(running.pid, image.clone(), true)
+    });
+    running.wait_gone();
+    let server = restore_slowly(&image, &running, "200ms");
+    let map = fs::File::open(format!("/proc/{}/pagemap", running.pid)).expect("its page map");
+    let mut words = vec![0; PAGES * 8];
+    let mut there = |which: &dyn Fn(&usize) -> bool| {
+        map.read_exact_at(&mut words, at as u64 * 8)
+            .expect("its page map");
+        let there = |page: &usize| words[page * 8 + 7] & 0x80 != 0;
+        (0..PAGES).filter(which).filter(there).count()
+    };
+    until("the late pages are there", || there(&late) == PAGES / 32);
+    let all = there(&|_| true);
+    assert!(all < PAGES / 2, "{all} of {PAGES} pages came before those");
+    all_in(server);
+    running.verdict();
+}
+
 #[test]
 fn it_runs_while_its_memory_comes_in() {
     if !granted() {
         skip!("no userfaultfd that tells of all changes");
     }
     let (mut running, image) = ended(&c(READER), "it_runs_while_its_memory_comes_in");
-    let server = restore_slowly(&image, &running, "60ms");
+    let server = restore_slowly(&image, &running, "200ms");
     assert_ne!(server, Pid(std::process::id() as i32));
     running.go();
     until("the child", || running.dir().join("forked").exists());
@@ -415,7 +482,7 @@ fn no_checkpoint_before_all_is_in() {
         skip!("no userfaultfd that tells of all changes");
     }
     let (mut running, image) = ended(&c(READER), "no_checkpoint_before_all_is_in");
-    let server = restore_slowly(&image, &running, "60ms");
+    let server = restore_slowly(&image, &running, "200ms");
     let done = output(freeze().arg("check").arg(running.pid.to_string()));
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(3), "{said}");
@@ -551,7 +618,7 @@ fn the_keeper_stands_where_its_program_does() {
         skip!("no userfaultfd that tells of all changes");
     }
     let (mut running, image) = ended(&c(READER), "the_keeper_stands_where_its_program_does");
-    let server = restore_slowly(&image, &running, "60ms");
+    let server = restore_slowly(&image, &running, "200ms");
     let keeper = keeper(server).expect("a keeper");
     let read = |pid: Pid, what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).expect("a process");
     assert_eq!(read(keeper, "cgroup"), read(running.pid, "cgroup"));

@@ -61,22 +61,21 @@ impl Space {
     }
 
     /// What a worker brings in next of what was written lately.
-    fn next_warm(&self) -> Option<Part> {
+    fn next_warm(&self) -> Option<Vec<Part>> {
         let missing = lock(&self.missing);
-        let cursor = self.warm.load(Ordering::Relaxed);
-        let part = missing.next(cursor, SHARE);
+        let share = missing.next(self.warm.load(Ordering::Relaxed), SHARE);
         self.warm
-            .store(part.map_or(u64::MAX, |p| p.at.end), Ordering::Relaxed);
-        part
+            .store(share.map_or(u64::MAX, |s| s.end), Ordering::Relaxed);
+        Some(missing.within(share?))
     }
 
     /// What a worker brings in next of whatever there is.
-    fn next(&self) -> Option<Part> {
+    fn next(&self) -> Option<Vec<Part>> {
         let missing = lock(&self.missing);
         let cursor = self.cursor.load(Ordering::Relaxed);
-        let part = missing.next(cursor, SHARE).or_else(|| missing.next(0, SHARE))?;
-        self.cursor.store(part.at.end, Ordering::Relaxed);
-        Some(part)
+        let share = missing.next(cursor, SHARE).or_else(|| missing.next(0, SHARE))?;
+        self.cursor.store(share.end, Ordering::Relaxed);
+        Some(missing.within(share))
     }
 
     /// The program has touched a page: if it goes through its memory in order, the workers go ahead of it. They do not
@@ -368,7 +367,7 @@ impl Shared {
                 }
             };
         };
-        let done = self.bring(n, part, reader, Pages::Awaited)?;
+        let (done, _) = self.bring(n, part, reader, Pages::Awaited)?;
         if done == Put::Done {
             self.read()[n].filler.wake(at);
         }
@@ -379,11 +378,18 @@ impl Shared {
     fn stream(&self) {
         let mut reader = self.image.reader();
         while !self.has_ended() {
-            let Some((n, part, pages)) = self.next() else {
+            let Some((n, parts, pages)) = self.next() else {
                 return;
             };
-            if let Err(e) = self.bring(n, part, &mut reader, pages) {
-                return self.fail(e);
+            let mut read = 0;
+            for part in parts {
+                match self.bring(n, part, &mut reader, pages) {
+                    Ok((_, bytes)) => read += bytes,
+                    Err(e) => return self.fail(e),
+                }
+            }
+            if read == 0 {
+                continue;
             }
             let end = Instant::now() + self.rest;
             let more = || !self.has_ended() && !lock(&self.read()[n].missing).is_empty();
@@ -397,7 +403,7 @@ impl Shared {
     ///
     /// First what was written between the last checkpoints, which will be wanted again soonest. It lies in their page
     /// files in order of address, and so does all the rest in its own: each chunk of either is read once.
-    fn next(&self) -> Option<(usize, Part, Pages)> {
+    fn next(&self) -> Option<(usize, Vec<Part>, Pages)> {
         let spaces = self.read();
         let all = || spaces.iter().enumerate();
         let warm = |(n, space): (usize, &Space)| Some((n, space.next_warm()?, Pages::NotOf(space.bulk?)));
@@ -405,10 +411,10 @@ impl Shared {
         all().find_map(warm).or_else(|| all().find_map(any))
     }
 
-    /// Reads a part from the image and puts it in.
-    fn bring(&self, n: usize, part: Part, reader: &mut Reader<'_>, pages: Pages) -> Result<Put> {
+    /// Reads a part from the image and puts it in; tells how many bytes that were.
+    fn bring(&self, n: usize, part: Part, reader: &mut Reader<'_>, pages: Pages) -> Result<(Put, u64)> {
         let of = SpaceId::private(self.read()[n].of);
-        let mut all = Put::Done;
+        let (mut all, mut read) = (Put::Done, 0);
         let bulk = match pages {
             Pages::NotOf(bulk) => Some(bulk),
             Pages::All | Pages::Awaited => None,
@@ -424,6 +430,7 @@ impl Shared {
                     from: from.start,
                 };
                 if let Content::Bytes(bytes) = content {
+                    read += from.len();
                     loop {
                         match self.put(n, here, bytes)? {
                             Put::Later if pages != Pages::Awaited && !self.has_ended() => {
@@ -440,7 +447,7 @@ impl Shared {
                 Ok(())
             },
         )?;
-        Ok(all)
+        Ok((all, read))
     }
 
     /// Puts pages in, as far as they are still missing and belong where they did when they were read.
