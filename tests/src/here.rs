@@ -74,6 +74,8 @@ pub const C: &str = r#"
 /* Ends the subject, saying where and with which errno. */
 #define DIE(...) do { fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); fprintf(stderr, __VA_ARGS__); \
     fprintf(stderr, " (errno %d: %s)\n", errno, strerror(errno)); fflush(stderr); _exit(99); } while (0)
+/* For what this machine does not have: the test counts as skipped, for this reason. */
+#define WITHOUT(what) do { fprintf(stderr, "WITHOUT %s\n", what); fflush(stderr); freeze_here(); exit(0); } while (0)
 #define CHECK(x) do { if (!(x)) DIE("not so: %s", #x); } while (0)
 #define SAME(a, b) do { long long _a = (long long)(a), _b = (long long)(b); \
     if (_a != _b) DIE("%s is %lld and not %lld", #a, _a, _b); } while (0)

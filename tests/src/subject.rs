@@ -460,6 +460,9 @@ impl Running {
             "{status:?}; the subject said:\n{}",
             self.said()
         );
+        if let Some(what) = self.said().lines().find_map(|line| line.strip_prefix("WITHOUT ")) {
+            println!("SKIP: {what}");
+        }
         self.end();
     }
 

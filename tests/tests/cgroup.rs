@@ -71,7 +71,7 @@ static void *thread(void *x) {
     return x;
 }
 int main(void) {
-    if (access(PIDS "/tasks", F_OK)) { freeze_here(); return 0; }
+    if (access(PIDS "/tasks", F_OK)) WITHOUT("no cgroup hierarchy of version 1 for pids");
     char dir[80], own[40];
     snprintf(dir, sizeof dir, PIDS "/freeze-test-%d", getpid());
     snprintf(sub, sizeof sub, "%s/sub", dir);
@@ -123,7 +123,7 @@ int main(void) {
     snprintf(dir, sizeof dir, "%s/freeze-test-%d", top, getpid());
     snprintf(sub, sizeof sub, "%s/a", dir);
     snprintf(own, sizeof own, "/freeze-test-%d/a", getpid());
-    if (mkdir(dir, 0755)) { freeze_here(); return 0; }
+    if (mkdir(dir, 0755)) WITHOUT("no control group can be made");
     OK(mkdir(sub, 0755));
     put(dir, "cgroup.max.descendants", "9");
     put(sub, "cgroup.procs", "0");
@@ -160,7 +160,7 @@ static void is_at(const char *hierarchy, const char *path) {
     if (!found) DIE("it is not at %s of %s", path, hierarchy);
 }
 int main(void) {
-    if (access(PIDS "/tasks", F_OK)) { freeze_here(); return 0; }
+    if (access(PIDS "/tasks", F_OK)) WITHOUT("no cgroup hierarchy of version 1 for pids");
     char dir[80], sub[100];
     snprintf(dir, sizeof dir, PIDS "/freeze-own-%d", getpid());
     snprintf(sub, sizeof sub, "%s/sub", dir);

@@ -24,7 +24,7 @@ static void *thread(void *unused) {
     return unused;
 }
 int main(void) {
-    if (access("/proc/self/loginuid", W_OK)) { freeze_here(); return 0; }
+    if (access("/proc/self/loginuid", W_OK)) WITHOUT("no login uid can be set");
     int other = OK(fork());
     if (!other) {
         say("77");

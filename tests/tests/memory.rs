@@ -317,7 +317,7 @@ conformance!(
 enum { P = 4096 };
 int main(void) {
     int first = pkey_alloc(0, 0), second = pkey_alloc(0, PKEY_DISABLE_ACCESS), third = pkey_alloc(0, 0);
-    if (first < 0) { freeze_here(); return 0; }
+    if (first < 0) WITHOUT("no protection keys");
     char *m = OK(mmap(0, 4 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     memset(m, 7, 4 * P);
     OK(pkey_mprotect(m + P, 2 * P, PROT_READ | PROT_WRITE, third));
@@ -388,7 +388,7 @@ enum { P = 4096, PREFERRED = 1, BIND = 2, ADDR = 2 };
 int main(void) {
     unsigned long mask[16] = { 1 };
     char *m = OK(mmap(0, 8 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (syscall(SYS_mbind, m, 4 * P, BIND, mask, 64, 0)) { freeze_here(); return 0; }
+    if (syscall(SYS_mbind, m, 4 * P, BIND, mask, 64, 0)) WITHOUT("no NUMA policies");
     m[0] = 1;
     OK(syscall(SYS_set_mempolicy, PREFERRED, mask, 64));
     freeze_here();
@@ -428,9 +428,7 @@ int main(void) {
         copied = mmap(0, L, rw, MAP_PRIVATE, fd, 0);
     }
     if (own == MAP_FAILED || both == MAP_FAILED || shared == MAP_FAILED || copied == MAP_FAILED) {
-        fputs("no huge pages to be had", stderr);
-        freeze_here();
-        return 0;
+        WITHOUT("no huge pages to be had");
     }
     own[5] = 1;
     own[L + 70000] = 2;
@@ -579,7 +577,7 @@ int main(void) {
     m = (char *)(((long)m + L - 1) / L * L);
     /* Single pages, before huge ones are allowed. */
     for (int i = 4; i < 8; i++) m[i * L + 5 * P] = i;
-    if (madvise(m, 8 * L, MADV_HUGEPAGE)) { freeze_here(); return 0; }
+    if (madvise(m, 8 * L, MADV_HUGEPAGE)) WITHOUT("no transparent huge pages");
     memset(m, 5, 4 * L);
     long huge = number(m, "AnonHugePages:");
     freeze_here();

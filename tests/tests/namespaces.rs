@@ -365,7 +365,7 @@ int main(void) {
     OK(mkdir(in_here("u/up"), 0755));
     OK(mkdir(in_here("u/work"), 0755));
     snprintf(options, sizeof options, "volatile,lowerdir=%s,upperdir=%s,workdir=%s", strdup(in_here("low")), strdup(in_here("u/up")), strdup(in_here("u/work")));
-    if (mount("union", in_here("over"), "overlay", 0, options)) { freeze_here(); return 0; }
+    if (mount("union", in_here("over"), "overlay", 0, options)) WITHOUT("no overlay can be mounted");
     int fd = OK(open(in_here("over/f"), O_CREAT | O_RDWR, 0644));
     SAME(write(fd, "written", 7), 7);
     freeze_here();
@@ -460,8 +460,8 @@ int main(void) {
     int fixed = OK(open(in_here("m/fixed"), O_CREAT | O_RDWR, 0600)), log = OK(open(in_here("m/log"), O_CREAT | O_RDWR | O_APPEND, 0600));
     OK(close(OK(open(in_here("m/dir/in"), O_CREAT | O_RDWR, 0600))));
     int has = !flag("m/fixed", FS_IMMUTABLE_FL) && !flag("m/log", FS_APPEND_FL) && !flag("m/dir", FS_IMMUTABLE_FL);
+    if (!has) WITHOUT("no flags on files in memory (chattr)");
     freeze_here();
-    if (!has) return 0;
     SAME(write(fixed, "x", 1), 1);
     CHECK(open(in_here("m/fixed"), O_WRONLY) == -1 && errno == EPERM);
     SAME(write(log, "x", 1), 1);
@@ -484,7 +484,7 @@ int main(void) {
     char command[PATH_MAX + 64], path[64], text[9] = "";
     snprintf(command, sizeof command, "truncate -s 8M '%s/disk' && mkfs.ext4 -q '%s/disk' 2>/dev/null", here_dir, here_dir);
     int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
-    if (control < 0 || system(command)) { freeze_here(); return 0; }
+    if (control < 0 || system(command)) WITHOUT("no loop devices, or no mkfs.ext4");
     OK(unshare(CLONE_NEWNS));
     OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
     OK(mkdir(in_here("m"), 0755));
@@ -708,9 +708,8 @@ int main(void) {
         shared = mmap(0, 3 * huge, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f, 0);
     }
     if (shared == MAP_FAILED) {
-        /* None may be mounted in a user namespace, and a machine need not have any huge pages. */
-        freeze_here();
-        return 0;
+        /* None may be mounted in a user namespace, and a machine need not have any. */
+        WITHOUT("no huge pages to be had");
     }
     int f = OK(open("h/shared", O_RDWR)), g = OK(open("h/kept", O_RDWR | O_CREAT, 0600));
     OK(ftruncate(g, huge));

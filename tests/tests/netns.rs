@@ -695,6 +695,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 def apart():
     assert libc.unshare(0x40000000) == 0, ctypes.get_errno()
 if not shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin"):
+    print("WITHOUT ip(8)", flush=True)
     freeze_here()
     sys.exit(0)
 apart()

@@ -603,7 +603,7 @@ static int client(struct sockaddr_in6 *to) {
 }
 int main(void) {
     int server = socket(AF_INET6, SOCK_STREAM, IPPROTO_MPTCP);
-    if (server < 0) { freeze_here(); return 0; }
+    if (server < 0) WITHOUT("no MPTCP");
     struct sockaddr_in6 name = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
     socklen_t len = sizeof name;
     OK(bind(server, (void *)&name, sizeof name));

@@ -147,7 +147,7 @@ conformance!(
 /* A virtual console as a session's terminal; another one that is only open. */
 int main(void) {
     int other = open("/dev/tty11", O_RDWR | O_NOCTTY);
-    if (other < 0) { freeze_here(); return 0; }
+    if (other < 0) WITHOUT("no virtual consoles");
     int child = OK(fork()), status;
     if (!child) {
         OK(setsid());

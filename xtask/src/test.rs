@@ -3,6 +3,7 @@
 use crate::brood::{self, Brood};
 use crate::{cargo, output, root, target_dir, tidy};
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -36,6 +37,24 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped.extend(other.skipped);
+    }
+
+    /// What was skipped and why; the modes of one subject in a line.
+    fn skips(&self) -> Vec<String> {
+        let subject = |name: &str| {
+            name.rsplit_once("::")
+                .map_or(name, |(subject, _)| subject)
+                .to_owned()
+        };
+        let mut by_reason: BTreeMap<(String, &str), Vec<&str>> = BTreeMap::new();
+        for (name, reason) in &self.skipped {
+            by_reason.entry((subject(name), reason)).or_default().push(name);
+        }
+        let line = |((subject, reason), names): ((String, &str), Vec<&str>)| match &names[..] {
+            [name] => format!("{name}: {reason}"),
+            names => format!("{subject}, {} tests: {reason}", names.len()),
+        };
+        by_reason.into_iter().map(line).collect()
     }
 }
 
@@ -86,8 +105,8 @@ pub(crate) fn run(brood: &mut Brood, filter: Option<&str>) -> Result<bool> {
             }
         }
     }
-    for (name, reason) in &tally.skipped {
-        println!("skipped: {name}: {reason}");
+    for line in tally.skips() {
+        println!("skipped: {line}");
     }
     println!(
         "{} passed, {} failed, {} skipped",
@@ -398,9 +417,8 @@ test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; 
     fn a_skipped_test_did_not_pass() {
         let tally = read_output("x", OUTPUT);
         assert_eq!((tally.passed, tally.failed), (1, 1));
-        let skipped: Vec<String> = tally.skipped.iter().map(|(n, r)| format!("{n}: {r}")).collect();
         assert_eq!(
-            skipped,
+            tally.skips(),
             [
                 "x b: needs two machines",
                 "x c: marked #[ignore]",
@@ -408,6 +426,12 @@ test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; 
             ]
         );
         assert!(failures(OUTPUT).starts_with("    failures:"));
+        let modes = ["x m::resume", "x m::restore"].map(|name| (name.to_owned(), "no disk".to_owned()));
+        let tally = Tally {
+            skipped: modes.into(),
+            ..Tally::default()
+        };
+        assert_eq!(tally.skips(), ["x m, 2 tests: no disk"]);
     }
 
     #[test]
