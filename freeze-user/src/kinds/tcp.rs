@@ -409,7 +409,7 @@ impl FdKind for Tcp {
             }
         };
         if let Some(local) = record.local.as_ref().filter(|_| !failed) {
-            let mut bound = sys::socket_to(fd.as_fd(), false, &local.0);
+            let mut bound = super::socket::bind_at_once(fd.as_fd(), &local.0);
             if bound == Err(Errno::EADDRINUSE) {
                 forget();
                 bound = super::socket::bind(fd.as_fd(), &local.0);
