@@ -73,6 +73,21 @@ int main(void) {
 );
 
 conformance!(
+    locked_securebits,
+    c(r#"
+#include <linux/securebits.h>
+/* A bit that is locked is set with its lock, and nobody may ask for it again. */
+int main(void) {
+    enum { BITS = SECBIT_KEEP_CAPS | SECBIT_KEEP_CAPS_LOCKED | SECBIT_NOROOT | SECBIT_NOROOT_LOCKED };
+    OK(prctl(PR_SET_SECUREBITS, BITS));
+    freeze_here();
+    SAME(prctl(PR_GET_SECUREBITS), BITS);
+    SAME(prctl(PR_GET_KEEPCAPS), 1);
+}
+"#)
+);
+
+conformance!(
     death_signal,
     c(r#"
 /* A child that asked to be told of its parent's end is told, after a restore as well. */

@@ -129,6 +129,62 @@ int main(void) {
 );
 
 conformance!(
+    queued_in_several,
+    c(r#"
+#include <sys/inotify.h>
+/* Each instance has what it had, though several watch the same files; one of them has read all. */
+static void next(int fd, int wd, uint32_t mask, const char *name) {
+    char buf[sizeof(struct inotify_event) + NAME_MAX + 1] = "";
+    struct inotify_event *e = (void *)buf;
+    int room = sizeof *e + (*name ? 16 : 0);
+    SAME(OK(read(fd, buf, room)), room);
+    SAME(e->wd, wd);
+    SAME(e->mask, mask);
+    CHECK(!strcmp(e->len ? e->name : "", name));
+}
+static int none(int fd) {
+    int n = -1;
+    OK(ioctl(fd, FIONREAD, &n));
+    return n == 0;
+}
+int main(void) {
+    char dir[512], file[512];
+    strcpy(dir, in_here("dir"));
+    OK(mkdir(dir, 0700));
+    strcpy(file, in_here("dir/file"));
+    int f = OK(creat(file, 0600));
+    int a = OK(inotify_init()), b = OK(inotify_init()), c = OK(inotify_init());
+    SAME(inotify_add_watch(a, dir, IN_ATTRIB | IN_OPEN | IN_CREATE | IN_DELETE), 1);
+    SAME(inotify_add_watch(b, file, IN_ATTRIB | IN_CLOSE | IN_OPEN), 1);
+    SAME(inotify_add_watch(b, dir, IN_CREATE), 2);
+    SAME(inotify_add_watch(c, file, IN_ALL_EVENTS), 1);
+    OK(fchmod(f, 0640));
+    OK(close(OK(open(file, O_RDONLY))));
+    OK(close(OK(creat(in_here("dir/new"), 0600))));
+    OK(unlink(in_here("dir/new")));
+    char buf[4096];
+    OK(read(c, buf, sizeof buf));
+    freeze_here();
+    next(a, 1, IN_ATTRIB, "file");
+    next(a, 1, IN_OPEN, "file");
+    next(a, 1, IN_CREATE, "new");
+    next(a, 1, IN_OPEN, "new");
+    next(a, 1, IN_DELETE, "new");
+    next(b, 1, IN_ATTRIB, "");
+    next(b, 1, IN_OPEN, "");
+    next(b, 1, IN_CLOSE_NOWRITE, "");
+    next(b, 2, IN_CREATE, "new");
+    CHECK(none(a) && none(b) && none(c));
+    OK(fchmod(f, 0600));
+    next(a, 1, IN_ATTRIB, "file");
+    next(b, 1, IN_ATTRIB, "");
+    next(c, 1, IN_ATTRIB, "");
+    CHECK(none(a) && none(b) && none(c));
+}
+"#)
+);
+
+conformance!(
     queued_of_what_is_gone,
     c(r#"
 /* Events of names that nothing has any more, of moves, of files that were removed, of watches that were. */

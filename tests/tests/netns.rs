@@ -102,6 +102,7 @@ fn a_namespace_comes_back() {
         addr add 10.5.0.2/24 dev d0
         addr add fd00:5::1/64 dev d0
         addr add fd00:7::1/64 dev d0 preferred_lft 5000 valid_lft 9000
+        addr add fd00:8::1/64 dev d0 preferred_lft 0
         route add 10.6.0.0/16 via 10.5.0.9
         route add default via 10.5.0.8 metric 50
         route add fd01::/64 via fd00:5::9
@@ -144,10 +145,10 @@ fn a_namespace_comes_back() {
             .unwrap();
     }
     let others = [(1, a.as_fd()), (2, b.as_fd())];
-    // The kernel's own route to what lies beside an address can be deleted.
+    // The kernel's own route to what lies beside an address can be deleted. A rule does not forbid routes that were there before.
     ip(
         &a,
-        "-6 route del fd00:5::/64 dev d0 proto kernel\n-6 route add fd00:5::/64 dev d0 metric 99",
+        "rule add not from 10.3.0.0/16 prohibit priority 600\n-6 route del fd00:5::/64 dev d0 proto kernel\n-6 route add fd00:5::/64 dev d0 metric 99",
     );
     let mut out = Vec::new();
     // The kernel gives addresses to what was brought up, some time later.

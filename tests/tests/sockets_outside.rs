@@ -517,3 +517,42 @@ fn a_connection_out_of_a_network_of_its_own_lasts() {
     restore(&mut running, &[]);
     running.verdict();
 }
+
+/// An end in the network that goes with the checkpoint, which nobody holds and which has more to say: nobody can say it later.
+#[test]
+fn what_an_end_in_the_same_network_has_not_delivered_is_not_lost() {
+    let subject = python(
+        r#"
+import ctypes, socket, subprocess
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+subprocess.run("ip link set lo up".split(), check=True)
+listener = socket.create_server(("127.0.0.1", 0))
+far = socket.create_connection(listener.getsockname())
+s, _ = listener.accept()
+listener.close()
+far.setblocking(False)
+sent = 0
+try:
+    while True:
+        sent += far.send(bytes(60000))
+except BlockingIOError:
+    pass
+far.close()
+freeze_here()
+s.settimeout(20)
+while sent:
+    some = s.recv(1 << 20)
+    assert some, sent
+    sent -= len(some)
+"#,
+    );
+    let mut running = Running::start(&subject, "sockets_outside::not_delivered");
+    let mut command = freeze();
+    command.arg("checkpoint").arg(running.pid.to_string());
+    let done = output(command.arg("--to").arg(running.dir().join("image")).arg("--kill"));
+    let text = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(3), "{text}");
+    let why = "was closed before all that it had sent could be delivered";
+    assert!(text.contains(why), "{text}");
+    running.verdict();
+}

@@ -520,18 +520,27 @@ conformance!(
     port_to_come,
     c(r#"
 #include <netinet/in.h>
-/* One that was bound to an address, and is to have a port only when it is connected (IP_BIND_ADDRESS_NO_PORT). */
+/* One that was bound to an address, and is to have a port only when it is connected (IP_BIND_ADDRESS_NO_PORT), and one that
+   gave up a port that was not of its choice when it let go of its peer. */
 int main(void) {
-    int on = 1, fds[2], sorts[2] = {SOCK_DGRAM, SOCK_STREAM};
+    int on = 1, fds[3], sorts[3] = {SOCK_DGRAM, SOCK_STREAM, SOCK_DGRAM};
+    struct sockaddr_in to = {AF_INET, htons(9), {htonl(INADDR_LOOPBACK)}}, nowhere = {AF_UNSPEC};
     struct sockaddr_in name = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}};
     socklen_t len = sizeof name;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         fds[i] = OK(socket(AF_INET, sorts[i], 0));
-        OK(setsockopt(fds[i], IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on));
+        if (i < 2) OK(setsockopt(fds[i], IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on));
         OK(bind(fds[i], (void *)&name, sizeof name));
+        if (i < 2) continue;
+        OK(connect(fds[i], (void *)&to, sizeof to));
+        OK(connect(fds[i], (void *)&nowhere, sizeof nowhere));
     }
     freeze_here();
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
+        int without;
+        OK(getsockopt(fds[i], IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &without, &len));
+        SAME(without, i < 2);
+        len = sizeof name;
         memset(&name, 0, sizeof name);
         OK(getsockname(fds[i], (void *)&name, &len));
         SAME(ntohl(name.sin_addr.s_addr), INADDR_LOOPBACK);

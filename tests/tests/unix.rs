@@ -92,6 +92,32 @@ assert data + (b.recv(100) if data == b"hi" else b"") == b"hiafter"
     )
 }
 
+/// Who reads just what came before descriptors gets none with it, and they wait for the next to read.
+fn after_data() -> freeze_tests::Subject {
+    subject(
+        r#"
+a, b = S.socketpair()
+r, w = os.pipe()
+def sent_with(fd, data):
+    a.sendmsg([data], [(S.SOL_SOCKET, S.SCM_RIGHTS, array.array("i", [fd]))])
+a.send(b"he")
+a.send(b"ad")
+sent_with(r, b"body")
+sent_with(w, b"x")
+a.send(b"tail")
+freeze_here()
+def came(data, fds):
+    got, control, _, _ = b.recvmsg(len(data), 1000)
+    assert (got, len(control)) == (data, fds), (got, control)
+came(b"head", 0)
+came(b"bo", 1)
+came(b"dy", 0)
+came(b"x", 1)
+came(b"tail", 0)
+"#,
+    )
+}
+
 /// Halves that are shut stay shut, ends whose peer is closed see the end, or that it did not read all.
 fn halves() -> freeze_tests::Subject {
     subject(
@@ -457,6 +483,7 @@ conformance!(moved_conform, moved());
 conformance!(pair_conforms, pair());
 conformance!(bounds_conforms, bounds());
 conformance!(descriptors_conforms, descriptors());
+conformance!(after_data_conforms, after_data());
 conformance!(halves_conforms, halves());
 conformance!(listening_conforms, listening());
 conformance!(abstract_names_conforms, abstract_names());

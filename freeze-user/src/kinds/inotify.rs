@@ -13,7 +13,7 @@ use crate::sys::{
     self,
     events::{inotify_add, inotify_new, inotify_remove},
 };
-use again::{Event, Reach, StandIns, Watch, hopeless, repeat, waiting};
+use again::{Event, Reach, StandIns, Watch, hopeless, hush, repeat, unhush, waiting};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -57,8 +57,8 @@ impl FdKind for Inotify {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "inotify: watches with their numbers and masks, of files that were renamed or unlinked too; \
         events that wait to be read where the kernel lets freeze look at them and the same can be done again (open, close, \
-        access, modify, attributes; create, move and delete of names that nothing has now; all of watches that are gone) with \
-        no other instance of the checkpoint watching; else refused while events wait";
+        access, modify, attributes; create, move and delete of names that nothing has now; all of watches that are gone) and \
+        there is no fanotify group in the checkpoint; else refused while events wait";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -113,11 +113,9 @@ impl FdKind for Inotify {
                 event.mask, event.wd
             )));
         }
-        let watches = |f: &&FdView| Inotify::claims(f) || super::fanotify::Fanotify::claims(f);
-        let mut others = view.fds().filter(watches);
-        if others.any(|f| !sys::same_file(fd.pid, fd.fd, f.pid, f.fd).unwrap_or(false)) {
+        if view.fds().any(super::fanotify::Fanotify::claims) {
             out.push(refuse(
-                "events wait to be read, and bringing them about again would tell another instance too"
+                "events wait to be read, and bringing them about again would tell a fanotify group too"
                     .into(),
             ));
         }
@@ -185,18 +183,31 @@ impl FdKind for Inotify {
             let (at, follow) = w.spot.reach(nest)?;
             watches.push((w.wd, at, follow, w.mask));
         }
+        let finished = nest.state::<Finished>().0.clone();
         let fd = nest.file(placed.id)?;
         let there = |wd: i32| record.watches.iter().any(|w| w.wd == wd);
         let gone = StandIns::new(&record.events, there)?;
         let mut all: Vec<Watch> = watches.iter().cloned().chain(gone.watches()).collect();
         all.sort_by_key(|w| w.0);
         watch_all(fd, &all)?;
-        match record.events.is_empty() {
-            true => Ok(()),
-            false => repeat(fd, &record.events, &watches, &gone),
+        if !record.events.is_empty() {
+            let others = || {
+                let each = finished.iter().map(|(id, w)| Ok((nest.file(*id)?, w.as_slice())));
+                each.collect::<Result<Vec<_>>>()
+            };
+            let others = others()?;
+            others.iter().try_for_each(|(other, w)| hush(*other, w))?;
+            repeat(fd, &record.events, &watches, &gone)?;
+            others.iter().try_for_each(|(other, w)| unhush(*other, w))?;
         }
+        nest.state::<Finished>().0.push((placed.id, watches));
+        Ok(())
     }
 }
+
+/// Instances with their watches, which are told nothing of what is done for the next ones.
+#[derive(Debug, Default)]
+struct Finished(Vec<(FileId, Vec<Watch>)>);
 
 /// Adds the watches with their numbers, which are given out in turn and never twice.
 fn watch_all(fd: BorrowedFd<'_>, watches: &[Watch]) -> Result<()> {

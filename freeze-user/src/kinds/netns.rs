@@ -493,13 +493,6 @@ impl Record {
         for wanted in self.neighbours.iter().filter(|n| !now.contains(n)) {
             netlink.request(NEWNEIGH, CREATE, &wanted.0)?;
         }
-        let now = rules(&mut netlink)?;
-        for extra in now.iter().filter(|r| !self.rules.contains(r)) {
-            netlink.request(DELRULE, 0, &extra.0)?;
-        }
-        for wanted in self.rules.iter().filter(|r| !now.contains(r)) {
-            netlink.request(NEWRULE, CREATE | EXCL, &wanted.0)?;
-        }
         self.set_routes(&mut netlink, &mut warnings)?;
         traffic::restore(&mut netlink, &self.disciplines)?;
         apply_settings(&self.settings);
@@ -585,9 +578,11 @@ fn address_request(message: &[u8]) -> Vec<u8> {
     let mut out = message.get(..8).unwrap_or_default().to_vec();
     out[2] &= !(FOUND as u8);
     let permanent = is_permanent(message);
+    // One that stays for ever may all the same be one that is not to be used for anything new, now or soon.
+    let preferred = |cache: &[u8]| cache.get(..4).is_some_and(|p| word(p) == u32::MAX);
     for (kind, value) in attributes(message, 8) {
         match kind {
-            CACHEINFO if permanent => {}
+            CACHEINFO if permanent && preferred(value) => {}
             IFA_FLAGS => put(&mut out, kind, &(word(value) & !FOUND).to_ne_bytes()),
             _ => put(&mut out, kind, value),
         }

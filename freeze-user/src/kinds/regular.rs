@@ -580,18 +580,19 @@ pub fn store_contents(
 
 /// Writes the pages of a space into a file of `size` bytes.
 pub fn fill_from(file: &File, space: SpaceId, size: u64, nest: &Nest) -> Result<()> {
-    // Huge pages can be written to by way of a mapping only.
-    let mapped = match sys::huge_page_of(file.as_fd()) {
-        0 => None,
-        _ if size == 0 => None,
-        _ => Some(sys::SharedAnon::of(file.as_fd(), size).on("mmap", || "a file from the image")?),
-    };
+    // Huge pages can be written to by way of a mapping only, which takes as many as the file has room for: there need not
+    // be any for one that is empty.
+    let huge = sys::huge_page_of(file.as_fd()) != 0;
+    let mut mapped = None;
     nest.image.for_each_run(space, |at, content| {
         // Zeros need no writing: the file was made by growing it.
         let Content::Bytes(bytes) = content else {
             return Ok(());
         };
         let len = (bytes.len() as u64).min(size.saturating_sub(at.start)) as usize;
+        if huge && mapped.is_none() && len > 0 {
+            mapped = Some(sys::SharedAnon::of(file.as_fd(), size).on("mmap", || "a file from the image")?);
+        }
         if let Some(mapped) = &mapped {
             return mapped
                 .write(at.start, &bytes[..len])

@@ -10,7 +10,7 @@ use crate::observe::peers::{inet_sockets, tcp_leftovers};
 use crate::observe::view::{FdView, ProcessView, View, all_pids, command_of, socket_link};
 use crate::sys;
 use crate::sys::queue::peek_packets;
-use crate::sys::socket::{Message, poll};
+use crate::sys::socket::{Meanwhile, Message, poll};
 use crate::sys::sockopt::{self, Options, SocketOption};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
@@ -84,11 +84,7 @@ impl Base {
                 o.name,
                 libc::IPV6_V6ONLY | libc::IPV6_FREEBIND | libc::IPV6_TRANSPARENT
             ),
-            // Without the last, an address that was bound to without a port gets one.
-            libc::IPPROTO_IP => matches!(
-                o.name,
-                libc::IP_FREEBIND | libc::IP_TRANSPARENT | libc::IP_BIND_ADDRESS_NO_PORT
-            ),
+            libc::IPPROTO_IP => matches!(o.name, libc::IP_FREEBIND | libc::IP_TRANSPARENT),
             _ => false,
         };
         self.options.iter().filter(early).cloned().collect()
@@ -229,13 +225,22 @@ pub fn fetch(fd: &FdView) -> Result<OwnedFd> {
 pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> nix::Result<()> {
     let began = Instant::now();
     loop {
-        match sys::socket_to(fd, false, address) {
+        match bind_at_once(fd, address) {
             Err(Errno::EADDRINUSE) if began.elapsed() < Duration::from_millis(300) => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             done => return done,
         }
     }
+}
+
+/// bind(2). An address without a port gets none: it is of a socket that gave its port up when it let go of its peer, or that
+/// waits for one.
+pub fn bind_at_once(fd: BorrowedFd<'_>, address: &[u8]) -> nix::Result<()> {
+    let portless = inet_address(address).is_some_and(|a| a.port() == 0);
+    let without = || Meanwhile::set(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
+    let _without = portless.then(without).transpose()?;
+    sys::socket_to(fd, false, address)
 }
 
 /// Whether a `struct sockaddr_in` or `sockaddr_in6` names neither an address nor a port.

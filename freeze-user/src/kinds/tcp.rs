@@ -293,7 +293,8 @@ impl FdKind for Tcp {
         state from established to closed; connections to outside: with --kill carried, the wire held shut by nf_tables until \
         the restore, else recorded with --tcp-established; connections on their way, or made and not accepted, are made \
         anew, with what was sent before that where the kernel lets freeze look at it; those that have failed, with the error that \
-        is to be told; sockets of MPTCP that are not connected; refused: out-of-band data that was not taken, TLS by the kernel, \
+        is to be told; sockets of MPTCP that are not connected; refused: out-of-band data that was not taken, a closed end with \
+        more to say in a network of the checkpoint's own, TLS by the kernel, \
         connections of MPTCP";
     type Record = Record;
 
@@ -409,7 +410,7 @@ impl FdKind for Tcp {
             }
         };
         if let Some(local) = record.local.as_ref().filter(|_| !failed) {
-            let mut bound = sys::socket_to(fd.as_fd(), false, &local.0);
+            let mut bound = super::socket::bind_at_once(fd.as_fd(), &local.0);
             if bound == Err(Errno::EADDRINUSE) {
                 forget();
                 bound = super::socket::bind(fd.as_fd(), &local.0);

@@ -23,7 +23,6 @@ pub struct Record {
     pub memory_merge: bool,
     /// Commands registered with membarrier(2), as MEMBARRIER_CMD_GET_REGISTRATIONS tells since 6.3.
     pub membarrier: u64,
-    pub keep_caps: bool,
     /// Whether it chooses the numbers of the timers that it makes (PR_TIMER_CREATE_RESTORE_IDS, 6.15).
     #[serde(default)]
     pub timer_ids: bool,
@@ -42,7 +41,7 @@ const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 
 impl Asks for Traits {
     /// Where the subreaper flag is, and the calls whose results matter.
-    type Places = (u64, [usize; 8]);
+    type Places = (u64, [usize; 7]);
     const EACH: bool = false;
 
     fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> Self::Places {
@@ -56,7 +55,6 @@ impl Asks for Traits {
             get(t, PR_MCE_KILL_GET),
             get(t, PR_GET_MDWE),
             get(t, PR_GET_MEMORY_MERGE),
-            get(t, libc::PR_GET_KEEPCAPS as u64),
             t.try_call(
                 "membarrier",
                 libc::SYS_membarrier,
@@ -98,7 +96,6 @@ impl ProcessKind for Traits {
             mce_kill,
             mdwe,
             memory_merge,
-            keep_caps,
             membarrier,
             timer_ids,
         ] = calls;
@@ -111,7 +108,6 @@ impl ProcessKind for Traits {
             mce_kill: ran.result(mce_kill).unwrap_or(2) as u64,
             mdwe: or_none(mdwe),
             memory_merge: or_none(memory_merge) != 0,
-            keep_caps: or_none(keep_caps) != 0,
             membarrier: or_none(membarrier),
             timer_ids: or_none(timer_ids) == 1,
         };
@@ -152,9 +148,6 @@ impl ProcessKind for Traits {
             }
             if record.timer_ids {
                 set(PR_TIMER_CREATE_RESTORE_IDS, 1, 0);
-            }
-            if record.keep_caps {
-                set(libc::PR_SET_KEEPCAPS as u64, 1, 0);
             }
             for bit in (0..32).filter(|b| record.membarrier & 1 << b != 0) {
                 t.call("membarrier", libc::SYS_membarrier, &[1 << bit]);

@@ -237,15 +237,26 @@ impl Drop for StandIns {
     }
 }
 
+/// Has an instance told of nothing that is done here.
+pub fn hush(fd: BorrowedFd<'_>, watches: &[Watch]) -> Result<()> {
+    set_masks(fd, watches, |_| SILENT)
+}
+
+/// Has it told of what it asked for.
+pub fn unhush(fd: BorrowedFd<'_>, watches: &[Watch]) -> Result<()> {
+    set_masks(fd, watches, |w| w.3)
+}
+
+fn set_masks(fd: BorrowedFd<'_>, watches: &[Watch], mask: impl Fn(&Watch) -> u32) -> Result<()> {
+    watches.iter().try_for_each(|w| {
+        let set = inotify_add(fd, &w.1, mask(w), w.2).map(drop);
+        set.on("inotify_add_watch", || w.1.display().to_string())
+    })
+}
+
 /// Makes the events wait again in the instance `fd`, whose watches are all there, those of `gone` too.
 pub fn repeat(fd: BorrowedFd<'_>, events: &[Event], watches: &[Watch], gone: &StandIns) -> Result<()> {
     let set = |(_, at, follow, _): &Watch, mask| inotify_add(fd, at, mask, *follow).map(drop);
-    let name = |w: &Watch| w.1.display().to_string();
-    let all = |mask: &dyn Fn(&Watch) -> u32| {
-        watches
-            .iter()
-            .try_for_each(|w| set(w, mask(w)).on("inotify_add_watch", || name(w)))
-    };
     let lost = |e: &Event| {
         let name = format!("event {:#x} of watch {}", e.mask, e.wd);
         Error::kernel("inotify", name, Errno::ENOENT)
@@ -256,7 +267,7 @@ pub fn repeat(fd: BorrowedFd<'_>, events: &[Event], watches: &[Watch], gone: &St
         None => Reach::Nowhere,
     };
     let deeds = plan(events, reach).map_err(|n| lost(&events[n]))?;
-    all(&|_| SILENT)?;
+    hush(fd, watches)?;
     let standing: Vec<Watch> = gone.watches().collect();
     let mut left = events;
     for (takes, deed) in deeds {
@@ -305,7 +316,7 @@ pub fn repeat(fd: BorrowedFd<'_>, events: &[Event], watches: &[Watch], gone: &St
             format!("event {:#x} of watch {}", event.mask, event.wd)
         })?;
     }
-    all(&|w| w.3)?;
+    unhush(fd, watches)?;
     match waiting(fd) {
         Some(now) if alike(&now) == alike(events) => Ok(()),
         _ => Err(Error::kernel("inotify", "the events that waited", Errno::EIO)),

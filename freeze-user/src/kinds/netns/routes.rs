@@ -3,6 +3,7 @@
 use super::*;
 
 impl Record {
+    /// Sets routes and rules.
     pub(super) fn set_routes(&self, netlink: &mut Netlink, warnings: &mut Vec<String>) -> Sys<()> {
         let now = routes(netlink)?;
         for extra in now.iter().filter(|r| !self.routes.contains(r)) {
@@ -14,30 +15,46 @@ impl Record {
                 let _ = netlink.request(DELROUTE, 0, &extra.0);
             }
         }
-        // A route by way of a neighbour wants the route to that one: as often as one more can be set.
         let mut rest: Vec<&Bytes> = self.routes.iter().filter(|r| !now.contains(r)).collect();
-        loop {
-            let before = rest.len();
-            let mut last = None;
-            rest.retain(
-                |route| match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
-                    Ok(()) | Err(Errno::EEXIST) => false,
-                    Err(e) => {
-                        last = Some(e);
-                        true
-                    }
-                },
-            );
-            if rest.is_empty() {
-                return Ok(());
-            }
-            if rest.len() == before {
-                warnings.push(format!(
-                    "{before} route(s) are not there: {}",
-                    last.unwrap_or(Errno::EINVAL)
-                ));
-                return Ok(());
-            }
+        // The way to a neighbour is looked for as rules have it. They may have come later than a route, and forbid it; or
+        // lead to where it is.
+        set_as_many(netlink, &mut rest);
+        self.set_rules(netlink)?;
+        if let Some(e) = set_as_many(netlink, &mut rest) {
+            warnings.push(format!("{} route(s) are not there: {e}", rest.len()));
+        }
+        Ok(())
+    }
+
+    fn set_rules(&self, netlink: &mut Netlink) -> Sys<()> {
+        let now = rules(netlink)?;
+        for extra in now.iter().filter(|r| !self.rules.contains(r)) {
+            netlink.request(DELRULE, 0, &extra.0)?;
+        }
+        for wanted in self.rules.iter().filter(|r| !now.contains(r)) {
+            netlink.request(NEWRULE, CREATE | EXCL, &wanted.0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sets routes, and leaves those that cannot be set; why, if any.
+fn set_as_many(netlink: &mut Netlink, rest: &mut Vec<&Bytes>) -> Option<Errno> {
+    // A route by way of a neighbour wants the route to that one: as often as one more can be set.
+    loop {
+        let before = rest.len();
+        let mut last = None;
+        rest.retain(
+            |route| match netlink.request(NEWROUTE, CREATE | APPEND, &route.0) {
+                Ok(()) | Err(Errno::EEXIST) => false,
+                Err(e) => {
+                    last = Some(e);
+                    true
+                }
+            },
+        );
+        if rest.is_empty() || rest.len() == before {
+            return last;
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::nest::Nest;
 use crate::nest::space::Kind;
 use crate::observe::peek::arrived::{Embryo, Sockets};
+use crate::observe::peers::Nobodys;
 use crate::observe::view::{FdView, View, socket_link};
 use crate::sys::datagram::{FIN_ACK, RST_ACK, inject_segment};
 use crate::sys::tcp::{self, Stream, state};
@@ -207,16 +208,23 @@ pub(super) fn obstacle(fd: &FdView, held: BorrowedFd<'_>, now: u8, view: &View) 
                 ))
                 .remedy("let the program accept it first"),
         ),
-        Far::Outside => outside(fd, &to, view),
+        Far::Outside => outside(fd, held, &to, view),
     }
 }
 
 /// What keeps a connection to outside from being carried.
-fn outside(fd: &FdView, to: &str, view: &View) -> Option<Blocker> {
+fn outside(fd: &FdView, held: BorrowedFd<'_>, to: &str, view: &View) -> Option<Blocker> {
     if view.ends.cut(fd) || view.ends.tcp && !view.ends.kill {
         return None;
     }
     if view.ends.kill {
+        if undelivered(fd, held, view) {
+            // What was on its way just then arrives in a moment, and the end of it too.
+            let blocker = fd.blocker().passing().why(format!(
+                "its other end {to} was closed before all that it had sent could be delivered, and nobody can read that"
+            ));
+            return Some(blocker.remedy("let the program read first, or give the connection up (--cut)"));
+        }
         // Asking for a table tells whether there can be one.
         let e = wire::is_held("freeze").err()?;
         let why = format!(
@@ -258,6 +266,17 @@ fn outside(fd: &FdView, to: &str, view: &View) -> Option<Blocker> {
          (--tcp-established), or give it up (--cut){with}"
             )),
     )
+}
+
+/// Whether the other end is held by nobody, still has something to send, and ends with the network that it is in.
+fn undelivered(fd: &FdView, held: BorrowedFd<'_>, view: &View) -> bool {
+    let Some(own) = view.tcp.get(&fd.stat.ino) else {
+        return false;
+    };
+    let other =
+        |n: &Nobodys| n.ends.net == own.net && n.ends.local == own.remote && n.ends.remote == own.local;
+    let dying = |net: OwnedFd| namespaces::ends_with(Kind::Net, &net, view);
+    view.tcp_nobodys.iter().any(other) && sys::ns::of_socket(held).is_ok_and(dying)
 }
 
 fn known(now: u8) -> bool {
