@@ -41,11 +41,12 @@ impl Peek {
     /// one. What lies behind all they keep is somebody else's, and changes as well, but not each time.
     fn place_of_domain(&self) -> Option<u64> {
         const TIMES: usize = 64;
+        const SURE: usize = 4;
         let mut left: Vec<u64> = (0..WORDS).collect();
-        for _ in 0..TIMES {
+        for n in 1..=TIMES {
             let changed = std::thread::scope(|scope| scope.spawn(|| self.changed()).join().ok().flatten())?;
             left.retain(|n| changed.contains(n));
-            if left.len() < 2 {
+            if left.len() < 2 && n >= SURE {
                 break;
             }
         }
