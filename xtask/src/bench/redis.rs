@@ -21,7 +21,7 @@ const BUSY_MIB: u64 = 1024;
 const TIMED_MIB: u64 = 4096;
 
 /// How many times its memory a server takes with its images, which squashing doubles for a while.
-const IMAGES: u64 = 5;
+const IMAGES: u64 = 6;
 
 /// How often the throughput is measured without checkpoints, with one a second, and with twenty.
 const TURNS: usize = 3;
