@@ -183,7 +183,10 @@ impl FdKind for Inotify {
             let (at, follow) = w.spot.reach(nest)?;
             watches.push((w.wd, at, follow, w.mask));
         }
-        let finished = nest.state::<Finished>().0.clone();
+        let finished = match record.events.is_empty() {
+            true => Vec::new(),
+            false => nest.state::<Finished>().0.clone(),
+        };
         let fd = nest.file(placed.id)?;
         let there = |wd: i32| record.watches.iter().any(|w| w.wd == wd);
         let gone = StandIns::new(&record.events, there)?;
@@ -191,14 +194,13 @@ impl FdKind for Inotify {
         all.sort_by_key(|w| w.0);
         watch_all(fd, &all)?;
         if !record.events.is_empty() {
-            let others = || {
-                let each = finished.iter().map(|(id, w)| Ok((nest.file(*id)?, w.as_slice())));
-                each.collect::<Result<Vec<_>>>()
-            };
-            let others = others()?;
-            others.iter().try_for_each(|(other, w)| hush(*other, w))?;
+            for (other, watches) in &finished {
+                hush(nest.file(*other)?, watches)?;
+            }
             repeat(fd, &record.events, &watches, &gone)?;
-            others.iter().try_for_each(|(other, w)| unhush(*other, w))?;
+            for (other, watches) in &finished {
+                unhush(nest.file(*other)?, watches)?;
+            }
         }
         nest.state::<Finished>().0.push((placed.id, watches));
         Ok(())

@@ -1,9 +1,9 @@
 //! What waits in the receive queue of a socket, read without taking it out.
 
 use super::socket::{Meanwhile, Message, receive};
-use super::{Sys, ioctl_int, raw};
+use super::{Sys, ioctl_int};
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 /// Bytes to be read (SIOCINQ); of datagrams the first one's, except with unix seqpacket sockets.
 fn unread(fd: BorrowedFd<'_>) -> Sys<usize> {
@@ -77,22 +77,9 @@ fn before_descriptors(fd: BorrowedFd<'_>, start: usize, len: usize) -> Sys<usize
     header.msg_iovlen = parts.len();
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: the header points to live buffers with their lengths, and to nothing where the kernel is to find nothing.
-    let got = unsafe {
-        raw(
-            libc::SYS_recvmsg,
-            [
-                fd.as_raw_fd() as u64,
-                &raw mut header as u64,
-                flags as u64,
-                0,
-                0,
-                0,
-            ],
-        )
-    };
-    match got {
+    match unsafe { super::socket::recvmsg(fd, &mut header, flags) } {
         Err(Errno::EFAULT) => Ok(0),
-        got => got.map(|n| n as usize),
+        got => got,
     }
 }
 
@@ -151,7 +138,7 @@ fn ended(fd: BorrowedFd<'_>) -> Sys<bool> {
 mod tests {
     use super::*;
     use crate::sys::socket::{pair, send};
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, AsRawFd};
 
     #[test]
     fn a_stream_is_seen_whole_with_its_descriptors() {

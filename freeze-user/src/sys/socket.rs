@@ -43,6 +43,23 @@ pub struct Message {
 
 const SCM_PIDFD: i32 = 4;
 
+/// recvmsg(2); how much it tells.
+///
+/// # Safety
+/// What the header points to is alive and as long as it says, or nothing that the kernel could find.
+pub(super) unsafe fn recvmsg(fd: BorrowedFd<'_>, header: &mut libc::msghdr, flags: i32) -> Sys<usize> {
+    let args = [
+        fd.as_raw_fd() as u64,
+        &raw mut *header as u64,
+        flags as u64,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: the caller's promise.
+    unsafe { raw(libc::SYS_recvmsg, args) }.map(|n| n as usize)
+}
+
 /// recvmsg(2) with room for `room` bytes of data, 253 descriptors and credentials; never waits.
 pub fn receive(fd: BorrowedFd<'_>, room: usize, flags: i32) -> Sys<Message> {
     let mut data = vec![0u8; room.max(1)];
@@ -63,20 +80,7 @@ pub fn receive(fd: BorrowedFd<'_>, room: usize, flags: i32) -> Sys<Message> {
     header.msg_controllen = control.len() * 8;
     let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC;
     // SAFETY: the header points to live buffers with their lengths.
-    let got = unsafe {
-        raw(
-            libc::SYS_recvmsg,
-            [
-                fd.as_raw_fd() as u64,
-                &raw mut header as u64,
-                flags as u64,
-                0,
-                0,
-                0,
-            ],
-        )?
-    };
-    let whole = got as usize;
+    let whole = unsafe { recvmsg(fd, &mut header, flags) }?;
     let mut out = Message {
         flags: header.msg_flags,
         whole,
