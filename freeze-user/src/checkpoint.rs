@@ -254,7 +254,7 @@ fn attempt(
     if let Some(kept) = &kept {
         kept.still();
     }
-    draft.hurry();
+    draft.hurry(copier.reserve());
     let limited = limit::pause(strict);
     let mut trusted = Vec::new();
     let mut answers = std::mem::take(&mut copier.trackings.answers);
@@ -331,7 +331,10 @@ fn attempt(
         clock.note("commit");
         (committed, pause)
     };
+    let (ahead, at_cut) = (copier.copied_before >> 10, copier.copied_at_cut >> 10);
     copier.committed(committed.id, &pids);
+    let pause_parts = laps::end();
+    tracing::debug!(id = %committed.id, "{ahead} KiB copied ahead, {at_cut} KiB in the pause; {}", told(&pause_parts));
     Ok(Some(Report {
         id: committed.id.to_string(),
         path: committed.path.clone(),
@@ -345,8 +348,16 @@ fn attempt(
         killed: request.kill,
         too_long: bound.is_some_and(|bound| pause > bound.as_nanos() as u64),
         parts: clock.parts,
-        pause_parts: laps::end(),
+        pause_parts,
     }))
+}
+
+/// The parts of a pause that took longer than 50 microseconds.
+fn told(parts: &[(&'static str, u64)]) -> String {
+    let long = parts.iter().filter(|(_, ns)| *ns > 50_000);
+    long.map(|(name, ns)| format!("{name} {} µs", ns / 1000))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// After the resume: whether all that was seen before the stop, and counted in the pause, held.

@@ -16,7 +16,7 @@ use crate::observe::view::{Depth, FdView, ProcessView, View, read_vmas, speaker}
 use crate::proc::maps::Vma;
 use crate::stop::smooth_thread;
 use crate::stop::waits::Waits;
-use crate::store::{CheckpointId, Draft, Opened};
+use crate::store::{CheckpointId, Draft, Opened, Pace};
 use crate::sys::pagemap::{self, Contents};
 use crate::sys::{fault, laps, limit, uffd};
 use crate::tracee::Seized;
@@ -113,8 +113,15 @@ const LARGE: u64 = 32 << 20;
 
 /// Pre-copy ends when a round leaves less than this to copy …
 const ENOUGH: u64 = 64 * 1024;
-/// … or when it does not shrink any more, or after this many rounds.
-const ROUNDS: usize = 8;
+/// … or when they do not shrink any more, or after this many rounds.
+const ROUNDS: usize = 12;
+/// A round shrinks when it copies at most so many eighths of what the one before did.
+const SHRUNK: u64 = 7;
+/// So many rounds may not shrink: programs write in bursts, and are not always slower than the machine is busy.
+const STALLS: usize = 2;
+/// So many when they copy only this much: such a round is short, and may well end between two bursts.
+const SHORT_STALLS: usize = 5;
+const SHORT: u64 = 4 << 20;
 
 /// Written pages at the cut were found by the log, or by looking at everything.
 const BY_LOG: &str = "fault log";
@@ -262,7 +269,7 @@ impl<'a> Copier<'a> {
             self.inherited.insert(pid);
         }
         let mem = open_mem(pid)?;
-        let mut last = u64::MAX;
+        let mut settling = Settling::default();
         let log = self
             .trackings
             .log
@@ -270,11 +277,13 @@ impl<'a> Copier<'a> {
             .filter(|_| self.trust && resident >= LARGE && !p.vmas.iter().any(is_huge_private));
         // Before the look at everything: what is written after that must be in the log.
         let mut logged = log.and_then(|log| Logged::follow(&log, pid));
-        for round in 0..ROUNDS {
+        for round in 0usize.. {
             fault::point("pre-copy")?;
+            draft.pace(if round == 0 { Pace::Calm } else { Pace::Brisk });
             let Some(tracking) = self.trackings.by_pid.get_mut(&pid) else {
                 break;
             };
+            let began = std::time::Instant::now();
             let ranges = private_ranges(&read_vmas(speaker(pid), Depth::Maps)?);
             tracking.tracker.track(&ranges)?;
             let (written, populated) = match &mut logged {
@@ -288,7 +297,6 @@ impl<'a> Copier<'a> {
                     (pages.written, Some(pages.populated))
                 }
             };
-            let bytes: u64 = written.iter().map(|r| r.len()).sum();
             tracking.taken = normalize([std::mem::take(&mut tracking.taken), written.clone()].concat());
             // The first round makes up for checkpoints that failed after their pages were told.
             let todo = match populated {
@@ -296,8 +304,10 @@ impl<'a> Copier<'a> {
                 Some(populated) => intersect(&tracking.taken, &populated),
                 None => tracking.taken.clone(),
             };
+            let bytes: u64 = todo.iter().map(|r| r.len()).sum();
             let compare = self.compare.clone().filter(|_| !inherits && round == 0);
             let mut missed = Vec::new();
+            let looked = began.elapsed();
             copy(
                 pid,
                 &mem,
@@ -311,16 +321,14 @@ impl<'a> Copier<'a> {
                 },
             )?;
             self.copied_before += bytes;
-            // No longer shrinking.
-            let settled = bytes > last / 4 * 3;
+            tracing::debug!(%pid, round, kib = bytes >> 10, ?looked, took = ?began.elapsed(), "pre-copy");
             let carry = self.carry.entry(pid).or_default();
             *carry = normalize([std::mem::take(carry), missed].concat());
-            last = bytes;
-            if bytes <= ENOUGH || settled {
+            if settling.ends(bytes) {
                 break;
             }
         }
-        self.left += last;
+        self.left += settling.last.unwrap_or_default();
         self.mems.insert(pid, mem);
         self.logged.extend(logged.map(|l| (pid, l)));
         Ok(())
@@ -343,6 +351,11 @@ impl<'a> Copier<'a> {
     /// How long the copying at the cut will take, if the processes write on as they did during the last round.
     pub fn expected(&self) -> Duration {
         Duration::from_nanos(self.left.saturating_mul(1_000_000_000) / SPEED)
+    }
+
+    /// Bytes that memory should be ready for at the cut: some more than expected.
+    pub fn reserve(&self) -> u64 {
+        self.left * 2 + SHORT / 2
     }
 
     /// Why the pause would be longer than allowed.
@@ -484,6 +497,28 @@ impl PageSource for Copier<'_> {
                 ))
             },
         )
+    }
+}
+
+/// How the rounds go.
+#[derive(Debug, Default)]
+struct Settling {
+    /// Bytes that the last round copied: about what it left, if it took as long.
+    last: Option<u64>,
+    rounds: usize,
+    /// Rounds that did not shrink.
+    stalls: usize,
+}
+
+impl Settling {
+    /// Whether another round that copied so many bytes is the last.
+    fn ends(&mut self, bytes: u64) -> bool {
+        self.rounds += 1;
+        let shrinks = self.last.is_none_or(|last| bytes <= last / 8 * SHRUNK);
+        self.last = Some(bytes);
+        self.stalls += usize::from(!shrinks);
+        let patience = if bytes <= SHORT { SHORT_STALLS } else { STALLS };
+        bytes <= ENOUGH || (!shrinks && self.stalls >= patience) || self.rounds == ROUNDS
     }
 }
 
@@ -702,4 +737,33 @@ fn store_changed(space: SpaceId, r: Range, bytes: &[u8], parent: &Opened, draft:
         draft.pages(space, part.start, &bytes[from..from + part.len() as usize])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many rounds there are when they copy these.
+    fn rounds(kib: impl IntoIterator<Item = u64>) -> usize {
+        let mut settling = Settling::default();
+        let mut kib = kib.into_iter();
+        while kib.next().is_some_and(|n| !settling.ends(n << 10)) {}
+        settling.rounds
+    }
+
+    #[test]
+    fn rounds_end_when_nothing_is_gained() {
+        assert_eq!(rounds([80_000, 9000, 1200, 140, 12, 8]), 5);
+        // A first round of little says nothing of the second.
+        assert_eq!(rounds([5000, 13_000, 3000, 60]), 4);
+        // Bursts of 900 KiB, and a moment between two.
+        assert_eq!(rounds([80_000, 9000, 900, 900, 920, 890, 12]), 7);
+        assert_eq!(rounds([900; 20]), 6);
+        // One that writes as fast as it is copied, and one that writes nearly as fast.
+        assert_eq!(rounds([80_000; 20]), 3);
+        assert_eq!(
+            rounds((0..20).map(|n| 80_000 * 4u64.pow(n) / 5u64.pow(n))),
+            ROUNDS
+        );
+    }
 }

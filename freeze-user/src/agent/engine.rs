@@ -184,10 +184,7 @@ impl Engine {
             parent,
             kill: false,
             group: Some(name.to_owned()),
-            options: Options {
-                chain_limit: g.policy.chain_limit(),
-                ..Options::default()
-            },
+            options: Options::default(),
             track: true,
             ends: Ends::watched(),
             bounds: g.policy.bounds(),

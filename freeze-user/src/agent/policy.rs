@@ -75,11 +75,6 @@ impl Policy {
             ..Bounds::default()
         }
     }
-
-    /// How long the chain may be: about as long as what is kept, since longer ones keep older checkpoints alive.
-    pub fn chain_limit(&self) -> u32 {
-        self.keep.clamp(4, 64) as u32
-    }
 }
 
 /// Checkpoints nearer to each other than this would leave the program no time of its own.

@@ -1,10 +1,12 @@
 //! A checkpoint being written: gone again when dropped, there for good when committed.
 
+mod chain;
+
 use super::frame::{FrameWriter, Record};
 use super::index::{Entry, Index, Layer, OWN, What, ZERO};
 use super::manifest::{About, Ancestor, Counts, Files, IndexFile, Manifest, PagesFile, RecordsFile, Sum};
 use super::opened::Opened;
-use super::pages::{CHUNK_PAGES, Cache, ENTRY, Form, PageWriter, is_zero};
+use super::pages::{CHUNK_PAGES, ENTRY, Form, Pace, PageWriter, is_zero};
 use super::{CheckpointId, INCOMPLETE, INDEX, MANIFEST, PAGES, RECORDS, create, lock, retention, sync_dir};
 use crate::error::{Context, Error, Result};
 use crate::ids::{EVERYWHERE, PAGE, Range, SpaceId, intersect, normalize};
@@ -12,7 +14,7 @@ use crate::sys::fault;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io::Write;
@@ -25,7 +27,7 @@ pub struct Options {
     /// How the pages lie in the file.
     pub form: Form,
     /// How many checkpoints, itself included, reading this one may take; at least 1. When there would be
-    /// more, the pages of those ancestors that have the fewest are copied at commit.
+    /// more, what is needed of the smaller half of its ancestors is copied at commit.
     pub chain_limit: u32,
     /// Copy every inherited page, so that the checkpoint stands alone.
     pub squash: bool,
@@ -368,10 +370,19 @@ impl Draft {
         Ok((part, Ok(())))
     }
 
-    /// A program stands still from now on: what is stored no longer waits for the disk while there is memory.
-    pub fn hurry(&mut self) {
+    /// How far the copying may be ahead of the writing from now on.
+    pub fn pace(&mut self, pace: Pace) {
         if let Some(writer) = &mut self.pages {
-            writer.hurry();
+            writer.set_pace(pace);
+        }
+    }
+
+    /// A program stands still from now on: what is stored no longer waits for the disk while there is memory, and memory for
+    /// about so many bytes is made ready.
+    pub fn hurry(&mut self, bytes: u64) {
+        if let Some(writer) = &mut self.pages {
+            writer.reserve(bytes);
+            writer.set_pace(Pace::Hurry);
         }
     }
 
@@ -625,76 +636,6 @@ impl Draft {
             }
         }
         Ok(index)
-    }
-
-    /// Copies pages of ancestors until the chain is no longer than it may be, and numbers those that are
-    /// left by their place in the chain, which it returns.
-    fn shorten(&mut self, index: &mut Index, counts: &mut Counts) -> Result<Vec<Ancestor>> {
-        let Some(parent) = self.parent.clone() else {
-            return Ok(Vec::new());
-        };
-        let mut used = vec![0u64; parent.sources().len() + 1];
-        for run in index.runs.iter().filter(|r| r.source != ZERO) {
-            used[run.source as usize] += u64::from(run.pages);
-        }
-        let mut by_use: Vec<u32> = (1..used.len() as u32).filter(|&s| used[s as usize] > 0).collect();
-        by_use.sort_by_key(|&s| used[s as usize]);
-        let room = if self.options.squash {
-            0
-        } else {
-            self.options.chain_limit.max(1) as usize - 1
-        };
-        let copied: BTreeSet<u32> = by_use
-            .iter()
-            .copied()
-            .take(by_use.len().saturating_sub(room))
-            .collect();
-
-        let mut number = vec![OWN; used.len()];
-        let mut chain = Vec::new();
-        for source in (1..used.len() as u32).filter(|s| used[*s as usize] > 0 && !copied.contains(s)) {
-            let (id, sum, path) = parent.source(source as usize - 1);
-            chain.push(self.ancestor(id, sum, path)?);
-            number[source as usize] = chain.len() as u32;
-        }
-        let before = std::mem::take(index);
-        let mut cache = Cache::default();
-        // Runs that several spaces share are copied once.
-        let mut moved: BTreeMap<(u32, u64, u64), Vec<(u64, u64)>> = BTreeMap::new();
-        for s in &before.spaces {
-            index.open_space(s.space);
-            for run in before.runs(s.space).unwrap_or_default() {
-                let pages = u64::from(run.pages);
-                if !copied.contains(&run.source) {
-                    let source = if run.source == ZERO {
-                        ZERO
-                    } else {
-                        number[run.source as usize]
-                    };
-                    index.push(run.start, pages, run.slot, source);
-                    continue;
-                }
-                let object = || s.space.to_string();
-                let key = (run.source, run.slot, pages);
-                if let std::collections::btree_map::Entry::Vacant(vacant) = moved.entry(key) {
-                    let writer = self.pages.as_mut().ok_or(Errno::EBADF).on("copy", object)?;
-                    let from = &parent.sources()[run.source as usize - 1];
-                    let mut pieces = Vec::new();
-                    cache.read(run.source, from, run.slot..run.slot + pages, |_, bytes| {
-                        pieces.push((writer.push(bytes)?, bytes.len() as u64 / PAGE));
-                        Ok(())
-                    })?;
-                    vacant.insert(pieces);
-                    counts.copied += pages;
-                }
-                let mut at = run.start;
-                for &(to, pages) in &moved[&key] {
-                    index.push(at, pages, to, OWN);
-                    at += pages;
-                }
-            }
-        }
-        Ok(chain)
     }
 
     /// How this checkpoint names another.

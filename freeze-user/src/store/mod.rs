@@ -25,7 +25,7 @@ pub use frame::{Frame, Record};
 pub use id::CheckpointId;
 pub use manifest::{About, Ancestor, Counts, FORMAT, Files, Manifest, Sum, utc};
 pub use opened::{Content, Opened, Reader, Run, Verified, Where};
-pub use pages::Form;
+pub use pages::{Form, Pace};
 pub use retention::{Kept, Pruned, Removed, Why};
 pub use show::{Shown, ShownRecord, ShownSpace};
 

@@ -313,12 +313,6 @@ impl Opened {
         self.0.manifest.depth()
     }
 
-    /// Whether a child that inherits from all of its chain and itself would be too deep under `options`:
-    /// its commit will then copy pages of ancestors.
-    pub fn at_limit(&self, options: &super::Options) -> bool {
-        self.depth() >= options.chain_limit
-    }
-
     /// Every record, in the order of writing.
     pub fn records(&self) -> &[Frame] {
         &self.0.frames

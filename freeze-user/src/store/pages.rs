@@ -21,6 +21,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// How many pages a chunk has; the last one of a file may have fewer.
@@ -28,8 +29,6 @@ pub(crate) const CHUNK_PAGES: u32 = 32;
 const CHUNK: usize = CHUNK_PAGES as usize * PAGE as usize;
 /// Full chunks that may wait for the writing thread: what is copied in a pause need not wait for the disk.
 const QUEUE: usize = 256;
-/// How many may while nobody is in a hurry: so few are still in the caches of the processor when they are written.
-const CALM: usize = 8;
 /// The largest chunk a foreign image may ask a reader to hold, in pages.
 const MAX_CHUNK_PAGES: u32 = 4096;
 
@@ -89,6 +88,44 @@ struct Written {
     chunks: Vec<Chunk>,
 }
 
+/// How far the copying may be ahead of the writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Not far: so few chunks are still in the caches of the processor when they are written.
+    Calm,
+    /// What is copied is being written to by a program that runs: the longer it takes, the more of it there is again.
+    Brisk,
+    /// A program stands still: nothing waits for the disk while there is memory.
+    Hurry,
+}
+
+impl Pace {
+    /// How many full chunks may wait for the writing thread, or be with it.
+    fn chunks(self) -> usize {
+        match self {
+            Pace::Calm => 8,
+            Pace::Brisk => QUEUE / 2,
+            Pace::Hurry => usize::MAX,
+        }
+    }
+}
+
+/// Chunks that no writer has any more, for the next: fresh memory has to be found and cleared by the kernel first, in a
+/// virtual machine by its host too, which can take longer than copying the pages. At most [`QUEUE`].
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// Whoever panicked with the spare chunks left a list of some.
+fn spare() -> MutexGuard<'static, Vec<Vec<u8>>> {
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One that was used, or a new one, in its full length: a writer's last may be shorter.
+fn whole(used: Option<Vec<u8>>) -> Vec<u8> {
+    let mut chunk = used.unwrap_or_default();
+    chunk.resize(CHUNK, 0);
+    chunk
+}
+
 /// The thread that checksums, compresses and writes full chunks, while more are being copied.
 #[derive(Debug)]
 struct Lane {
@@ -107,8 +144,7 @@ pub(crate) struct PageWriter {
     slots: u64,
     /// Chunks that the thread has not given back.
     away: usize,
-    /// Whether a program stands still meanwhile.
-    hurry: bool,
+    pace: Pace,
     /// Gone once the thread has failed.
     lane: Option<Lane>,
 }
@@ -134,18 +170,32 @@ impl PageWriter {
         let lane = Some(Lane { full, empty, thread });
         Ok(PageWriter {
             path,
-            chunk: vec![0; CHUNK],
+            chunk: whole(spare().pop()),
             filled: 0,
             slots: 0,
             away: 0,
-            hurry: false,
+            pace: Pace::Calm,
             lane,
         })
     }
 
-    /// From now on a program stands still: nothing waits for the disk while there is memory.
-    pub(crate) fn hurry(&mut self) {
-        self.hurry = true;
+    pub(crate) fn set_pace(&mut self, pace: Pace) {
+        self.pace = pace;
+    }
+
+    /// Sees to it that so many bytes can be put anywhere without fresh memory, as far as the queue holds them.
+    pub(crate) fn reserve(&mut self, bytes: u64) {
+        let chunks = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(CHUNK);
+        let mut spare = spare();
+        while spare.len() < chunks.min(QUEUE) {
+            // Any byte but zero: those the allocator gets without touching the memory.
+            spare.push(vec![1; CHUNK]);
+        }
+    }
+
+    /// How many pages it was given.
+    pub(crate) fn slots(&self) -> u64 {
+        self.slots
     }
 
     /// Where the next pages may be put, at least one; they count once they are [kept](PageWriter::keep).
@@ -180,14 +230,12 @@ impl PageWriter {
     fn flush(&mut self) -> Result<()> {
         let broken = || Error::kernel("write", self.path.display().to_string(), Errno::EIO);
         let lane = self.lane.as_ref().ok_or_else(broken)?;
-        let back = match self.hurry || self.away < CALM {
+        let back = match self.away < self.pace.chunks() {
             true => lane.empty.try_recv().ok(),
             false => lane.empty.recv().ok(),
         };
         self.away -= usize::from(back.is_some());
-        let mut fresh = back.unwrap_or_default();
-        // Of one that was used only its end has to be made.
-        fresh.resize(CHUNK, 0);
+        let fresh = whole(back.or_else(|| spare().pop()));
         let mut full = std::mem::replace(&mut self.chunk, fresh);
         full.truncate(std::mem::take(&mut self.filled));
         if lane.full.send(full).is_ok() {
@@ -200,9 +248,13 @@ impl PageWriter {
 
     fn join(&mut self) -> Result<Written> {
         let broken = || Error::kernel("write", self.path.display().to_string(), Errno::EIO);
-        let Lane { full, thread, .. } = self.lane.take().ok_or_else(broken)?;
+        let Lane { full, thread, empty } = self.lane.take().ok_or_else(broken)?;
         drop(full);
-        thread.join().unwrap_or_else(|_| Err(broken()))
+        let done = thread.join().unwrap_or_else(|_| Err(broken()));
+        let mut spare = spare();
+        let room = QUEUE.saturating_sub(spare.len());
+        spare.extend(empty.try_iter().take(room));
+        done
     }
 
     pub(crate) fn finish(mut self) -> Result<PageTable> {

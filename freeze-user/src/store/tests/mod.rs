@@ -1,5 +1,6 @@
 //! What holds for the store as a whole.
 
+mod chain;
 mod crash;
 mod prune;
 
@@ -503,51 +504,6 @@ fn a_directory_of_ones_own_must_be_empty_and_is_left_as_it_was() {
             std::fs::remove_dir(&place).unwrap();
         }
     }
-}
-
-#[test]
-fn a_chain_stays_as_short_as_asked() {
-    let dir = Scratch::new("bound");
-    let store = dir.store();
-    let options = Options {
-        chain_limit: 3,
-        ..Options::default()
-    };
-    let mut parent: Option<Opened> = None;
-    for n in 0..8u64 {
-        let mut draft = store.begin(parent.as_ref(), &options).unwrap();
-        if parent.is_some() {
-            draft.inherit(A, &[range(0, 100)]).unwrap();
-        }
-        draft
-            .pages(A, n * PAGE, &pages(n as u8 + 1, if n == 0 { 50 } else { 1 }))
-            .unwrap();
-        let done = draft.commit(About::default()).unwrap();
-        assert_eq!((done.depth, done.counts.pages), ((n as u32 + 1).min(3), 50));
-        // It is the ancestor with the fewest pages that is copied, never the base.
-        assert!(
-            done.counts.copied < 8 && (done.counts.copied > 0) == (n >= 3),
-            "{n}: {}",
-            done.counts.copied
-        );
-        let opened = store.find(done.id.as_str()).unwrap();
-        assert_eq!(opened.at_limit(&options), n >= 2);
-        parent = Some(opened);
-    }
-    let alone = Options {
-        squash: true,
-        ..options
-    };
-    let mut draft = store.begin(parent.as_ref(), &alone).unwrap();
-    draft.inherit(A, &[range(0, 100)]).unwrap();
-    let done = draft.commit(About::default()).unwrap();
-    assert_eq!((done.depth, done.counts.own, done.counts.copied), (1, 50, 50));
-    let whole = contents(&store.find(done.id.as_str()).unwrap(), A);
-    assert!(whole == contents(&parent.unwrap(), A));
-    for l in store.list().unwrap().iter().filter(|l| l.id != done.id) {
-        std::fs::remove_dir_all(&l.path).unwrap();
-    }
-    assert!(whole == contents(&store.find(done.id.as_str()).unwrap(), A));
 }
 
 #[test]
