@@ -60,7 +60,7 @@ use crate::ids::{FileId, Pid, Range, SpaceId};
 use crate::nest::space::Kind;
 use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, ProcessView, View};
-use crate::store::Draft;
+use crate::store::{Draft, unpack};
 use crate::sys;
 use crate::tracee::process::{Question, StoppedProcess};
 use nix::errno::Errno;
@@ -487,7 +487,7 @@ const fn fd<K: FdKind>() -> FdEntry {
             put(from.draft, K::TAG, K::VERSION, frame)
         },
         load: |payload| {
-            let frame: FileFrame<K::Record> = rmp_serde::from_slice(payload).map_err(|e| e.to_string())?;
+            let frame: FileFrame<K::Record> = unpack(payload)?;
             let loaded = LoadedAs::<K>(frame.common, frame.record, frame.link);
             Ok((frame.id, Box::new(loaded)))
         },
@@ -537,9 +537,9 @@ const fn process<K: ProcessKind>() -> ProcessEntry {
             Ok(())
         },
         restore: |payload, nest| {
-            let frame: ProcessFrame<K::Record> = match rmp_serde::from_slice(payload) {
+            let frame: ProcessFrame<K::Record> = match unpack(payload) {
                 Ok(frame) => frame,
-                Err(e) => return Ok(Err(e.to_string())),
+                Err(e) => return Ok(Err(e)),
             };
             K::restore(&frame.record, frame.pid, nest).map(Ok)
         },
@@ -667,7 +667,7 @@ impl ProcessEntry {
 
 /// Decodes the record of a process attribute ahead of its stage.
 pub fn peek<K: ProcessKind>(payload: &[u8]) -> std::result::Result<(Pid, K::Record), String> {
-    let frame: ProcessFrame<K::Record> = rmp_serde::from_slice(payload).map_err(|e| e.to_string())?;
+    let frame: ProcessFrame<K::Record> = unpack(payload)?;
     Ok((frame.pid, frame.record))
 }
 
@@ -714,5 +714,19 @@ mod tests {
         tags.sort_unstable();
         tags.dedup();
         assert_eq!(tags.len(), n);
+    }
+
+    /// What a later freeze has added to a record would be lost without a word.
+    #[test]
+    fn a_field_that_nobody_knows_is_an_error() {
+        #[derive(Serialize)]
+        struct Newer {
+            uid: Option<u32>,
+            wings: u8,
+        }
+        let record = Newer { uid: None, wings: 2 };
+        let payload = encode("login", &ProcessFrame { pid: Pid(7), record }).unwrap();
+        let e = peek::<login::Login>(&payload).unwrap_err();
+        assert_eq!(e, "unknown field record.wings");
     }
 }

@@ -26,6 +26,9 @@ pub struct Record {
     /// Whether it chooses the numbers of the timers that it makes (PR_TIMER_CREATE_RESTORE_IDS, 6.15).
     #[serde(default)]
     pub timer_ids: bool,
+    /// In images of before 2026-11: it comes with the securebits.
+    #[serde(default, rename = "keep_caps", skip_serializing)]
+    _keep_caps: bool,
 }
 
 const PR_GET_THP_DISABLE: u64 = 42;
@@ -110,6 +113,7 @@ impl ProcessKind for Traits {
             memory_merge: or_none(memory_merge) != 0,
             membarrier: or_none(membarrier),
             timer_ids: or_none(timer_ids) == 1,
+            _keep_caps: false,
         };
         Ok(match registered {
             Ok(_) => record,

@@ -18,7 +18,7 @@ use crate::kinds::{cgroup, limits, tcp, terminal};
 use crate::nest::attach::Attach;
 use crate::nest::family::Family;
 use crate::nest::{CgroupChoice, Nest, Options};
-use crate::store::{Frame, Opened};
+use crate::store::{Frame, Opened, unpack};
 use crate::sys::{self, fault, interrupt};
 use nix::errno::Errno;
 use serde::Serialize;
@@ -140,16 +140,14 @@ impl<'a> Records<'a> {
             }
             if frame.tag == namespaces::TAG {
                 out.version(frame, namespaces::VERSION)?;
-                let read = rmp_serde::from_slice(&frame.payload);
                 out.namespaces
-                    .push(read.map_err(|e| out.damaged(frame, e.to_string()))?);
+                    .push(unpack(&frame.payload).map_err(|e| out.damaged(frame, e))?);
                 frame.take();
                 continue;
             }
             if frame.tag == clocks::TAG {
                 out.version(frame, clocks::VERSION)?;
-                let read = rmp_serde::from_slice(&frame.payload);
-                out.clocks = Some(read.map_err(|e| out.damaged(frame, e.to_string()))?);
+                out.clocks = Some(unpack(&frame.payload).map_err(|e| out.damaged(frame, e))?);
                 frame.take();
                 continue;
             }

@@ -92,8 +92,8 @@ fn pack<T: Record>(record: &T) -> Result<Vec<u8>> {
     Ok(payload)
 }
 
-/// Decodes all of `payload`; anything left over is an error.
-fn unpack<T: DeserializeOwned>(payload: &[u8]) -> Result<T, String> {
+/// Decodes all of `payload`; anything left over is an error: what a reader does not know would be lost.
+pub(crate) fn unpack<T: DeserializeOwned>(payload: &[u8]) -> Result<T, String> {
     let mut rest = payload;
     let mut from = rmp_serde::Deserializer::new(&mut rest);
     let mut unknown = Vec::new();

@@ -21,6 +21,7 @@ mod retention;
 mod show;
 
 pub use draft::{Committed, Draft, Options};
+pub(crate) use frame::unpack;
 pub use frame::{Frame, Record};
 pub use id::CheckpointId;
 pub use manifest::{About, Ancestor, Counts, FORMAT, Files, Manifest, Sum, utc};
