@@ -6,9 +6,10 @@ use super::pages::Form;
 use crate::error::{Error, Result};
 use crate::ids::Pid;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the image format that this freeze writes, and the newest it reads.
@@ -16,7 +17,7 @@ pub const FORMAT: u32 = 2;
 const MAGIC: &str = "freeze checkpoint";
 
 /// A 64-bit XXH3 checksum, written as sixteen hexadecimal digits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Sum(pub u64);
 
 impl Sum {
@@ -171,6 +172,18 @@ const SEAL: &str = ",\n  \"checksum\": \"";
 const SEAL_END: &str = "\"\n}\n";
 const SEAL_LEN: usize = SEAL.len() + 16 + SEAL_END.len();
 
+/// So many manifests stay decoded; one of a chain of 64 takes about 10 KiB.
+const DECODED: usize = 1024;
+
+/// Manifests by checksum and length of what precedes the seal.
+type Decoded = HashMap<(Sum, usize), Arc<Manifest>>;
+
+fn decoded() -> MutexGuard<'static, Decoded> {
+    static DECODED: LazyLock<Mutex<Decoded>> = LazyLock::new(Mutex::default);
+    // Whoever panicked with it left whole entries.
+    DECODED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Manifest {
     pub(crate) fn new(id: CheckpointId, created_ms: u64) -> Manifest {
         Manifest {
@@ -198,7 +211,10 @@ impl Manifest {
     }
 
     /// Reads the contents of `file`: checksum, then version, then the rest.
-    pub(crate) fn unseal(bytes: &[u8], file: &Path) -> Result<(Manifest, Sum)> {
+    ///
+    /// An agent reads those of a whole chain for each checkpoint, and each names all of its own chain: what was decoded
+    /// once is not decoded again.
+    pub(crate) fn unseal(bytes: &[u8], file: &Path) -> Result<(Arc<Manifest>, Sum)> {
         let at = bytes.len().saturating_sub(SEAL_LEN);
         let (body, seal) = bytes.split_at(at);
         let sum = Sum::of(body);
@@ -210,6 +226,10 @@ impl Manifest {
             };
             let expected = format!("a last line with the checksum {sum} of what precedes it");
             return Err(damaged(file, at as u64, expected, found));
+        }
+        let key = (sum, body.len());
+        if let Some(known) = decoded().get(&key) {
+            return Ok((known.clone(), sum));
         }
         let body = [body, b"\n}"].concat();
         let broken = |e: serde_json::Error| damaged(file, 0, "a manifest", e.to_string());
@@ -231,7 +251,13 @@ impl Manifest {
                 format!("image format {}", head.format),
             ));
         }
-        Ok((serde_json::from_slice(&body).map_err(broken)?, sum))
+        let manifest: Arc<Manifest> = Arc::new(serde_json::from_slice(&body).map_err(broken)?);
+        let mut decoded = decoded();
+        if decoded.len() == DECODED {
+            decoded.clear();
+        }
+        decoded.insert(key, manifest.clone());
+        Ok((manifest, sum))
     }
 
     /// How many checkpoints reading this one takes, itself included.
@@ -285,7 +311,7 @@ mod tests {
         let mut m = Manifest::new(CheckpointId::of(5, 5), 5);
         m.about.command = vec!["sleep \"1\"".into()];
         let (bytes, sum) = m.seal().unwrap();
-        assert_eq!(Manifest::unseal(&bytes, Path::new("m")).unwrap(), (m, sum));
+        assert_eq!(Manifest::unseal(&bytes, Path::new("m")).unwrap(), (Arc::new(m), sum));
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(json["checksum"], sum.to_string());
         assert_eq!(json["format"], 2);

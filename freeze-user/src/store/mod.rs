@@ -38,6 +38,7 @@ use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where checkpoints are kept unless something else is asked for.
 pub const DEFAULT_DIR: &str = "/var/lib/freeze";
@@ -65,7 +66,7 @@ pub struct Listed {
     pub id: CheckpointId,
     pub path: PathBuf,
     /// Absent if it cannot be read.
-    pub manifest: Option<Manifest>,
+    pub manifest: Option<Arc<Manifest>>,
     /// Why not.
     pub damage: Option<String>,
     /// Kept by `prune` for its pages only: it cannot be restored itself.

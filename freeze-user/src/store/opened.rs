@@ -26,7 +26,7 @@ pub struct Opened(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     manifest_sum: Sum,
     frames: Vec<Frame>,
     index: Index,
@@ -80,7 +80,7 @@ impl fmt::Display for Verified {
 }
 
 /// Reads and checks a manifest alone.
-pub(crate) fn read_manifest(dir: &Path) -> Result<(Manifest, Sum)> {
+pub(crate) fn read_manifest(dir: &Path) -> Result<(Arc<Manifest>, Sum)> {
     let path = dir.join(MANIFEST);
     let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => missing(&path, "the manifest of a checkpoint"),
@@ -526,7 +526,7 @@ fn shared(dir: &Path) -> Result<Option<Flock<File>>> {
 }
 
 /// Finds an ancestor: beside the checkpoint under its own name, or where it was when the child was made.
-fn resolve(dir: &Path, ancestor: &Ancestor) -> Result<(PathBuf, Manifest)> {
+fn resolve(dir: &Path, ancestor: &Ancestor) -> Result<(PathBuf, Arc<Manifest>)> {
     let above = dir.parent().unwrap_or(dir);
     let beside = above.join(ancestor.id.as_str());
     let mut trouble = None;
