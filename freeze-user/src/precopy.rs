@@ -113,14 +113,11 @@ const LARGE: u64 = 32 << 20;
 
 /// Pre-copy ends when a round leaves less than this to copy …
 const ENOUGH: u64 = 64 * 1024;
-/// … or when they do not shrink any more, or after this many rounds.
+/// … or after so many, or when they do not shrink any more.
 const ROUNDS: usize = 12;
-/// A round shrinks when it copies at most so many eighths of what the one before did.
-const SHRUNK: u64 = 7;
-/// So many rounds may not shrink: programs write in bursts, and are not always slower than the machine is busy.
-const STALLS: usize = 2;
-/// So many when they copy only this much: such a round is short, and may well end between two bursts.
-const SHORT_STALLS: usize = 5;
+/// How many rounds may copy more than three quarters of what the one before did, by the most that they copy: programs write
+/// in bursts, and machines are busy for a moment, all the more within a short round; a long one is no accident.
+const PATIENCE: [(u64, usize); 3] = [(SHORT, 5), (64 << 20, 3), (u64::MAX, 1)];
 const SHORT: u64 = 4 << 20;
 
 /// Written pages at the cut were found by the log, or by looking at everything.
@@ -514,10 +511,13 @@ impl Settling {
     /// Whether another round that copied so many bytes is the last.
     fn ends(&mut self, bytes: u64) -> bool {
         self.rounds += 1;
-        let shrinks = self.last.is_none_or(|last| bytes <= last / 8 * SHRUNK);
+        let shrinks = self.last.is_none_or(|last| bytes <= last / 4 * 3);
         self.last = Some(bytes);
         self.stalls += usize::from(!shrinks);
-        let patience = if bytes <= SHORT { SHORT_STALLS } else { STALLS };
+        let patience = PATIENCE
+            .iter()
+            .find(|(most, _)| bytes <= *most)
+            .map_or(1, |(_, n)| *n);
         bytes <= ENOUGH || (!shrinks && self.stalls >= patience) || self.rounds == ROUNDS
     }
 }
@@ -760,10 +760,8 @@ mod tests {
         assert_eq!(rounds([80_000, 9000, 900, 900, 920, 890, 12]), 7);
         assert_eq!(rounds([900; 20]), 6);
         // One that writes as fast as it is copied, and one that writes nearly as fast.
-        assert_eq!(rounds([80_000; 20]), 3);
-        assert_eq!(
-            rounds((0..20).map(|n| 80_000 * 4u64.pow(n) / 5u64.pow(n))),
-            ROUNDS
-        );
+        assert_eq!(rounds([80_000; 20]), 2);
+        let by_tenths = |left: u64| (0..20).map(move |n| 80_000 * left.pow(n) / 10u64.pow(n));
+        assert_eq!((rounds(by_tenths(8)), rounds(by_tenths(7))), (4, ROUNDS));
     }
 }

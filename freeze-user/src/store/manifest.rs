@@ -311,7 +311,10 @@ mod tests {
         let mut m = Manifest::new(CheckpointId::of(5, 5), 5);
         m.about.command = vec!["sleep \"1\"".into()];
         let (bytes, sum) = m.seal().unwrap();
-        assert_eq!(Manifest::unseal(&bytes, Path::new("m")).unwrap(), (Arc::new(m), sum));
+        assert_eq!(
+            Manifest::unseal(&bytes, Path::new("m")).unwrap(),
+            (Arc::new(m), sum)
+        );
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(json["checksum"], sum.to_string());
         assert_eq!(json["format"], 2);
