@@ -104,7 +104,19 @@ fn put(out: &mut Vec<u8>, mut n: u64) {
     out.push(n as u8);
 }
 
+#[inline]
 fn take(left: &mut &[u8]) -> Option<u64> {
+    // Most are small.
+    match left.split_first() {
+        Some((&byte, rest)) if byte < 0x80 => {
+            *left = rest;
+            Some(byte.into())
+        }
+        _ => take_long(left),
+    }
+}
+
+fn take_long(left: &mut &[u8]) -> Option<u64> {
     let mut n = 0;
     for shift in (0..u64::BITS).step_by(7) {
         let (&byte, rest) = left.split_first()?;
