@@ -29,6 +29,9 @@ use std::time::Duration;
 /// other than TERM, INT and HUP, or with a code other than 0, or when nobody could see how; files that it was writing
 /// are cut back to the checkpoint, their tails kept. If it dies again soon, the agent waits longer and longer (1 s, 2 s,
 /// 4 s …) and gives up after eight times. Any other end of the process ends the watch.
+///
+/// A checkpoint stores what was written since the one before, and what older ones still have to give is kept with them:
+/// on disk all take two to three times the memory of the group, and what the kept ones wrote.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -46,7 +49,7 @@ pub(super) struct WatchArgs {
     /// Time from one checkpoint to the next: 200ms, 1s, 5m …
     #[arg(long, value_name = "TIME", default_value_t = Interval(Policy::DEFAULT.every()))]
     every: Interval,
-    /// How many checkpoints to keep
+    /// How many checkpoints to keep, each of which can be restored
     #[arg(long, value_name = "N", default_value_t = Policy::DEFAULT.keep)]
     keep: usize,
     /// What to do when it dies of a crash
