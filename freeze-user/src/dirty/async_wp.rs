@@ -183,7 +183,10 @@ impl Tracker for AsyncWp {
         self.refused = subtract(&self.refused, &fresh);
         fault::point("registration")?;
         whole.retain(|&span| self.uffd.register(span).is_ok());
-        for vma in &maps {
+        for (i, vma) in maps.iter().enumerate() {
+            // Where one in a span belongs to somebody else, each by itself: with what is unmapped behind it, for it may be growing
+            // into that.
+            let end = maps.get(i + 1).map_or(vma.end, |next| next.start);
             for part in intersect(&fresh, &[vma.range()]) {
                 if vma.shared {
                     untracked.push((part, Untracked::Shared));
@@ -191,7 +194,9 @@ impl Tracker for AsyncWp {
                 }
                 let done = match subtract(&[part], &whole).is_empty() {
                     true => Ok(()),
-                    false => self.uffd.register(vma.range()),
+                    false => self
+                        .uffd
+                        .register(Range::new(vma.start, end.min(TASK_SIZE.max(vma.end)))),
                 };
                 match done {
                     Ok(()) => {
