@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::ids::subtract;
+use crate::sys::fault;
 use crate::sys::pagemap::{self, Contents};
 use crate::sys::{pidfd_getfd, pidfd_open, uffd};
 use nix::sys::signal::{Signal, kill};
@@ -14,6 +15,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Mutex;
 
 const PAGE: usize = crate::ids::PAGE as usize;
 
@@ -516,6 +518,38 @@ store(O, 1) if False else None",
         [shared, owned, vdso].into_iter().zip(why).collect::<Vec<_>>()
     );
     assert_eq!(tracker.unregistered(&[owned]).unwrap(), [owned]);
+}
+
+static GROWING: Mutex<Option<Target>> = Mutex::new(None);
+
+/// Where its neighbour belongs to another, a mapping is registered by itself: also what it has grown by just then.
+#[test]
+fn what_grows_beside_another_owner_stays_one() {
+    let mut target = Target::new();
+    let mut tracker = target.async_wp();
+    let a = target.range(
+        "
+O = mapped(8)
+class Api(ctypes.Structure): _fields_ = [(n, ctypes.c_uint64) for n in 'abcd']
+u = check(libc.syscall(323, 1)); api = Api(0xaa, 1); check(libc.ioctl(u, ctypes.c_ulong(0xc018aa3f), ctypes.byref(api)))
+reg = Api(O, 8 * P, 2); check(libc.ioctl(u, ctypes.c_ulong(0xc020aa00), ctypes.byref(reg)))
+W = mapped(64, prot=0); A = r = W + 16 * P
+check(libc.mprotect(A, 4 * P, 3)); check(libc.munmap(A + 4 * P, 28 * P)); store(A, 1)",
+        4,
+    );
+    *GROWING.lock().unwrap() = Some(target);
+    let armed = fault::meddle("registration", || {
+        let mut target = GROWING.lock().unwrap();
+        target
+            .as_mut()
+            .unwrap()
+            .run("check(libc.mremap(A, 4 * P, 8 * P, 0, None))");
+    });
+    assert_eq!(tracker.track(&[a]).unwrap(), []);
+    drop(armed);
+    let mut target = GROWING.lock().unwrap().take().unwrap();
+    assert_eq!(tracker.unregistered(&[a]).unwrap(), []);
+    target.run("check(libc.mremap(A, 8 * P, 16 * P, 0, None)); store(A, 12)");
 }
 
 #[test]
