@@ -14,7 +14,7 @@ use crate::observe::view::{FdView, FileStat, View};
 use crate::store::{Content, Draft};
 use crate::sys;
 use crate::sys::files;
-use found::{DELETED, Lost, Obstacle, Way, above, open_covered, way};
+use found::{DELETED, Lost, Obstacle, Way, above, open_covered, open_dead, way};
 use ghost::{Attributes, Ghosts};
 use locks::Locks;
 use nix::errno::Errno;
@@ -326,7 +326,11 @@ impl FileRef {
             Some(Lost::Covered { mount, handle }) if self.tree != 0 => {
                 open_covered(&self.path, mount, handle, plain, self.tree, nest)
             }
-            Some(lost @ (Lost::Covered { .. } | Lost::Dead { .. } | Lost::Unmounted { .. })) => {
+            Some(Lost::Dead { pid, inside }) => {
+                let here = nest.options.reach(self.tree, &self.path)?;
+                open_dead(*pid, inside.as_ref(), &here, plain, nest)
+            }
+            Some(lost @ (Lost::Covered { .. } | Lost::Unmounted { .. })) => {
                 lost.open(&self.path, plain).on("open", name)
             }
             Some(lost) => match self.link_again(lost, nest) {
