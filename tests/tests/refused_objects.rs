@@ -132,8 +132,12 @@ import ctypes, socket, struct
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 s.bind(("127.0.0.1", 0))
-program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0), 8)   # return 0
-s.setsockopt(socket.SOL_SOCKET, 51, struct.pack("HxxxxxxQ", 1, ctypes.addressof(program)))
+program = ctypes.create_string_buffer(struct.pack("BBhi", 0xb7, 0, 0, 0) + struct.pack("BBhi", 0x95, 0, 0, 0))   # return 0
+license = ctypes.create_string_buffer(b"GPL")
+wanted = struct.pack("IIQQ", 1, 2, ctypes.addressof(program), ctypes.addressof(license))   # BPF_PROG_TYPE_SOCKET_FILTER
+loaded = ctypes.CDLL(None).syscall(321, 5, ctypes.create_string_buffer(wanted, 128), 128)
+s.setsockopt(socket.SOL_SOCKET, 52, loaded)   # SO_ATTACH_REUSEPORT_EBPF
+os.close(loaded)
 p = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
 p.bind(("lo", 0x0800))
 p.setsockopt(263, 18, os.getpid() & 0xffff | 6 << 16)   # PACKET_FANOUT, PACKET_FANOUT_CBPF

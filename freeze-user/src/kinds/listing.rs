@@ -64,7 +64,7 @@ pub fn markdown() -> String {
           recv with MSG_WAITALL): after any checkpoint it returns the part, as after a signal;\n\
         - datagrams in the queue of a socket that cannot be sent to it again, as one from a network that is gone (each is warned \
           of), and what came along with those that can (time to live, type of service, device);\n\
-        - the mark of out-of-band data that was taken, or taken in line, a filter that chooses among sockets of one port \
+        - the mark of out-of-band data that was taken, or taken in line, a program that chooses among sockets of one port \
           (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, the device by which multicasts go (IP_MULTICAST_IF) \
           where it may not or nothing else shows that there are any, and whether an IPv6 socket that is connected takes IPv4 \
           when it is connected anew (IPV6_V6ONLY);\n\
