@@ -101,6 +101,12 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Sys<()> {
     .map(drop)
 }
 
+/// Whether this kernel has mseal(2).
+pub fn can_seal() -> bool {
+    const SYS_MSEAL: i64 = 462;
+    plain(SYS_MSEAL, [0; 6]) != Err(Errno::ENOSYS)
+}
+
 /// What kcmp(2) can compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -629,10 +635,11 @@ impl SharedAnon {
         })
     }
 
-    /// mmap(MAP_SHARED) of the first `len` bytes of a file.
-    pub fn of(file: BorrowedFd<'_>, len: u64) -> Sys<SharedAnon> {
+    /// mmap(MAP_SHARED) of `len` bytes of a file, from `offset` on.
+    pub fn of(file: BorrowedFd<'_>, offset: u64, len: u64) -> Sys<SharedAnon> {
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let args = [0, len, prot, libc::MAP_SHARED as u64, file.as_raw_fd() as u64, 0];
+        let fd = file.as_raw_fd() as u64;
+        let args = [0, len, prot, libc::MAP_SHARED as u64, fd, offset];
         // SAFETY: a new mapping at a place of the kernel's choice.
         let at = unsafe { raw(libc::SYS_mmap, args)? };
         Ok(SharedAnon {

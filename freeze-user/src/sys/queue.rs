@@ -86,7 +86,9 @@ fn peek_around_urgent(fd: BorrowedFd<'_>, whole: usize) -> Sys<Vec<Message>> {
         out.push(look(whole - seen(&out))?.ok_or(Errno::ENODATA)?);
     }
     let known = out.iter().all(|m| m.fds.is_empty() && m.credentials.is_none());
-    (known && seen(&out) == whole).then_some(out).ok_or(Errno::ENODATA)
+    (known && seen(&out) == whole)
+        .then_some(out)
+        .ok_or(Errno::ENODATA)
 }
 
 /// How much of what is seen at `start` came before what the descriptors came with.

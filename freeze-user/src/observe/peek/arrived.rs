@@ -116,7 +116,9 @@ impl Sockets {
             return Some(None);
         }
         // As it was handed in, which the kernel keeps beside what it has made of it.
-        let kept = p.word(p.at(program, "bpf_prog", "orig_prog")).filter(|at| *at != 0)?;
+        let kept = p
+            .word(p.at(program, "bpf_prog", "orig_prog"))
+            .filter(|at| *at != 0)?;
         let length = p.number(p.at(kept, "sock_fprog_kern", "len"))? as u16;
         let mut instructions = vec![0; usize::from(length) * 8];
         let at = p.word(p.at(kept, "sock_fprog_kern", "filter"))?;
