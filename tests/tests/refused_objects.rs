@@ -260,3 +260,22 @@ int main(int argc, char **argv) {
     );
     assert!(said.contains("nobody may execute it any more"), "{said}");
 }
+
+#[test]
+fn out_of_band_data_of_a_connection_that_was_not_accepted() {
+    let text = r#"
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.bind("\0out-of-band-%d" % os.getpid())
+s.listen()
+c = socket.socket(socket.AF_UNIX)
+c.connect(s.getsockname())
+c.send(b"ab", socket.MSG_OOB)
+freeze_here()
+"#;
+    let running = Running::start(&python(text), "out_of_band_data");
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("waits to be accepted"), "{said}");
+}

@@ -37,8 +37,8 @@ pub fn markdown() -> String {
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
         - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now;\n\
-        - a program whose file nobody may execute any more (chmod); in a mount namespace of the set's own, files of /proc that told of \
-          a process that has ended;\n\
+        - a program whose file nobody may execute any more (chmod); files of /proc that told of a thread that has ended, other \
+          than the first of its process;\n\
         - a request to mount that the daemon of an autofs mount has not read yet, and such a mount without its daemon;\n\
         - files that neither path nor handle leads to, among them those on a mount that is in no tree any more (umount -l) of a \
           file system that is not mounted where freeze runs either.\n\
@@ -68,6 +68,7 @@ pub fn markdown() -> String {
           (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, the device by which multicasts go (IP_MULTICAST_IF) \
           where it may not or nothing else shows that there are any, and whether an IPv6 socket that is connected takes IPv4 \
           when it is connected anew (IPV6_V6ONLY);\n\
+        - the labels of IPv6 flows that a socket has a lease of (IPV6_FLOWLABEL_MGR);\n\
         - a Landlock domain, where the kernel does not let freeze look or of a program with CAP_SYS_ADMIN and without no_new_privs;\n\
         - the session keyring (keyrings(7)) and the keys in it: a restored program has the restorer's;\n\
         - whose process a connection to a unix socket was that waits to be accepted, if it has ended: another of the checkpoint \

@@ -397,7 +397,7 @@ fn role(fd: &FdView, held: BorrowedFd<'_>, me: &UnixSocket, from: &Source<'_>) -
                 embryo => {
                     let why = match embryo.is_some_and(|e| e.more) {
                         true => {
-                            "a connection that waits to be accepted has sent descriptors already, which cannot be seen"
+                            "a connection that waits to be accepted has sent descriptors or out-of-band data already, which cannot be seen"
                         }
                         false => {
                             "a connection that waits to be accepted has sent data already, which cannot be read"

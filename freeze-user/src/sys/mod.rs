@@ -101,12 +101,6 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Sys<()> {
     .map(drop)
 }
 
-/// Whether this kernel has mseal(2).
-pub fn can_seal() -> bool {
-    const SYS_MSEAL: i64 = 462;
-    plain(SYS_MSEAL, [0; 6]) != Err(Errno::ENOSYS)
-}
-
 /// What kcmp(2) can compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]

@@ -27,7 +27,7 @@ type Step = (&'static str, i64, [u64; 6]);
 /// Adds that this kernel cannot seal memory.
 pub fn precheck(record: &Record, pid: Pid, out: &mut Vec<Blocker>) {
     let sealed = record.vmas.iter().find(|m| m.has("sl"));
-    if let Some(m) = sealed.filter(|_| !sys::can_seal()) {
+    if let Some(m) = sealed.filter(|_| !sys::trial::seal()) {
         out.push(
             Blocker::of(pid, m.range.to_string(), "")
                 .why("it is sealed (mseal), which this kernel cannot do")

@@ -72,6 +72,9 @@ const MEMBERS: [(&str, &str); 39] = [
     ("pipe_buffer", "page"),
 ];
 
+/// The buffer with out-of-band data of a unix socket, where the kernel knows such data.
+const URGENT: (&str, &str) = ("unix_sock", "oob_skb");
+
 /// The most connections, and pieces of one, that are believed.
 const MANY: usize = 1 << 16;
 
@@ -87,7 +90,11 @@ impl Sockets {
     pub fn get() -> Option<&'static Sockets> {
         static ONE: OnceLock<Option<Sockets>> = OnceLock::new();
         ONE.get_or_init(|| {
-            let members: Vec<_> = super::MEMBERS.into_iter().chain(MEMBERS).collect();
+            let members: Vec<_> = super::MEMBERS
+                .into_iter()
+                .chain(MEMBERS)
+                .chain([URGENT])
+                .collect();
             let peek = Peek::at_members(&members)?;
             let complete = MEMBERS.iter().all(|(of, member)| peek.has(of, member));
             let pages = pages(&peek);
@@ -147,7 +154,8 @@ impl Sockets {
         let mut out = Vec::new();
         for buffer in self.buffers(self.socket(listening)?)? {
             let embryo = p.word(p.at(buffer, "sk_buff", "sk"))?;
-            let (mut got, mut more) = (Vec::new(), false);
+            let urgent = p.has(URGENT.0, URGENT.1) && p.word(p.at(embryo, URGENT.0, URGENT.1))? != 0;
+            let (mut got, mut more) = (Vec::new(), urgent);
             for piece in self.buffers(embryo)? {
                 let carried = p.at(p.at(piece, "sk_buff", "cb"), "unix_skb_parms", "fp");
                 more |= p.word(carried)? != 0;
