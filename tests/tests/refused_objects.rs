@@ -273,9 +273,17 @@ c.connect(s.getsockname())
 c.send(b"ab", socket.MSG_OOB)
 freeze_here()
 "#;
-    let running = Running::start(&python(text), "out_of_band_data");
-    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let mut running = Running::start(&python(text), "out_of_band_data");
+    let image = running.dir().join("image");
+    let done = output(
+        freeze()
+            .arg("checkpoint")
+            .arg(running.pid.to_string())
+            .arg("--to")
+            .arg(image),
+    );
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(3), "{said}");
     assert!(said.contains("waits to be accepted"), "{said}");
+    running.verdict();
 }
