@@ -603,3 +603,30 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    io_context,
+    c(r#"
+/* A child that shares its parent's I/O context, with its priority, and one that has its own. */
+#include <sys/syscall.h>
+enum { IO = 5, PRIORITY = 2 << 13 | 3 };
+int main(void) {
+    OK(syscall(SYS_ioprio_set, 1, 0, PRIORITY));
+    int with = OK(syscall(SYS_clone, 0x80000000ul | SIGCHLD, 0, 0, 0, 0));
+    if (!with) for (;;) pause();
+    int without = OK(fork());
+    if (!without) for (;;) pause();
+    SAME(syscall(SYS_kcmp, getpid(), with, IO, 0, 0), 0);
+    CHECK(syscall(SYS_kcmp, getpid(), without, IO, 0, 0) > 0);
+    freeze_here();
+    SAME(syscall(SYS_kcmp, getpid(), with, IO, 0, 0), 0);
+    CHECK(syscall(SYS_kcmp, getpid(), without, IO, 0, 0) > 0);
+    SAME(syscall(SYS_ioprio_get, 1, with), PRIORITY);
+    SAME(syscall(SYS_ioprio_get, 1, 0), PRIORITY);
+    for (int child = with; child; child = child == with ? without : 0) {
+        OK(kill(child, SIGKILL));
+        SAME(waitpid(child, 0, 0), child);
+    }
+}
+"#)
+);

@@ -204,3 +204,29 @@ int main(int argc, char **argv, char **environment) {
 }
 "#)
 );
+
+conformance!(
+    huge_and_empty,
+    c(r#"
+/* Far larger than all memory, of reserved huge pages, of which one was ever written: what has no pages need not be looked at. */
+int main(void) {
+    enum { L = 2 << 20 };
+    int empty = memfd_create("empty", MFD_HUGETLB | 21 << 26), one = memfd_create("one", MFD_HUGETLB | 21 << 26);
+    if (empty < 0 || one < 0) WITHOUT("no memfds of huge pages");
+    OK(ftruncate(empty, 1l << 40));
+    OK(ftruncate(one, 1l << 40));
+    char *page = mmap(0, L, PROT_READ | PROT_WRITE, MAP_SHARED, one, 3 * L);
+    if (page == MAP_FAILED) WITHOUT("no huge pages to be had");
+    strcpy(page, "here");
+    munmap(page, L);
+    freeze_here();
+    struct stat st;
+    OK(fstat(empty, &st));
+    CHECK(st.st_size == 1l << 40 && st.st_blocks == 0);
+    OK(fstat(one, &st));
+    CHECK(st.st_size == 1l << 40 && st.st_blocks * 512 == L);
+    page = OK(mmap(0, L, PROT_READ, MAP_SHARED, one, 3 * L));
+    CHECK(!strcmp(page, "here"));
+}
+"#)
+);

@@ -607,3 +607,24 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    sealed,
+    c(r#"
+/* What is sealed is whole, and stays as it is: nobody unmaps, moves, protects or empties it. */
+int main(void) {
+    long P = sysconf(_SC_PAGESIZE);
+    char *data = OK(mmap(0, 4 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memset(data, 7, 4 * P);
+    OK(mprotect(data + 2 * P, P, PROT_READ));
+    if (syscall(462, data + P, 2 * P, 0)) WITHOUT("no mseal");
+    freeze_here();
+    for (long i = 0; i < 4 * P; i++) SAME(data[i], 7);
+    CHECK(munmap(data + P, P) == -1 && errno == EPERM);
+    CHECK(mprotect(data + 2 * P, P, PROT_READ | PROT_WRITE) == -1 && errno == EPERM);
+    data[P] = 8;
+    OK(munmap(data, P));
+    OK(mprotect(data + 3 * P, P, PROT_READ));
+}
+"#)
+);

@@ -64,8 +64,7 @@ int main(void) {
     CHECK(openat(dir, "stat", O_RDONLY) == -1);
     CHECK(kill(child, 0) == -1);
 }
-"#),
-    only: host
+"#)
 );
 
 conformance!(
@@ -162,5 +161,5 @@ int main(void) {
     OK(waitpid(locked, 0, 0));
 }
 "#),
-    only: host
+    only: root
 );

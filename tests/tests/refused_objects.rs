@@ -132,8 +132,12 @@ import ctypes, socket, struct
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 s.bind(("127.0.0.1", 0))
-program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0), 8)   # return 0
-s.setsockopt(socket.SOL_SOCKET, 51, struct.pack("HxxxxxxQ", 1, ctypes.addressof(program)))
+program = ctypes.create_string_buffer(struct.pack("BBhi", 0xb7, 0, 0, 0) + struct.pack("BBhi", 0x95, 0, 0, 0))   # return 0
+license = ctypes.create_string_buffer(b"GPL")
+wanted = struct.pack("IIQQ", 1, 2, ctypes.addressof(program), ctypes.addressof(license))   # BPF_PROG_TYPE_SOCKET_FILTER
+loaded = ctypes.CDLL(None).syscall(321, 5, ctypes.create_string_buffer(wanted, 128), 128)
+s.setsockopt(socket.SOL_SOCKET, 52, loaded)   # SO_ATTACH_REUSEPORT_EBPF
+os.close(loaded)
 p = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
 p.bind(("lo", 0x0800))
 p.setsockopt(263, 18, os.getpid() & 0xffff | 6 << 16)   # PACKET_FANOUT, PACKET_FANOUT_CBPF
@@ -255,4 +259,31 @@ int main(int argc, char **argv) {
         "a_program_that_nobody_may_execute_any_more",
     );
     assert!(said.contains("nobody may execute it any more"), "{said}");
+}
+
+#[test]
+fn out_of_band_data_of_a_connection_that_was_not_accepted() {
+    let text = r#"
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.bind("\0out-of-band-%d" % os.getpid())
+s.listen()
+c = socket.socket(socket.AF_UNIX)
+c.connect(s.getsockname())
+c.send(b"ab", socket.MSG_OOB)
+freeze_here()
+"#;
+    let mut running = Running::start(&python(text), "out_of_band_data");
+    let image = running.dir().join("image");
+    let done = output(
+        freeze()
+            .arg("checkpoint")
+            .arg(running.pid.to_string())
+            .arg("--to")
+            .arg(image),
+    );
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("waits to be accepted"), "{said}");
+    running.verdict();
 }

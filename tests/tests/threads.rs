@@ -257,3 +257,40 @@ fn a_hundred_threads() {
 fn a_thousand_threads() {
     many(1000);
 }
+
+// What the kernel tells of a process's namespaces it tells only by a thread that has not ended.
+conformance!(
+    first_ended_in_namespaces,
+    c(r#"
+#include <pthread.h>
+#include <sys/syscall.h>
+static void *last(void *unused) {
+    (void)unused;
+    char name[64];
+    while (!gone_ahead()) nap(2);
+    OK(gethostname(name, sizeof name));
+    exit(strcmp(name, "elsewhere") ? 9 : 7);
+}
+int main(void) {
+    pthread_t one;
+    int status, child = OK(fork());
+    if (!child) {
+        OK(unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP));
+        OK(sethostname("elsewhere", 9));
+        CHECK(!pthread_create(&one, 0, last, 0));
+        syscall(SYS_exit, 0);
+    }
+    char path[64], line[256] = "";
+    snprintf(path, sizeof path, "/proc/%d/stat", child);
+    while (!strstr(line, ") Z ")) {
+        int stat = OK(open(path, O_RDONLY));
+        line[OK(read(stat, line, sizeof line - 1))] = 0;
+        close(stat);
+    }
+    freeze_here();
+    SAME(waitpid(child, &status, 0), child);
+    SAME(WEXITSTATUS(status), 7);
+}
+"#),
+    only: host
+);

@@ -549,3 +549,50 @@ int main(void) {
 }
 "#)
 );
+
+// A program may choose among those that share a port by what comes; whoever has something to read already stays one of them.
+conformance!(
+    chosen_among,
+    python(
+        r#"
+import ctypes, socket as S, struct
+REUSEPORT_CBPF, LOCK_FILTER = 51, 44
+def group(kind, address=("127.0.0.1", 0)):
+    out = []
+    for n in range(3):
+        s = S.socket(S.AF_INET, kind)
+        s.setsockopt(S.SOL_SOCKET, S.SO_REUSEPORT, 1)
+        s.bind(address)
+        s.settimeout(5)
+        address = s.getsockname()
+        if kind == S.SOCK_STREAM:
+            s.listen(9)
+        out.append(s)
+    return out
+# The number that the first byte is; for connections, which come without any, always the last.
+by_byte = struct.pack("HBBI", 0x30, 0, 0, 0) + struct.pack("HBBI", 0x16, 0, 0, 0)
+last = struct.pack("HBBI", 0x06, 0, 0, 2)
+def choose(s, program):
+    held = ctypes.create_string_buffer(program, len(program))
+    s.setsockopt(S.SOL_SOCKET, REUSEPORT_CBPF, struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(held)))
+datagrams, listening = group(S.SOCK_DGRAM), group(S.SOCK_STREAM)
+choose(datagrams[0], by_byte)
+choose(listening[1], last)
+for s in (datagrams[1], listening[0]):
+    s.setsockopt(S.SOL_SOCKET, LOCK_FILTER, 1)
+client = S.socket(S.AF_INET, S.SOCK_DGRAM)
+def say(words):
+    for n in range(3):
+        client.sendto(bytes([n]) + words, datagrams[0].getsockname())
+say(b"before")
+freeze_here()
+say(b"after")
+for n, s in enumerate(datagrams):
+    assert s.recv(9) == bytes([n]) + b"before"
+    assert s.recv(9) == bytes([n]) + b"after"
+for _ in range(4):
+    S.create_connection(listening[0].getsockname())
+    listening[2].accept()
+"#
+    )
+);

@@ -726,3 +726,31 @@ int main(void) {
 }
 "#)
 );
+
+// One byte at a time can be out of band; what comes before it, after it, or alone stays where it was.
+conformance!(
+    out_of_band,
+    python(
+        r#"
+import socket as S
+def pair(before, after):
+    a, b = S.socketpair()
+    if before: a.send(before)
+    a.send(b"!", S.MSG_OOB)
+    if after: a.send(after)
+    return a, b
+all = [(before, after, *pair(before, after)) for before in (b"", b"ab") for after in (b"", b"cd")]
+freeze_here()
+for before, after, a, b in all:
+    if before: assert b.recv(9) == before
+    assert b.recv(1, S.MSG_OOB) == b"!"
+    if after: assert b.recv(9) == after
+    b.setblocking(False)
+    try:
+        b.recv(9)
+        assert False
+    except BlockingIOError:
+        pass
+"#
+    )
+);

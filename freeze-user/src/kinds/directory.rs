@@ -1,6 +1,6 @@
 //! Open directories: path, position, flags; removed ones are made again and removed again.
 
-use super::regular::found::{DELETED, Lost, Obstacle, Way, leads_to, open_covered, way};
+use super::regular::found::{DELETED, Lost, Obstacle, Way, leads_to, open_covered, open_dead, way};
 use super::regular::ghost::{Attributes, Ghosts};
 use super::regular::thread_of_proc;
 use super::{FdKind, Placed, Source};
@@ -166,6 +166,9 @@ impl DirRef {
             Some(OffPath::Removed(removed)) => open(&removed.make(&path, nest)?),
             Some(OffPath::Lost(Lost::Covered { mount, handle })) if self.tree != 0 => {
                 open_covered(&self.path, mount, handle, flags, self.tree, nest)
+            }
+            Some(OffPath::Lost(Lost::Dead { pid, inside })) => {
+                open_dead(*pid, inside.as_ref(), &path, flags, nest)
             }
             Some(OffPath::Lost(lost)) => lost.open(&path, flags).on("open", name),
         }

@@ -1,7 +1,7 @@
 //! Where a process stands in the file system: working directory, root, umask.
 
 use super::directory::{DirRef, OffPath};
-use super::regular::found::Lost;
+use super::regular::found::{Lost, stand_in};
 use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::Pid;
@@ -58,12 +58,12 @@ impl Record {
 /// Opens a directory that a process is to go to. What tells of a process that has ended (browsers make it the root of what
 /// they lock up) can be opened and gone to only while somebody has that number.
 fn place(dir: &DirRef, flags: i32, alive: &mut BTreeMap<Pid, StandIn>, nest: &mut Nest) -> Result<OwnedFd> {
-    let Some(OffPath::Lost(Lost::Dead { pid })) = &dir.off_path else {
+    let Some(OffPath::Lost(Lost::Dead { pid, inside })) = &dir.off_path else {
         return dir.open(flags, nest);
     };
     let name = || dir.path.display().to_string();
     if !alive.contains_key(pid) {
-        alive.insert(*pid, StandIn::new(*pid).on("fork", name)?);
+        alive.insert(*pid, stand_in(*pid, inside.as_ref(), nest)?);
     }
     let path = nest.options.reach(dir.tree, &dir.path)?;
     let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);

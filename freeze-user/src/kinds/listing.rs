@@ -37,8 +37,8 @@ pub fn markdown() -> String {
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
         - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now;\n\
-        - a program whose file nobody may execute any more (chmod); in a mount namespace of the set's own, files of /proc that told of \
-          a process that has ended;\n\
+        - a program whose file nobody may execute any more (chmod); files of /proc that told of a thread that has ended, other \
+          than the first of its process;\n\
         - a request to mount that the daemon of an autofs mount has not read yet, and such a mount without its daemon;\n\
         - files that neither path nor handle leads to, among them those on a mount that is in no tree any more (umount -l) of a \
           file system that is not mounted where freeze runs either.\n\
@@ -64,16 +64,17 @@ pub fn markdown() -> String {
           recv with MSG_WAITALL): after any checkpoint it returns the part, as after a signal;\n\
         - datagrams in the queue of a socket that cannot be sent to it again, as one from a network that is gone (each is warned \
           of), and what came along with those that can (time to live, type of service, device);\n\
-        - the mark of out-of-band data that was taken, or taken in line, a filter that chooses among sockets of one port \
+        - the mark of out-of-band data that was taken, or taken in line, a program that chooses among sockets of one port \
           (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, the device by which multicasts go (IP_MULTICAST_IF) \
           where it may not or nothing else shows that there are any, and whether an IPv6 socket that is connected takes IPv4 \
           when it is connected anew (IPV6_V6ONLY);\n\
+        - the labels of IPv6 flows that a socket has a lease of (IPV6_FLOWLABEL_MGR);\n\
         - a Landlock domain, where the kernel does not let freeze look or of a program with CAP_SYS_ADMIN and without no_new_privs;\n\
         - the session keyring (keyrings(7)) and the keys in it: a restored program has the restorer's;\n\
         - whose process a connection to a unix socket was that waits to be accepted, if it has ended: another of the checkpoint \
           stands for it (SO_PEERCRED);\n\
         - the TTL of multicasts that an accepted TCP connection took over from its listener, which means nothing to it;\n\
-        - the I/O context that processes share (CLONE_IO): each has one of its own, with the same priority;\n\
+        - the I/O context that threads share, or processes of which neither is the other's parent (CLONE_IO): each has one of its own, with the same priority;\n\
         - that a thread does the work of storage (PR_SET_IO_FLUSHER), if it has given up CAP_SYS_RESOURCE since;\n\
         - empty datagrams that were looked at before, by an earlier checkpoint or by MSG_PEEK, where freeze may not look for them;\n\
         - whether a file that was opened without a name (O_TMPFILE) was never to have one (O_EXCL);\n\

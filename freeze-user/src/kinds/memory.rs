@@ -150,22 +150,18 @@ const ADVICE: [(&str, i32); 8] = [
     ("rr", libc::MADV_RANDOM),
 ];
 
-/// VmFlags that are set by other means and must be kept: growsdown, mlock, lock on fault, noreserve, may write, droppable.
-const OTHER_FLAGS: [&str; 6] = ["gd", "lo", "lf", "nr", "mw", "dp"];
+/// VmFlags that are set by other means and must be kept: growsdown, mlock, lock on fault, noreserve, may write, droppable,
+/// sealed.
+const OTHER_FLAGS: [&str; 7] = ["gd", "lo", "lf", "nr", "mw", "dp", "sl"];
 
 /// VmFlags that mark memory freeze cannot carry, with what they mean and what to do.
-pub const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 5] = [
+pub const REFUSED_FLAGS: [(&[u8; 2], &str, &str); 4] = [
     (b"io", "device memory is mapped", "close the device first"),
     (b"pf", "device pages are mapped", "close the device first"),
     (
         b"ss",
         "a shadow stack is not carried",
         "start the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK",
-    ),
-    (
-        b"sl",
-        "it is sealed (mseal) and could not be moved into place",
-        "start the program without sealing",
     ),
     (
         b"um",
@@ -265,7 +261,7 @@ impl ProcessKind for Memory {
     const TAG: &'static str = "memory";
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "private and shared anonymous memory, private and shared file mappings, memfds, System V segments, heap, stacks, \
-        protections and protection keys, huge pages (hugetlb), madvise, mlock and mlockall state, guard pages, NUMA policies, names, \
+        protections and protection keys, huge pages (hugetlb), madvise, mlock and mlockall state, seals (mseal), guard pages, NUMA policies, names, \
         Linux AIO contexts with what has completed (requests in flight get 20 ms to do so), vDSO placement, brk, auxv, exe \
         link; pages that relatives share since fork(2) stay shared";
     const STAGE: Stage = Stage::Memory;
@@ -360,6 +356,7 @@ impl ProcessKind for Memory {
         for segment in record.segments.iter().filter(|_| record.ipc_namespace == 0) {
             segment.precheck(out);
         }
+        place::precheck(record, pid, out);
         keys::precheck(record, pid, out);
         vdso::precheck(record, pid, out);
     }

@@ -290,6 +290,7 @@ pub fn collect(view: &View, shared: &mut super::Shared, draft: &mut Draft) -> Re
 
 /// A namespace of the set, by a descriptor of freeze's.
 struct Found {
+    /// Who tells of it: a thread that runs, since one that has ended is in none.
     pid: Pid,
     fd: OwnedFd,
     /// Whether the process lives in it, or only has it open.
@@ -300,10 +301,10 @@ fn open(view: &View, kind: Kind, inode: u64) -> Result<Option<Found>> {
     for p in &view.processes {
         for name in [kind.name().to_owned(), format!("{}_for_children", kind.name())] {
             if p.namespaces.get(&name) == Some(&inode) {
-                let path = format!("/proc/{}/ns/{name}", p.pid);
+                let path = format!("/proc/{}/ns/{name}", p.speaker);
                 let fd = File::open(&path).on("open", || path)?.into();
                 return Ok(Some(Found {
-                    pid: p.pid,
+                    pid: p.speaker,
                     fd,
                     inside: true,
                 }));

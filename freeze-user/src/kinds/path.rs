@@ -3,7 +3,7 @@
 
 use super::memfd::is_memfd;
 use super::pipe::Bytes;
-use super::regular::found::{DELETED, Lost, Way, is_proc, way};
+use super::regular::found::{DELETED, Lost, Way, is_proc, open_dead, way};
 use super::regular::ghost::{Attributes, Ghosts};
 use super::regular::{descriptor_in_proc, lend_descriptor, thread_of_proc};
 use super::{FdKind, Placed, Source};
@@ -188,8 +188,8 @@ impl NodeRef {
         if let Some(Lost::Covered { mount, handle }) = &self.lost {
             return handle.open(mount, flags).on("open_by_handle_at", name);
         }
-        if let Some(lost @ Lost::Dead { .. }) = &self.lost {
-            return lost.open(path, flags).on("open", name);
+        if let Some(Lost::Dead { pid, inside }) = &self.lost {
+            return open_dead(*pid, inside.as_ref(), path, flags, nest);
         }
         let at = self.place(path, nest)?;
         let flags = OFlag::from_bits_retain(flags & !super::NOT_AT_OPEN | libc::O_CLOEXEC | libc::O_NOCTTY);

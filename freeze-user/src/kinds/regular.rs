@@ -14,7 +14,7 @@ use crate::observe::view::{FdView, FileStat, View};
 use crate::store::{Content, Draft};
 use crate::sys;
 use crate::sys::files;
-use found::{DELETED, Lost, Obstacle, Way, above, open_covered, way};
+use found::{DELETED, Lost, Obstacle, Way, above, open_covered, open_dead, way};
 use ghost::{Attributes, Ghosts};
 use locks::Locks;
 use nix::errno::Errno;
@@ -326,7 +326,11 @@ impl FileRef {
             Some(Lost::Covered { mount, handle }) if self.tree != 0 => {
                 open_covered(&self.path, mount, handle, plain, self.tree, nest)
             }
-            Some(lost @ (Lost::Covered { .. } | Lost::Dead { .. } | Lost::Unmounted { .. })) => {
+            Some(Lost::Dead { pid, inside }) => {
+                let here = nest.options.reach(self.tree, &self.path)?;
+                open_dead(*pid, inside.as_ref(), &here, plain, nest)
+            }
+            Some(lost @ (Lost::Covered { .. } | Lost::Unmounted { .. })) => {
                 lost.open(&self.path, plain).on("open", name)
             }
             Some(lost) => match self.link_again(lost, nest) {
@@ -547,6 +551,18 @@ pub fn store_contents(
 ) -> Result<()> {
     let mut buf = vec![0u8; 1 << 20];
     let mut at = 0u64;
+    // Huge pages that are reserved show no holes. But they are counted, so that what comes after the last one need not be read.
+    let huge = sys::huge_page_of(file.as_fd());
+    let taken = |bytes: u64| {
+        huge != 0
+            && file
+                .metadata()
+                .is_ok_and(|m| std::os::unix::fs::MetadataExt::blocks(&m) * 512 <= bytes)
+    };
+    let (mut found, mut last) = (0, None);
+    if taken(0) {
+        return Ok(());
+    }
     while at < size {
         // lseek(2): ENXIO when there is no data up to the end.
         let from = match nix::unistd::lseek64(file, at as i64, Whence::SeekData) {
@@ -567,11 +583,17 @@ pub fn store_contents(
             buf[got..whole].fill(0);
             // A short read inside a page would misalign the rest.
             draft.pages(space, here, &buf[..whole])?;
+            if huge != 0 && last != Some(here / huge) && buf[..whole].iter().any(|b| *b != 0) {
+                (found, last) = (found + huge, Some(here / huge));
+            }
             here += if got % PAGE as usize == 0 {
                 got as u64
             } else {
                 whole as u64
             };
+            if huge != 0 && here % huge == 0 && last == Some(here / huge - 1) && taken(found) {
+                return Ok(());
+            }
         }
         at = end.max(at + 1);
     }
@@ -580,23 +602,30 @@ pub fn store_contents(
 
 /// Writes the pages of a space into a file of `size` bytes.
 pub fn fill_from(file: &File, space: SpaceId, size: u64, nest: &Nest) -> Result<()> {
-    // Huge pages can be written to by way of a mapping only, which takes as many as the file has room for: there need not
-    // be any for one that is empty.
-    let huge = sys::huge_page_of(file.as_fd()) != 0;
-    let mut mapped = None;
+    // Huge pages can be written to by way of a mapping only, which takes as many as it has room for: of a file with holes
+    // there need not be so many.
+    let huge = sys::huge_page_of(file.as_fd());
+    let mut mapped: Option<(u64, u64, sys::SharedAnon)> = None;
     nest.image.for_each_run(space, |at, content| {
         // Zeros need no writing: the file was made by growing it.
         let Content::Bytes(bytes) = content else {
             return Ok(());
         };
         let len = (bytes.len() as u64).min(size.saturating_sub(at.start)) as usize;
-        if huge && mapped.is_none() && len > 0 {
-            mapped = Some(sys::SharedAnon::of(file.as_fd(), size).on("mmap", || "a file from the image")?);
-        }
-        if let Some(mapped) = &mapped {
-            return mapped
-                .write(at.start, &bytes[..len])
-                .on("write", || "a file from the image");
+        if huge != 0 && len > 0 {
+            let name = || "a file from the image";
+            let end = at.start + len as u64;
+            if !mapped
+                .as_ref()
+                .is_some_and(|(from, to, _)| *from <= at.start && end <= *to)
+            {
+                let (from, to) = (at.start / huge * huge, end.next_multiple_of(huge));
+                let window = sys::SharedAnon::of(file.as_fd(), from, to - from).on("mmap", name)?;
+                mapped = Some((from, to, window));
+            }
+            if let Some((from, _, window)) = &mapped {
+                return window.write(at.start - from, &bytes[..len]).on("write", name);
+            }
         }
         file.write_all_at(&bytes[..len], at.start)
             .on("write", || "a file from the image")

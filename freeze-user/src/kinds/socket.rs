@@ -32,6 +32,16 @@ pub struct Base {
     /// The classic BPF program attached, and whether it is locked.
     pub filter: super::pipe::Bytes,
     pub filter_locked: bool,
+    #[serde(default)]
+    pub chooser: Option<Chooser>,
+}
+
+/// A classic BPF program that chooses among the sockets of one port (SO_ATTACH_REUSEPORT_CBPF).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chooser {
+    pub program: super::pipe::Bytes,
+    /// Which of them this one is: the program names them by number.
+    pub place: u32,
 }
 
 impl Base {
@@ -57,6 +67,10 @@ impl Base {
             options: from.shared.options.read(fd, held, sets, from.view),
             filter: super::pipe::Bytes(filter),
             filter_locked: locked == Ok(1),
+            chooser: chooser(held).flatten().map(|(program, place)| Chooser {
+                program: super::pipe::Bytes(program),
+                place,
+            }),
         })
     }
 
@@ -125,6 +139,27 @@ impl Base {
         })
     }
 
+    /// Has the program choose among those of its port, once it is one of them (whoever has one before cannot join) and before
+    /// its filter is locked. All bring it along, and one gives it to the others.
+    ///
+    /// Tells if it got another number than the one by which the program chose it, as where others had closed.
+    pub fn give_chooser(&self, fd: BorrowedFd<'_>, warnings: &mut Vec<String>) -> Result<()> {
+        let Some(chooser) = &self.chooser else {
+            return Ok(());
+        };
+        sockopt::attach(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &chooser.program.0)
+            .on("setsockopt(SO_ATTACH_REUSEPORT_CBPF)", || self.label())?;
+        let place = Sockets::get().and_then(|s| s.chooser(fd)).flatten();
+        if place.is_some_and(|(_, place)| place != chooser.place) {
+            warnings.push(format!(
+                "{}: the program that chooses among the sockets of its port finds it under another number than {}",
+                self.label(),
+                chooser.place
+            ));
+        }
+        Ok(())
+    }
+
     /// Lets its filter loose on it: what has arrived until then was not filtered.
     pub fn give_filter(&self, fd: BorrowedFd<'_>) -> Result<()> {
         sockopt::attach_filter(fd, &self.filter.0, self.filter_locked)
@@ -166,15 +201,22 @@ pub fn held_outside(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
     }
 }
 
-/// What is in the way if a program chooses among the sockets that share its port: no kernel hands it out.
+/// What is in the way if a program of eBPF chooses among the sockets that share its port: no kernel hands it out.
 pub fn chosen(fd: &FdView, held: BorrowedFd<'_>) -> Option<Blocker> {
-    let shared = sys::socket::option(held, libc::SOL_SOCKET, libc::SO_REUSEPORT).is_ok_and(|v| v != 0);
-    let chosen = shared && Sockets::get().and_then(|s| s.chosen(held)).unwrap_or(false);
-    chosen.then(|| {
+    chooser(held).is_none().then(|| {
         fd.blocker()
-            .why("a program chooses among the sockets of its port (SO_ATTACH_REUSEPORT_CBPF), which the kernel does not hand out")
+            .why("a program chooses among the sockets of its port (SO_ATTACH_REUSEPORT_EBPF), which the kernel does not hand out")
             .remedy("let the program detach it first (SO_DETACH_REUSEPORT_BPF)")
     })
+}
+
+/// See [`Sockets::chooser`]; none where freeze may not look.
+fn chooser(held: BorrowedFd<'_>) -> Option<Option<(Vec<u8>, u32)>> {
+    let shared = sys::socket::option(held, libc::SOL_SOCKET, libc::SO_REUSEPORT).is_ok_and(|v| v != 0);
+    match Sockets::get().filter(|_| shared) {
+        Some(sockets) => sockets.chooser(held),
+        None => Some(None),
+    }
 }
 
 /// Adds the mappings of sockets whose kind does not map them again.

@@ -154,7 +154,7 @@ fn store(file: &File, size: u64, space: SpaceId, draft: &mut Draft, name: &dyn F
     store_contents(file, last, space, draft, name)?;
     // ENXIO: nobody ever had that page.
     if nix::unistd::lseek64(file, last as i64, Whence::SeekData).is_ok() {
-        let mapped = sys::SharedAnon::of(file.as_fd(), last + PAGE).on("mmap", name)?;
+        let mapped = sys::SharedAnon::of(file.as_fd(), 0, last + PAGE).on("mmap", name)?;
         let page = mapped.read(last, PAGE as usize).on("read", name)?;
         draft.pages(space, last, &page)?;
     }

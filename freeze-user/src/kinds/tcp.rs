@@ -10,7 +10,7 @@ use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
 use crate::observe::peek::arrived::Sockets;
-use crate::observe::peers::{InetSocket, Nobodys, forget_tcp, tcp_leftovers};
+use crate::observe::peers::{Nobodys, forget_tcp, tcp_leftovers};
 use crate::observe::view::{FdView, View};
 use crate::sys::datagram::address_of;
 use crate::sys::tcp::{info, state};
@@ -91,11 +91,7 @@ fn obstacle(fd: &FdView, held: BorrowedFd<'_>, view: &View, still: bool) -> Opti
                 .remedy("let the program close it first"),
         );
     }
-    // One by itself gets everything, whatever a program says.
-    let port = |ino: &u64| view.tcp.get(ino).map(|s| s.local.port());
-    let alike = |s: &&InetSocket| s.state == state::LISTEN && Some(s.local.port()) == port(&fd.stat.ino);
     if info.state == state::LISTEN
-        && view.tcp.values().filter(alike).count() > 1
         && let Some(blocker) = chosen(fd, held)
     {
         return Some(blocker);
@@ -394,7 +390,11 @@ impl FdKind for Tcp {
             return Ok(fd);
         }
         record.base.give_options(fd.as_fd())?;
-        record.base.give_filter(fd.as_fd())?;
+        // A filter may be locked, which nothing can be added to.
+        let filtered_late = record.base.chooser.is_some();
+        if !filtered_late {
+            record.base.give_filter(fd.as_fd())?;
+        }
         // One that has failed is bound when all who listen do: it may show the address of one of these.
         let failed = matches!(record.state, State::Failed(_));
         // What is left of old connections does not keep anybody from the port, neither at bind(2) nor at listen(2).
@@ -424,6 +424,10 @@ impl FdKind for Tcp {
                 listening = socket::listen(fd.as_fd(), *backlog as i32);
             }
             listening.on("listen", name)?;
+            record.base.give_chooser(fd.as_fd(), &mut nest.warnings)?;
+        }
+        if filtered_late {
+            record.base.give_filter(fd.as_fd())?;
         }
         drop(reuse);
         Ok(fd)

@@ -221,10 +221,15 @@ impl FdKind for Udp {
         let fd = make(record).on("socket", name)?;
         record.base.give_owner(fd.as_fd())?;
         record.base.give_early_options(fd.as_fd())?;
+        let apart = record.shares_port() && !record.queue.is_empty();
+        if apart {
+            fill_apart(record, fd.as_fd(), nest)?;
+        }
         if let Some(local) = &record.local {
             bind(fd.as_fd(), &local.0).on("bind", name)?;
+            record.base.give_chooser(fd.as_fd(), &mut nest.warnings)?;
         }
-        if !record.queue.is_empty() {
+        if !record.queue.is_empty() && !apart {
             fill(record, fd.as_fd(), nest)?;
         }
         if let Some(remote) = &record.remote {
@@ -290,6 +295,13 @@ impl Record {
             .on("setsockopt(IP_MULTICAST_IF)", name)
     }
 
+    /// Whether it may be one of several that share a port and what comes to it (SO_REUSEPORT).
+    fn shares_port(&self) -> bool {
+        let shared = |o: &sockopt::SocketOption| (o.level, o.name) == (libc::SOL_SOCKET, libc::SO_REUSEPORT);
+        let mut set = self.base.options.iter().filter(|o| shared(o));
+        self.local.is_some() && set.any(|o| o.value.first().is_some_and(|b| *b != 0))
+    }
+
     /// Whether it asks for echoes.
     fn echo(&self) -> bool {
         self.kind == libc::SOCK_DGRAM && matches!(self.protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
@@ -319,6 +331,22 @@ fn make(record: &Record) -> nix::Result<OwnedFd> {
 /// Whether an address was bound to. A raw socket shows its protocol where others have the port.
 fn bound(local: &[u8], kind: i32) -> bool {
     inet_address(local).is_some_and(|a| !a.ip().is_unspecified() || a.port() != 0 && kind != libc::SOCK_RAW)
+}
+
+/// The same before it is bound to a port that it shares: whoever connects leaves those that share it, and does not come back
+/// (since Linux 6.13). So it has one of its own meanwhile, which it loses with its last peer.
+fn fill_apart(record: &Record, fd: BorrowedFd<'_>, nest: &mut Nest) -> Result<()> {
+    let name = || record.base.label();
+    let alone = [libc::SO_REUSEPORT, libc::SO_REUSEADDR]
+        .map(|option| socket::Meanwhile::set(fd, libc::SOL_SOCKET, option, 0).on("setsockopt", name));
+    let mut local = record.local.clone().unwrap_or_default();
+    if let Some(port) = local.0.get_mut(2..4) {
+        port.fill(0);
+    }
+    sys::socket_to(fd, false, &local.0).on("bind", name)?;
+    fill(record, fd, nest)?;
+    drop(alone);
+    Ok(())
 }
 
 /// Sends everything again that waited. What cannot be had again is lost as datagrams may be, but not in silence.
@@ -369,7 +397,12 @@ fn put_again(
     if !foreign {
         sys::socket_to(fd, true, &datagram.from.0)?;
     }
-    let own = sys::socket_name(fd, false)?;
+    let mut own = sys::socket_name(fd, false)?;
+    if inet_address(&own).is_some_and(|a| a.port() == 0) {
+        // Lost with the last peer.
+        sys::socket_to(fd, false, &own)?;
+        own = sys::socket_name(fd, false)?;
+    }
     let mut to = inet_address(&own).ok_or(Errno::EINVAL)?;
     if foreign && to.ip().is_unspecified() {
         to.set_ip(Ipv4Addr::LOCALHOST.into());

@@ -122,7 +122,7 @@ impl FdKind for Unix {
     const VERSION: u16 = 1;
     const ABOUT: &'static str = "unix sockets (stream, datagram, seqpacket): names of every sort, pairs and connections \
         within the checkpoint with queues and descriptors in them, listening ones with those who wait and, where the kernel lets freeze \
-        look at it, what they have sent (but no descriptors), shut halves, peer credentials and groups, options; datagram sockets that send to a name outside; another peer outside is refused or cut";
+        look at it, what they have sent (but no descriptors), out-of-band data, shut halves, peer credentials and groups, options; datagram sockets that send to a name outside; another peer outside is refused or cut";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {
@@ -397,7 +397,7 @@ fn role(fd: &FdView, held: BorrowedFd<'_>, me: &UnixSocket, from: &Source<'_>) -
                 embryo => {
                     let why = match embryo.is_some_and(|e| e.more) {
                         true => {
-                            "a connection that waits to be accepted has sent descriptors already, which cannot be seen"
+                            "a connection that waits to be accepted has sent descriptors or out-of-band data already, which cannot be seen"
                         }
                         false => {
                             "a connection that waits to be accepted has sent data already, which cannot be read"

@@ -158,6 +158,11 @@ impl Nest {
             self.enter(from, &[(Kind::Pid, number)])?;
         }
         let building = self.process(parent)?;
+        if flags & libc::CLONE_IO as u32 as u64 != 0 {
+            // Who has an I/O context shares it; it gets one with a priority, which is given later.
+            const IOPRIO_WHO_PROCESS: u64 = 1;
+            building.call("ioprio_set", libc::SYS_ioprio_set, &[IOPRIO_WHO_PROCESS, 0, 0])?;
+        }
         let mut patience = Patience::default();
         loop {
             let (ran, call) = building.tape(|t| {

@@ -81,7 +81,7 @@ impl View {
             return self.number_held(self.held());
         }
         self.number_namespaces()?;
-        let namespaces = |p: &ProcessView| p.namespaces.get("mnt").map(|inode| (p.pid, *inode));
+        let namespaces = |p: &ProcessView| p.namespaces.get("mnt").map(|inode| (p.speaker, *inode));
         self.trees = Trees::look(self.each().filter_map(namespaces))?;
         if self.trees.is_empty() {
             return Ok(());
@@ -99,7 +99,7 @@ impl View {
                 }
             }
             for (name, link) in [("exe", &mut p.exe), ("cwd", &mut p.cwd), ("root", &mut p.root)] {
-                let at = format!("/proc/{}/{name}", p.pid);
+                let at = format!("/proc/{}/{name}", p.speaker);
                 (link.tree, link.path) = self.trees.place(number, &at, &link.path, &link.stat);
             }
         }
@@ -154,7 +154,7 @@ impl View {
             let number = self.namespace(p, "net");
             if number != 0
                 && !out.contains_key(&number)
-                && let Ok(file) = std::fs::File::open(format!("/proc/{}/ns/net", p.pid))
+                && let Ok(file) = std::fs::File::open(format!("/proc/{}/ns/net", p.speaker))
             {
                 out.insert(number, file);
             }

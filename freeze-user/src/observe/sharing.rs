@@ -52,17 +52,33 @@ pub fn find(view: &View, before: Option<&View>) -> BTreeMap<Pid, Sharing> {
         };
         let tables = live[..n].iter().fold(0, |all, q| all | shared(q));
         if tables == 0 {
+            if let Some(parent) = live[..n]
+                .iter()
+                .find(|q| q.pid.0 == p.stat.ppid && same_io(p, q, view))
+            {
+                let tables = libc::CLONE_IO as u32 as u64;
+                let with = Some(parent.pid);
+                out.insert(p.pid, Sharing { tables, with });
+            }
             continue;
         }
         let near = |q: &&&ProcessView| q.pid.0 == p.stat.ppid || q.stat.ppid == p.stat.ppid;
-        let with = live[..n]
-            .iter()
-            .filter(near)
-            .find(|q| shared(q) == tables)
-            .map(|q| q.pid);
+        let with = live[..n].iter().filter(near).find(|q| shared(q) == tables);
+        let io = with
+            .filter(|q| same_io(p, q, view))
+            .map_or(0, |_| libc::CLONE_IO as u32 as u64);
+        let (tables, with) = (tables | io, with.map(|q| q.pid));
         out.insert(p.pid, Sharing { tables, with });
     }
     out
+}
+
+/// Whether two processes share an I/O context. Most have none, which counts as the same: so has freeze, or else init.
+fn same_io(p: &ProcessView, q: &ProcessView, view: &View) -> bool {
+    let same = |a: Pid, b: Pid| sys::kcmp(a, b, Kcmp::Io, 0, 0).is_ok_and(Ordering::is_eq);
+    let others = [Pid(std::process::id() as i32), Pid(1)];
+    let none = |of: Pid| others.iter().any(|o| view.get(*o).is_none() && same(*o, of));
+    same(p.speaker, q.speaker) && !none(p.speaker)
 }
 
 /// For each process, the first of the list with which it has a table in common; itself if there is none before it.

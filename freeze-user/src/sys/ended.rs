@@ -1,9 +1,10 @@
 //! Processes that have ended: what their pidfds still tell, and stand-ins for them.
 
 use super::{Sys, ioctl_bytes};
+use crate::error::errno;
 use crate::ids::Pid;
 use nix::errno::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The status, as wait(2) tells it, of a process that has ended (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15).
 pub fn status(pidfd: &OwnedFd) -> Sys<i32> {
@@ -22,15 +23,26 @@ pub fn status(pidfd: &OwnedFd) -> Sys<i32> {
     Ok((last >> 32) as i32)
 }
 
-/// A child that has a certain pid and does nothing; it ends when this is dropped.
+/// A child that has a certain pid, told by the number that it has for us, and does nothing; it ends when this is dropped.
 #[derive(Debug)]
 pub struct StandIn(Pid);
 
 impl StandIn {
     /// EEXIST if somebody has the pid.
     pub fn new(pid: Pid) -> Sys<StandIn> {
-        super::spawn_blank(&[pid.0], 0)?;
-        Ok(StandIn(pid))
+        super::spawn_blank(&[pid.0], 0).map(StandIn)
+    }
+
+    /// The same with a pid of another pid namespace, ours or one below.
+    pub fn within(space: BorrowedFd<'_>, pid: Pid) -> Sys<StandIn> {
+        let own = std::fs::File::open("/proc/self/ns/pid").map_err(errno)?;
+        super::ns::setns(space, libc::CLONE_NEWPID)?;
+        let made = StandIn::new(pid);
+        // Whose children are born elsewhere must not go on.
+        if super::ns::setns(own.as_fd(), libc::CLONE_NEWPID).is_err() {
+            std::process::abort();
+        }
+        made
     }
 }
 

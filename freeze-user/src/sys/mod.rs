@@ -226,8 +226,8 @@ impl CloneArgs {
 /// `ids` are its pids as clone3(2) wants them in `set_tid`, the innermost namespace first; `flags` may be CLONE_NEWPID.
 ///
 /// All its signals are blocked, so nothing that is queued for it acts before it is seized. It dies with this process
-/// (PR_SET_PDEATHSIG) until it is told otherwise.
-pub fn spawn_blank(ids: &[i32], flags: u64) -> Sys<()> {
+/// (PR_SET_PDEATHSIG) until it is told otherwise. Its pid is told as this process knows it.
+pub fn spawn_blank(ids: &[i32], flags: u64) -> Sys<Pid> {
     let args = CloneArgs {
         flags,
         exit_signal: libc::SIGCHLD as u64,
@@ -286,7 +286,7 @@ pub fn spawn_blank(ids: &[i32], flags: u64) -> Sys<()> {
         let set = libc::SIG_SETMASK as u64;
         raw(libc::SYS_rt_sigprocmask, [set, &raw const old as u64, 0, 8, 0, 0])?;
     }
-    made.map(drop)
+    made.map(|pid| Pid(pid as i32))
 }
 
 /// getpgid(2) of another process.
@@ -629,10 +629,11 @@ impl SharedAnon {
         })
     }
 
-    /// mmap(MAP_SHARED) of the first `len` bytes of a file.
-    pub fn of(file: BorrowedFd<'_>, len: u64) -> Sys<SharedAnon> {
+    /// mmap(MAP_SHARED) of `len` bytes of a file, from `offset` on.
+    pub fn of(file: BorrowedFd<'_>, offset: u64, len: u64) -> Sys<SharedAnon> {
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let args = [0, len, prot, libc::MAP_SHARED as u64, file.as_raw_fd() as u64, 0];
+        let fd = file.as_raw_fd() as u64;
+        let args = [0, len, prot, libc::MAP_SHARED as u64, fd, offset];
         // SAFETY: a new mapping at a place of the kernel's choice.
         let at = unsafe { raw(libc::SYS_mmap, args)? };
         Ok(SharedAnon {

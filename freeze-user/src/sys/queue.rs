@@ -5,20 +5,23 @@ use super::{Sys, ioctl_int};
 use nix::errno::Errno;
 use std::os::fd::BorrowedFd;
 
+/// Whether what is read next is a byte of out-of-band data, or comes after one.
+const SIOCATMARK: u64 = 0x8905;
+
 /// Bytes to be read (SIOCINQ); of datagrams the first one's, except with unix seqpacket sockets.
 fn unread(fd: BorrowedFd<'_>) -> Sys<usize> {
     ioctl_int(fd, libc::FIONREAD).map(|n| n.max(0) as usize)
 }
 
-/// Everything in the queue of a unix stream socket; more than one message only where descriptors or credentials part
-/// them. ENODATA if something in it cannot be read this way (out-of-band data).
+/// Everything in the queue of a unix stream socket; more than one message only where descriptors, credentials or a byte of
+/// out-of-band data part them. ENODATA if something in it cannot be read this way.
 pub fn peek_stream(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
     let whole = unread(fd)?;
     if whole == 0 {
         return Ok(Vec::new());
     }
     if super::socket::urgent(fd) {
-        return Err(Errno::ENODATA);
+        return peek_around_urgent(fd, whole);
     }
     let _credentials = match wants_pidfds(fd) {
         true => Some(Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, 1)?),
@@ -52,6 +55,40 @@ pub fn peek_stream(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
         }
     }
     Ok(out)
+}
+
+/// The same with a byte of out-of-band data in it, which is told by MSG_OOB in the flags of its message.
+///
+/// A look from the beginning ends before that byte, or passes over it if it is the first; one that begins at it takes it for
+/// any other. Where descriptors or credentials end a look too, it is not known which of the bounds it is.
+fn peek_around_urgent(fd: BorrowedFd<'_>, whole: usize) -> Sys<Vec<Message>> {
+    let mut urgent = receive(fd, 1, libc::MSG_PEEK | libc::MSG_OOB)?;
+    urgent.flags |= libc::MSG_OOB;
+    let first = ioctl_int(fd, SIOCATMARK)? != 0;
+    let _offset = Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
+    let look = |room: usize| match receive(fd, room, libc::MSG_PEEK) {
+        Err(Errno::EAGAIN) => Ok(None),
+        Ok(m) if m.data.is_empty() => Ok(None),
+        Ok(m) if m.fds.is_empty() => Ok(Some(m)),
+        Ok(_) => Err(Errno::ENODATA),
+        Err(e) => Err(e),
+    };
+    let mut out = Vec::new();
+    if !first {
+        out.extend(look(whole)?);
+        // The byte itself, as any other.
+        let same = look(1)?.is_some_and(|m| m.data == urgent.data);
+        same.then_some(()).ok_or(Errno::ENODATA)?;
+    }
+    out.push(urgent);
+    let seen = |out: &[Message]| out.iter().map(|m| m.data.len()).sum::<usize>();
+    while seen(&out) < whole {
+        out.push(look(whole - seen(&out))?.ok_or(Errno::ENODATA)?);
+    }
+    let known = out.iter().all(|m| m.fds.is_empty() && m.credentials.is_none());
+    (known && seen(&out) == whole)
+        .then_some(out)
+        .ok_or(Errno::ENODATA)
 }
 
 /// How much of what is seen at `start` came before what the descriptors came with.
@@ -158,6 +195,33 @@ mod tests {
             assert_eq!(bounds, [(3, 0), (3, 1), (5, 0)]);
         }
         assert_eq!(receive(b.as_fd(), 100, 0).unwrap().data, b"onetwo");
+    }
+
+    #[test]
+    fn a_byte_of_out_of_band_data_is_seen_in_its_place() {
+        let parts = |b: BorrowedFd<'_>| -> Vec<(Vec<u8>, bool)> {
+            let seen = peek_stream(b).unwrap();
+            seen.into_iter()
+                .map(|m| (m.data, m.flags & libc::MSG_OOB != 0))
+                .collect()
+        };
+        for (before, after) in [("ab", "cd"), ("", "cd"), ("ab", ""), ("", "")] {
+            let (a, b) = pair(libc::AF_UNIX, libc::SOCK_STREAM, 0).unwrap();
+            let send = |data: &str, flags| send(a.as_fd(), data.as_bytes(), None, &[], None, flags).unwrap();
+            if !before.is_empty() {
+                send(before, 0);
+            }
+            send("!", libc::MSG_OOB);
+            if !after.is_empty() {
+                send(after, 0);
+            }
+            let all = [(before, false), ("!", true), (after, false)].map(|(d, u)| (d.as_bytes().to_vec(), u));
+            let expected: Vec<_> = all.into_iter().filter(|(d, _)| !d.is_empty()).collect();
+            for _ in 0..2 {
+                assert_eq!(parts(b.as_fd()), expected);
+            }
+            assert_eq!(receive(b.as_fd(), 9, libc::MSG_OOB).unwrap().data, b"!");
+        }
     }
 
     #[test]

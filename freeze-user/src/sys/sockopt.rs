@@ -379,34 +379,39 @@ pub fn filter(fd: BorrowedFd<'_>) -> Sys<Vec<u8>> {
 /// Attaches such a program, and locks it against being changed if `lock`.
 pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u8], lock: bool) -> Sys<()> {
     if !program.is_empty() {
-        // The kernel wants whole instructions, which a buffer of words aligns.
-        let words: Vec<u64> = program
-            .chunks_exact(8)
-            .filter_map(|c| c.first_chunk().copied())
-            .map(u64::from_ne_bytes)
-            .collect();
-        let len = u16::try_from(words.len()).map_err(|_| Errno::EINVAL)?;
-        let header = libc::sock_fprog {
-            len,
-            filter: words.as_ptr().cast_mut().cast(),
-        };
-        let at = (&raw const header) as u64;
-        let args = [
-            fd.as_raw_fd() as u64,
-            libc::SOL_SOCKET as u64,
-            libc::SO_ATTACH_FILTER as u64,
-            at,
-            16,
-            0,
-        ];
-        // SAFETY: the structure names `len` live instructions, which the call only reads.
-        unsafe { super::raw(libc::SYS_setsockopt, args)? };
+        attach(fd, libc::SO_ATTACH_FILTER, program)?;
     }
     if lock {
         setsockopt(fd, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, &1i32.to_ne_bytes())
     } else {
         Ok(())
     }
+}
+
+/// Attaches a classic BPF program by this option of SOL_SOCKET.
+pub fn attach(fd: BorrowedFd<'_>, option: i32, program: &[u8]) -> Sys<()> {
+    // The kernel wants whole instructions, which a buffer of words aligns.
+    let words: Vec<u64> = program
+        .chunks_exact(8)
+        .filter_map(|c| c.first_chunk().copied())
+        .map(u64::from_ne_bytes)
+        .collect();
+    let len = u16::try_from(words.len()).map_err(|_| Errno::EINVAL)?;
+    let header = libc::sock_fprog {
+        len,
+        filter: words.as_ptr().cast_mut().cast(),
+    };
+    let at = (&raw const header) as u64;
+    let args = [
+        fd.as_raw_fd() as u64,
+        libc::SOL_SOCKET as u64,
+        option as u64,
+        at,
+        16,
+        0,
+    ];
+    // SAFETY: the structure names `len` live instructions, which the call only reads.
+    unsafe { super::raw(libc::SYS_setsockopt, args) }.map(drop)
 }
 const _: () = assert!(size_of::<libc::sock_fprog>() == 16 && size_of::<libc::sock_filter>() == 8);
 

@@ -9,6 +9,13 @@ use nix::unistd::Pid;
 
 type Sys<T> = nix::Result<T>;
 
+/// mseal(2) of nothing.
+pub fn seal() -> bool {
+    const SYS_MSEAL: i64 = 462;
+    // SAFETY: it seals no page.
+    unsafe { raw(SYS_MSEAL, [0; 6]) != Err(Errno::ENOSYS) }
+}
+
 /// clone3(2) with a chosen pid. The pid asked for is taken (it is ours), so no process is ever made: the
 /// kernel answers `EEXIST` only to those who may choose.
 pub fn choose_pid() -> Sys<()> {

@@ -77,10 +77,10 @@ pub fn put_off(record: &Record, pid: Pid, kept: &Kept, nest: &mut Nest) -> Resul
 
 /// Whether a mapping's pages may come when the program runs: private anonymous memory with nothing special about it.
 ///
-/// Not what is locked (the program was promised never to wait for it), what grows down, what is emptied by fork(2), what
+/// Not what is locked (the program was promised never to wait for it), what grows down or is sealed, what is emptied by fork(2), what
 /// has a NUMA policy (it would be filled by another's), nor what has guard pages in it.
 fn can_wait(record: &Record, m: &Mapping) -> bool {
-    const SPECIAL: [&str; 6] = ["lo", "gd", "wf", "dp", "mg", "lf"];
+    const SPECIAL: [&str; 7] = ["lo", "gd", "wf", "dp", "mg", "lf", "sl"];
     m.is_plain()
         && !SPECIAL.iter().any(|flag| m.has(flag))
         && intersect(&record.guards, &[m.range]).is_empty()

@@ -5,11 +5,11 @@ use super::super::sysv::Segment;
 use super::{
     ADVICE, Backing, Mapping, Record, fill, heritage, huge_flags, keys, lazy, occupied, policy, rings, vdso,
 };
-use crate::error::{Context, Error, Result};
+use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, TASK_SIZE, normalize, subtract};
 use crate::nest::{Nest, free_place};
 use crate::observe::view::{Depth, read_vmas};
-use crate::sys::SharedAnon;
+use crate::sys::{self, SharedAnon};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,7 +20,21 @@ const SYS_PKEY_MPROTECT: i64 = 329;
 const MADV_GUARD_INSTALL: u64 = 102;
 const MAP_DROPPABLE: i32 = 8;
 
+const SYS_MSEAL: i64 = 462;
+
 type Step = (&'static str, i64, [u64; 6]);
+
+/// Adds that this kernel cannot seal memory.
+pub fn precheck(record: &Record, pid: Pid, out: &mut Vec<Blocker>) {
+    let sealed = record.vmas.iter().find(|m| m.has("sl"));
+    if let Some(m) = sealed.filter(|_| !sys::trial::seal()) {
+        out.push(
+            Blocker::of(pid, m.range.to_string(), "")
+                .why("it is sealed (mseal), which this kernel cannot do")
+                .remedy("use Linux 6.10 or newer"),
+        );
+    }
+}
 
 /// Gives a blank process its address space.
 pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
@@ -116,7 +130,12 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         let args = [record.lock_future as u64];
         nest.process(pid)?.call("mlockall", libc::SYS_mlockall, &args)?;
     }
-    Ok(())
+    // Last of all: nothing about it can be changed any more.
+    let sealed = record.vmas.iter().filter(|m| m.has("sl"));
+    let seals: Vec<Step> = sealed
+        .map(|m| ("mseal", SYS_MSEAL, [m.range.start, m.range.len(), 0, 0, 0, 0]))
+        .collect();
+    nest.process(pid)?.play(&seals).map(drop)
 }
 
 /// Maps a part of a recorded private mapping ahead, to be filled for those who inherit it.

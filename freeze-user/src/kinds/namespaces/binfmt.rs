@@ -170,7 +170,7 @@ fn hex(text: &str) -> Option<Vec<u8>> {
 /// The number of the user namespace whose binfmt_misc is mounted in the tree `number`: the one that owns the tree.
 pub(super) fn owner(number: u32, view: &View) -> u32 {
     let member = view.each().find(|p| view.namespace(p, "mnt") == number);
-    let tree = member.and_then(|p| File::open(format!("/proc/{}/ns/mnt", p.pid)).ok());
+    let tree = member.and_then(|p| File::open(format!("/proc/{}/ns/mnt", p.speaker)).ok());
     let owner = tree.and_then(|tree| ns::owner(tree.as_fd()).ok());
     let inode = owner.and_then(|owner| nix::sys::stat::fstat(owner).ok());
     let number = inode.and_then(|s| view.foreign.get(&("user".to_owned(), s.st_ino)));

@@ -5,7 +5,7 @@ use crate::ids::Pid;
 use crate::nest::space::Kind;
 use crate::observe::foreign::namespace_bound;
 use crate::observe::tree::{MountLine, parse_mounts};
-use crate::observe::view::{View, all_pids};
+use crate::observe::view::{View, all_pids, speaker};
 use crate::proc::stat::Stat;
 use crate::sys::ns;
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ pub struct Bound {
 pub(super) fn living(namespace: &Namespace) -> Option<PathBuf> {
     let name = namespace.kind.name();
     if let Some(pid) = still_kept(namespace.kind, &namespace.outside) {
-        return Some(format!("/proc/{pid}/ns/{name}").into());
+        return Some(format!("/proc/{}/ns/{name}", speaker(pid)).into());
     }
     let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").ok()?);
     let at = &namespace.bound.as_ref()?.at;
@@ -85,7 +85,7 @@ pub(in crate::kinds) fn ends_with(kind: Kind, namespace: &OwnedFd, view: &View) 
 /// All namespaces of a kind other than freeze's that somebody lives in or that are mounted somewhere in freeze's tree.
 pub(in crate::kinds) fn visible(kind: Kind) -> Vec<OwnedFd> {
     let lived_in = all_pids().unwrap_or_default().into_iter();
-    let lived_in = lived_in.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/{}", kind.name())));
+    let lived_in = lived_in.map(|pid| PathBuf::from(format!("/proc/{}/ns/{}", speaker(pid), kind.name())));
     let lines = parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default());
     let is_one = |l: &&MountLine| namespace_bound(l).is_some_and(|(k, _)| k == kind.name());
     let mounted = lines.iter().filter(is_one);
@@ -127,9 +127,10 @@ pub(super) fn outsiders(view: &View, kind: Kind, inode: u64) -> Vec<Outsider> {
 }
 
 fn space_of(pid: Pid, kind: Kind) -> Option<u64> {
-    std::fs::metadata(format!("/proc/{pid}/ns/{}", kind.name()))
-        .ok()
-        .map(|m| m.ino())
+    let told_by = |pid: Pid| std::fs::metadata(format!("/proc/{pid}/ns/{}", kind.name()));
+    // A first thread that has ended is in none, and others may live on.
+    let told = told_by(pid).or_else(|_| told_by(speaker(pid))).ok()?;
+    Some(told.ino())
 }
 
 fn started(pid: Pid) -> Option<u64> {

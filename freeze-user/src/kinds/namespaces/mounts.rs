@@ -367,7 +367,7 @@ pub(super) fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
     let survey = Survey::new(view);
     let tree = view.namespace(p, "mnt");
     for p in view.each().filter(|p| view.namespace(p, "mnt") == tree) {
-        let root = ns::mount_id(Path::new(&format!("/proc/{}/root", p.pid)));
+        let root = ns::mount_id(Path::new(&format!("/proc/{}/root", p.speaker)));
         let mut seen = view.trees.mounts(tree).iter().chain(&survey.own);
         if let Ok(root) = root
             && !seen.any(|line| line.id == root)

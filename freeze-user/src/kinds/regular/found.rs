@@ -54,12 +54,24 @@ pub enum Lost {
         handle: Handle,
     },
     /// A file of /proc that tells of a process that has ended.
-    Dead { pid: Pid },
+    Dead {
+        pid: Pid,
+        #[serde(default)]
+        inside: Option<Inside>,
+    },
     /// It is on a mount that was taken off while it was in use, which showed this directory of freeze's own tree.
     Unmounted {
         #[serde(with = "crate::ospath")]
         root: PathBuf,
     },
+}
+
+/// A /proc in a tree of the image's own, whose pid namespace gave out the numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inside {
+    pub tree: u32,
+    #[serde(with = "crate::ospath")]
+    pub at: PathBuf,
 }
 
 /// How a file can be found again.
@@ -84,12 +96,8 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
         let path = OsStr::from_bytes(gone.unwrap_or(link));
         return match FileStat::of(&tree.path(path.as_bytes()).to_string_lossy()) {
             Ok(now) if now.kind() == stat.kind() => Ok(Way::Kernel),
-            _ if tree.number == 0 && dead_process(path).is_some() => {
-                let pid = dead_process(path).unwrap_or(Pid(0));
-                Ok(Way::Lost(Lost::Dead { pid }))
-            }
-            _ => Err((
-                "it tells of a process or thread that has ended".into(),
+            _ => dead_process(Path::new(path), tree).map(Way::Lost).ok_or((
+                "it tells of a thread that has ended".into(),
                 "let the program close it",
             )),
         };
@@ -211,14 +219,49 @@ pub fn asked_for(link: &[u8], at: &str, flags: i32) -> Option<Obstacle> {
 }
 
 /// The process that has ended of which the file at this path of /proc told.
-fn dead_process(path: &OsStr) -> Option<Pid> {
-    let mut parts = path.to_str()?.strip_prefix("/proc/")?.split('/');
+fn dead_process(path: &Path, tree: &Tree) -> Option<Lost> {
+    let reach = |p: &Path| tree.path(p.as_os_str().as_bytes());
+    let shown = |p: &&Path| reach(p).to_str().is_some_and(is_proc);
+    // The shortest path that is one of /proc is where it is mounted.
+    let at = path.ancestors().filter(shown).last()?;
+    let mut parts = path.strip_prefix(at).ok()?.to_str()?.split('/');
     let pid: i32 = parts.next()?.parse().ok()?;
     let of_another_thread = match (parts.next(), parts.next()) {
         (Some("task"), Some(tid)) => tid.parse() != Ok(pid),
         _ => false,
     };
-    (!of_another_thread && free(Pid(pid))).then_some(Pid(pid))
+    let free = !reach(&at.join(pid.to_string())).exists();
+    (!of_another_thread && free).then(|| Lost::Dead {
+        pid: Pid(pid),
+        inside: (tree.number != 0).then(|| Inside {
+            tree: tree.number,
+            at: at.to_owned(),
+        }),
+    })
+}
+
+/// Somebody who has the number of a process that has ended, in whichever pid namespace it had it.
+pub fn stand_in(pid: Pid, inside: Option<&Inside>, nest: &Nest) -> Restored<StandIn> {
+    let name = || format!("a process numbered {pid}");
+    let Some(inside) = inside else {
+        return StandIn::new(pid).on("fork", name);
+    };
+    let init = nest.options.reach(inside.tree, &inside.at.join("1/ns/pid"))?;
+    let space = File::open(&init).on("open", || format!("{}/1/ns/pid", inside.at.display()))?;
+    StandIn::within(space.as_fd(), pid).on("fork", name)
+}
+
+/// Opens what tells of a process that has ended: somebody has its number for as long as that takes.
+pub fn open_dead(
+    pid: Pid,
+    inside: Option<&Inside>,
+    path: &Path,
+    flags: i32,
+    nest: &Nest,
+) -> Restored<OwnedFd> {
+    let _stand_in = stand_in(pid, inside, nest)?;
+    let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
+    nix::fcntl::open(path, flags, Mode::empty()).on("open", || path.display().to_string())
 }
 
 fn free(pid: Pid) -> bool {
@@ -320,7 +363,7 @@ impl Lost {
                     .remedy("put that back"),
             );
         }
-        if let Lost::Dead { pid } = self
+        if let Lost::Dead { pid, inside: None } = self
             && !free(*pid)
         {
             out.push(
@@ -337,12 +380,8 @@ impl Lost {
     pub fn open(&self, path: &Path, flags: i32) -> nix::Result<OwnedFd> {
         match self {
             Lost::Covered { mount, handle } => handle.open(mount, flags),
-            Lost::Dead { pid } => {
-                // Somebody has its number for as long as it takes to open the file.
-                let _stand_in = StandIn::new(*pid)?;
-                let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
-                nix::fcntl::open(path, flags, Mode::empty())
-            }
+            // Only while somebody has its number: see `open_dead`.
+            Lost::Dead { .. } => Err(Errno::ESRCH),
             Lost::Unmounted { root } => {
                 // As it was: the mount is gone as soon as nobody has anything on it open.
                 let copy = ns::mount_copy(None, root.as_os_str().as_bytes())?;

@@ -309,7 +309,9 @@ fn holder(fits: impl Fn(&crate::observe::peers::UnixSocket) -> bool) -> String {
 pub(super) fn unreadable(fd: &FdView, e: Errno) -> Error {
     let why = match e {
         Errno::ENODATA => {
-            "out-of-band data waits in its queue, which cannot be read without taking it out".to_owned()
+            "out-of-band data waits in its queue beside descriptors or credentials, and its place cannot be read without taking \
+             it out"
+                .to_owned()
         }
         e => format!("its queue cannot be read: {}", e.desc()),
     };

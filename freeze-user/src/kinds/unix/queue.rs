@@ -30,6 +30,9 @@ pub struct Packet {
     /// Who sent it, where the receiver has asked to be told (SO_PASSCRED).
     pub credentials: Option<Credentials>,
     pub sender: Sender,
+    /// A byte of out-of-band data (MSG_OOB).
+    #[serde(default)]
+    pub urgent: bool,
 }
 
 /// Which socket it came from.
@@ -202,6 +205,7 @@ fn packet(fd: &FdView, message: Message, paired: bool, from: &mut Source<'_>) ->
     // Credentials without a pid are those of a message that was sent before anybody asked for any.
     let credentials = message.credentials.filter(|(pid, ..)| *pid != 0);
     Ok(Packet {
+        urgent: message.flags & libc::MSG_OOB != 0,
         data: Bytes(message.data),
         files,
         credentials,
@@ -258,7 +262,8 @@ pub(super) fn fill(record: &Record, id: FileId, ghost: Option<&OwnedFd>, nest: &
         let data = &packet.data.0;
         let mut credentials = packet.credentials;
         let next = |sent: usize| &data[sent..data.len().min(sent.saturating_add(piece))];
-        let mut sent = send(sender, next(0), to, &files, credentials, 0);
+        let how = if packet.urgent { libc::MSG_OOB } else { 0 };
+        let mut sent = send(sender, next(0), to, &files, credentials, how);
         // Its sender has ended, and its pid names nobody now: somebody has it for as long as it takes to send this.
         let mut stand_in = None;
         if let (Err(Errno::ESRCH), Some((pid, ..))) = (sent, credentials) {

@@ -30,12 +30,17 @@ pub struct Embryo {
 }
 
 /// The members that are looked at, beside those of [`super::MEMBERS`].
-const MEMBERS: [(&str, &str); 34] = [
+const MEMBERS: [(&str, &str); 39] = [
     ("socket", "sk"),
     ("sock", "sk_receive_queue"),
     ("sock", "sk_err"),
     ("sock", "sk_reuseport_cb"),
     ("sock_reuseport", "prog"),
+    ("sock_reuseport", "num_socks"),
+    ("sock_reuseport", "socks"),
+    ("bpf_prog", "orig_prog"),
+    ("sock_fprog_kern", "len"),
+    ("sock_fprog_kern", "filter"),
     ("inet_sock", "mc_index"),
     ("udp_sock", "pending"),
     ("sk_buff", "len"),
@@ -67,6 +72,9 @@ const MEMBERS: [(&str, &str); 34] = [
     ("pipe_buffer", "page"),
 ];
 
+/// The buffer with out-of-band data of a unix socket, where the kernel knows such data.
+const URGENT: (&str, &str) = ("unix_sock", "oob_skb");
+
 /// The most connections, and pieces of one, that are believed.
 const MANY: usize = 1 << 16;
 
@@ -82,7 +90,11 @@ impl Sockets {
     pub fn get() -> Option<&'static Sockets> {
         static ONE: OnceLock<Option<Sockets>> = OnceLock::new();
         ONE.get_or_init(|| {
-            let members: Vec<_> = super::MEMBERS.into_iter().chain(MEMBERS).collect();
+            let members: Vec<_> = super::MEMBERS
+                .into_iter()
+                .chain(MEMBERS)
+                .chain([URGENT])
+                .collect();
             let peek = Peek::at_members(&members)?;
             let complete = MEMBERS.iter().all(|(of, member)| peek.has(of, member));
             let pages = pages(&peek);
@@ -97,13 +109,31 @@ impl Sockets {
         Some(p.number(p.at(self.socket(fd)?, "sock", "sk_err"))? as i32)
     }
 
-    /// Whether a program chooses among the sockets that share the port of this one (SO_ATTACH_REUSEPORT_CBPF, or _EBPF).
-    pub fn chosen(&self, fd: BorrowedFd<'_>) -> Option<bool> {
+    /// The program that chooses among the sockets which share the port of this one (SO_ATTACH_REUSEPORT_CBPF), and the
+    /// number that this one has for it. `None` if that cannot be read: it may be one of eBPF.
+    pub fn chooser(&self, fd: BorrowedFd<'_>) -> Option<Option<(Vec<u8>, u32)>> {
         let p = &self.peek;
-        match p.word(p.at(self.socket(fd)?, "sock", "sk_reuseport_cb"))? {
-            0 => Some(false),
-            group => Some(p.word(p.at(group, "sock_reuseport", "prog"))? != 0),
+        let socket = self.socket(fd)?;
+        let group = p.word(p.at(socket, "sock", "sk_reuseport_cb"))?;
+        let program = match group {
+            0 => 0,
+            group => p.word(p.at(group, "sock_reuseport", "prog"))?,
+        };
+        if program == 0 {
+            return Some(None);
         }
+        // As it was handed in, which the kernel keeps beside what it has made of it.
+        let kept = p
+            .word(p.at(program, "bpf_prog", "orig_prog"))
+            .filter(|at| *at != 0)?;
+        let length = p.number(p.at(kept, "sock_fprog_kern", "len"))? as u16;
+        let mut instructions = vec![0; usize::from(length) * 8];
+        let at = p.word(p.at(kept, "sock_fprog_kern", "filter"))?;
+        p.reader.read(at, &mut instructions).ok()?;
+        let count = p.number(p.at(group, "sock_reuseport", "num_socks"))? as u16;
+        let all = p.at(group, "sock_reuseport", "socks");
+        let place = (0..u32::from(count)).find(|n| p.word(all + u64::from(*n) * 8) == Some(socket))?;
+        Some(Some((instructions, place)))
     }
 
     /// The device to which an IPv4 socket sends multicasts (IP_MULTICAST_IF, which tells an address only); 0 for none.
@@ -124,7 +154,8 @@ impl Sockets {
         let mut out = Vec::new();
         for buffer in self.buffers(self.socket(listening)?)? {
             let embryo = p.word(p.at(buffer, "sk_buff", "sk"))?;
-            let (mut got, mut more) = (Vec::new(), false);
+            let urgent = p.has(URGENT.0, URGENT.1) && p.word(p.at(embryo, URGENT.0, URGENT.1))? != 0;
+            let (mut got, mut more) = (Vec::new(), urgent);
             for piece in self.buffers(embryo)? {
                 let carried = p.at(p.at(piece, "sk_buff", "cb"), "unix_skb_parms", "fp");
                 more |= p.word(carried)? != 0;
