@@ -1,7 +1,7 @@
 //! Which processes share a table (memory, descriptors, working directory, signal handlers), as clone(2) lets them.
 
 use crate::ids::Pid;
-use crate::observe::view::{ProcessView, View};
+use crate::observe::view::{ProcessView, View, all_pids};
 use crate::sys::{self, Kcmp};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -73,12 +73,15 @@ pub fn find(view: &View, before: Option<&View>) -> BTreeMap<Pid, Sharing> {
     out
 }
 
-/// Whether two processes share an I/O context. Most have none, which counts as the same: so has freeze, or else init.
+/// Whether two processes of the set share an I/O context, and nobody else does: most processes have none, which the kernel
+/// calls the same.
 fn same_io(p: &ProcessView, q: &ProcessView, view: &View) -> bool {
     let same = |a: Pid, b: Pid| sys::kcmp(a, b, Kcmp::Io, 0, 0).is_ok_and(Ordering::is_eq);
-    let others = [Pid(std::process::id() as i32), Pid(1)];
-    let none = |of: Pid| others.iter().any(|o| view.get(*o).is_none() && same(*o, of));
-    same(p.speaker, q.speaker) && !none(p.speaker)
+    let outside = |o: Pid| view.get(o).is_none() && same(o, p.speaker);
+    // freeze itself has none as a rule: others need hardly ever be asked.
+    same(p.speaker, q.speaker)
+        && !outside(Pid(std::process::id() as i32))
+        && !all_pids().is_ok_and(|all| all.into_iter().any(outside))
 }
 
 /// For each process, the first of the list with which it has a table in common; itself if there is none before it.
