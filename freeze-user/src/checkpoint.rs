@@ -9,7 +9,7 @@ use crate::observe::view::{Depth, ProcessView, View, command_of};
 use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{Trusted, stop, trust_was_right};
-use crate::store::{About, Committed, Draft, Opened, Options, Store};
+use crate::store::{About, Committed, Draft, Opened, Options, Pace, Store};
 use crate::sys::{self, fault, interrupt, laps, limit};
 use nix::errno::Errno;
 use serde::Serialize;
@@ -231,6 +231,8 @@ fn attempt(
     };
     let compare = request.parent.clone().filter(|_| !request.track);
     let mut copier = Copier::new(trackings, compare, trust.log);
+    // Not after the last round: the program writes on meanwhile.
+    draft.reserve(copier.reserve());
     let shares = |p: &ProcessView| planned.view.sharing.get(&p.pid).map_or(0, |s| s.tables);
     // Who is ended gains nothing by a pause that is shorter than the whole.
     let least = if request.kill { 4 * SMALL } else { SMALL };
@@ -254,7 +256,8 @@ fn attempt(
     if let Some(kept) = &kept {
         kept.still();
     }
-    draft.hurry(copier.reserve());
+    draft.reserve(copier.reserve());
+    draft.pace(Pace::Hurry);
     let limited = limit::pause(strict);
     let mut trusted = Vec::new();
     let mut answers = std::mem::take(&mut copier.trackings.answers);

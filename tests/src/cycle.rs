@@ -3,7 +3,7 @@
 use crate::across;
 use crate::house::House;
 use crate::portrait::Portrait;
-use crate::subject::{PATIENCE, Running, Subject, exists, freeze, output};
+use crate::subject::{PATIENCE, Running, Subject, exists, freeze, freeze_checkpoint, output};
 use freeze_user::checkpoint::{Bounds, Place, Report, Request, checkpoint};
 use freeze_user::ids::Pid;
 use freeze_user::kinds::kinship::Kinship;
@@ -198,14 +198,7 @@ fn incremental(running: &mut Running, before: &Portrait) {
 
 fn by_command(running: &mut Running, before: &Portrait) {
     let image = running.dir().join("image");
-    let done = output(
-        freeze()
-            .arg("checkpoint")
-            .arg(running.pid.to_string())
-            .arg("--to")
-            .arg(&image)
-            .arg("--kill"),
-    );
+    let done = output(freeze_checkpoint(running, &image).arg("--kill"));
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     running.wait_gone();
     let done = output(freeze().arg("restore").arg(&image).arg("--detach"));

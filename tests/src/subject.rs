@@ -201,6 +201,17 @@ fn target_dir() -> PathBuf {
         .to_owned()
 }
 
+/// `freeze checkpoint PID --to DIR`, to be gone on with.
+pub fn freeze_checkpoint(running: &Running, to: &Path) -> Command {
+    let mut command = freeze();
+    command
+        .arg("checkpoint")
+        .arg(running.pid.to_string())
+        .arg("--to")
+        .arg(to);
+    command
+}
+
 /// The command `freeze`, as it was built beside the tests.
 pub fn freeze() -> Command {
     let program = target_dir().join("freeze");

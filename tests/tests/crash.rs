@@ -1,7 +1,7 @@
 //! freeze killed at every step: the target runs on, the last checkpoint restores, nothing half-built stays.
 
 use freeze_tests::cycle::same;
-use freeze_tests::subject::{exists, output};
+use freeze_tests::subject::{exists, freeze_checkpoint, output};
 use freeze_tests::{Portrait, Running, c, freeze, skip};
 use freeze_user::store::Opened;
 use std::fs;
@@ -116,14 +116,7 @@ fn killed_at_every_step_of_a_restore() {
     running.pids();
     let before = Portrait::settled(running.pid);
     let image = running.dir().join("image");
-    let done = output(
-        freeze()
-            .arg("checkpoint")
-            .arg(running.pid.to_string())
-            .arg("--to")
-            .arg(&image)
-            .arg("--kill"),
-    );
+    let done = output(freeze_checkpoint(&running, &image).arg("--kill"));
     assert!(done.status.success());
     running.wait_gone();
     let mut killed = 0;

@@ -1,7 +1,7 @@
 //! Objects that freeze does not carry: each is refused by name, all at once, before anything is stopped.
 
 use freeze_tests::house::House;
-use freeze_tests::subject::output;
+use freeze_tests::subject::{freeze_checkpoint, output};
 use freeze_tests::{Running, c, freeze, python};
 use freeze_user::observe::peek::Peek;
 
@@ -275,13 +275,7 @@ freeze_here()
 "#;
     let mut running = Running::start(&python(text), "out_of_band_data");
     let image = running.dir().join("image");
-    let done = output(
-        freeze()
-            .arg("checkpoint")
-            .arg(running.pid.to_string())
-            .arg("--to")
-            .arg(image),
-    );
+    let done = output(&mut freeze_checkpoint(&running, &image));
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(3), "{said}");
     assert!(said.contains("waits to be accepted"), "{said}");

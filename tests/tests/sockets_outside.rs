@@ -1,6 +1,6 @@
 //! Ends outside: refused before anything is stopped, all at once, each with its holder; carried, cut, or supplied anew.
 
-use freeze_tests::subject::{Running, output};
+use freeze_tests::subject::{Running, freeze_checkpoint, output};
 use freeze_tests::{freeze, python};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -46,13 +46,7 @@ fn the_holder_is_named_and_nobody_notices() {
     // Nobody accepts a second one.
     let waiting = UnixStream::connect(running.dir().join("u.sock")).unwrap();
     let image = running.dir().join("image");
-    let done = output(
-        freeze()
-            .arg("checkpoint")
-            .arg(running.pid.to_string())
-            .arg("--to")
-            .arg(&image),
-    );
+    let done = output(&mut freeze_checkpoint(&running, &image));
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(3), "{text}");
     assert!(text.starts_with("freeze: refused, 3 reasons:\n"), "{text}");

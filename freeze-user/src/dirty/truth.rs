@@ -484,20 +484,19 @@ r = n";
     target.run("os.unlink(name)");
 }
 
+/// Memory that the target watches by a userfaultfd of its own.
+const OWNED: &str = "
+O = r = mapped(8)
+class Api(ctypes.Structure): _fields_ = [(n, ctypes.c_uint64) for n in 'abcd']
+u = check(libc.syscall(323, 1)); api = Api(0xaa, 1); check(libc.ioctl(u, ctypes.c_ulong(0xc018aa3f), ctypes.byref(api)))
+reg = Api(O, 8 * P, 2); check(libc.ioctl(u, ctypes.c_ulong(0xc020aa00), ctypes.byref(reg)))";
+
 #[test]
 fn what_cannot_be_tracked_is_told() {
     let mut target = Target::new();
     let mut tracker = target.async_wp();
     let shared = target.range("S = r = mapped(8, flags=0x21)", 8);
-    let owned = target.range(
-        "
-O = r = mapped(8)
-class Api(ctypes.Structure): _fields_ = [(n, ctypes.c_uint64) for n in 'abcd']
-u = check(libc.syscall(323, 1)); api = Api(0xaa, 1); check(libc.ioctl(u, ctypes.c_ulong(0xc018aa3f), ctypes.byref(api)))
-reg = Api(O, 8 * P, 2); check(libc.ioctl(u, ctypes.c_ulong(0xc020aa00), ctypes.byref(reg)))
-store(O, 1) if False else None",
-        8,
-    );
+    let owned = target.range(OWNED, 8);
     let vdso = maps(target.pid)
         .unwrap()
         .iter()
@@ -527,13 +526,9 @@ static GROWING: Mutex<Option<Target>> = Mutex::new(None);
 fn what_grows_beside_another_owner_stays_one() {
     let mut target = Target::new();
     let mut tracker = target.async_wp();
+    target.run(OWNED);
     let a = target.range(
-        "
-O = mapped(8)
-class Api(ctypes.Structure): _fields_ = [(n, ctypes.c_uint64) for n in 'abcd']
-u = check(libc.syscall(323, 1)); api = Api(0xaa, 1); check(libc.ioctl(u, ctypes.c_ulong(0xc018aa3f), ctypes.byref(api)))
-reg = Api(O, 8 * P, 2); check(libc.ioctl(u, ctypes.c_ulong(0xc020aa00), ctypes.byref(reg)))
-W = mapped(64, prot=0); A = r = W + 16 * P
+        "W = mapped(64, prot=0); A = r = W + 16 * P
 check(libc.mprotect(A, 4 * P, 3)); check(libc.munmap(A + 4 * P, 28 * P)); store(A, 1)",
         4,
     );

@@ -3,6 +3,7 @@
 use crate::ids::Pid;
 use crate::observe::view::{ProcessView, View, all_pids};
 use crate::sys::{self, Kcmp};
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
@@ -40,6 +41,7 @@ pub fn find(view: &View, before: Option<&View>) -> BTreeMap<Pid, Sharing> {
         return out;
     }
     // By table, for each process the first in order of birth that has the same.
+    let others = OnceCell::new();
     let groups: Vec<BTreeMap<Pid, Pid>> = TABLES.iter().map(|(what, ..)| same(&live, *what)).collect();
     for (n, p) in live.iter().enumerate() {
         let shared = |q: &ProcessView| {
@@ -54,7 +56,7 @@ pub fn find(view: &View, before: Option<&View>) -> BTreeMap<Pid, Sharing> {
         if tables == 0 {
             if let Some(parent) = live[..n]
                 .iter()
-                .find(|q| q.pid.0 == p.stat.ppid && same_io(p, q, view))
+                .find(|q| q.pid.0 == p.stat.ppid && same_io(p, q, view, &others))
             {
                 let tables = libc::CLONE_IO as u32 as u64;
                 let with = Some(parent.pid);
@@ -65,7 +67,7 @@ pub fn find(view: &View, before: Option<&View>) -> BTreeMap<Pid, Sharing> {
         let near = |q: &&&ProcessView| q.pid.0 == p.stat.ppid || q.stat.ppid == p.stat.ppid;
         let with = live[..n].iter().filter(near).find(|q| shared(q) == tables);
         let io = with
-            .filter(|q| same_io(p, q, view))
+            .filter(|q| same_io(p, q, view, &others))
             .map_or(0, |_| libc::CLONE_IO as u32 as u64);
         let (tables, with) = (tables | io, with.map(|q| q.pid));
         out.insert(p.pid, Sharing { tables, with });
@@ -75,13 +77,16 @@ pub fn find(view: &View, before: Option<&View>) -> BTreeMap<Pid, Sharing> {
 
 /// Whether two processes of the set share an I/O context, and nobody else does: most processes have none, which the kernel
 /// calls the same.
-fn same_io(p: &ProcessView, q: &ProcessView, view: &View) -> bool {
+fn same_io(p: &ProcessView, q: &ProcessView, view: &View, others: &OnceCell<Vec<Pid>>) -> bool {
     let same = |a: Pid, b: Pid| sys::kcmp(a, b, Kcmp::Io, 0, 0).is_ok_and(Ordering::is_eq);
     let outside = |o: Pid| view.get(o).is_none() && same(o, p.speaker);
     // freeze itself has none as a rule: others need hardly ever be asked.
     same(p.speaker, q.speaker)
         && !outside(Pid(std::process::id() as i32))
-        && !all_pids().is_ok_and(|all| all.into_iter().any(outside))
+        && !others
+            .get_or_init(|| all_pids().unwrap_or_default())
+            .iter()
+            .any(|o| outside(*o))
 }
 
 /// For each process, the first of the list with which it has a table in common; itself if there is none before it.

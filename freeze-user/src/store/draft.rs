@@ -377,12 +377,10 @@ impl Draft {
         }
     }
 
-    /// A program stands still from now on: what is stored no longer waits for the disk while there is memory, and memory for
-    /// about so many bytes is made ready.
-    pub fn hurry(&mut self, bytes: u64) {
+    /// Has memory made ready for about so many bytes.
+    pub fn reserve(&mut self, bytes: u64) {
         if let Some(writer) = &mut self.pages {
             writer.reserve(bytes);
-            writer.set_pace(Pace::Hurry);
         }
     }
 

@@ -20,7 +20,7 @@ const VALUE: u64 = 1000;
 const BUSY_MIB: u64 = 1024;
 const TIMED_MIB: u64 = 4096;
 
-/// How many times its memory a server takes with its images, which squashing doubles for a while.
+/// How many times its memory a server takes with its images: those of two watches, each of two to three times.
 const IMAGES: u64 = 6;
 
 /// How often the throughput is measured without checkpoints, with one a second, and with twenty.
