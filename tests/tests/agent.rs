@@ -662,15 +662,16 @@ fn an_agent_at_rest_takes_no_time_and_little_memory() {
     stage.until("ten checkpoints are made", || stage.checkpoints() >= 10);
     let agents = stage.agents();
     assert_eq!(agents.len(), 2, "a front and an engine");
-    let resident = |pid: &Pid| -> u64 {
+    // What it has filled itself. Its program is in memory too, which in a build for tests is several times that of a release
+    // (`cargo xtask bench` measures that one, whole).
+    let own = |pid: &Pid| -> u64 {
         let line = status_line(*pid, "RssAnon").expect("a size");
         line.trim_end_matches(" kB").parse().expect("a number")
     };
-    let whole = status_line(agents[1], "VmRSS").expect("a size");
-    let kib = whole.trim_end_matches(" kB").parse::<u64>().expect("a number") + resident(&agents[0]);
+    let kib: u64 = agents.iter().map(own).sum();
     assert!(
-        kib <= 40 << 10,
-        "{kib} KiB are resident after ten checkpoints of pid {pid}"
+        kib <= 20 << 10,
+        "{kib} KiB are its own after ten checkpoints of pid {pid}"
     );
     stage.json(&["unwatch", "count"]);
     std::thread::sleep(Duration::from_millis(500));

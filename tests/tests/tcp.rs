@@ -1,6 +1,9 @@
 //! Conformance of TCP sockets: listening, bound, and connected with both ends in the checkpoint.
 
-use freeze_tests::{c, conformance, python};
+use freeze_tests::cycle::{checkpoint_now, request, restore_now};
+use freeze_tests::{Running, c, conformance, python};
+use freeze_user::precopy::Trackings;
+use std::net::TcpListener;
 
 const BEGIN: &str = r#"
 import signal, socket
@@ -310,6 +313,43 @@ ends(got[c6.getsockname()[1]], b"six")
 ends(got[c4.getsockname()[1]], b"four")
 "#,
     )
+}
+
+/// One port can belong to several sockets: what waits to be accepted keeps its own, whoever else has that by now.
+#[test]
+fn a_port_that_somebody_else_has_meanwhile() {
+    let test = "a_port_that_somebody_else_has_meanwhile";
+    let own = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = own.local_addr().expect("a name").port();
+    drop(own);
+    let early = format!(
+        r#"
+l, gone = S.socket(), S.socket()
+l.bind(("127.0.0.1", 0))
+l.listen(8)
+c = S.socket()
+c.bind(("127.0.0.1", {port}))
+c.connect(l.getsockname())
+c.send(b"early")
+time.sleep(0.1)
+freeze_here()
+s, who = l.accept()
+assert who == c.getsockname() == ("127.0.0.1", {port}), who
+assert read(s, 5) == b"early"
+s.send(b"late")
+assert read(c, 4) == b"late"
+"#
+    );
+    let mut running = Running::start(&subject(&early), test);
+    let image = running.dir().join("image");
+    let ended = request(running.pid, image.clone(), true);
+    checkpoint_now(&ended, &mut Trackings::new()).unwrap_or_else(|e| panic!("checkpoint: {e}"));
+    running.wait_gone();
+    let other = TcpListener::bind(("127.0.0.1", port)).expect("the port, which is free");
+    restore_now(&image).unwrap_or_else(|e| panic!("restore: {e}"));
+    running.pids();
+    running.verdict();
+    drop(other);
 }
 
 /// A connection that was reset or refused says so once, after what had arrived before, and a look does not take it.

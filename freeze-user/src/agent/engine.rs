@@ -15,7 +15,7 @@ use crate::observe::ends::Ends;
 use crate::observe::view::command_of;
 use crate::plan::Host;
 use crate::precopy::SharedLog;
-use crate::store::{Options, Store};
+use crate::store::{self, Options, Store};
 use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -319,6 +319,9 @@ impl Engine {
     pub(super) fn persist(&self) {
         if let Err(e) = group::remember(self.store.dir(), self.groups.values()) {
             warn!("the watches could not be written down: {e}");
+        }
+        if self.groups.is_empty() {
+            store::rest();
         }
     }
 

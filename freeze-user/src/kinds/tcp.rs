@@ -212,14 +212,13 @@ fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> n
         let there = super::socket::inet_address(&from.0).ok_or(Errno::EINVAL)?;
         way = address_of((there.ip(), listens.port()).into(), false);
     }
-    socket::set_option(client.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     if let (Some(a), Some(b)) = (
         super::socket::inet_address(&from.0),
         super::socket::inet_address(&way),
     ) {
         connection::clear(a, b);
     }
-    let bound = match super::socket::bind(client.as_fd(), &from.0) {
+    let bound = match bind_beside(client.as_fd(), &from.0) {
         Err(Errno::EADDRINUSE) => false,
         bound => bound.map(|()| true)?,
     };
@@ -231,6 +230,20 @@ fn come_and_go(domain: i32, from: &Bytes, to: BorrowedFd<'_>, data: &Bytes) -> n
     } else {
         Err(Errno::EAGAIN)
     }
+}
+
+/// Binds what is, or was, one of several who have the port: the kernel gives one port to connections to different places,
+/// and what was accepted has that of who listens. Asked for by bind(2), it is in use.
+fn bind_beside(fd: BorrowedFd<'_>, local: &[u8]) -> nix::Result<()> {
+    let _reuse = socket::Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+    match super::socket::bind_at_once(fd, local) {
+        Err(Errno::EADDRINUSE) => {}
+        done => return done,
+    }
+    socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
+    let bound = super::socket::bind_at_once(fd, local);
+    socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 0)?;
+    bound
 }
 
 /// An address for people.
@@ -413,7 +426,10 @@ impl FdKind for Tcp {
             let mut bound = super::socket::bind_at_once(fd.as_fd(), &local.0);
             if bound == Err(Errno::EADDRINUSE) {
                 forget();
-                bound = super::socket::bind(fd.as_fd(), &local.0);
+                bound = match record.state {
+                    State::Connecting { .. } => bind_beside(fd.as_fd(), &local.0),
+                    _ => super::socket::bind(fd.as_fd(), &local.0),
+                };
             }
             bound.on("bind", || format!("{}: {}", name(), readable(&local.0)))?;
         }

@@ -13,6 +13,7 @@ use super::manifest::Sum;
 use super::{create, damaged};
 use crate::error::{Context, Error, Result};
 use crate::ids::PAGE;
+use crate::sys;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -117,6 +118,12 @@ static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 /// Whoever panicked with the spare chunks left a list of some.
 fn spare() -> MutexGuard<'static, Vec<Vec<u8>>> {
     SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives back what is kept for the next checkpoint: there is none to come.
+pub fn rest() {
+    *spare() = Vec::new();
+    sys::bpf::trim();
 }
 
 /// One that was used, or a new one, in its full length: a writer's last may be shorter.

@@ -87,7 +87,7 @@ pub(super) fn restore(
     // What failed before it was connected, and had not been bound by itself, has no port any more.
     let named = local.filter(|l| inet_address(&l.0).is_some_and(|a| a.port() != 0));
     if let Some(local) = named {
-        bind(fd, &local.0)?;
+        super::bind_beside(fd, &local.0)?;
     }
     let make = || sys::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP);
     let server = make()?;
@@ -131,19 +131,6 @@ pub(super) fn restore(
     setsockopt(other.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger)?;
     drop(other);
     until_failed(fd)
-}
-
-/// Binds it, beside whoever listens there: one that was accepted and has failed shows the port that it has lost.
-fn bind(fd: BorrowedFd<'_>, local: &[u8]) -> nix::Result<()> {
-    let _reuse = socket::Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-    match sys::socket_to(fd, false, local) {
-        Err(Errno::EADDRINUSE) => {}
-        done => return done,
-    }
-    socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
-    let bound = sys::socket_to(fd, false, local);
-    socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 0)?;
-    bound
 }
 
 fn until_failed(fd: BorrowedFd<'_>) -> nix::Result<()> {
