@@ -14,12 +14,10 @@ use crate::nest::is_vdso;
 use crate::observe::looks::Habit;
 use crate::observe::view::{Depth, FdView, ProcessView, View, read_vmas, speaker};
 use crate::proc::maps::Vma;
-use crate::stop::smooth_thread;
-use crate::stop::waits::Waits;
+use crate::stop::halt_threads;
 use crate::store::{CheckpointId, Draft, Opened, Pace};
 use crate::sys::pagemap::{self, Contents};
 use crate::sys::{fault, laps, limit, uffd};
-use crate::tracee::Seized;
 use crate::tracee::process::StoppedProcess;
 use logged::{Cut, Logged};
 use nix::errno::Errno;
@@ -578,22 +576,17 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     }
     let pid = p.pid;
     let by = speaker(pid);
-    let waits = Waits::of(std::iter::once(by));
-    let Some(seized) = Seized::seize(by, 0).map_err(|e| traced(pid, e))? else {
+    // A process that is forked while the descriptor exists has it too, and keeps its parent's memory registered.
+    let Some(threads) = halt_threads(pid, by)? else {
         return Ok(None);
     };
-    seized.interrupt();
-    let Some(mut leader) = seized.halted()? else {
-        return Ok(None);
-    };
-    smooth_thread(&mut leader, Some(&p.status), &waits)?;
     let view = ProcessView {
         speaker: by,
         vmas: read_vmas(by, Depth::Maps)?,
         ..ProcessView::clone(p)
     };
     fault::point("tracker")?;
-    let mut process = StoppedProcess::new(view.into(), vec![leader])?;
+    let mut process = StoppedProcess::new(view.into(), threads)?;
     let (ran, at) = process.tape(|t| t.try_call("userfaultfd", libc::SYS_userfaultfd, &[uffd::FLAGS]))?;
     let Ok(number) = ran.result(at) else {
         process.release(|_| ())?;
@@ -608,18 +601,6 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
         Ok(tracker) => Some(Box::new(tracker)),
         Err(_) => None,
     })
-}
-
-fn traced(pid: Pid, e: Error) -> Error {
-    match e {
-        Error::Kernel {
-            errno: Errno::EPERM, ..
-        } => Blocker::of(pid, "", "")
-            .why("it is being traced already, or the kernel forbids tracing it")
-            .remedy("end the debugger or the other checkpoint, or run freeze as root")
-            .refuse(),
-        e => e,
-    }
 }
 
 fn open_mem(pid: Pid) -> Result<File> {

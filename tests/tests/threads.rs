@@ -1,6 +1,11 @@
 //! Conformance of threads: registers, extended state, thread-local storage, names, stacks, scheduling.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::cycle::{checkpoint_now, request};
+use freeze_tests::subject::descendants;
+use freeze_tests::{Running, c, conformance};
+use freeze_user::checkpoint::Request;
+use freeze_user::precopy::Trackings;
+use freeze_user::sys::fault;
 
 conformance!(
     names,
@@ -256,6 +261,53 @@ fn a_hundred_threads() {
 #[test]
 fn a_thousand_threads() {
     many(1000);
+}
+
+/// The descriptor by which its written pages are told is in a process for an instant: no child is to inherit it, by whichever
+/// thread it is forked, since it would keep the memory of its parent registered.
+#[test]
+fn a_child_forked_while_tracking_begins() {
+    let forking = c(r#"
+static void *forks(void *unused) {
+    while (!gone_ahead()) {
+        int child = fork();
+        CHECK(child >= 0);
+        if (!child) { nap(400); _exit(0); }
+        nap(15);
+    }
+    return unused;
+}
+int main(void) {
+    pthread_t thread;
+    signal(SIGCHLD, SIG_IGN);
+    CHECK(!pthread_create(&thread, 0, forks, 0));
+    freeze_here();
+    CHECK(!pthread_join(thread, 0));
+    return 0;
+}
+"#);
+    let mut running = Running::start(&forking, "a_child_forked_while_tracking_begins");
+    let tracked = Request {
+        track: true,
+        ..request(running.pid, running.dir().join("image"), false)
+    };
+    let armed = fault::meddle("tracker's descriptor", || {
+        std::thread::sleep(std::time::Duration::from_millis(60));
+    });
+    let done = checkpoint_now(&tracked, &mut Trackings::new());
+    drop(armed);
+    let heirs = descendants(running.pid).into_iter().filter(|pid| {
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut leads = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        leads.any(|to| to.to_string_lossy().contains("userfaultfd"))
+    });
+    assert_eq!(heirs.collect::<Vec<_>>(), []);
+    done.unwrap_or_else(|e| panic!("checkpoint: {e}"));
+    running.pids();
+    running.verdict();
 }
 
 // What the kernel tells of a process's namespaces it tells only by a thread that has not ended.

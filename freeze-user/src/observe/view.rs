@@ -487,13 +487,18 @@ pub fn speaker(pid: Pid) -> Pid {
     if runs(&pid) {
         return pid;
     }
+    threads(pid).into_iter().find(runs).unwrap_or(pid)
+}
+
+/// The threads that a process has just now, first the one it began with; none if it is gone.
+pub fn threads(pid: Pid) -> Vec<Pid> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
         .flatten();
-    let mut tids = tasks
+    tasks
         .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid));
-    tids.find(runs).unwrap_or(pid)
+        .filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid))
+        .collect()
 }
 
 /// Reads the vmas of a process at the given depth.

@@ -8,7 +8,7 @@ use crate::kinds::threads::restart::shortened;
 use crate::kinds::threads::{is_64_bit, undisturbed};
 use crate::kinds::{Recalling, Remembered};
 use crate::observe::procfile::read_record;
-use crate::observe::view::{Depth, Lasting, ProcessView, View, read_vmas, tasks};
+use crate::observe::view::{Depth, Lasting, ProcessView, View, read_vmas, tasks, threads};
 use crate::plan::{Host, Plan, plan};
 use crate::proc::maps::Vma;
 use crate::proc::stat::Stat;
@@ -98,7 +98,7 @@ fn attempt(planned: &Plan, host: &Host, trust: bool) -> Result<Option<Frozen>> {
     let gathered = gather(planned, host, trust, &waits, &mut stopped, &mut since);
     // Whoever is let go at once must not see that it was stopped either.
     for thread in stopped.values_mut().flatten() {
-        smooth_alone(thread, &waits);
+        let _ = smooth_alone(thread, &waits);
     }
     Ok(gathered?.map(|(processes, view, trusted)| Frozen {
         processes,
@@ -309,25 +309,16 @@ fn halt_all(
             };
         }
         failed = failed.and_then(|()| fault::point("seized"));
-        let mut late = VecDeque::new();
-        let patience = deadline(PATIENCE)?;
-        // Also after an error: only a thread at a halt can be let go so that it sees nothing of it.
-        for (pid, seized) in fresh {
-            match seized.halting() {
-                Ok(Halting::Stopped(thread)) => stopped.entry(pid).or_default().push(thread),
-                Ok(Halting::Gone) => {}
-                Ok(Halting::Late(seized)) => late.push_back(seized),
-                Err(e) => failed = failed.and(Err(e)),
-            }
-            failed = failed.and_then(|()| fault::point("halt"));
-        }
-        drop(patience);
+        let (late, halted) = halt_together(fresh, |pid, thread| {
+            stopped.entry(pid).or_default().push(thread);
+        })?;
+        failed = failed.and(halted);
         laps::lap("halt");
         if !late.is_empty() {
             stopped
                 .values_mut()
                 .flatten()
-                .for_each(|t| smooth_alone(t, waits));
+                .for_each(|t| drop(smooth_alone(t, waits)));
             stopped.clear();
             wait_for_late(late, waits)?;
             return failed.map(|()| None);
@@ -338,6 +329,60 @@ fn halt_all(
         .why("it makes threads or processes faster than they can be stopped")
         .remedy("try again")
         .refuse())
+}
+
+/// Halts all threads of a process, first of them the one that speaks for it; nothing, and all go on, if one does not halt:
+/// it may wait in the kernel for what another of them is to do first, or a child that it has made by vfork(2).
+pub(crate) fn halt_threads(pid: Pid, by: Pid) -> Result<Option<Vec<Stopped>>> {
+    let all = || threads(pid).into_iter().filter(|tid| !is_io_worker(pid, *tid));
+    let waits = Waits::of(all());
+    let mut stopped: Vec<Stopped> = Vec::new();
+    for _ in 0..LOOKS {
+        let halted: HashSet<Pid> = stopped.iter().map(Stopped::tid).collect();
+        let mut fresh = Vec::new();
+        for tid in all().filter(|tid| !halted.contains(tid)) {
+            let seized = Seized::seize(tid, 0).map_err(|e| already_traced(pid, tid, e))?;
+            fresh.extend(seized.map(|seized| (pid, seized)));
+        }
+        if fresh.is_empty() {
+            stopped.sort_by_key(|thread| thread.tid() != by);
+            let speaks = stopped.first().is_some_and(|thread| thread.tid() == by);
+            return Ok(speaks.then_some(stopped));
+        }
+        fresh.iter().for_each(|(_, seized)| seized.interrupt());
+        let (late, mut failed) = halt_together(fresh, |_, thread| stopped.push(thread))?;
+        for thread in stopped.iter_mut().filter(|t| !halted.contains(&t.tid())) {
+            failed = failed.and(smooth_alone(thread, &waits));
+        }
+        if !late.is_empty() {
+            drop(stopped);
+            wait_for_late(late, &waits)?;
+            return failed.map(|()| None);
+        }
+        failed?;
+    }
+    Ok(None)
+}
+
+/// Waits for the halt of these, for as long as who stands still may wait; tells who is late, and what failed.
+///
+/// Also after an error: only a thread at a halt can be let go so that it sees nothing of it.
+fn halt_together(
+    fresh: Vec<(Pid, Seized)>,
+    mut halted: impl FnMut(Pid, Stopped),
+) -> Result<(VecDeque<Seized>, Result<()>)> {
+    let _patience = deadline(PATIENCE)?;
+    let (mut late, mut outcome) = (VecDeque::new(), Ok(()));
+    for (pid, seized) in fresh {
+        match seized.halting() {
+            Ok(Halting::Stopped(thread)) => halted(pid, thread),
+            Ok(Halting::Gone) => {}
+            Ok(Halting::Late(seized)) => late.push_back(seized),
+            Err(e) => outcome = outcome.and(Err(e)),
+        }
+        outcome = outcome.and_then(|()| fault::point("halt"));
+    }
+    Ok((late, outcome))
 }
 
 fn deadline(after: Duration) -> Result<Deadline> {
@@ -367,7 +412,7 @@ fn wait_for_late(mut late: VecDeque<Seized>, waits: &Waits) -> Result<()> {
         };
         outcome = halted.map(|thread| {
             if let Some(mut thread) = thread {
-                smooth_alone(&mut thread, waits);
+                let _ = smooth_alone(&mut thread, waits);
             }
         });
     }
@@ -420,15 +465,15 @@ fn already_traced(pid: Pid, tid: Pid, e: Error) -> Error {
     }
 }
 
-/// The same for a thread of which nothing is known but that it stands still; 32-bit code is left as it is.
-fn smooth_alone(thread: &mut Stopped, waits: &Waits) {
+/// The same for a thread of which nothing is known but that it stands still.
+fn smooth_alone(thread: &mut Stopped, waits: &Waits) -> Result<()> {
     let text = read_record(&format!("/proc/{}/status", thread.tid())).unwrap_or_default();
     let status = Status::parse(&text);
-    let _ = smooth_thread(thread, status.as_ref(), waits);
+    smooth_thread(thread, status.as_ref(), waits)
 }
 
 /// Amends the registers so that the thread does not see that it was stopped; refuses 32-bit code.
-pub(crate) fn smooth_thread(thread: &mut Stopped, status: Option<&Status>, waits: &Waits) -> Result<()> {
+fn smooth_thread(thread: &mut Stopped, status: Option<&Status>, waits: &Waits) -> Result<()> {
     if !is_64_bit(thread.regs()) {
         return Err(Blocker::at(format!("thread {}", thread.tid()), "")
             .why("it runs 32-bit code")
