@@ -229,6 +229,9 @@ fn attempt(
         Place::Store(store) => store.begin(request.parent.as_ref(), &request.options)?,
         Place::Directory(dir) => Store::begin_at(dir, request.parent.as_ref(), &request.options)?,
     };
+    if request.kill {
+        draft.hasten();
+    }
     let compare = request.parent.clone().filter(|_| !request.track);
     let mut copier = Copier::new(trackings, compare, trust.log);
     // Not after the last round: the program writes on meanwhile.

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 #[derive(Debug)]
 pub struct Inotify;
@@ -33,12 +34,53 @@ pub struct Record {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Flat", into = "Flat")]
 pub struct Watched {
     pub wd: i32,
-    #[serde(flatten)]
     pub spot: Spot,
     /// IN_* bits.
     pub mask: u32,
+}
+
+/// A watch as it is in the image. Not by serde's `flatten`, which drops fields that it does not know.
+#[derive(Serialize, Deserialize)]
+struct Flat {
+    wd: i32,
+    #[serde(with = "crate::ospath")]
+    path: PathBuf,
+    #[serde(default)]
+    tree: u32,
+    #[serde(default)]
+    held: Option<FileId>,
+    mask: u32,
+}
+
+impl From<Flat> for Watched {
+    fn from(flat: Flat) -> Watched {
+        let Flat {
+            wd,
+            path,
+            tree,
+            held,
+            mask,
+        } = flat;
+        let spot = Spot { path, tree, held };
+        Watched { wd, spot, mask }
+    }
+}
+
+impl From<Watched> for Flat {
+    fn from(watched: Watched) -> Flat {
+        let Watched { wd, spot, mask } = watched;
+        let Spot { path, tree, held } = spot;
+        Flat {
+            wd,
+            path,
+            tree,
+            held,
+            mask,
+        }
+    }
 }
 
 /// A line `inotify` of fdinfo.
@@ -290,6 +332,27 @@ mod tests {
         assert_eq!(e.target.handle, Some((1, vec![0xa7, 0xc4, 3, 0, 0, 0, 0, 0])));
         assert_eq!(entry("1 ino:1 sdev:1"), None);
         assert_eq!(entry("1 ino:1 sdev:1 mask:1 fhandle-type:1 f_handle:abc"), None);
+    }
+
+    #[test]
+    fn nothing_of_a_watch_is_dropped() {
+        #[derive(Serialize)]
+        struct Newer {
+            wd: i32,
+            #[serde(with = "crate::ospath")]
+            path: PathBuf,
+            mask: u32,
+            wings: u8,
+        }
+        let newer = Newer {
+            wd: 1,
+            path: "/".into(),
+            mask: 2,
+            wings: 2,
+        };
+        let payload = rmp_serde::to_vec_named(&newer).unwrap();
+        let e = crate::store::unpack::<Watched>(&payload).unwrap_err();
+        assert_eq!(e, "unknown field wings");
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //!   base again and again.
 //! - *Too much.* When what is dead is more than what is needed, the one of which most is dead is copied: no more at a time than
 //!   is written anyway. It goes when nothing in it is needed any more.
+//!
+//! A checkpoint for which a program stands still until it is stored leaves both to the next.
 
 use super::Draft;
 use crate::error::{Context, Result};
@@ -17,6 +19,7 @@ use crate::ids::{Range, normalize};
 use crate::store::index::{Entry, Index, OWN, ZERO};
 use crate::store::manifest::{Ancestor, Counts};
 use crate::store::pages::Cache;
+use crate::sys::{interrupt, limit};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 
@@ -81,6 +84,7 @@ impl Draft {
             .collect();
         let to_copy = match self.options.squash {
             true => ancestors.iter().map(|u| (u.source, u64::MAX)).collect(),
+            false if self.hasty => BTreeMap::new(),
             false => {
                 let own = Use {
                     source: OWN,
@@ -135,6 +139,8 @@ impl Draft {
             most -= part.len();
             let mut to = None;
             cache.read(source, from, part.start..part.end, |_, bytes| {
+                limit::check()?;
+                interrupt::check()?;
                 let slot = writer.push(bytes)?;
                 to.get_or_insert(slot);
                 Ok(())

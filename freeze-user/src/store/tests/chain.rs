@@ -52,6 +52,37 @@ fn a_chain_stays_as_short_as_asked() {
     assert!(whole == contents(&store.find(done.id.as_str()).unwrap(), A));
 }
 
+/// While a program stands still until its checkpoint is stored, nothing is copied for a shorter chain.
+#[test]
+fn who_is_in_haste_leaves_it_to_the_next() {
+    let dir = Scratch::new("haste");
+    let store = dir.store();
+    let options = Options {
+        chain_limit: 2,
+        ..Options::default()
+    };
+    let mut parent: Option<Opened> = None;
+    for (n, (depth, copied)) in [(1, 0), (2, 0), (3, 0), (4, 0), (2, 3)].into_iter().enumerate() {
+        let mut draft = store.begin(parent.as_ref(), &options).unwrap();
+        if n < 4 {
+            draft.hasten();
+        }
+        if parent.is_some() {
+            draft.inherit(A, &[range(0, 100)]).unwrap();
+        }
+        draft
+            .pages(
+                A,
+                n as u64 * PAGE,
+                &pages(n as u8 + 1, if n == 0 { 50 } else { 1 }),
+            )
+            .unwrap();
+        let done = draft.commit(About::default()).unwrap();
+        assert_eq!((done.depth, done.counts.copied), (depth, copied), "{n}");
+        parent = Some(store.find(done.id.as_str()).unwrap());
+    }
+}
+
 /// Pages that spaces share are stored once also when they are copied, however differently they lie in runs.
 #[test]
 fn what_is_shared_is_copied_once() {
