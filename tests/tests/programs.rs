@@ -21,6 +21,7 @@ macro_rules! program {
 }
 
 program!(postgresql, shell(include_str!("../programs/postgresql.sh")));
+program!(mariadb, shell(include_str!("../programs/mariadb.sh")));
 program!(nginx, shell(include_str!("../programs/nginx.sh")));
 program!(redis, shell(include_str!("../programs/redis.sh")));
 program!(memcached, shell(include_str!("../programs/memcached.sh")));

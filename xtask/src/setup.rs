@@ -55,6 +55,11 @@ const PACKAGES: &[(&str, For, &str)] = &[
         "a real program to freeze: many processes that share memory",
     ),
     (
+        "mariadb-server",
+        For::Testing,
+        "a real program to freeze: very many threads, files by io_uring",
+    ),
+    (
         "nginx-light",
         For::Testing,
         "a real program to freeze: a server with workers",
@@ -140,6 +145,7 @@ const PACKAGES: &[(&str, For, &str)] = &[
 const SERVICES: &[(&str, &str)] = &[
     ("redis-server", "redis-server"),
     ("postgresql", "postgresql"),
+    ("mariadb-server", "mariadb"),
     ("nginx-light", "nginx"),
     ("memcached", "memcached"),
 ];

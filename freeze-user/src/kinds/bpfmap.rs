@@ -5,7 +5,7 @@ use super::{FdKind, Placed, Source, object_space};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::{FileId, Pid, SpaceId};
 use crate::nest::{Nest, Options};
-use crate::observe::view::{FdView, View, all_pids, command_of};
+use crate::observe::view::{FdView, View, command_of};
 use crate::sys::bpfmap::{MapInfo, by_id, create, freeze, info, read, update};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,24 +47,15 @@ const NUMA_NODE: u32 = 1 << 2;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Who else on the machine has a descriptor of this map, and its number. Pins and programs that use it are not seen.
-fn holder_outside(id: u32, view: &View) -> Option<(Pid, String)> {
-    let own = std::process::id() as i32;
+fn holder_outside(id: u32, view: &View) -> Option<(Pid, i32)> {
     let line = format!("map_id:\t{id}");
-    let others = all_pids().unwrap_or_default().into_iter();
-    others
-        .filter(|p| p.0 != own && view.get(*p).is_none())
-        .find_map(|pid| {
-            // Whoever ends meanwhile, or may not be looked into, holds nothing that could be named.
-            let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-            fds.flatten().find_map(|entry| {
-                let link = std::fs::read_link(entry.path()).ok()?;
-                let at = entry.file_name().to_string_lossy().into_owned();
-                let maps = link.as_os_str() == "anon_inode:bpf-map";
-                let text =
-                    maps.then(|| std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{at}")).ok())??;
-                text.lines().any(|l| l == line).then_some((pid, at))
-            })
-        })
+    let mut others = view.others(|other| other.link == b"anon_inode:bpf-map");
+    let other = others.find(|o| {
+        // Whoever ends meanwhile holds nothing that could be named.
+        let text = std::fs::read_to_string(format!("/proc/{}/fdinfo/{}", o.pid, o.fd));
+        text.is_ok_and(|text| text.lines().any(|l| l == line))
+    })?;
+    Some((other.pid, other.fd))
 }
 
 impl FdKind for BpfMap {

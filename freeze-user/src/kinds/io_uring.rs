@@ -14,7 +14,7 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid, Range};
 use crate::nest::{Nest, Options};
 use crate::observe::peek::uring::{Ring, Rings};
-use crate::observe::view::{FdView, ProcessView, View, all_pids, command_of};
+use crate::observe::view::{FdView, ProcessView, View, command_of};
 use crate::sys;
 use crate::sys::uring::{self, Area, ENTRIES_AT, Layout, Params, RINGS_AT, entry_size, setup};
 use nix::errno::Errno;
@@ -384,20 +384,9 @@ fn same(a: &FdView, b: &FdView) -> bool {
 
 /// Who else on the machine has a descriptor of it.
 fn holder_outside(fd: &FdView, view: &View) -> Option<(Pid, i32)> {
-    let own = std::process::id() as i32;
-    let others = all_pids().unwrap_or_default().into_iter();
-    others
-        .filter(|p| p.0 != own && view.get(*p).is_none())
-        .find_map(|pid| {
-            // Whoever ends meanwhile, or may not be looked into, holds nothing that could be named.
-            let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-            fds.flatten().find_map(|entry| {
-                let link = std::fs::read_link(entry.path()).ok()?;
-                let at = entry.file_name().to_str()?.parse().ok()?;
-                let is_one = is_part(link.as_os_str().as_encoded_bytes());
-                (is_one && sys::same_file(fd.pid, fd.fd, pid, at) == Ok(true)).then_some((pid, at))
-            })
-        })
+    let mut others = view.others(|other| is_part(&other.link));
+    let other = others.find(|o| sys::same_file(fd.pid, fd.fd, o.pid, o.fd) == Ok(true))?;
+    Some((other.pid, other.fd))
 }
 
 /// Adds mappings of instances that no descriptor of the set leads to any more.

@@ -142,6 +142,10 @@ const PROGRAMS: &[(&str, &str)] = &[
         "a transaction that is open across the cut commits; the rows are all there; a clean shutdown follows",
     ),
     (
+        "mariadb",
+        "a transaction that is open across the cut commits; the check of the table passes; a clean shutdown follows",
+    ),
+    (
         "nginx",
         "two clients on kept connections load pages from its workers all the while; reload and quit work afterwards",
     ),

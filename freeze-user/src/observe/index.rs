@@ -196,11 +196,16 @@ impl View {
         Ok(())
     }
 
-    /// What others have open is as in an earlier look, unless it was looked at again, or the set has got a terminal or fifo
-    /// since.
+    /// What others have open is as in an earlier look, unless it was looked at again, or the set has got something since that
+    /// others may have open too: a terminal, a fifo, a ring or a map of eBPF.
     pub(super) fn trust_others(&mut self, before: &View) {
-        let shared = |f: &&FdView| matches!(f.stat.kind(), libc::S_IFIFO | libc::S_IFCHR);
-        let known = |f: &FdView| before.fds_of(f.stat.ino).any(|b| b.stat.dev == f.stat.dev);
+        let nameless = |f: &FdView| matches!(f.anon_inode(), Some("io_uring" | "bpf-map"));
+        let shared = |f: &&FdView| nameless(f) || matches!(f.stat.kind(), libc::S_IFIFO | libc::S_IFCHR);
+        let known = |f: &FdView| {
+            let mut alike = before.fds_of(f.stat.ino).filter(|b| b.stat.dev == f.stat.dev);
+            // All of them may be one inode.
+            alike.any(|b| !nameless(f) || (b.pid, b.fd, &b.link) == (f.pid, f.fd, &f.link))
+        };
         if self.index.others.get().is_none() && self.fds().filter(shared).all(known) {
             self.index.others = Arc::clone(&before.index.others);
         }
