@@ -20,15 +20,23 @@ const MODULES: &[&str] = &[
     "tcp_diag",
     "udp_diag",
     "raw_diag",
-    "packet_diag",
+    "af_packet_diag",
     "netlink_diag",
     "tun",
     "veth",
     "dummy",
+    "overlay",
 ];
 
 /// Programs that tests start.
-const PROGRAMS: &[&str] = &["/usr/bin/python3", "/usr/sbin/kexec", "/usr/bin/setpriv"];
+const PROGRAMS: &[&str] = &[
+    "/usr/bin/python3",
+    "/usr/sbin/kexec",
+    "/usr/bin/setpriv",
+    "/usr/bin/nsenter",
+    // Busybox's knows neither pairs nor namespaces.
+    "/usr/bin/ip",
+];
 
 /// Makes the disk, in a file below `home`.
 pub(super) fn make(home: &Path, cases: &[Case], first: &Kernel, second: &Kernel) -> Result<PathBuf> {
@@ -44,6 +52,7 @@ pub(super) fn make(home: &Path, cases: &[Case], first: &Kernel, second: &Kernel)
         "dev",
         "run",
         "tmp",
+        "mnt",
         "root",
         "etc",
         "vm/log",
