@@ -350,3 +350,114 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    other_names,
+    c(r#"
+#include <sys/mount.h>
+/* In a tree of the program's own: a file whose name is gone and that has another, and one that something is mounted over,
+   which a process has open that lives in another mount namespace by now. */
+static char *at(const char *name) {
+    static char path[4][PATH_MAX];
+    static int next;
+    char *out = path[next++ % 4];
+    snprintf(out, PATH_MAX, "%.2000s/m/%.1000s", here_dir, name);
+    return out;
+}
+static void holds(int fd, const char *text) {
+    char got[20] = "";
+    CHECK(pread(fd, got, sizeof got, 0) >= 0);
+    CHECK(!strcmp(got, text));
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("m", in_here("m"), "tmpfs", 0, ""));
+    OK(mkdir(at("a"), 0755));
+    OK(mkdir(at("b"), 0755));
+    OK(mkdir(at("under"), 0755));
+    int moved = OK(open(at("a/one"), O_CREAT | O_RDWR, 0600)), top = OK(open(at("top"), O_CREAT | O_RDWR, 0600));
+    SAME(write(moved, "two names", 9), 9);
+    SAME(write(top, "deeper", 6), 6);
+    OK(link(at("a/one"), at("b/two")));
+    OK(unlink(at("a/one")));
+    OK(rmdir(at("a")));
+    OK(link(at("top"), at("b/top")));
+    OK(unlink(at("top")));
+    int covered = OK(open(at("under/file"), O_CREAT | O_RDWR, 0600));
+    SAME(write(covered, "covered", 7), 7);
+    OK(mount("over", at("under"), "tmpfs", 0, "size=64k"));
+    int up[2], go[2], status;
+    char x;
+    OK(pipe(up));
+    OK(pipe(go));
+    int kid = OK(fork());
+    if (!kid) {
+        OK(close(go[1]));
+        OK(unshare(CLONE_NEWNS));
+        SAME(write(up[1], "x", 1), 1);
+        SAME(read(go[0], &x, 1), 0);
+        holds(covered, "covered");
+        _exit(0);
+    }
+    SAME(read(up[0], &x, 1), 1);
+    freeze_here();
+    OK(close(go[1]));
+    OK(waitpid(kid, &status, 0));
+    SAME(status, 0);
+    struct stat held, named;
+    OK(fstat(moved, &held));
+    OK(stat(at("b/two"), &named));
+    SAME(held.st_ino, named.st_ino);
+    SAME(held.st_nlink, 1);
+    holds(moved, "two names");
+    CHECK(access(at("a"), F_OK) && errno == ENOENT);
+    OK(fstat(top, &held));
+    OK(stat(at("b/top"), &named));
+    SAME(held.st_ino, named.st_ino);
+    holds(top, "deeper");
+    OK(umount(at("under")));
+    OK(fstat(covered, &held));
+    OK(stat(at("under/file"), &named));
+    SAME(held.st_ino, named.st_ino);
+    holds(covered, "covered");
+}
+"#)
+);
+
+conformance!(
+    socket_under_another_mount,
+    c(r#"
+#include <sys/mount.h>
+#include <sys/un.h>
+/* The name of a listening socket lies in a directory that something is mounted over by now: uncovered, it leads there. */
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("m", in_here("m"), "tmpfs", 0, ""));
+    OK(mkdir(in_here("m/under"), 0755));
+    struct sockaddr_un name = { AF_UNIX, "s" }, got;
+    socklen_t length = sizeof got;
+    OK(chdir(in_here("m/under")));
+    int s = OK(socket(AF_UNIX, SOCK_STREAM, 0));
+    OK(bind(s, (void *)&name, sizeof name));
+    OK(listen(s, 5));
+    OK(chmod("s", 0640));
+    OK(chdir(in_here("m")));
+    OK(mount("over", "under", "tmpfs", 0, "size=64k"));
+    freeze_here();
+    struct stat st;
+    OK(getsockname(s, (void *)&got, &length));
+    CHECK(!strcmp(got.sun_path, "s"));
+    CHECK(access("under/s", F_OK) && errno == ENOENT);
+    OK(umount("under"));
+    OK(chdir("under"));
+    OK(lstat("s", &st));
+    SAME(st.st_mode, S_IFSOCK | 0640);
+    OK(connect(OK(socket(AF_UNIX, SOCK_STREAM, 0)), (void *)&name, sizeof name));
+    OK(accept(s, 0, 0));
+}
+"#)
+);

@@ -103,6 +103,7 @@ fn a_namespace_comes_back() {
         addr add fd00:5::1/64 dev d0
         addr add fd00:7::1/64 dev d0 preferred_lft 5000 valid_lft 9000
         addr add fd00:8::1/64 dev d0 preferred_lft 0
+        addr add fd00:a::1/128 peer fd00:a::2 dev d0 nodad
         route add 10.6.0.0/16 via 10.5.0.9
         route add default via 10.5.0.8 metric 50
         route add fd01::/64 via fd00:5::9
@@ -112,6 +113,8 @@ fn a_namespace_comes_back() {
         route add fd02::/64 via fd00:5::9 expires 5000
         neigh add 10.5.0.77 lladdr 02:00:00:00:00:99 dev d0 nud permanent
         neigh add 10.5.0.78 lladdr 02:00:00:00:00:98 dev d0 nud noarp
+        neigh add 10.5.0.79 lladdr 02:00:00:00:00:97 dev d0 nud stale
+        neigh add fd00:5::50 lladdr 02:00:00:00:00:96 dev d0 nud stale router
         maddr add 01:00:5e:01:02:03 dev d0
         link set d0 gso_max_size 30000
         link add br0 type bridge forward_delay 300
@@ -179,6 +182,8 @@ fn a_namespace_comes_back() {
     assert_eq!(was.routes, is.routes);
     assert_eq!(was.rules, is.rules);
     assert_eq!(was.neighbours, is.neighbours);
+    let of_d0 = |n: &Bytes| n.0[4..8] == 40i32.to_ne_bytes();
+    assert!(was.neighbours.iter().filter(|n| of_d0(n)).count() >= 4);
     assert_eq!(was.multicast, is.multicast);
     assert!(
         was.multicast.iter().any(|m| m.device == "d0"),
@@ -573,7 +578,8 @@ fn queueing_disciplines_come_back() {
          tc qdisc add dev d0 clsact
          tc qdisc add dev d1 root handle 9: pfifo limit 77
          tc qdisc add dev lo root bfifo limit 9000
-         tc qdisc add dev d1 ingress",
+         tc qdisc add dev d1 ingress
+         ip link add d2 type veth peer name d3; tc qdisc add dev d2 root handle 8: htb default 5",
     );
     moved(&a, &b);
     let listing = "tc qdisc show | sed 's/ refcnt [0-9]*//' | sort";
@@ -589,7 +595,7 @@ fn what_is_elsewhere_in_the_network_is_refused() {
         (
             "tc qdisc add dev lo root handle 1: htb; tc class add dev lo parent 1: classid 1:1 htb rate 1mbit",
             "network device lo, queueing discipline htb",
-            "this kernel does not take it back: Invalid argument",
+            "it has classes, which are not carried",
         ),
         (
             "tc qdisc add dev lo ingress; tc filter add dev lo parent ffff: u32 match u32 0 0 classid 1:1",

@@ -111,7 +111,7 @@ int main(void) {
 conformance!(
     mounted,
     c(r#"
-/* Namespaces that only a mount keeps, as `ip netns add` does, and the one that the subject lives in. */
+/* Namespaces that only a mount keeps, as `ip netns add` does, and the one that the subject lives in; open by those names too. */
 #include <net/if.h>
 #include <sys/mount.h>
 static const char *const kinds[] = { "net", "uts", "ipc" };
@@ -141,10 +141,14 @@ int main(void) {
     }
     OK(waitpid(kid, &status, 0));
     SAME(status, 0);
+    int held[3], lived = OK(open(at("own"), O_RDONLY));
+    for (int i = 0; i < 3; i++) held[i] = OK(open(at(kinds[i]), i ? O_RDONLY : O_PATH));
     freeze_here();
     struct stat a, b;
     OK(stat(at("own"), &a));
     OK(stat("/proc/self/ns/uts", &b));
+    SAME(a.st_ino, b.st_ino);
+    OK(fstat(lived, &a));
     SAME(a.st_ino, b.st_ino);
     for (int i = 0; i < 3; i++) {
         char own[32];
@@ -154,6 +158,8 @@ int main(void) {
         OK(close(fd));
         OK(stat(at(kinds[i]), &a));
         OK(stat(own, &b));
+        SAME(a.st_ino, b.st_ino);
+        OK(fstat(held[i], &a));
         SAME(a.st_ino, b.st_ino);
     }
     OK(gethostname(name, sizeof name));

@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
 pub struct NsFd;
@@ -23,6 +24,17 @@ pub struct Record {
     pub kind: Kind,
     pub which: Which,
     pub flags: i32,
+    /// Where it was mounted and was opened, in the tree with this number.
+    #[serde(default)]
+    pub place: Option<Place>,
+}
+
+/// A path in a tree of files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub tree: u32,
+    #[serde(with = "crate::ospath")]
+    pub path: PathBuf,
 }
 
 /// Which namespace it is.
@@ -61,6 +73,13 @@ impl FdKind for NsFd {
             kind,
             which: which(kind, inode, from.view).ok_or_else(|| nobodys(fd).refuse())?,
             flags: fd.flags(),
+            place: std::fs::read_link(fd.at())
+                .ok()
+                .filter(|path| path.is_absolute())
+                .map(|path| Place {
+                    tree: fd.tree.number,
+                    path,
+                }),
         })
     }
 
@@ -92,12 +111,24 @@ impl FdKind for NsFd {
         };
         let flags =
             OFlag::from_bits_retain(record.flags & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_PATH));
+        // By the name it was opened by, if it is there again: that is what the descriptor shows.
+        if let Some(Place { tree, path: named }) = &record.place
+            && let Ok(named) = nest.options.reach(*tree, named)
+            && is_same(&named, path.as_ref())
+        {
+            return nix::fcntl::open(&named, flags | OFlag::O_CLOEXEC, Mode::empty()).on("open", name);
+        }
         nix::fcntl::open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty()).on("open", name)
     }
 
     fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {
         Ok(())
     }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    identity(one).is_some_and(|found| identity(other) == Some(found))
 }
 
 fn told(fd: &FdView) -> Option<(Kind, u64)> {

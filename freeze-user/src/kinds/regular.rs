@@ -258,8 +258,9 @@ impl FileRef {
         };
         let fd = lost.open(here, libc::O_PATH | libc::O_NOFOLLOW)?;
         let found = FileStat::of(&format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        // A handle or a name may be another file's by now.
-        match (found.dev, found.ino) == (self.stat.dev, self.stat.ino) && found.nlink > 0 {
+        // A handle or a name may be another file's by now; in a tree that was made anew they all have other numbers.
+        let is_it = self.tree != 0 || (found.dev, found.ino) == (self.stat.dev, self.stat.ino);
+        match is_it && found.nlink > 0 {
             true => Ok(found),
             false => Err(std::io::ErrorKind::NotFound.into()),
         }
@@ -339,7 +340,10 @@ impl FileRef {
                 Err(Error::Kernel {
                     errno: Errno::EPERM | Errno::EROFS | Errno::EMLINK,
                     ..
-                }) => lost.open(&self.path, plain).on("open", name),
+                }) => {
+                    let here = nest.options.reach(self.tree, &self.path)?;
+                    lost.open(&here, plain).on("open", name)
+                }
                 Err(e) => Err(e),
             },
         }

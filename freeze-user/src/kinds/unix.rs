@@ -242,7 +242,7 @@ impl FdKind for Unix {
         };
         record.base.give_owner(fd.as_fd())?;
         if let Some(name) = &record.name {
-            name.bind(fd.as_fd(), &nest.options)?;
+            name.bind(fd.as_fd(), nest)?;
         }
         if let Role::Listening { backlog, who, .. } = &record.role {
             listen(fd.as_fd(), *backlog, who.as_ref(), nest)?;

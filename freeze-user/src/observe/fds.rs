@@ -4,6 +4,7 @@ use crate::crew;
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::observe::filestat::FileStat;
+use crate::observe::foreign::namespace_of;
 use crate::observe::procfile::read_record_of;
 use crate::observe::tree::Tree;
 use crate::observe::view::{SAME_LOOKS, malformed, speaker};
@@ -14,8 +15,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::Mode;
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::LazyLock;
 
 /// One file descriptor of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +120,7 @@ pub(super) fn read_fds(pid: Pid, by: Pid, before: Option<&[FdView]>) -> Result<V
         let mut view = at.read(pid, fd, known(fd))?;
         for _ in 0..SAME_LOOKS {
             // It may be closed, and another opened, between two parts of the look.
-            if before.is_some() || at.link(fd)? == view.link {
+            if before.is_some() || view.stat.dev == *NAMESPACES || at.link(fd)? == view.link {
                 break;
             }
             view = at.read(pid, fd, None)?;
@@ -201,9 +204,16 @@ impl Shelf {
     /// All but the sort of its file system. A socket that was there a moment ago, as `known`, has its protocol still.
     fn read(&self, pid: Pid, fd: i32, known: Option<&FdView>) -> Result<FdView> {
         let number = fd.to_string();
-        let link = self.link(fd)?;
+        let mut link = self.link(fd)?;
         let stat = nix::sys::stat::fstatat(&self.links, number.as_str(), AtFlags::empty())
             .on("stat", || self.path(fd))?;
+        // Opened where it is mounted (`ip netns`), a namespace is shown by that path.
+        if stat.st_dev == *NAMESPACES
+            && namespace_of(&link).is_none()
+            && let Some(name) = name_of_namespace(&self.path(fd))
+        {
+            link = format!("{name}:[{}]", stat.st_ino).into_bytes();
+        }
         let info_path = || format!("/proc/{}/fdinfo/{fd}", self.by);
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let info =
@@ -238,6 +248,27 @@ impl Shelf {
         }
         Ok(view)
     }
+}
+
+/// The device number of the file system of namespaces, of which there is one.
+static NAMESPACES: LazyLock<u64> =
+    LazyLock::new(|| nix::sys::stat::stat("/proc/self/ns/mnt").map_or(u64::MAX, |s| s.st_dev));
+
+/// The kind of the namespace that a link of /proc leads to, as that is named in /proc/PID/ns.
+fn name_of_namespace(at: &str) -> Option<&'static str> {
+    const CLONE_NEWTIME: i32 = 0x80;
+    let kind = sys::ns::kind(File::open(at).ok()?.as_fd()).ok()?;
+    Some(match kind {
+        libc::CLONE_NEWCGROUP => "cgroup",
+        libc::CLONE_NEWIPC => "ipc",
+        libc::CLONE_NEWNS => "mnt",
+        libc::CLONE_NEWNET => "net",
+        libc::CLONE_NEWPID => "pid",
+        CLONE_NEWTIME => "time",
+        libc::CLONE_NEWUSER => "user",
+        libc::CLONE_NEWUTS => "uts",
+        _ => return None,
+    })
 }
 
 /// Whether a connection that came to a socket of MPTCP is one of plain TCP, as all are whose other side knows no other.

@@ -28,6 +28,8 @@ pub struct Tree {
     root: Option<Arc<OwnedFd>>,
     /// Where its root is mounted, if it is a covered mount.
     base: Vec<u8>,
+    /// A process that lives in it, whose mountinfo tells of it: who has a file of it open may live elsewhere.
+    dweller: Option<Pid>,
 }
 
 /// What the kernel adds to the path of a file whose name is gone.
@@ -51,6 +53,7 @@ impl Tree {
             number,
             root: Some(Arc::new(root)),
             base: Vec::new(),
+            dweller: None,
         }
     }
 
@@ -64,6 +67,11 @@ impl Tree {
             },
             ..Tree::new(namespace | (index as u32 + 1) << MOUNT, root)
         }
+    }
+
+    /// A process that lives in it, where that is known.
+    pub fn dweller(&self) -> Option<Pid> {
+        self.dweller
     }
 
     /// The number of the mount namespace in which the tree with this number is.
@@ -253,7 +261,11 @@ impl Trees {
             trees.by_mount.extend(mounts.iter().map(|m| (m.id, number)));
             trees.mounts.insert(number, mounts);
             trees.spaces.insert(number, Arc::new(fd));
-            trees.by_namespace.insert(inode, Tree::new(number, root));
+            let tree = Tree {
+                dweller: Some(pid),
+                ..Tree::new(number, root)
+            };
+            trees.by_namespace.insert(inode, tree);
         }
         Ok(trees)
     }
@@ -303,6 +315,21 @@ impl Trees {
         }?;
         ns::leave_access_times(copy.as_fd());
         Ok(copy)
+    }
+
+    /// Where the mount with this id is mounted, and what it shows without those that are mounted on it.
+    pub fn bare(&self, id: i64) -> Option<(PathBuf, OwnedFd)> {
+        let place = |lines: &[MountLine]| {
+            let index = lines.iter().position(|l| l.id == id)?;
+            Some((index, PathBuf::from(OsStr::from_bytes(&lines[index].at))))
+        };
+        if let Some(number) = self.by_mount.get(&id) {
+            let (index, at) = place(self.mounts(*number))?;
+            return Some((at, self.copy(*number, index).ok()?));
+        }
+        let (_, at) = place(&parse_mounts(&std::fs::read("/proc/thread-self/mountinfo").ok()?))?;
+        let copy = ns::mount_copy(None, at.as_os_str().as_bytes()).ok()?;
+        Some((at, copy))
     }
 
     /// A mount as a tree by itself, if others are mounted over it and it can be reached.

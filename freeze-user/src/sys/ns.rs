@@ -24,6 +24,11 @@ pub fn owner(ns: BorrowedFd<'_>) -> Sys<OwnedFd> {
     plain(libc::SYS_ioctl, [ns.as_raw_fd() as u64, 0xb701, 0, 0, 0, 0]).map(owned)
 }
 
+/// Which kind of namespace it is, as CLONE_NEW* (NS_GET_NSTYPE).
+pub fn kind(ns: BorrowedFd<'_>) -> Sys<i32> {
+    plain(libc::SYS_ioctl, [ns.as_raw_fd() as u64, 0xb703, 0, 0, 0, 0]).map(|kind| kind as i32)
+}
+
 /// The parent of a pid or user namespace (NS_GET_PARENT); EPERM if it lies outside our own.
 pub fn parent(ns: BorrowedFd<'_>) -> Sys<OwnedFd> {
     plain(libc::SYS_ioctl, [ns.as_raw_fd() as u64, 0xb702, 0, 0, 0, 0]).map(owned)

@@ -14,6 +14,11 @@ impl Record {
             for extra in now.iter().filter(|r| !wanted.contains(r)) {
                 let _ = netlink.request(DELROUTE, 0, &extra.0);
             }
+            // That to the other end of an address (peer) comes with the last step of looking for duplicates, which is none
+            // where the device had its carrier only after the address was set.
+            for missing in wanted.iter().filter(|r| !now.contains(r)) {
+                let _ = netlink.request(NEWROUTE, CREATE, &missing.0);
+            }
         }
         let mut rest: Vec<&Bytes> = self.routes.iter().filter(|r| !now.contains(r)).collect();
         // The way to a neighbour is looked for as rules have it. They may have come later than a route, and forbid it; or
@@ -141,7 +146,7 @@ pub(super) fn rules(netlink: &mut Netlink) -> Sys<Vec<Bytes>> {
     Ok(out)
 }
 
-/// Neighbours that were entered by hand, and those that are answered for.
+/// Neighbours that are known by their link address, and those that are answered for.
 pub(super) fn neighbours(netlink: &mut Netlink, links: &[Link]) -> Sys<Vec<Bytes>> {
     const PROXY: u8 = 1 << 3;
     const CACHEINFO: u16 = 3;
@@ -158,12 +163,16 @@ pub(super) fn neighbours(netlink: &mut Netlink, links: &[Link]) -> Sys<Vec<Bytes
                 let Some(head) = message.get(..12) else { continue };
                 let wanted = match proxies {
                     true => head[10] & PROXY != 0,
-                    false => is_by_hand(&message, links),
+                    false => is_by_hand(&message, links) || is_known(&message),
                 };
                 if !wanted {
                     continue;
                 }
                 let mut kept = head.to_vec();
+                // One that is just being asked whether it is still there will be asked again when it is used.
+                if state(head) & (DELAY | PROBE) != 0 {
+                    kept[8..10].copy_from_slice(&STALE.to_ne_bytes());
+                }
                 for (kind, value) in attributes(&message, 12) {
                     if kind != CACHEINFO && kind != PROBES {
                         put(&mut kept, kind, value);
@@ -176,6 +185,21 @@ pub(super) fn neighbours(netlink: &mut Netlink, links: &[Link]) -> Sys<Vec<Bytes
     Ok(out)
 }
 
+const REACHABLE: u16 = 0x02;
+const STALE: u16 = 0x04;
+const DELAY: u16 = 0x08;
+const PROBE: u16 = 0x10;
+
+/// What is known of a neighbour (NUD_*).
+fn state(head: &[u8]) -> u16 {
+    u16::from_ne_bytes([head[8], head[9]])
+}
+
+/// Whether a neighbour's link address is known, and may be asked for again.
+fn is_known(message: &[u8]) -> bool {
+    state(message) & (REACHABLE | STALE | DELAY | PROBE) != 0
+}
+
 /// Whether a neighbour was entered by hand: permanent, or not to be asked for where others are.
 fn is_by_hand(message: &[u8], links: &[Link]) -> bool {
     const PERMANENT: u16 = 0x80;
@@ -184,7 +208,7 @@ fn is_by_hand(message: &[u8], links: &[Link]) -> bool {
     /// IFF_LOOPBACK, IFF_POINTOPOINT, IFF_NOARP: there the kernel asks for nobody.
     const UNASKED: u32 = 0x8 | 0x10 | 0x80;
     const UNICAST: u8 = 1;
-    let state = u16::from_ne_bytes([message[8], message[9]]);
+    let state = state(message);
     let index = word(&message[4..]) as i32;
     let asks = links.iter().any(|l| l.index == index && l.flags & UNASKED == 0);
     let all = attributes(message, 12);

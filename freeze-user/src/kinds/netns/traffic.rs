@@ -68,8 +68,11 @@ fn given(netlink: &mut Netlink) -> Sys<Vec<Discipline>> {
         }
         let mut kept = message[..HEAD].to_vec();
         kept[INFO..].fill(0);
+        let is_htb = kind(&message) == "htb";
         for (kind, value) in attributes(&message, HEAD) {
-            if [KIND, OPTIONS, STAB, INGRESS_BLOCK, EGRESS_BLOCK].contains(&kind) {
+            if kind == OPTIONS && is_htb {
+                put(&mut kept, kind, &as_htb_wants(value));
+            } else if [KIND, OPTIONS, STAB, INGRESS_BLOCK, EGRESS_BLOCK].contains(&kind) {
                 put(&mut kept, kind, value);
             }
         }
@@ -84,6 +87,25 @@ fn given(netlink: &mut Netlink) -> Sys<Vec<Discipline>> {
         });
     }
     Ok(out)
+}
+
+/// What htb tells of itself, as it wants to be told: it gives its whole version, and takes the first half alone; and how many
+/// packets passed it by is counted.
+fn as_htb_wants(options: &[u8]) -> Vec<u8> {
+    // TCA_HTB_INIT: struct tc_htb_glob, of five words.
+    const INIT: u16 = 2;
+    const PASSED: std::ops::Range<usize> = 16..20;
+    let mut out = Vec::new();
+    for (kind, value) in attributes(options, 0) {
+        let mut value = value.to_vec();
+        if kind == INIT && value.len() >= PASSED.end {
+            let version = word(&value) >> 16;
+            value[..4].copy_from_slice(&version.to_ne_bytes());
+            value[PASSED].fill(0);
+        }
+        put(&mut out, kind, &value);
+    }
+    out
 }
 
 fn place(message: &[u8], links: &[Link]) -> String {

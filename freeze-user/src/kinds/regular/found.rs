@@ -23,7 +23,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use crate::observe::tree::DELETED;
@@ -41,7 +41,8 @@ pub struct Handle {
 /// A file that is still there, though its recorded path does not lead to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lost {
-    /// The name it was opened by is gone, and it has others: found by its handle, or else by one of these.
+    /// The name it was opened by is gone, and it has others: found by its handle, or else by one of these, which in a tree
+    /// other than freeze's own is told from the directory of the old one.
     Elsewhere {
         handle: Option<Handle>,
         #[serde(default, with = "crate::ospath::option")]
@@ -392,13 +393,18 @@ impl Lost {
             Lost::Elsewhere {
                 handle: Some(handle), ..
             } => handle.open(above(path), flags),
-            Lost::Elsewhere { handle: None, name } => nix::fcntl::open(
-                name.as_deref().unwrap_or(path),
-                OFlag::from_bits_retain(flags | libc::O_CLOEXEC),
-                Mode::empty(),
-            ),
+            Lost::Elsewhere { handle: None, name } => {
+                let name = name.as_deref().map(|name| from_directory_of(path, name));
+                let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
+                nix::fcntl::open(name.as_deref().unwrap_or(path), flags, Mode::empty())
+            }
         }
     }
+}
+
+/// Whether it is a link of /proc by which freeze reaches another tree.
+fn is_own(path: &Path) -> bool {
+    path == Path::new("/proc/self") || path.parent() == Some(Path::new("/proc/self/fd"))
 }
 
 fn same(fd: &OwnedFd, stat: &FileStat) -> bool {
@@ -410,8 +416,7 @@ fn same(fd: &OwnedFd, stat: &FileStat) -> bool {
 /// Paths of the kernel hold no links: one that lies there now has taken a directory's place, and may lead anywhere. Only
 /// those of /proc are ours, by which trees are reached.
 pub fn above(path: &Path) -> &Path {
-    let own = |p: &Path| p == Path::new("/proc/self") || p.parent() == Some(Path::new("/proc/self/fd"));
-    let is_there = |p: &&Path| match own(p) {
+    let is_there = |p: &&Path| match is_own(p) {
         true => p.is_dir(),
         false => std::fs::symlink_metadata(p).is_ok_and(|m| m.is_dir()),
     };
@@ -421,6 +426,30 @@ pub fn above(path: &Path) -> &Path {
         .take_while(is_there)
         .last()
         .unwrap_or(Path::new("/"))
+}
+
+/// The way to `name` from the directory in which `path` lies, which may be gone.
+fn to_name(path: &Path, name: &Path) -> PathBuf {
+    let from = path.parent().unwrap_or(path);
+    let shared = from
+        .components()
+        .zip(name.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let up = from.components().skip(shared).map(|_| Component::ParentDir);
+    up.chain(name.components().skip(shared)).collect()
+}
+
+/// What [`to_name`] leads to from another place; a whole path is itself.
+fn from_directory_of(path: &Path, name: &Path) -> PathBuf {
+    let mut out = path.parent().unwrap_or(path).to_owned();
+    for part in name.components() {
+        match part {
+            Component::ParentDir => _ = out.pop(),
+            part => out.push(part),
+        }
+    }
+    out
 }
 
 fn elsewhere(path: &Path, stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost> {
@@ -433,8 +462,8 @@ fn elsewhere(path: &Path, stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost
     let handle = handle.filter(|h| h.leads_to(dir, stat) && !comes_along(stat.dev, dir, tree));
     let name = match handle {
         Some(_) => None,
-        // A path by which freeze reaches another tree is none to record.
-        None if tree.number != 0 => return None,
+        // A path by which freeze reaches another tree is none to record: from the old name it leads to the other in any.
+        None if tree.number != 0 => Some(to_name(path, &other_name(dir, stat)?)),
         None => Some(other_name(dir, stat)?),
     };
     Some(Lost::Elsewhere { handle, name })
@@ -446,14 +475,20 @@ fn other_name(dir: &Path, stat: &FileStat) -> Option<PathBuf> {
     let mut queue: VecDeque<PathBuf> = dir.ancestors().map(Path::to_owned).collect();
     let mut seen = std::collections::HashSet::new();
     while let Some(dir) = queue.pop_front() {
-        let here = std::fs::symlink_metadata(&dir).ok();
+        // The root of another tree is reached by a link of /proc.
+        let here = match is_own(&dir) {
+            true => std::fs::metadata(&dir).ok(),
+            false => std::fs::symlink_metadata(&dir).ok(),
+        };
         // Names of one file are all on one device.
         if !here.is_some_and(|m| m.is_dir() && m.dev() == stat.dev && seen.insert(m.ino())) {
             continue;
         }
         for entry in std::fs::read_dir(&dir).ok()?.flatten() {
             let path = entry.path();
-            if entry.ino() == stat.ino && leads_to(path.as_os_str().as_bytes(), stat, &Tree::default()) {
+            let is_it =
+                || nix::sys::stat::lstat(&path).is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.dev, stat.ino));
+            if entry.ino() == stat.ino && is_it() {
                 return Some(path);
             }
             if entry.file_type().is_ok_and(|t| t.is_dir()) {
@@ -473,11 +508,12 @@ fn covered(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost> 
         kind,
         bytes: Bytes(bytes),
     };
-    let of = match tree.number {
-        0 => "self",
-        _ => at.strip_prefix("/proc/")?.split('/').next()?,
+    let of = match (tree.number, tree.dweller()) {
+        (0, _) => "self".to_owned(),
+        (_, Some(pid)) => pid.to_string(),
+        (_, None) => at.strip_prefix("/proc/")?.split('/').next()?.to_owned(),
     };
-    let mount = mount_point(of, id)?;
+    let mount = mount_point(&of, id)?;
     let here = tree.path(mount.as_os_str().as_bytes());
     if tree.number != 0 && ns::mount_id(&here).ok()? != i64::from(id) {
         return None;
@@ -551,12 +587,22 @@ pub fn open_covered(
     tree: u32,
     nest: &Nest,
 ) -> Restored<OwnedFd> {
-    let name = || path.display().to_string();
     let here = nest.options.reach(tree, mount)?;
     if let Ok(fd) = handle.open(&here, flags) {
         return Ok(fd);
     }
-    let space = nest.spaces.get(Kind::Mount, Tree::namespace_of(tree));
+    open_under(path, mount, flags, tree, nest)
+}
+
+/// The same by its path on the mount alone.
+pub fn open_under(path: &Path, mount: &Path, flags: i32, tree: u32, nest: &Nest) -> Restored<OwnedFd> {
+    let name = || path.display().to_string();
+    let here = nest.options.reach(tree, mount)?;
+    let own = File::open("/proc/thread-self/ns/mnt").on("open", || "/proc/thread-self/ns/mnt")?;
+    let space = match tree {
+        0 => Some(own.as_fd()),
+        _ => nest.spaces.get(Kind::Mount, Tree::namespace_of(tree)),
+    };
     let space = space.ok_or(Errno::ENOENT).on("setns", name)?;
     let on = File::open(&here).on("open", name)?;
     let copy = ns::mount_copy_of(space, on.as_fd(), b"").on("open_tree", name)?;

@@ -3,9 +3,10 @@
 use super::super::pipe::Bytes;
 use super::super::socket::{bind, holder_of};
 use crate::error::{Blocker, Context, Error, Result, errno};
+use crate::kinds::regular::found::open_under;
 use crate::nest::{Nest, Options};
 use crate::observe::peers::unix_sockets;
-use crate::observe::tree::{Tree, Trees};
+use crate::observe::tree::{Tree, Trees, below};
 use crate::observe::view::{FdView, FileStat, socket_link};
 use crate::sys::unixname::{self, address_of, directory_of, is_path, name_of};
 use crate::sys::{self, socket};
@@ -40,6 +41,9 @@ pub struct NameFile {
     /// Whether it was given another path after it was bound.
     #[serde(default)]
     pub renamed: bool,
+    /// The mount that it lies on, if another is mounted over its directory.
+    #[serde(default, with = "crate::ospath::option")]
+    pub covered: Option<PathBuf>,
     /// Its other names (link(2)), in the same directory.
     #[serde(default)]
     pub links: Vec<Bytes>,
@@ -76,6 +80,8 @@ impl Name {
         let path: PathBuf = OsString::from_vec(link.clone()).into();
         let there = std::fs::symlink_metadata(tree.path(&link)).map(|m| FileStat::from(&m));
         let mut unlinked = !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino));
+        let covered = unlinked.then(|| covered(trees, &seen)).flatten();
+        unlinked &= covered.is_none();
         let (mut path, mut links) = (path, Vec::new());
         if seen.stat.nlink > u64::from(!unlinked) {
             links = beside(&tree, &path, &seen.stat);
@@ -110,7 +116,8 @@ impl Name {
                 path,
                 unlinked,
                 directory,
-                renamed,
+                renamed: renamed || covered.is_some(),
+                covered,
                 links,
                 mode,
                 uid,
@@ -134,7 +141,10 @@ impl Name {
             }
             return;
         };
-        let Some(here) = options.place(file.tree, &file.path).filter(|_| !file.unlinked) else {
+        let Some(here) = options
+            .place(file.tree, &file.path)
+            .filter(|_| !file.unlinked && file.covered.is_none())
+        else {
             return;
         };
         let at = || Blocker::at(file.path.display().to_string(), "a socket's name");
@@ -172,7 +182,8 @@ impl Name {
     }
 
     /// Binds a new socket to it.
-    pub fn bind(&self, fd: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    pub fn bind(&self, fd: BorrowedFd<'_>, nest: &Nest) -> Result<()> {
+        let options = &nest.options;
         let address = &self.address.0;
         let label = || readable(address);
         let Some(file) = &self.file else {
@@ -181,7 +192,15 @@ impl Name {
         if file.unlinked {
             return unixname::bind_hidden(fd, address, file.mode).on("bind", label);
         }
-        let here = options.reach(file.tree, &file.path)?;
+        let mut here = options.reach(file.tree, &file.path)?;
+        let directory = file.covered.as_ref().map(|mount| {
+            let directory = file.path.parent().unwrap_or(Path::new("/"));
+            open_under(directory, mount, libc::O_DIRECTORY, file.tree, nest)
+        });
+        let directory = directory.transpose()?;
+        if let (Some(directory), Some(name)) = (&directory, file.path.file_name()) {
+            here = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
+        }
         let root = (file.tree != 0)
             .then(|| options.reach(file.tree, Path::new("/")))
             .transpose()?;
@@ -213,6 +232,20 @@ impl Name {
         }
         Ok(())
     }
+}
+
+/// The mount on which the file of a socket lies that another one is mounted over.
+fn covered(trees: &Trees, file: &FdView) -> Option<PathBuf> {
+    if file.stat.nlink != 1 {
+        return None;
+    }
+    let (at, copy) = trees.bare(file.info.mnt_id)?;
+    let below = below(at.as_os_str().as_bytes(), &file.link)?;
+    let path = [format!("/proc/self/fd/{}", copy.as_raw_fd()).as_bytes(), below].concat();
+    let there = std::fs::symlink_metadata(OsStr::from_bytes(&path)).ok()?;
+    (FileStat::from(&there).dev, FileStat::from(&there).ino)
+        .eq(&(file.stat.dev, file.stat.ino))
+        .then_some(at)
 }
 
 /// The names of a file in the directory that one of them is or was in.
