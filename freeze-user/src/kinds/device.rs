@@ -40,6 +40,19 @@ pub struct Record {
     /// What was asked of /dev/cpu_dma_latency, in microseconds.
     #[serde(default)]
     pub latency: Option<i32>,
+    /// What the kernel calls it, if it is one of those that each boot numbers anew.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+impl Record {
+    /// Whether it is the device of this number, by its name if it has one.
+    fn is(&self, number: (u64, u64)) -> bool {
+        match &self.name {
+            Some(name) => misc(number).as_ref() == Some(name),
+            None => number == self.number,
+        }
+    }
 }
 
 /// Minor numbers of the memory devices (major 1) that keep nothing between two calls.
@@ -156,6 +169,7 @@ impl FdKind for Device {
             },
             node: Some(node),
             latency,
+            name: (!block).then(|| misc(number)).flatten(),
         })
     }
 
@@ -163,11 +177,26 @@ impl FdKind for Device {
         let Some(here) = options.place(record.tree, &record.path) else {
             return;
         };
+        let at = || Blocker::at(record.path.display().to_string(), "");
         if record
             .node
             .as_ref()
             .is_some_and(|n| n.gone.is_some() || n.lost.is_some())
         {
+            // It is made by its number.
+            if let Some(name) = record
+                .name
+                .as_ref()
+                .filter(|_| misc(record.number) != record.name)
+            {
+                out.push(
+                    at().why(format!(
+                        "its node is gone, and {}:{} is not {name} any more",
+                        record.number.0, record.number.1
+                    ))
+                    .remedy("restore it under the boot that it was checkpointed under"),
+                );
+            }
             return;
         }
         let kind = if record.block {
@@ -176,17 +205,16 @@ impl FdKind for Device {
             libc::S_IFCHR
         };
         let found = match std::fs::metadata(here).map(|m| FileStat::from(&m)) {
-            Ok(s) if s.kind() == kind && (major(s.rdev), minor(s.rdev)) == record.number => return,
+            Ok(s) if s.kind() == kind && record.is((major(s.rdev), minor(s.rdev))) => return,
             Ok(_) => "something else".to_owned(),
             Err(e) => e.to_string(),
         };
         out.push(
-            Blocker::at(record.path.display().to_string(), "")
-                .why(format!(
-                    "expected the device {}:{}, found {found}",
-                    record.number.0, record.number.1
-                ))
-                .remedy("create the device node"),
+            at().why(format!(
+                "expected the device {}:{}, found {found}",
+                record.number.0, record.number.1
+            ))
+            .remedy("create the device node"),
         );
     }
 
@@ -268,7 +296,7 @@ fn memory_of(rdev: u64, flags: i32) -> Option<Memory> {
         (1, 1 | 4) | (202 | 203, _) => Some(Memory::Position),
         (1, 11) if flags & libc::O_ACCMODE == libc::O_WRONLY => Some(Memory::Nothing),
         (1, 11) => Some(Memory::Log),
-        (10, _) => match misc(rdev)?.as_str() {
+        number @ (10, _) => match misc(number)?.as_str() {
             "cpu_dma_latency" => Some(Memory::Latency),
             name if PLAIN.contains(&name) => Some(Memory::Nothing),
             _ => None,
@@ -278,8 +306,10 @@ fn memory_of(rdev: u64, flags: i32) -> Option<Memory> {
 }
 
 /// The name of a miscellaneous device, whose number is a different one on every machine.
-fn misc(rdev: u64) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/sys/dev/char/10:{}/uevent", minor(rdev))).ok()?;
+fn misc((major, minor): (u64, u64)) -> Option<String> {
+    let text = (major == 10)
+        .then(|| std::fs::read_to_string(format!("/sys/dev/char/10:{minor}/uevent")))?
+        .ok()?;
     let name = text.lines().find_map(|l| l.strip_prefix("DEVNAME="))?;
     Some(name.to_owned())
 }
