@@ -588,3 +588,100 @@ int main(void) {
 "#)
     .alone()
 );
+
+conformance!(
+    without_it,
+    c(r#"
+/* Of a session with a terminal one was there before it had one, and one has given it up (TIOCNOTTY). */
+#include <termios.h>
+static int in_session(int has) {
+    int tty = open("/dev/tty", O_RDWR);
+    if (has) return OK(tty);
+    CHECK(tty == -1 && errno == ENXIO);
+    return tty;
+}
+int main(void) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY)), status;
+    OK(unlockpt(master));
+    int leader = OK(fork());
+    if (!leader) {
+        OK(setsid());
+        int before = OK(fork());
+        if (!before) {
+            freeze_here();
+            in_session(0);
+            _exit(0);
+        }
+        int slave = OK(open(ptsname(master), O_RDWR));
+        int left = OK(fork());
+        if (!left) {
+            OK(ioctl(slave, TIOCNOTTY));
+            int own = OK(fork());
+            if (!own) {
+                freeze_here();
+                in_session(0);
+                _exit(0);
+            }
+            freeze_here();
+            in_session(0);
+            OK(waitpid(own, &status, 0));
+            CHECK(write(slave, "left", 4) == 4);
+            _exit(status != 0);
+        }
+        freeze_here();
+        SAME(tcgetsid(in_session(1)), getpid());
+        OK(waitpid(before, &status, 0));
+        SAME(status, 0);
+        OK(waitpid(left, &status, 0));
+        SAME(status, 0);
+        _exit(0);
+    }
+    rest(50);
+    freeze_here();
+    OK(waitpid(leader, &status, 0));
+    SAME(status, 0);
+    char text[10];
+    SAME(read(master, text, 10), 4);
+}
+"#)
+    .alone()
+);
+
+conformance!(
+    kept_from_change,
+    c(r#"
+/* Settings that are kept from being changed (TIOCSLCKTRMIOS), with something typed and something written. */
+#include <termios.h>
+struct kernels { tcflag_t flags[4]; cc_t line, cc[19]; };
+int main(void) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY));
+    OK(unlockpt(master));
+    int slave = OK(open(ptsname(master), O_RDWR | O_NOCTTY));
+    struct kernels fixed = {.flags = {IXON, OPOST, 0, ICANON | ECHO}}, now;
+    fixed.cc[VERASE] = 1;
+    if (ioctl(slave, TIOCSLCKTRMIOS, &fixed)) WITHOUT("the right to lock settings");
+    SAME(write(slave, "out\n", 4), 4);
+    SAME(write(master, "line\nhalf", 9), 9);
+    rest(30);
+    freeze_here();
+    OK(ioctl(master, TIOCGLCKTRMIOS, &now));
+    CHECK(!memcmp(&now, &fixed, sizeof now));
+    struct termios t;
+    OK(tcgetattr(slave, &t));
+    t.c_lflag &= ~(ICANON | ECHO | ISIG);
+    t.c_cc[VERASE] = 5;
+    OK(tcsetattr(slave, TCSANOW, &t));
+    OK(tcgetattr(slave, &t));
+    SAME(t.c_lflag & (ICANON | ECHO | ISIG), ICANON | ECHO);
+    CHECK(t.c_cc[VERASE] == 0177);
+    char text[50];
+    SAME(read(slave, text, 50), 5);
+    SAME(write(master, "\n", 1), 1);
+    SAME(read(slave, text, 50), 5);
+    CHECK(!memcmp(text, "half\n", 5));
+    int n = read(master, text, 50);
+    CHECK(n >= 5 && !memcmp(text, "out\r\n", 5));
+}
+"#)
+    .alone()
+);

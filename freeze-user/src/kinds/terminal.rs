@@ -16,7 +16,7 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
 use crate::observe::tree::Tree;
-use crate::observe::view::{FdView, View, command_of};
+use crate::observe::view::{FdView, ProcessView, View, command_of};
 use crate::store::Opened;
 use crate::sys::{
     self,
@@ -84,6 +84,9 @@ pub struct Master {
     /// Whether its path leads into the devpts itself.
     #[serde(default)]
     pub inside: bool,
+    /// Who is in its session, but has given it up (TIOCNOTTY) or was there before it.
+    #[serde(default)]
+    pub without: Vec<Pid>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,9 +218,12 @@ impl FdKind for Terminal {
             let slave = slave.as_ref().map(AsFd::as_fd);
             let pty = pty::collect(index, master.as_fd(), slave, !hung.is_empty(), &node)?;
             let tree = fd.tree.number;
+            let member = |p: &&ProcessView| pty.session == Some(Pid(p.stat.session)) && !p.stat.is_dead();
+            let without = from.view.each().filter(member).filter(|p| p.stat.tty_nr == 0);
             return Ok(Record::Master(Box::new(Master {
                 path,
                 flags,
+                without: without.map(|p| p.pid).collect(),
                 pty,
                 tree,
                 hung,
@@ -417,6 +423,19 @@ impl FdKind for Terminal {
                             "{}: group {group} is not in its foreground any more: {e}",
                             name()
                         ));
+                    }
+                }
+                if let Some(slave) = &made.slave {
+                    for pid in &master.without {
+                        let at = nest.hand_over(*pid, &[slave.as_raw_fd()])?[0];
+                        nest.process(*pid)?.play(&[
+                            (
+                                "ioctl(TIOCNOTTY)",
+                                libc::SYS_ioctl,
+                                [at, libc::TIOCNOTTY, 0, 0, 0, 0],
+                            ),
+                            ("close", libc::SYS_close, [at, 0, 0, 0, 0, 0]),
+                        ])?;
                     }
                 }
                 pty::settle(pty, &made).on("ioctl", name)
