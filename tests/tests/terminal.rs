@@ -685,3 +685,51 @@ int main(void) {
 "#)
     .alone()
 );
+
+conformance!(
+    shown_elsewhere,
+    c(r#"
+/* Slave sides that a mount shows by another name, as a container's console: one controls a session, the other none. */
+#include <sys/mount.h>
+#include <termios.h>
+static int master_of(char *name, const char *shown) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY)), made;
+    OK(unlockpt(master));
+    strcpy(name, in_here(shown));
+    made = OK(open(name, O_RDWR | O_CREAT, 0600));
+    close(made);
+    OK(mount(ptsname(master), name, 0, MS_BIND, 0));
+    return master;
+}
+int main(void) {
+    char console[PATH_MAX], other[PATH_MAX], path[50], link[PATH_MAX] = {0};
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    int master = master_of(console, "console"), second = master_of(other, "other");
+    int slave = OK(open(other, O_RDWR | O_NOCTTY)), child = OK(fork()), status;
+    if (!child) {
+        OK(setsid());
+        int tty = OK(open(console, O_RDWR));
+        freeze_here();
+        char text[10];
+        SAME(read(tty, text, 10), 3);
+        SAME(tcgetsid(tty), getpid());
+        _exit(0);
+    }
+    rest(30);
+    freeze_here();
+    OK(write(master, "ab\n", 3));
+    OK(write(slave, "x", 1));
+    SAME(read(second, path, 10), 1);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", slave);
+    OK(readlink(path, link, sizeof link - 1));
+    CHECK(!strcmp(link, other));
+    close(OK(open(other, O_RDWR | O_NOCTTY)));
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+    OK(umount2(console, MNT_DETACH));
+    OK(umount2(other, MNT_DETACH));
+}
+"#)
+    .alone()
+);

@@ -17,7 +17,7 @@ use crate::sys::{
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFlags, PollTimeout};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, major, minor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -507,6 +507,13 @@ pub fn settle(pty: &Pty, made: &Made) -> nix::Result<()> {
         ioctl_word(made.master.as_fd(), TIOCSPTLCK, u64::from(pty.locked))?;
     }
     Ok(())
+}
+
+/// Whether the slave side with this number lies at `path`, by whichever name.
+pub fn is_slave(path: &Path, index: u32) -> bool {
+    let device = std::fs::symlink_metadata(path).map(|m| m.rdev());
+    let devpts = nix::sys::statfs::statfs(path).is_ok_and(|s| s.filesystem_type().0 == DEVPTS);
+    devpts && device.is_ok_and(|d| major(d) == 136 && minor(d) == u64::from(index))
 }
 
 /// Whether somebody has this slave side; not who only looks for another number for himself.
