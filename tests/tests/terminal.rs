@@ -733,3 +733,35 @@ int main(void) {
 "#)
     .alone()
 );
+
+conformance!(
+    by_path_alone,
+    c(r#"
+/* O_PATH descriptors of the slave side of a pseudo terminal that somebody has open, and of one that nobody has opened yet. */
+int main(void) {
+    int masters[2], paths[2];
+    struct stat before[2], now;
+    for (int i = 0; i < 2; i++) {
+        masters[i] = OK(posix_openpt(O_RDWR | O_NOCTTY));
+        OK(unlockpt(masters[i]));
+        paths[i] = OK(open(ptsname(masters[i]), O_PATH));
+        OK(fstat(paths[i], &before[i]));
+    }
+    int slave = OK(open(ptsname(masters[0]), O_RDWR | O_NOCTTY));
+    freeze_here();
+    for (int i = 0; i < 2; i++) {
+        OK(fstat(paths[i], &now));
+        SAME(now.st_rdev, before[i].st_rdev);
+        SAME(fcntl(paths[i], F_GETFL) & O_PATH, O_PATH);
+        char name[50];
+        snprintf(name, sizeof name, "/proc/self/fd/%d", paths[i]);
+        int again = OK(open(name, O_RDWR | O_NOCTTY));
+        OK(write(again, "x", 1));
+        SAME(read(masters[i], name, 50), 1);
+        close(again);
+    }
+    OK(write(slave, "y", 1));
+}
+"#)
+    .alone()
+);
