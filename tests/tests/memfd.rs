@@ -230,3 +230,43 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    attributes,
+    c(r#"
+/* Owner, mode, times and extended attributes, of one that is only mapped too. */
+#include <sys/xattr.h>
+static void same_times(struct stat *a, struct stat *b) {
+    SAME(a->st_mtim.tv_sec, b->st_mtim.tv_sec);
+    SAME(a->st_mtim.tv_nsec, b->st_mtim.tv_nsec);
+    SAME(a->st_mode, b->st_mode);
+}
+int main(void) {
+    int fd = OK(memfd_create("dated", MFD_ALLOW_SEALING)), mapped = OK(memfd_create("mapped", 0));
+    struct timespec times[2] = {{1000000000, 5}, {1100000000, 6}};
+    struct stat before, behind, now;
+    char value[10], path[100];
+    SAME(write(fd, "text", 4), 4);
+    OK(ftruncate(mapped, 4096));
+    char *at = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, mapped, 0);
+    CHECK(at != MAP_FAILED);
+    strcpy(at, "there");
+    OK(fchmod(fd, 0640));
+    OK(futimens(fd, times));
+    OK(futimens(mapped, times));
+    int known = fsetxattr(fd, "user.kind", "wanted", 6, 0) == 0;
+    OK(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK));
+    OK(fstat(fd, &before));
+    OK(fstat(mapped, &behind));
+    close(mapped);
+    freeze_here();
+    OK(fstat(fd, &now));
+    same_times(&now, &before);
+    SAME(now.st_atim.tv_sec, before.st_atim.tv_sec);
+    snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", (long)at, (long)at + 4096);
+    if (!stat(path, &now)) same_times(&now, &behind);
+    if (known) SAME(fgetxattr(fd, "user.kind", value, 10), 6);
+    CHECK(!strcmp(at, "there"));
+}
+"#)
+);

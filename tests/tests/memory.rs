@@ -628,3 +628,37 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    locked_without_pages,
+    c(r#"
+/* What mlock has marked though there can be no page: without access, and behind the end of a file that was cut since. */
+static long locked(void) {
+    char text[4096] = "";
+    int fd = OK(open("/proc/self/status", O_RDONLY));
+    OK(read(fd, text, sizeof text - 1));
+    close(fd);
+    return atol(strstr(text, "VmLck:") + 6);
+}
+int main(void) {
+    int fd = OK(open(in_here("cut"), O_RDWR | O_CREAT, 0666));
+    OK(ftruncate(fd, 1 << 14));
+    char *none = mmap(0, 1 << 14, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *cut = mmap(0, 1 << 14, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    char *whole = mmap(0, 1 << 14, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(none != MAP_FAILED && cut != MAP_FAILED && whole != MAP_FAILED);
+    CHECK(mlock(none, 1 << 14) && errno == ENOMEM);
+    OK(mlock(cut, 1 << 14));
+    OK(ftruncate(fd, 4096));
+    OK(mlock(whole, 1 << 14));
+    long before = locked();
+    SAME(before, 48);
+    freeze_here();
+    SAME(locked(), before);
+    unsigned char there[4];
+    OK(mincore(whole, 1 << 14, there));
+    SAME(there[3] & 1, 1);
+    cut[0] = 1;
+}
+"#)
+);

@@ -588,3 +588,180 @@ int main(void) {
 "#)
     .alone()
 );
+
+conformance!(
+    without_it,
+    c(r#"
+/* Of a session with a terminal one was there before it had one, and one has given it up (TIOCNOTTY). */
+#include <termios.h>
+static int in_session(int has) {
+    int tty = open("/dev/tty", O_RDWR);
+    if (has) return OK(tty);
+    CHECK(tty == -1 && errno == ENXIO);
+    return tty;
+}
+int main(void) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY)), status;
+    OK(unlockpt(master));
+    int leader = OK(fork());
+    if (!leader) {
+        OK(setsid());
+        int before = OK(fork());
+        if (!before) {
+            freeze_here();
+            in_session(0);
+            _exit(0);
+        }
+        int slave = OK(open(ptsname(master), O_RDWR));
+        int left = OK(fork());
+        if (!left) {
+            OK(ioctl(slave, TIOCNOTTY));
+            int own = OK(fork());
+            if (!own) {
+                freeze_here();
+                in_session(0);
+                _exit(0);
+            }
+            freeze_here();
+            in_session(0);
+            OK(waitpid(own, &status, 0));
+            CHECK(write(slave, "left", 4) == 4);
+            _exit(status != 0);
+        }
+        freeze_here();
+        SAME(tcgetsid(in_session(1)), getpid());
+        OK(waitpid(before, &status, 0));
+        SAME(status, 0);
+        OK(waitpid(left, &status, 0));
+        SAME(status, 0);
+        _exit(0);
+    }
+    rest(50);
+    freeze_here();
+    OK(waitpid(leader, &status, 0));
+    SAME(status, 0);
+    char text[10];
+    SAME(read(master, text, 10), 4);
+}
+"#)
+    .alone()
+);
+
+conformance!(
+    kept_from_change,
+    c(r#"
+/* Settings that are kept from being changed (TIOCSLCKTRMIOS), with something typed and something written. */
+#include <termios.h>
+struct kernels { tcflag_t flags[4]; cc_t line, cc[19]; };
+int main(void) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY));
+    OK(unlockpt(master));
+    int slave = OK(open(ptsname(master), O_RDWR | O_NOCTTY));
+    struct kernels fixed = {.flags = {IXON, OPOST, 0, ICANON | ECHO}}, now;
+    fixed.cc[VERASE] = 1;
+    if (ioctl(slave, TIOCSLCKTRMIOS, &fixed)) WITHOUT("the right to lock settings");
+    SAME(write(slave, "out\n", 4), 4);
+    SAME(write(master, "line\nhalf", 9), 9);
+    rest(30);
+    freeze_here();
+    OK(ioctl(master, TIOCGLCKTRMIOS, &now));
+    CHECK(!memcmp(&now, &fixed, sizeof now));
+    struct termios t;
+    OK(tcgetattr(slave, &t));
+    t.c_lflag &= ~(ICANON | ECHO | ISIG);
+    t.c_cc[VERASE] = 5;
+    OK(tcsetattr(slave, TCSANOW, &t));
+    OK(tcgetattr(slave, &t));
+    SAME(t.c_lflag & (ICANON | ECHO | ISIG), ICANON | ECHO);
+    CHECK(t.c_cc[VERASE] == 0177);
+    char text[50];
+    SAME(read(slave, text, 50), 5);
+    SAME(write(master, "\n", 1), 1);
+    SAME(read(slave, text, 50), 5);
+    CHECK(!memcmp(text, "half\n", 5));
+    int n = read(master, text, 50);
+    CHECK(n >= 5 && !memcmp(text, "out\r\n", 5));
+}
+"#)
+    .alone()
+);
+
+conformance!(
+    shown_elsewhere,
+    c(r#"
+/* Slave sides that a mount shows by another name, as a container's console: one controls a session, the other none. */
+#include <sys/mount.h>
+#include <termios.h>
+static int master_of(char *name, const char *shown) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY)), made;
+    OK(unlockpt(master));
+    strcpy(name, in_here(shown));
+    made = OK(open(name, O_RDWR | O_CREAT, 0600));
+    close(made);
+    OK(mount(ptsname(master), name, 0, MS_BIND, 0));
+    return master;
+}
+int main(void) {
+    char console[PATH_MAX], other[PATH_MAX], path[50], link[PATH_MAX] = {0};
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    int master = master_of(console, "console"), second = master_of(other, "other");
+    int slave = OK(open(other, O_RDWR | O_NOCTTY)), child = OK(fork()), status;
+    if (!child) {
+        OK(setsid());
+        int tty = OK(open(console, O_RDWR));
+        freeze_here();
+        char text[10];
+        SAME(read(tty, text, 10), 3);
+        SAME(tcgetsid(tty), getpid());
+        _exit(0);
+    }
+    rest(30);
+    freeze_here();
+    OK(write(master, "ab\n", 3));
+    OK(write(slave, "x", 1));
+    SAME(read(second, path, 10), 1);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", slave);
+    OK(readlink(path, link, sizeof link - 1));
+    CHECK(!strcmp(link, other));
+    close(OK(open(other, O_RDWR | O_NOCTTY)));
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+    OK(umount2(console, MNT_DETACH));
+    OK(umount2(other, MNT_DETACH));
+}
+"#)
+    .alone()
+);
+
+conformance!(
+    by_path_alone,
+    c(r#"
+/* O_PATH descriptors of the slave side of a pseudo terminal that somebody has open, and of one that nobody has opened yet. */
+int main(void) {
+    int masters[2], paths[2];
+    struct stat before[2], now;
+    for (int i = 0; i < 2; i++) {
+        masters[i] = OK(posix_openpt(O_RDWR | O_NOCTTY));
+        OK(unlockpt(masters[i]));
+        paths[i] = OK(open(ptsname(masters[i]), O_PATH));
+        OK(fstat(paths[i], &before[i]));
+    }
+    int slave = OK(open(ptsname(masters[0]), O_RDWR | O_NOCTTY));
+    freeze_here();
+    for (int i = 0; i < 2; i++) {
+        OK(fstat(paths[i], &now));
+        SAME(now.st_rdev, before[i].st_rdev);
+        SAME(fcntl(paths[i], F_GETFL) & O_PATH, O_PATH);
+        char name[50];
+        snprintf(name, sizeof name, "/proc/self/fd/%d", paths[i]);
+        int again = OK(open(name, O_RDWR | O_NOCTTY));
+        OK(write(again, "x", 1));
+        SAME(read(masters[i], name, 50), 1);
+        close(again);
+    }
+    OK(write(slave, "y", 1));
+}
+"#)
+    .alone()
+);

@@ -21,7 +21,10 @@ int main(void) {
     OK(syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0));
     /* PR_TIMER_CREATE_RESTORE_IDS, since Linux 6.15 */
     int chooses = prctl(77, 1, 0, 0, 0) == 0;
+    /* PR_FUTEX_HASH, since Linux 6.16 */
+    int slots = prctl(78, 1, 8, 0, 0) == 0;
     freeze_here();
+    if (slots) SAME(prctl(78, 2, 0, 0, 0), 8);
     if (chooses) SAME(prctl(77, 2, 0, 0, 0), 1);
     SAME(personality(0xffffffff), ADDR_NO_RANDOMIZE | UNAME26);
     int reaper = 0;

@@ -1,8 +1,9 @@
-//! memfd_create(2): files without a path, by descriptor or only mapped, with contents, name and seals.
+//! memfd_create(2): files without a path, by descriptor or only mapped, with contents, name, seals and attributes.
 
 use super::memory::huge_flags;
 use super::pipe::Bytes;
-use super::regular::{fill_from, store_contents};
+use super::regular::ghost::Attributes;
+use super::regular::{fill_from, open_unnoticed, store_contents};
 use super::{FdKind, Placed, Shared, Source, object_space};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, SpaceId};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 #[derive(Debug)]
 pub struct Memfd;
@@ -45,6 +47,9 @@ pub struct MemFile {
     /// Bytes per page where they are huge ones; else 0.
     #[serde(default)]
     pub huge: u64,
+    /// Times and extended attributes, in images that have them.
+    #[serde(default)]
+    pub attributes: Option<Box<Attributes>>,
 }
 
 const PREFIX: &[u8] = b"/memfd:";
@@ -69,6 +74,7 @@ impl MemFile {
     ) -> Result<MemFile> {
         let text = || String::from_utf8_lossy(link).into_owned();
         let space = object_space(stat.dev, stat.ino);
+        let attributes = Attributes::of(&format!("/proc/self/fd/{}", file.as_raw_fd()), stat)?;
         if shared.first_sight(stat.dev, stat.ino) {
             store_contents(file, stat.size, space, draft, &text)?;
         }
@@ -87,6 +93,7 @@ impl MemFile {
             uid: stat.uid,
             gid: stat.gid,
             huge: sys::huge_page_of(file.as_fd()),
+            attributes: Some(Box::new(attributes)),
         })
     }
 
@@ -144,6 +151,10 @@ impl MemFile {
             .into();
         file.set_len(self.size).on("ftruncate", name)?;
         fill_from(&file, self.space, self.size, nest)?;
+        if let Some(attributes) = &self.attributes {
+            attributes.give_file(&file)?;
+            return Ok(file);
+        }
         nix::unistd::fchown(file.as_fd(), Some(self.uid.into()), Some(self.gid.into())).on("fchown", name)?;
         nix::sys::stat::fchmod(file.as_fd(), Mode::from_bits_truncate(self.mode)).on("fchmod", name)?;
         Ok(file)
@@ -180,7 +191,7 @@ struct Made {
 impl FdKind for Memfd {
     const TAG: &'static str = "memfd";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "memfds: name, contents with their holes, seals, owner, position; shared by descriptor and \
+    const ABOUT: &'static str = "memfds: name, contents with their holes, seals, owner, times, extended attributes, position; shared by descriptor and \
         by mapping; of huge pages too";
     type Record = Record;
 
@@ -193,7 +204,7 @@ impl FdKind for Memfd {
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
         // A descriptor of any access mode leads to one that can be read.
         let path = format!("/proc/{}/fd/{}", fd.pid, fd.fd);
-        let file = File::open(&path).on("open", || fd.label())?;
+        let file = open_unnoticed(Path::new(&path)).on("open", || fd.label())?;
         let file = MemFile::collect(&fd.link, &fd.stat, &file, from.shared, from.draft)?;
         Ok(Record {
             file,

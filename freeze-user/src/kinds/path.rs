@@ -6,7 +6,7 @@ use super::pipe::Bytes;
 use super::regular::found::{DELETED, Lost, Way, is_proc, open_dead, way};
 use super::regular::ghost::{Attributes, Ghosts};
 use super::regular::{descriptor_in_proc, lend_descriptor, thread_of_proc};
-use super::{FdKind, Placed, Source};
+use super::{FdKind, Placed, Source, terminal};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
 use crate::nest::{Nest, Options};
@@ -37,7 +37,7 @@ pub struct Record {
     /// Of what has no path: the description through which it is open.
     #[serde(default)]
     pub held: Option<FileId>,
-    /// The unix socket that is bound to it: who restores that makes it anew.
+    /// The unix socket that is bound to it, or the master of the terminal: who restores that makes it anew.
     #[serde(default)]
     pub bound: Option<FileId>,
 }
@@ -245,7 +245,7 @@ impl FdKind for Node {
             node,
             tree: fd.tree.number,
             held: None,
-            bound: bound(fd, from.view).and_then(|f| from.shared.files.get(&(f.pid, f.fd)).copied()),
+            bound: maker(fd, from.view).and_then(|f| from.shared.files.get(&(f.pid, f.fd)).copied()),
         })
     }
 
@@ -301,6 +301,11 @@ fn is_nameless(fd: &FdView) -> bool {
 fn holder<'a>(fd: &FdView, view: &'a View) -> Option<&'a FdView> {
     let same = |f: &&FdView| (f.stat.dev, f.stat.ino) == (fd.stat.dev, fd.stat.ino);
     view.fds().find(|f| same(f) && f.flags() & libc::O_PATH == 0)
+}
+
+/// The description of the set with which it comes.
+fn maker<'a>(fd: &FdView, view: &'a View) -> Option<&'a FdView> {
+    bound(fd, view).or_else(|| terminal::master_behind(fd, view))
 }
 
 /// The socket of the set that is bound to it. One that was accepted shows the file of who listens.

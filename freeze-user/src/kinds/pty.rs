@@ -12,12 +12,12 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::sys::{
     self,
-    events::{Termios, ioctl_word, set_termios, termios},
+    events::{Termios, ioctl_word, lock_termios, locked_termios, set_termios, termios},
 };
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFlags, PollTimeout};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, major, minor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,6 +62,9 @@ pub struct Pty {
     /// Whether what the master writes is stopped; it has no characters for that.
     #[serde(default)]
     pub master_stopped: bool,
+    /// Where some settings are kept from being changed (TIOCSLCKTRMIOS): which, as a `struct termios`.
+    #[serde(default)]
+    pub fixed: Option<Bytes>,
 }
 
 const TIOCGPKT: u64 = 0x8004_5438;
@@ -143,6 +146,8 @@ struct Opened<'a> {
     master: BorrowedFd<'a>,
     slave: BorrowedFd<'a>,
     found: Termios,
+    /// What of them cannot be changed.
+    fixed: Option<[u8; 36]>,
     packets: bool,
     _unwaiting: Unwaiting<'a>,
 }
@@ -150,6 +155,9 @@ struct Opened<'a> {
 impl Drop for Opened<'_> {
     fn drop(&mut self) {
         let _ = set_termios(self.slave, &self.found);
+        if let Some(fixed) = &self.fixed {
+            let _ = lock_termios(self.slave, fixed);
+        }
         if self.packets {
             let _ = ioctl_word(self.master, libc::TIOCPKT, 1);
         }
@@ -242,6 +250,8 @@ pub fn collect(
         Ok(_) | Err(Errno::ENOTTY) => Ok(None),
         Err(e) => Err(e).on("ioctl", name),
     };
+    let fixed = locked_termios(master).on("ioctl(TIOCGLCKTRMIOS)", name)?;
+    let fixed = Some(fixed).filter(|f| *f != [0; 36]);
     let mut size = [0; 8];
     // The request carries no size of its own, so it is asked through the terminal's structure.
     window(master, &mut size).on("ioctl(TIOCGWINSZ)", name)?;
@@ -264,6 +274,7 @@ pub fn collect(
         unopened: slave.is_none() && !hung_up && !hung,
         stopped_by_call: false,
         master_stopped: false,
+        fixed: fixed.map(|f| Bytes(f.to_vec())),
     };
     if out.unopened {
         // Whatever was typed was echoed too: without an echo, and with no reader, nothing waits.
@@ -291,9 +302,13 @@ pub fn collect(
         master,
         slave,
         found,
+        fixed,
         packets: out.packets,
         _unwaiting: Unwaiting::new(master).on("fcntl(F_SETFL)", name)?,
     };
+    if fixed.is_some() {
+        lock_termios(slave, &[0; 36]).on("ioctl(TIOCSLCKTRMIOS)", name)?;
+    }
     if opened.packets {
         ioctl_word(master, libc::TIOCPKT, 0).on("ioctl(TIOCPKT)", name)?;
     }
@@ -440,6 +455,7 @@ pub fn make(pty: &Pty, flags: i32, ptmx: &Path, hung: &[(FileId, i32)]) -> Resul
         master: master.as_fd(),
         slave: slave.as_fd(),
         found,
+        fixed: None,
         packets: false,
         _unwaiting: Unwaiting::new(master.as_fd()).on("fcntl(F_SETFL)", name)?,
     }
@@ -480,6 +496,10 @@ pub fn settle(pty: &Pty, made: &Made) -> nix::Result<()> {
             sys::ioctl_number(fd.as_fd(), libc::TIOCEXCL, 0)?;
         }
     }
+    if let Some(fixed) = &pty.fixed {
+        let fixed = <[u8; 36]>::try_from(&fixed.0[..]).map_err(|_| Errno::EINVAL)?;
+        lock_termios(made.master.as_fd(), &fixed)?;
+    }
     if pty.packets {
         ioctl_word(made.master.as_fd(), libc::TIOCPKT, 1)?;
     }
@@ -487,6 +507,13 @@ pub fn settle(pty: &Pty, made: &Made) -> nix::Result<()> {
         ioctl_word(made.master.as_fd(), TIOCSPTLCK, u64::from(pty.locked))?;
     }
     Ok(())
+}
+
+/// Whether the slave side with this number lies at `path`, by whichever name.
+pub fn is_slave(path: &Path, index: u32) -> bool {
+    let device = std::fs::symlink_metadata(path).map(|m| m.rdev());
+    let devpts = nix::sys::statfs::statfs(path).is_ok_and(|s| s.filesystem_type().0 == DEVPTS);
+    devpts && device.is_ok_and(|d| major(d) == 136 && minor(d) == u64::from(index))
 }
 
 /// Whether somebody has this slave side; not who only looks for another number for himself.

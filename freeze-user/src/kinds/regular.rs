@@ -540,7 +540,7 @@ fn time((sec, nsec): (i64, i64)) -> String {
 }
 
 /// Opens a file for reading, which is not to show in its time of access where that can be had.
-pub(super) fn open_unnoticed(path: &Path) -> std::io::Result<File> {
+pub fn open_unnoticed(path: &Path) -> std::io::Result<File> {
     let open = |flags| File::options().read(true).custom_flags(flags).open(path);
     open(libc::O_NOATIME).or_else(|_| open(0))
 }

@@ -3,11 +3,11 @@
 mod sides;
 
 use self::sides::{
-    Side, borrow, device_of, holders_outside, hung_of, is_below_its_directory, is_hung_up, master_index,
-    master_of, side, slave_index, slave_of,
+    Side, borrow, device_of, holders_outside, hung_of, is_below_its_directory, is_hung_up, is_shown,
+    master_index, master_of, side, slave_index, slave_of,
 };
 use super::namespaces::Namespace;
-use super::namespaces::devpts::Prepared;
+use super::namespaces::devpts::{self, Prepared};
 use super::pipe::Bytes;
 use super::pty::{self, Made, Pty};
 use super::regular::found::DELETED;
@@ -16,7 +16,7 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::nest::{Nest, Options};
 use crate::observe::tree::Tree;
-use crate::observe::view::{FdView, View, command_of};
+use crate::observe::view::{FdView, ProcessView, View, command_of};
 use crate::store::Opened;
 use crate::sys::{
     self,
@@ -84,6 +84,12 @@ pub struct Master {
     /// Whether its path leads into the devpts itself.
     #[serde(default)]
     pub inside: bool,
+    /// Who is in its session, but has given it up (TIOCNOTTY) or was there before it.
+    #[serde(default)]
+    pub without: Vec<Pid>,
+    /// Whether a mount shows its slave side by another name, so that it must be there before the mounts.
+    #[serde(default)]
+    pub shown: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +120,9 @@ pub struct Slave {
     /// Where it was opened as the controlling terminal of a session, by which one.
     #[serde(default)]
     pub controlling: Option<Controlling>,
+    /// Where it was opened by the name under which a mount shows it: the number of the tree of files that is in.
+    #[serde(default)]
+    pub shown: Option<u32>,
 }
 
 /// What was opened as /dev/tty, whichever terminal that is for who opens it.
@@ -124,11 +133,24 @@ pub struct Controlling {
     pub tree: u32,
 }
 
+/// The master of the slave side that `fd` is or, by its path alone (O_PATH), stands for.
+pub fn master_behind<'a>(fd: &FdView, view: &'a View) -> Option<&'a FdView> {
+    match side(fd) {
+        Some(Side::Slave(index)) => master_of(fd, index, view),
+        _ => None,
+    }
+}
+
 fn usual_place() -> PathBuf {
     "/dev/pts".into()
 }
 
 impl Master {
+    /// Whether it is made before the first process.
+    fn comes_first(&self) -> bool {
+        self.pty.session.is_some() || self.shown
+    }
+
     /// The number of its tree of files, where its slave side lies there, and its number.
     fn key(&self) -> Key {
         (self.tree, pty::directory(&self.path, self.inside), self.pty.index)
@@ -215,9 +237,13 @@ impl FdKind for Terminal {
             let slave = slave.as_ref().map(AsFd::as_fd);
             let pty = pty::collect(index, master.as_fd(), slave, !hung.is_empty(), &node)?;
             let tree = fd.tree.number;
+            let member = |p: &&ProcessView| pty.session == Some(Pid(p.stat.session)) && !p.stat.is_dead();
+            let without = from.view.each().filter(member).filter(|p| p.stat.tty_nr == 0);
             return Ok(Record::Master(Box::new(Master {
                 path,
                 flags,
+                without: without.map(|p| p.pid).collect(),
+                shown: is_shown(fd, index, from.view),
                 pty,
                 tree,
                 hung,
@@ -244,15 +270,20 @@ impl FdKind for Terminal {
         {
             let leader = sys::ioctl_int(borrow(master)?.as_fd(), libc::TIOCGSID).unwrap_or(0);
             let is_leader = side(fd) == Some(Side::Controlling) && from.view.get(Pid(leader)).is_some();
+            let dir = pty::directory(
+                Path::new(OsStr::from_bytes(&master.link)),
+                pty::is_inside(&master.tree.path(&master.link)),
+            );
+            let shown = side(fd) != Some(Side::Controlling)
+                && path != dir.join(index.to_string())
+                && is_shown(master, index, from.view);
             return Ok(Record::Slave(Slave {
                 master: *id,
                 index,
+                shown: shown.then_some(fd.tree.number),
                 path,
                 flags,
-                dir: pty::directory(
-                    Path::new(OsStr::from_bytes(&master.link)),
-                    pty::is_inside(&master.tree.path(&master.link)),
-                ),
+                dir,
                 tree: master.tree.number,
                 controlling: is_leader.then_some(Controlling {
                     leader: Pid(leader),
@@ -308,8 +339,8 @@ impl FdKind for Terminal {
                 let index = master.pty.index;
                 let ptmx = options.place(master.tree, &master.path);
                 let node = ptmx.map(|p| pty::directory_of(&p).join(index.to_string()));
-                // When the trees of files are looked at, the sessions' terminals have been made.
-                let is_made = master.pty.session.is_some() && !options.trees.is_empty();
+                // When the trees of files are looked at, these have been made.
+                let is_made = master.comes_first() && !options.trees.is_empty();
                 if node.is_some_and(|n| !is_made && pty::is_taken(&n)) {
                     out.push(pty::taken(index));
                 }
@@ -350,6 +381,13 @@ impl FdKind for Terminal {
                     && let Some(tty) = open_as(controlling, slave, nest)?
                 {
                     return Ok(tty);
+                }
+                if let Some(tree) = slave.shown {
+                    let here = nest.options.reach(tree, &slave.path)?;
+                    // Nothing else may be opened, which could do something then.
+                    if pty::is_slave(&here, slave.index) {
+                        return open(&here, slave.flags).on("open", name);
+                    }
                 }
                 let master = nest.file(slave.master)?;
                 if slave.flags & LARGEFILE == 0 {
@@ -419,6 +457,19 @@ impl FdKind for Terminal {
                         ));
                     }
                 }
+                if let Some(slave) = &made.slave {
+                    for pid in &master.without {
+                        let at = nest.hand_over(*pid, &[slave.as_raw_fd()])?[0];
+                        nest.process(*pid)?.play(&[
+                            (
+                                "ioctl(TIOCNOTTY)",
+                                libc::SYS_ioctl,
+                                [at, libc::TIOCNOTTY, 0, 0, 0, 0],
+                            ),
+                            ("close", libc::SYS_close, [at, 0, 0, 0, 0, 0]),
+                        ])?;
+                    }
+                }
                 pty::settle(pty, &made).on("ioctl", name)
             }
         }
@@ -445,7 +496,8 @@ impl Ptys {
     }
 }
 
-/// Makes the controlling terminals of the image's sessions, which are passed on by fork: before the first process.
+/// Makes the controlling terminals of the image's sessions, which are passed on by fork: before the first process. Those
+/// that mounts show by another name, too.
 ///
 /// Returns a slave side by session, and the devpts that were made for them.
 pub fn controlling(
@@ -463,9 +515,9 @@ pub fn controlling(
         };
         match record {
             Record::Master(master) => {
-                let Some(session) = master.pty.session else {
+                if !master.comes_first() {
                     continue;
-                };
+                }
                 // A tree of the image is built after the first process.
                 let dir = pty::directory(&master.path, master.inside);
                 let ptmx = match options.place(master.tree, &master.path) {
@@ -477,7 +529,7 @@ pub fn controlling(
                     found => found,
                 };
                 let made = ptys.get_or_make(&master, &ptmx.unwrap_or_else(|| "/dev/ptmx".into()))?;
-                if let Some(slave) = &made.slave {
+                if let (Some(session), Some(slave)) = (master.pty.session, &made.slave) {
                     sessions.insert(session, slave.try_clone().on("dup", || "a pty")?);
                 }
             }
@@ -502,6 +554,7 @@ pub fn controlling(
             Record::Slave(_) | Record::HungUp(_) => {}
         }
     }
+    devpts::check_shown(namespaces)?;
     Ok((ptys, sessions, prepared))
 }
 

@@ -26,6 +26,9 @@ pub struct Record {
     /// Whether it chooses the numbers of the timers that it makes (PR_TIMER_CREATE_RESTORE_IDS, 6.15).
     #[serde(default)]
     pub timer_ids: bool,
+    /// How many slots its own table of futexes has (PR_FUTEX_HASH, 6.16); 0 where it uses that of all.
+    #[serde(default)]
+    pub futex_slots: Option<u64>,
     /// In images of before 2026-11: it comes with the securebits.
     #[serde(default, rename = "keep_caps", skip_serializing)]
     _keep_caps: bool,
@@ -40,11 +43,14 @@ const PR_GET_MDWE: u64 = 66;
 const PR_SET_MEMORY_MERGE: u64 = 67;
 const PR_GET_MEMORY_MERGE: u64 = 68;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+const PR_FUTEX_HASH: u64 = 78;
+const PR_FUTEX_HASH_SET_SLOTS: u64 = 1;
+const PR_FUTEX_HASH_GET_SLOTS: u64 = 2;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 
 impl Asks for Traits {
     /// Where the subreaper flag is, and the calls whose results matter.
-    type Places = (u64, [usize; 7]);
+    type Places = (u64, [usize; 8]);
     const EACH: bool = false;
 
     fn ask(t: &mut Tape<'_>, _of: &ProcessView) -> Self::Places {
@@ -69,6 +75,7 @@ impl Asks for Traits {
                 libc::SYS_prctl,
                 &[PR_TIMER_CREATE_RESTORE_IDS, 2, 0, 0, 0],
             ),
+            futex_slots(t),
         ];
         (subreaper, calls)
     }
@@ -77,7 +84,7 @@ impl Asks for Traits {
 impl ProcessKind for Traits {
     const TAG: &'static str = "traits";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "personality, subreaper, THP-disable, machine-check policy, MDWE, KSM, membarrier registration; shadow stacks are refused";
+    const ABOUT: &'static str = "personality, subreaper, THP-disable, machine-check policy, MDWE, KSM, membarrier registration, slots for futexes; shadow stacks are refused";
     const STAGE: Stage = Stage::Last;
     type Record = Record;
 
@@ -101,6 +108,7 @@ impl ProcessKind for Traits {
             memory_merge,
             membarrier,
             timer_ids,
+            slots,
         ] = calls;
         let or_none = |index| ran.result(index).unwrap_or(0) as u64;
         let registered = ran.result(membarrier);
@@ -113,6 +121,7 @@ impl ProcessKind for Traits {
             memory_merge: or_none(memory_merge) != 0,
             membarrier: or_none(membarrier),
             timer_ids: or_none(timer_ids) == 1,
+            futex_slots: ran.result(slots).ok().map(|n| n as u64),
             _keep_caps: false,
         };
         Ok(match registered {
@@ -127,7 +136,7 @@ impl ProcessKind for Traits {
     fn precheck(_: &Record, _: Pid, _: &Options, _: &mut Vec<Blocker>) {}
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
-        nest.process(pid)?.tape(|t| {
+        let (ran, slots) = nest.process(pid)?.tape(|t| {
             t.call("personality", libc::SYS_personality, &[record.personality]);
             let mut set =
                 |option: u64, a: u64, b: u64| t.call("prctl", libc::SYS_prctl, &[option, a, b, 0, 0]);
@@ -156,9 +165,26 @@ impl ProcessKind for Traits {
             for bit in (0..32).filter(|b| record.membarrier & 1 << b != 0) {
                 t.call("membarrier", libc::SYS_membarrier, &[1 << bit]);
             }
+            futex_slots(t)
         })?;
+        // By its threads alone it may have them already, and goes on to get more with more threads.
+        if let (Some(wanted), Ok(has)) = (record.futex_slots, ran.result(slots))
+            && wanted != has as u64
+        {
+            let args = [PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, wanted, 0, 0];
+            nest.process(pid)?
+                .tape(|t| t.try_call("prctl(PR_FUTEX_HASH)", libc::SYS_prctl, &args))?;
+        }
         Ok(())
     }
+}
+
+fn futex_slots(t: &mut Tape<'_>) -> usize {
+    t.try_call(
+        "prctl",
+        libc::SYS_prctl,
+        &[PR_FUTEX_HASH, PR_FUTEX_HASH_GET_SLOTS, 0, 0, 0],
+    )
 }
 
 /// What must be registered, by the barriers that are granted: before Linux 6.3 nothing tells.

@@ -210,6 +210,19 @@ impl Building {
         Ok(out)
     }
 
+    /// The same, whatever becomes of each of the calls.
+    pub fn try_play(&mut self, calls: &[(&'static str, i64, [u64; 6])]) -> Result<()> {
+        let room = self.scratch.tape().room() / 64;
+        for some in calls.chunks(room.max(1)) {
+            self.tape(|t| {
+                for (name, nr, args) in some {
+                    t.try_call(name, *nr, args);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
     /// From now on tapes must end by a signal that is none of these, which are about to be queued.
     pub fn avoid_signals(&mut self, queued: impl Iterator<Item = i32>) {
         self.scratch.avoid(&queued.collect::<Vec<_>>());

@@ -218,6 +218,35 @@ pub fn set_termios(fd: BorrowedFd<'_>, termios: &Termios) -> Sys<()> {
     }
 }
 
+/// Which settings of a terminal cannot be changed, in the shape of `struct termios`: TIOCGLCKTRMIOS.
+pub fn locked_termios(fd: BorrowedFd<'_>) -> Sys<[u8; 36]> {
+    const TIOCGLCKTRMIOS: u64 = 0x5456;
+    let mut out = [0; 36];
+    let at = out.as_mut_ptr() as u64;
+    // SAFETY: the call writes a struct termios, which has 36 bytes.
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [fd.as_raw_fd() as u64, TIOCGLCKTRMIOS, at, 0, 0, 0],
+        )?
+    };
+    Ok(out)
+}
+
+/// TIOCSLCKTRMIOS.
+pub fn lock_termios(fd: BorrowedFd<'_>, locked: &[u8; 36]) -> Sys<()> {
+    const TIOCSLCKTRMIOS: u64 = 0x5457;
+    let at = locked.as_ptr() as u64;
+    // SAFETY: the call reads a struct termios, which has 36 bytes.
+    unsafe {
+        raw(
+            libc::SYS_ioctl,
+            [fd.as_raw_fd() as u64, TIOCSLCKTRMIOS, at, 0, 0, 0],
+        )
+        .map(drop)
+    }
+}
+
 /// ioctl(2) that writes eight bytes.
 pub fn ioctl_eight(fd: BorrowedFd<'_>, request: u64, into: &mut [u8; 8]) -> Sys<()> {
     // SAFETY: used with requests documented to write at most eight bytes.

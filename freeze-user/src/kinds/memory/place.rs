@@ -52,6 +52,7 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
     let handed = hand_over_backings(record, pid, nest)?;
     let mut calls = attach(record, pid)?;
     let mut after = Vec::new();
+    let mut populated = Vec::new();
     for (i, m) in record.vmas.iter().enumerate() {
         let (at, len) = (m.range.start, m.range.len());
         // Contents can be written while it is writable only.
@@ -88,8 +89,14 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
             }
         }
         if m.has("lo") {
-            let on_fault = u64::from(m.has("lf"));
-            after.push(("mlock2", libc::SYS_mlock2, [at, len, on_fault, 0, 0, 0]));
+            after.push((
+                "mlock2",
+                libc::SYS_mlock2,
+                [at, len, libc::MLOCK_ONFAULT.into(), 0, 0, 0],
+            ));
+            if !m.has("lf") {
+                populated.push(("mlock2", libc::SYS_mlock2, [at, len, 0, 0, 0, 0]));
+            }
         }
     }
     for r in &kept.stale {
@@ -124,6 +131,8 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
     let building = nest.process(pid)?;
     building.play(&guards)?;
     building.play(&after)?;
+    // What is locked already fails only where there can be no page: without access, behind the end of a file, at a guard.
+    building.try_play(&populated)?;
     name(record, pid, nest)?;
     rings::restore(record, pid, nest)?;
     if record.lock_future != 0 {

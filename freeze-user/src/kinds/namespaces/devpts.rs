@@ -1,15 +1,48 @@
 //! File systems of pseudo terminals that are made before the tree they belong to: a session gets its controlling terminal
 //! when its leader is born, long before anything is mounted.
 
-use super::mounts::Origin;
+use super::mounts::{Mount, Origin};
 use super::{Namespace, What, living};
-use crate::error::{Context, Result};
+use crate::error::{Blocker, Context, Result};
 use crate::nest::space::Kind;
 use crate::sys::ns;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+/// Where the slave side of a terminal of freeze's own tree lies that `m` shows by another name, as a container's console.
+pub(super) fn shown(m: &Mount) -> Option<&Path> {
+    match &m.from {
+        Origin::Own(path) if m.fs == "devpts" && m.root != Path::new("/") => Some(path),
+        _ => None,
+    }
+}
+
+/// Refuses mounts of terminals that are not there, once those of the image that are shown so have been made.
+pub fn check_shown(all: &[Namespace]) -> Result<()> {
+    for namespace in all.iter().filter(|n| living(n).is_none()) {
+        let What::Mount(mounts) = &namespace.what else {
+            continue;
+        };
+        for m in mounts {
+            if let Some(path) = shown(m)
+                && let Err(e) = std::fs::symlink_metadata(path)
+            {
+                return Err(absent(namespace.number, m, path, &e).refuse());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The refusal of a mount of something in freeze's own tree that is not there.
+pub(super) fn absent(tree: u32, m: &Mount, path: &Path, e: &std::io::Error) -> Blocker {
+    let at = format!("mount {} of mount namespace {tree}", m.at.display());
+    Blocker::at(at, m.source.clone())
+        .why(format!("it shows {}, which is not there: {e}", path.display()))
+        .remedy("mount what holds it")
+}
 
 /// Those that are made and attached nowhere yet, by the number of their tree and their index there.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use super::autofs::{self, Autofs};
 use super::binfmt::{self, Binfmt};
 use super::contents::{self, Contents};
 use super::described;
-use super::devpts::Prepared;
+use super::devpts::{self, Prepared};
 use super::disk::{self, Disk};
 use super::moves::{become_root, drop_old_root, make, narrow, shown_part, terminated};
 use super::options::{ALL_ATTRIBUTES, READ_ONLY, attributes, flags};
@@ -491,16 +491,10 @@ pub(super) fn precheck(tree: u32, mounts: &[Mount], out: &mut Vec<Blocker>) {
         if let Origin::Own(path) = &m.from
             && m.removed.is_none()
             && m.removed_file.is_empty()
+            && devpts::shown(m).is_none()
             && let Err(e) = std::fs::symlink_metadata(path)
         {
-            out.push(
-                Blocker::at(
-                    format!("mount {} of mount namespace {tree}", m.at.display()),
-                    m.source.clone(),
-                )
-                .why(format!("it shows {}, which is not there: {e}", path.display()))
-                .remedy("mount what holds it"),
-            );
+            out.push(devpts::absent(tree, m, path, &e));
         }
     }
 }

@@ -127,6 +127,16 @@ pub(super) fn slave_of<'a>(fd: &FdView, index: u32, view: &'a View) -> Option<&'
     })
 }
 
+/// Whether a mount shows the slave side of the master `fd`, which has the number `index`, by another name.
+pub(super) fn is_shown(fd: &FdView, index: u32, view: &View) -> bool {
+    let Some(dev) = instance_inside(fd) else {
+        return false;
+    };
+    let (device, root) = (format!("{}:{}", major(dev), minor(dev)), format!("/{index}"));
+    let mut mounts = view.trees.all().flat_map(|t| view.trees.mounts(t.number));
+    mounts.any(|m| m.device == device && m.root == root.as_bytes())
+}
+
 /// The device number of the terminal behind a descriptor, also of /dev/tty; None of one that has hung up.
 pub(super) fn device_of(terminal: &OwnedFd) -> Option<i32> {
     const TIOCGDEV: u64 = 0x8004_5432;
