@@ -13,6 +13,7 @@ use crate::store::{About, Committed, Draft, Opened, Options, Pace, Store};
 use crate::sys::{self, fault, interrupt, laps, limit};
 use nix::errno::Errno;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -121,6 +122,38 @@ pub fn checkpoint(request: &Request, host: &Host, trackings: &mut Trackings) -> 
 /// The verdict alone, with the same patience and without stopping anything: whether a checkpoint would be refused.
 pub fn verdict(roots: &[Pid], host: &Host, ends: &Ends) -> Result<Plan> {
     patiently(roots, || plan(survey(roots, host, ends)?, host).map(Some))
+}
+
+/// So many processes may be named that would have to be frozen too.
+const COMPANY: usize = 16;
+
+/// Who would have to be frozen too for nothing to be held outside any more: those who hold an end of what is refused, those
+/// who hold an end of theirs, and so on. Nobody if that does not end, or leads to what is never frozen.
+pub fn company(roots: &[Pid], host: &Host, ends: &Ends, refused: &Error) -> Vec<Pid> {
+    let mut all = roots.to_vec();
+    let mut found = match refused {
+        Error::Refused(list) => holders(list),
+        _ => BTreeSet::new(),
+    };
+    while !found.is_empty() && all.len() + found.len() <= roots.len() + COMPANY {
+        all.extend(found);
+        let freeze = |b: &Blocker| b.pid == Some(host.own_pid) || b.pid.is_some() && b.pid == host.agent;
+        found = match survey(&all, host, ends).map(|view| plan(view, host)) {
+            Ok(Ok(_)) => BTreeSet::new(),
+            Ok(Err(Error::Refused(list))) if !list.iter().any(freeze) => holders(&list),
+            _ => return Vec::new(),
+        };
+        found.retain(|pid| !all.contains(pid));
+    }
+    match found.is_empty() {
+        true => all.split_off(roots.len()),
+        false => Vec::new(),
+    }
+}
+
+/// Who holds outside what a checkpoint was refused for.
+fn holders(refused: &[Blocker]) -> BTreeSet<Pid> {
+    refused.iter().filter_map(|b| b.holder).collect()
 }
 
 fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {

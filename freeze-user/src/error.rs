@@ -43,6 +43,9 @@ pub struct Blocker {
     pub why: String,
     /// What the user can do about it.
     pub remedy: String,
+    /// Who outside the checkpoint holds it: it would be no reason if that were frozen too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Pid>,
     /// Tells one object from another that is called the same: a program may make such all the time. 0 if there is no such number.
     #[serde(skip)]
     pub which: u64,
@@ -60,6 +63,7 @@ impl Blocker {
             object: object.into(),
             why: String::new(),
             remedy: String::new(),
+            holder: None,
             which: 0,
             passing: false,
         }
@@ -73,6 +77,7 @@ impl Blocker {
             object: object.into(),
             why: String::new(),
             remedy: String::new(),
+            holder: None,
             which: 0,
             passing: false,
         }
@@ -91,6 +96,11 @@ impl Blocker {
 
     pub fn remedy(mut self, remedy: impl Into<String>) -> Blocker {
         self.remedy = remedy.into();
+        self
+    }
+
+    pub fn held_by(mut self, holder: Pid) -> Blocker {
+        self.holder = Some(holder);
         self
     }
 

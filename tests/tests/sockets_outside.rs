@@ -550,3 +550,74 @@ while sent:
     assert!(text.contains(why), "{text}");
     running.verdict();
 }
+
+/// Three processes in a row, each joined to the next: whoever asks for the first is told of all that belong to it.
+const ROW: &str = r#"
+import os, socket, sys, time
+S = socket
+a, b = S.socketpair()
+c, d = S.socketpair()
+row = []
+for ends in ((a,), (b, c), (d,)):
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDWR)
+        for n in range(3):
+            os.dup2(null, n)
+        for n in map(int, os.listdir("/proc/self/fd")):
+            if n > 2 and n not in [s.fileno() for s in ends]:
+                try:
+                    os.close(n)
+                except OSError:
+                    pass
+        time.sleep(300)
+        os._exit(0)
+    row.append(pid)
+print(*row)
+"#;
+
+#[test]
+fn all_who_belong_together_are_named_at_once() {
+    let made = output(std::process::Command::new("python3").args(["-c", ROW]));
+    let row: Vec<i32> = String::from_utf8_lossy(&made.stdout)
+        .split_whitespace()
+        .map(|pid| pid.parse().expect("a pid"))
+        .collect();
+    assert_eq!(row.len(), 3, "{}", String::from_utf8_lossy(&made.stderr));
+    let check = |more: &[String]| output(freeze().arg("check").arg(row[0].to_string()).args(more));
+    let (text, json) = (check(&[]), check(&["--json".into()]));
+    let with = |pids: &[i32]| -> Vec<String> {
+        let words = |pid: &i32| ["--also-freeze".to_owned(), pid.to_string()];
+        pids.iter().flat_map(words).collect()
+    };
+    let (part, whole) = (check(&with(&row[1..2])), check(&with(&row[1..])));
+    for pid in &row {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(*pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+    let said = String::from_utf8_lossy(&text.stderr).into_owned();
+    assert_eq!(text.status.code(), Some(3), "{said}");
+    assert!(said.starts_with("freeze: refused, 1 reason:\n"), "{said}");
+    let hint = format!(
+        "\nfreeze: nothing would be held outside any more with --also-freeze {} --also-freeze {}\n",
+        row[1], row[2]
+    );
+    assert!(said.ends_with(&hint), "{said}");
+    let told: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(told["also_freeze"], serde_json::json!(row[1..]), "{told}");
+    assert_eq!(told["reasons"][0]["holder"], serde_json::json!(row[1]), "{told}");
+    let one_left = String::from_utf8_lossy(&part.stderr).into_owned();
+    assert_eq!(part.status.code(), Some(3), "{one_left}");
+    assert!(
+        !one_left.contains("\nfreeze: "),
+        "the reason names it: {one_left}"
+    );
+    assert!(
+        whole.status.success(),
+        "{}",
+        String::from_utf8_lossy(&whole.stderr)
+    );
+}

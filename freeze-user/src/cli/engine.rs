@@ -1,11 +1,11 @@
 //! `freeze checkpoint`, `freeze restore` and `freeze check`: what needs no agent.
 
-use super::output::{Done, bytes, line, value, warn};
+use super::output::{Done, Trouble, bytes, line, value, warn};
 use super::{Cli, open_image};
 use crate::agent::client::Agent;
 use crate::agent::policy::Interval;
-use crate::checkpoint::{Bounds, Place, Request, checkpoint, verdict};
-use crate::error::{Context, Result};
+use crate::checkpoint::{Bounds, Place, Request, checkpoint, company, verdict};
+use crate::error::{Context, Error, Result};
 use crate::ids::Pid;
 use crate::kinds::credentials::must_be_root;
 use crate::kinds::tcp;
@@ -242,7 +242,9 @@ pub(super) fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Done {
             go_on: matches!(args.when_longer, WhenLonger::GoOn),
         },
     };
-    let report = checkpoint(&request, &host(cli)?, &mut Trackings::new())?;
+    let host = host(cli)?;
+    let done = checkpoint(&request, &host, &mut Trackings::new());
+    let report = done.map_err(|e| alone(e, &request.roots, &host, &request.ends))?;
     value(&report, cli.json);
     if args.explain_pause && !cli.json {
         for (part, us) in &report.parts {
@@ -254,6 +256,15 @@ pub(super) fn run_checkpoint(cli: &Cli, args: &CheckpointArgs) -> Done {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What went wrong, with those who would have to be frozen too if there are several: each reason names but one.
+fn alone(e: Error, roots: &[Pid], host: &Host, ends: &Ends) -> Trouble {
+    let company = company(roots, host, ends, &e);
+    match company.len() {
+        0 | 1 => Trouble::Own(e),
+        _ => Trouble::Alone(e, company),
+    }
 }
 
 pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
@@ -335,11 +346,8 @@ fn outlived(root: Pid, e: &crate::Error, stderr: Option<File>) {
 pub(super) fn run_check(cli: &Cli, args: &CheckArgs) -> Done {
     let pid = Pid(args.pid);
     let host = host(cli)?;
-    let plan = verdict(
-        &args.ends.roots(args.pid),
-        &host,
-        &args.ends.ends(args.pid, args.kill),
-    )?;
+    let (roots, ends) = (args.ends.roots(args.pid), args.ends.ends(args.pid, args.kill));
+    let plan = verdict(&roots, &host, &ends).map_err(|e| alone(e, &roots, &host, &ends))?;
     let processes = plan.view.processes.len();
     let threads: usize = plan.view.each().map(|p| p.threads.len()).sum();
     match cli.json {

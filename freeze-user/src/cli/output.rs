@@ -2,6 +2,7 @@
 
 use crate::agent::wire::Failure;
 use crate::error::Error;
+use crate::ids::Pid;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt;
@@ -13,6 +14,8 @@ use std::process::ExitCode;
 pub(super) enum Trouble {
     /// It failed itself.
     Own(Error),
+    /// It was refused, and would be refused less if these were frozen too.
+    Alone(Error, Vec<Pid>),
     /// The agent would not, or could not.
     Agent(Failure),
 }
@@ -33,6 +36,12 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Trouble::Own(e) => e.fmt(f),
+            Trouble::Alone(e, company) => {
+                write!(f, "{e}\nfreeze: nothing would be held outside any more with")?;
+                company
+                    .iter()
+                    .try_for_each(|pid| write!(f, " --also-freeze {pid}"))
+            }
             Trouble::Agent(failure) => failure.fmt(f),
         }
     }
@@ -43,7 +52,7 @@ pub(super) type Done = Result<ExitCode, Trouble>;
 /// Prints the trouble, as JSON on stdout or as a line on stderr, and says with which status to end.
 pub(super) fn report(trouble: &Trouble, as_json: bool) -> ExitCode {
     let (kind, reasons, code) = match trouble {
-        Trouble::Own(e) => {
+        Trouble::Own(e) | Trouble::Alone(e, _) => {
             let reasons = if let Error::Refused(list) = e {
                 json!(list)
             } else {
@@ -54,7 +63,11 @@ pub(super) fn report(trouble: &Trouble, as_json: bool) -> ExitCode {
         Trouble::Agent(failure) => (failure.kind(), failure.reasons(), failure.exit_code()),
     };
     if as_json {
-        line(&json!({ "error": kind, "message": trouble.to_string(), "reasons": reasons }));
+        let mut answer = json!({ "error": kind, "message": trouble.to_string(), "reasons": reasons });
+        if let Trouble::Alone(_, company) = trouble {
+            answer["also_freeze"] = json!(company);
+        }
+        line(&answer);
     } else {
         warn(trouble);
     }

@@ -107,6 +107,7 @@ impl FdKind for BpfMap {
                             command_of(pid)
                         ))
                         .remedy(format!("freeze that process too (--also-freeze {pid})"))
+                        .held_by(pid)
                 })),
                 Err(e) => out.push(
                     fd.blocker()

@@ -90,7 +90,8 @@ impl FdKind for Fifo {
                     .remedy(format!(
                         "freeze that process too (--also-freeze {pid}), or give its end up (--cut {})",
                         fd.label()
-                    )),
+                    ))
+                    .held_by(pid),
             );
         }
     }

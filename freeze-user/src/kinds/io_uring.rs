@@ -339,7 +339,8 @@ fn obstacles(fd: &FdView, ring: &Ring, view: &View, out: &mut Vec<Blocker>) {
             "it is also held outside the checkpoint, by pid {pid} ({}) as fd {at}",
             command_of(pid)
         );
-        add(why, &format!("freeze that process too (--also-freeze {pid})"));
+        let remedy = format!("freeze that process too (--also-freeze {pid})");
+        out.push(fd.blocker().why(why).remedy(remedy).held_by(pid));
     }
 }
 

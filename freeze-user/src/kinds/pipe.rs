@@ -117,7 +117,8 @@ impl FdKind for Pipe {
                         "freeze that process too (--also-freeze {}), or give its end up (--cut {})",
                         holder.pid,
                         fd.label()
-                    )),
+                    ))
+                    .held_by(holder.pid),
             );
         }
     }

@@ -196,7 +196,8 @@ pub fn held_outside(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
                     "freeze that process too (--also-freeze {}), or leave its descriptor behind (--cut {})",
                     holder.pid,
                     fd.label()
-                )),
+                ))
+                .held_by(holder.pid),
         );
     }
 }

@@ -171,7 +171,8 @@ impl FdKind for Unix {
                             "freeze that process too (--also-freeze {}), or give the connection up (--cut {})",
                             holder.pid,
                             fd.label()
-                        )),
+                        ))
+                        .held_by(holder.pid),
                 );
             }
         }
