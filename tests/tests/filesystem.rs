@@ -1,6 +1,7 @@
 //! Conformance of working directory, root directory and umask.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::subject::{Running, output};
+use freeze_tests::{c, conformance, freeze, python};
 
 conformance!(
     places,
@@ -151,3 +152,32 @@ int main(void) {
 }
 "#)
 );
+
+/// A path that no call takes cannot be told, so it is refused, with the object: a working directory, and an open file.
+#[test]
+fn a_path_longer_than_any_call_takes() {
+    let deep = r#"
+import os
+for _ in range(25):
+    os.mkdir("d" * 200)
+    os.chdir("d" * 200)
+file = open("file", "w")
+if STAYS:
+    file.close()
+else:
+    os.chdir("/")
+freeze_here()
+"#;
+    for (stays, object) in [("True", "cwd"), ("False", "fd/")] {
+        let mut running = Running::start(&python(&deep.replace("STAYS", stays)), "a_path_longer");
+        let checked = output(freeze().arg("check").arg(running.pid.to_string()));
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert_eq!(checked.status.code(), Some(3), "{said}");
+        let named = format!("  /proc/{}/{object}", running.pid);
+        assert!(
+            said.contains(&named) && said.contains("more than 4096 bytes"),
+            "{said}"
+        );
+        running.verdict();
+    }
+}

@@ -7,7 +7,7 @@ use crate::observe::filestat::FileStat;
 use crate::observe::foreign::namespace_of;
 use crate::observe::procfile::read_record_of;
 use crate::observe::tree::Tree;
-use crate::observe::view::{SAME_LOOKS, malformed, speaker};
+use crate::observe::view::{SAME_LOOKS, malformed, speaker, unreadable_link};
 use crate::proc::fdinfo::FdInfo;
 use crate::sys;
 use crate::sys::socket::protocol_of;
@@ -196,8 +196,8 @@ impl Shelf {
     }
 
     fn link(&self, fd: i32) -> Result<Vec<u8>> {
-        let link =
-            nix::fcntl::readlinkat(&self.links, fd.to_string().as_str()).on("readlink", || self.path(fd))?;
+        let link = nix::fcntl::readlinkat(&self.links, fd.to_string().as_str())
+            .map_err(|e| unreadable_link(e, &self.path(fd)))?;
         Ok(link.into_vec())
     }
 

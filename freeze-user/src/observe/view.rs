@@ -1,7 +1,7 @@
 //! `View`: what /proc says of a set of processes, read without stopping or touching anything.
 
 use crate::crew;
-use crate::error::{Blocker, Context, Error, Result};
+use crate::error::{Blocker, Context, Error, Result, errno};
 use crate::ids::{Pid, Range};
 use crate::observe::ends::Ends;
 use crate::observe::fds::read_fds;
@@ -573,8 +573,19 @@ pub(super) fn read_link(dir: &str, name: &str, still: bool) -> Result<LinkView> 
 pub(super) const SAME_LOOKS: usize = 100;
 
 fn link_at(path: &str) -> Result<Vec<u8>> {
-    let link = std::fs::read_link(path).on("readlink", || path.to_owned())?;
+    let link = std::fs::read_link(path).map_err(|e| unreadable_link(errno(e), path))?;
     Ok(link.into_os_string().into_vec())
+}
+
+/// Why it is not told where a link of /proc leads: by a path that is longer than any call takes it is not told at all.
+pub(super) fn unreadable_link(e: Errno, path: &str) -> Error {
+    match e {
+        Errno::ENAMETOOLONG => Blocker::at(path, "")
+            .why("it leads to a path of more than 4096 bytes, which the kernel does not tell")
+            .remedy("let the program go to a directory, or open a file, nearer to the root")
+            .refuse(),
+        e => Error::kernel("readlink", path, e),
+    }
 }
 
 fn read_threads(p: &ProcessView, depth: Depth, tids: &[Pid]) -> Result<Vec<ThreadView>> {
