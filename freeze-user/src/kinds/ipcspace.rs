@@ -7,6 +7,7 @@ use crate::nest::Nest;
 use crate::nest::family::free;
 use crate::nest::space::Kind;
 use crate::observe::looks;
+use crate::observe::procfile::{read_all, read_record};
 use crate::observe::view::{View, all_pids, speaker};
 use crate::proc::stat::Stat;
 use crate::proc::sysvipc::Object;
@@ -112,11 +113,12 @@ impl Space {
 
     /// A file of /proc as it shows this namespace.
     pub fn read(&self, path: &'static str) -> Result<String> {
-        let read = || match std::fs::read_to_string(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        let read = || match read_all(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             got => got.map_err(errno),
         };
-        self.enter(read).on("read", || path)
+        let text = self.enter(read).on("read", || path)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Writes a file of /proc that means this namespace.
@@ -252,7 +254,7 @@ fn apart(pid: Pid) -> Result<Option<File>> {
 }
 
 fn stat(pid: Pid) -> Option<Stat> {
-    Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    Stat::parse(&read_record(&format!("/proc/{pid}/stat")).ok()?)
 }
 
 fn lives(pid: i32) -> bool {
@@ -261,14 +263,20 @@ fn lives(pid: i32) -> bool {
 
 /// Whether nobody lives in the namespace but the set, freeze, and those that started freeze.
 fn alone(set: &BTreeSet<i32>, inode: Option<u64>) -> Result<bool> {
+    let Some(inode) = inode else { return Ok(false) };
+    let there = format!("ipc:[{inode}]").into_bytes();
+    let link = |p: Pid| looks::link(format!("/proc/{p}/ns/ipc"));
+    // The kernel's own threads live in the first of all; to go through all processes takes long where there are many.
+    const KTHREADD: Pid = Pid(2);
+    if !set.contains(&KTHREADD.0) && link(KTHREADD).is_ok_and(|link| link == there) {
+        return Ok(false);
+    }
     let mut known: BTreeSet<Pid> = set.iter().copied().map(Pid).collect();
     let mut above = Pid(std::process::id() as i32);
     while above.0 > 0 && known.insert(above) {
         above = stat(above).map_or(Pid(0), |s| Pid(s.ppid));
     }
-    let Some(inode) = inode else { return Ok(false) };
-    let there = format!("ipc:[{inode}]").into_bytes();
-    let elsewhere = |p: &Pid| looks::link(format!("/proc/{p}/ns/ipc")).is_ok_and(|link| link != there);
+    let elsewhere = |p: &Pid| link(*p).is_ok_and(|link| link != there);
     Ok(all_pids()?.iter().all(|p| known.contains(p) || elsewhere(p)))
 }
 
