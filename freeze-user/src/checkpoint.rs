@@ -153,7 +153,8 @@ pub fn company(roots: &[Pid], host: &Host, ends: &Ends, refused: &Error) -> Vec<
 
 /// Who holds outside what a checkpoint was refused for.
 fn holders(refused: &[Blocker]) -> BTreeSet<Pid> {
-    refused.iter().filter_map(|b| b.holder).collect()
+    let holders = refused.iter().map(|b| b.holder);
+    holders.filter(|pid| pid.0 != 0).collect()
 }
 
 fn attempts(request: &Request, host: &Host, trackings: &mut Trackings) -> Result<Report> {

@@ -43,9 +43,9 @@ pub struct Blocker {
     pub why: String,
     /// What the user can do about it.
     pub remedy: String,
-    /// Who outside the checkpoint holds it: it would be no reason if that were frozen too.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub holder: Option<Pid>,
+    /// Who outside the checkpoint holds it: it would be no reason if that were frozen too. 0 for nobody.
+    #[serde(skip_serializing_if = "is_nobody")]
+    pub holder: Pid,
     /// Tells one object from another that is called the same: a program may make such all the time. 0 if there is no such number.
     #[serde(skip)]
     pub which: u64,
@@ -63,7 +63,7 @@ impl Blocker {
             object: object.into(),
             why: String::new(),
             remedy: String::new(),
-            holder: None,
+            holder: Pid(0),
             which: 0,
             passing: false,
         }
@@ -77,7 +77,7 @@ impl Blocker {
             object: object.into(),
             why: String::new(),
             remedy: String::new(),
-            holder: None,
+            holder: Pid(0),
             which: 0,
             passing: false,
         }
@@ -100,7 +100,7 @@ impl Blocker {
     }
 
     pub fn held_by(mut self, holder: Pid) -> Blocker {
-        self.holder = Some(holder);
+        self.holder = holder;
         self
     }
 
@@ -108,6 +108,10 @@ impl Blocker {
     pub fn refuse(self) -> Error {
         Error::Refused(vec![self])
     }
+}
+
+fn is_nobody(pid: &Pid) -> bool {
+    pid.0 == 0
 }
 
 impl fmt::Display for Blocker {

@@ -14,7 +14,7 @@ use crate::nest::is_vdso;
 use crate::observe::looks::Habit;
 use crate::observe::view::{Depth, FdView, ProcessView, View, read_vmas, speaker};
 use crate::proc::maps::Vma;
-use crate::stop::halt_threads;
+use crate::stop::{Threads, halt_threads};
 use crate::store::{CheckpointId, Draft, Opened, Pace};
 use crate::sys::pagemap::{self, Contents};
 use crate::sys::{fault, laps, limit, uffd};
@@ -564,6 +564,9 @@ fn private_ranges(vmas: &[Vma]) -> Vec<Range> {
     normalize(private.map(|v| v.range()).collect())
 }
 
+/// With more threads than this, only one stands still while tracking begins: each takes some 0.1 ms to be stopped and let go.
+const MANY_THREADS: usize = 32;
+
 /// Starts to track a running process; `None` if the kernel has no tracking, or the process is in no state for it.
 fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     let owns = p
@@ -576,8 +579,13 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     }
     let pid = p.pid;
     let by = speaker(pid);
-    // A process that is forked while the descriptor exists has it too, and keeps its parent's memory registered.
-    let Some(threads) = halt_threads(pid, by)? else {
+    // A process that is forked while the descriptor exists has it too, and keeps its parent's memory registered. Where there
+    // are very many threads, to stop them all takes a thousand times as long as the descriptor exists.
+    let those = match p.threads.len() {
+        0..=MANY_THREADS => Threads::All,
+        _ => Threads::Speaker,
+    };
+    let Some(threads) = halt_threads(pid, by, those)? else {
         return Ok(None);
     };
     let view = ProcessView {

@@ -331,10 +331,24 @@ fn halt_all(
         .refuse())
 }
 
-/// Halts all threads of a process, first of them the one that speaks for it; nothing, and all go on, if one does not halt:
+/// Which threads of a process are to stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Threads {
+    All,
+    /// The one that speaks for it.
+    Speaker,
+}
+
+/// Halts threads of a process, first of them the one that speaks for it; nothing, and all go on, if one does not halt:
 /// it may wait in the kernel for what another of them is to do first, or a child that it has made by vfork(2).
-pub(crate) fn halt_threads(pid: Pid, by: Pid) -> Result<Option<Vec<Stopped>>> {
-    let all = || threads(pid).into_iter().filter(|tid| !is_io_worker(pid, *tid));
+pub(crate) fn halt_threads(pid: Pid, by: Pid, which: Threads) -> Result<Option<Vec<Stopped>>> {
+    let all = || {
+        let threads = match which {
+            Threads::All => threads(pid),
+            Threads::Speaker => vec![by],
+        };
+        threads.into_iter().filter(|tid| !is_io_worker(pid, *tid))
+    };
     let waits = Waits::of(all());
     let mut stopped: Vec<Stopped> = Vec::new();
     for _ in 0..LOOKS {
