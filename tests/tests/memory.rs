@@ -662,3 +662,36 @@ int main(void) {
 }
 "#)
 );
+
+// What a relative has at the same addresses, and shares with nobody, is none of the inheritance: least of all terabytes.
+conformance!(
+    reserved_where_relatives_share,
+    c(r#"
+static char *const PLACE = (char *)0x200000000000, *const AROUND = (char *)0x1f0000000000;
+static const size_t SIZE = 1 << 16, TERABYTES = 1L << 41;
+static int child(int reserves) {
+    int pid = OK(fork());
+    if (pid) return pid;
+    if (reserves) {
+        OK(munmap(PLACE, SIZE));
+        CHECK(mmap(AROUND, TERABYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == AROUND);
+    }
+    while (!gone_ahead()) nap(2);
+    if (reserves) OK(mprotect(PLACE, SIZE, PROT_READ | PROT_WRITE));
+    for (size_t n = 0; n < SIZE; n += 4096) SAME(PLACE[n], reserves ? 0 : 7);
+    _exit(5);
+}
+int main(void) {
+    CHECK(mmap(PLACE, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == PLACE);
+    memset(PLACE, 7, SIZE);
+    int status, children[] = { child(0), child(1), child(0) };
+    nap(100);
+    freeze_here();
+    for (int n = 0; n < 3; n++) {
+        SAME(waitpid(children[n], &status, 0), children[n]);
+        SAME(status, 5 << 8);
+    }
+    return 0;
+}
+"#)
+);

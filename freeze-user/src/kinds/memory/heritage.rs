@@ -208,20 +208,30 @@ impl Heritage {
                 .filter(|(p, _)| self.descends(**p, top))
                 .map(|(p, r)| (*p, r))
                 .collect();
+            // Who has executed another program may have anything at these addresses, a reservation of terabytes even.
+            let shared: BTreeMap<Pid, Vec<Range>> = heirs
+                .iter()
+                .map(|(p, _)| {
+                    let need = self.needs.get(p).into_iter().flatten();
+                    let need = normalize(need.map(|piece| piece.range).collect());
+                    (*p, intersect(&need, &ranges))
+                })
+                .collect();
+            let shares = |p: &Pid, range: Range| *p == top || !intersect(&shared[p], &[range]).is_empty();
             let mut taken = mapped(estate);
             taken.extend(place::mapped_now(pid)?);
             let mut taken = normalize(taken);
-            for (_, record) in &heirs {
+            for (p, record) in &heirs {
                 for m in &record.vmas {
-                    if intersect(&[m.range], &bare).is_empty() {
+                    if intersect(&[m.range], &bare).is_empty() || !shares(p, m.range) {
                         continue;
                     }
                     let Some(key) = key(record, m) else { continue };
                     // As large as any of them has it, so that nobody's is in two pieces.
-                    let same = heirs.iter().flat_map(|(_, r)| {
+                    let same = heirs.iter().flat_map(|(p, r)| {
                         let first = r.vmas.partition_point(|v| v.range.end <= m.range.start);
                         let near = r.vmas[first..].iter().take_while(|v| v.range.start < m.range.end);
-                        near.map(move |v| (*r, v))
+                        near.filter(|v| shares(p, v.range)).map(move |v| (*r, v))
                     });
                     let same = same.filter(|(r, v)| self::key(r, v).as_ref() == Some(&key));
                     let whole = same.fold(m.range, |w, (_, v)| {
