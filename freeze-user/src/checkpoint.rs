@@ -264,7 +264,7 @@ fn attempt(
         Place::Directory(dir) => Store::begin_at(dir, request.parent.as_ref(), &request.options)?,
     };
     if request.kill {
-        draft.hasten();
+        draft.leave_chain();
     }
     let compare = request.parent.clone().filter(|_| !request.track);
     let mut copier = Copier::new(trackings, compare, trust.log);

@@ -581,11 +581,15 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     let by = speaker(pid);
     // A process that is forked while the descriptor exists has it too, and keeps its parent's memory registered. Where there
     // are very many threads, to stop them all takes a thousand times as long as the descriptor exists.
-    let those = match p.threads.len() {
-        0..=MANY_THREADS => Threads::All,
-        _ => Threads::Speaker,
+    let mut threads = match p.threads.len() {
+        0..=MANY_THREADS => halt_threads(pid, by, Threads::All)?,
+        _ => None,
     };
-    let Some(threads) = halt_threads(pid, by, those)? else {
+    if threads.is_none() {
+        // Nor is the pause to copy everything because one of them waits for a disk.
+        threads = halt_threads(pid, by, Threads::Speaker)?;
+    }
+    let Some(threads) = threads else {
         return Ok(None);
     };
     let view = ProcessView {

@@ -93,9 +93,8 @@ impl Engine {
         if !ending.is_crash() {
             info!(group = name, "pid {pid} {ending}: no longer watched");
             self.tell(What::Ended, name, Some(format!("pid {pid} {ending}")), None);
-            self.groups.remove(name);
-            self.board.lock().remove(name);
-            return self.persist();
+            self.forget(name);
+            return;
         }
         g.leftovers = leftovers;
         let last = g.shown.last.as_ref().map(|c| c.id.clone());

@@ -320,9 +320,17 @@ impl Engine {
         if let Err(e) = group::remember(self.store.dir(), self.groups.values()) {
             warn!("the watches could not be written down: {e}");
         }
+    }
+
+    /// Ends a watch; nothing is kept ready when it was the last.
+    pub(super) fn forget(&mut self, name: &str) -> Option<Watched> {
+        let watched = self.groups.remove(name)?;
+        self.board.lock().remove(name);
         if self.groups.is_empty() {
-            store::rest();
+            store::free_buffers();
         }
+        self.persist();
+        Some(watched)
     }
 
     /// Shows a group as it is now.

@@ -56,15 +56,13 @@ impl Engine {
             Request::Unwatch(t) => {
                 let name = self.target(caller, &t.target)?;
                 self.tell(What::Unwatched, &name, None, None);
-                let Some(g) = self.groups.remove(&name) else {
+                let Some(g) = self.forget(&name) else {
                     return Err(not_watched(&name));
                 };
-                self.board.lock().remove(&name);
                 if let Some((observer, _)) = &mut self.observer {
                     observer.unwatch(Pid(g.shown.root));
                 }
                 info!(group = name, "no longer watched");
-                self.persist();
                 Ok(json!({ "group": g.shown }))
             }
             Request::Map(t) => {

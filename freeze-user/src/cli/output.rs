@@ -35,13 +35,7 @@ impl From<Failure> for Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trouble::Own(e) => e.fmt(f),
-            Trouble::Alone(e, company) => {
-                write!(f, "{e}\nfreeze: nothing would be held outside any more with")?;
-                company
-                    .iter()
-                    .try_for_each(|pid| write!(f, " --also-freeze {pid}"))
-            }
+            Trouble::Own(e) | Trouble::Alone(e, _) => e.fmt(f),
             Trouble::Agent(failure) => failure.fmt(f),
         }
     }
@@ -70,6 +64,13 @@ pub(super) fn report(trouble: &Trouble, as_json: bool) -> ExitCode {
         line(&answer);
     } else {
         warn(trouble);
+        if let Trouble::Alone(_, company) = trouble {
+            let with: String = company
+                .iter()
+                .map(|pid| format!(" --also-freeze {pid}"))
+                .collect();
+            warn(&format_args!("nothing would be held outside any more with{with}"));
+        }
     }
     ExitCode::from(code)
 }

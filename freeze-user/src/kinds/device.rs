@@ -46,11 +46,11 @@ pub struct Record {
 }
 
 impl Record {
-    /// Whether it is the device of this number, by its name if it has one.
+    /// Whether it is the device of this number here: by name, where both have one (/sys may not be mounted).
     fn is(&self, number: (u64, u64)) -> bool {
-        match &self.name {
-            Some(name) => misc(number).as_ref() == Some(name),
-            None => number == self.number,
+        match (&self.name, misc(number)) {
+            (Some(then), Some(now)) => *then == now,
+            _ => number == self.number,
         }
     }
 }
@@ -178,23 +178,20 @@ impl FdKind for Device {
             return;
         };
         let at = || Blocker::at(record.path.display().to_string(), "");
-        if record
+        if let Some(node) = record
             .node
             .as_ref()
-            .is_some_and(|n| n.gone.is_some() || n.lost.is_some())
+            .filter(|n| n.gone.is_some() || n.lost.is_some())
         {
-            // It is made by its number.
-            if let Some(name) = record
-                .name
-                .as_ref()
-                .filter(|_| misc(record.number) != record.name)
-            {
+            // What is gone is made by its number.
+            if node.gone.is_some() && !record.is(record.number) {
+                let why = format!(
+                    "its node is gone, and {}:{} is another device now",
+                    record.number.0, record.number.1
+                );
                 out.push(
-                    at().why(format!(
-                        "its node is gone, and {}:{} is not {name} any more",
-                        record.number.0, record.number.1
-                    ))
-                    .remedy("restore it under the boot that it was checkpointed under"),
+                    at().why(why)
+                        .remedy("restore it under the boot that it was checkpointed under"),
                 );
             }
             return;

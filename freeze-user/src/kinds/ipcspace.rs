@@ -266,15 +266,16 @@ fn alone(set: &BTreeSet<i32>, inode: Option<u64>) -> Result<bool> {
     let Some(inode) = inode else { return Ok(false) };
     let there = format!("ipc:[{inode}]").into_bytes();
     let link = |p: Pid| looks::link(format!("/proc/{p}/ns/ipc"));
-    // The kernel's own threads live in the first of all; to go through all processes takes long where there are many.
-    const KTHREADD: Pid = Pid(2);
-    if !set.contains(&KTHREADD.0) && link(KTHREADD).is_ok_and(|link| link == there) {
-        return Ok(false);
-    }
     let mut known: BTreeSet<Pid> = set.iter().copied().map(Pid).collect();
     let mut above = Pid(std::process::id() as i32);
     while above.0 > 0 && known.insert(above) {
         above = stat(above).map_or(Pid(0), |s| Pid(s.ppid));
+    }
+    // The kernel's own threads live in the first namespace of all; to go through all processes takes long where there are
+    // many. In a container it is a process like any other.
+    const KTHREADD: Pid = Pid(2);
+    if !known.contains(&KTHREADD) && link(KTHREADD).is_ok_and(|link| link == there) {
+        return Ok(false);
     }
     let elsewhere = |p: &Pid| link(*p).is_ok_and(|link| link != there);
     Ok(all_pids()?.iter().all(|p| known.contains(p) || elsewhere(p)))

@@ -258,8 +258,10 @@ impl FileRef {
         };
         let fd = lost.open(here, libc::O_PATH | libc::O_NOFOLLOW)?;
         let found = FileStat::of(&format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        // A handle or a name may be another file's by now; in a tree that was made anew they all have other numbers.
-        let is_it = self.tree != 0 || (found.dev, found.ino) == (self.stat.dev, self.stat.ino);
+        // A handle or a name may be another file's by now. In a tree that was made anew all files have other numbers, and none
+        // is found by its handle.
+        let made_anew = self.tree != 0 && matches!(lost, Lost::Elsewhere { handle: None, .. });
+        let is_it = made_anew || (found.dev, found.ino) == (self.stat.dev, self.stat.ino);
         match is_it && found.nlink > 0 {
             true => Ok(found),
             false => Err(std::io::ErrorKind::NotFound.into()),

@@ -120,7 +120,7 @@ pub(super) fn read_fds(pid: Pid, by: Pid, before: Option<&[FdView]>) -> Result<V
         let mut view = at.read(pid, fd, known(fd))?;
         for _ in 0..SAME_LOOKS {
             // It may be closed, and another opened, between two parts of the look.
-            if before.is_some() || view.stat.dev == *NAMESPACES || at.link(fd)? == view.link {
+            if before.is_some() || at.named(fd, at.link(fd)?, view.stat.dev, view.stat.ino) == view.link {
                 break;
             }
             view = at.read(pid, fd, None)?;
@@ -201,19 +201,22 @@ impl Shelf {
         Ok(link.into_vec())
     }
 
+    /// A link as it is to be read: a namespace that was opened where it is mounted (`ip netns`) is shown by that path.
+    fn named(&self, fd: i32, link: Vec<u8>, dev: u64, ino: u64) -> Vec<u8> {
+        let elsewhere = dev == *NAMESPACES && namespace_of(&link).is_none();
+        match elsewhere.then(|| name_of_namespace(&self.path(fd))).flatten() {
+            Some(name) => format!("{name}:[{ino}]").into_bytes(),
+            None => link,
+        }
+    }
+
     /// All but the sort of its file system. A socket that was there a moment ago, as `known`, has its protocol still.
     fn read(&self, pid: Pid, fd: i32, known: Option<&FdView>) -> Result<FdView> {
         let number = fd.to_string();
-        let mut link = self.link(fd)?;
+        let link = self.link(fd)?;
         let stat = nix::sys::stat::fstatat(&self.links, number.as_str(), AtFlags::empty())
             .on("stat", || self.path(fd))?;
-        // Opened where it is mounted (`ip netns`), a namespace is shown by that path.
-        if stat.st_dev == *NAMESPACES
-            && namespace_of(&link).is_none()
-            && let Some(name) = name_of_namespace(&self.path(fd))
-        {
-            link = format!("{name}:[{}]", stat.st_ino).into_bytes();
-        }
+        let link = self.named(fd, link, stat.st_dev, stat.st_ino);
         let info_path = || format!("/proc/{}/fdinfo/{fd}", self.by);
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let info =

@@ -90,8 +90,8 @@ pub struct Draft {
     later: Vec<Later>,
     pages: Option<PageWriter>,
     committed: bool,
-    /// Whether a program stands still until it is stored.
-    hasty: bool,
+    /// Whether no page of an ancestor is copied for the sake of a shorter chain.
+    leaves_chain: bool,
     /// Tells `sweep` that the writer lives.
     _lock: Flock<File>,
 }
@@ -237,7 +237,7 @@ impl Draft {
             later: Vec::with_capacity(LATER),
             pages: None,
             committed: false,
-            hasty: false,
+            leaves_chain: false,
             _lock: lock,
         };
         draft.records = Some(FrameWriter::create(draft.file(RECORDS))?);
@@ -374,8 +374,8 @@ impl Draft {
     }
 
     /// Leaves to the next checkpoint what only makes the chain better: a program stands still until this one is stored.
-    pub fn hasten(&mut self) {
-        self.hasty = true;
+    pub fn leave_chain(&mut self) {
+        self.leaves_chain = true;
     }
 
     /// How far the copying may be ahead of the writing from now on.

@@ -26,7 +26,7 @@ pub use frame::{Frame, Record};
 pub use id::CheckpointId;
 pub use manifest::{About, Ancestor, Counts, FORMAT, Files, Manifest, Sum, utc};
 pub use opened::{Content, Opened, Reader, Run, Verified, Where};
-pub use pages::{Form, Pace, rest};
+pub use pages::{Form, Pace, free_buffers};
 pub use retention::{Kept, Pruned, Removed, Why};
 pub use show::{Shown, ShownRecord, ShownSpace};
 

@@ -120,8 +120,8 @@ fn spare() -> MutexGuard<'static, Vec<Vec<u8>>> {
     SPARE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Gives back what is kept for the next checkpoint: there is none to come.
-pub fn rest() {
+/// Gives back the memory that is kept for the next checkpoint.
+pub fn free_buffers() {
     *spare() = Vec::new();
     sys::bpf::trim();
 }

@@ -9,6 +9,7 @@ impl Record {
         for extra in now.iter().filter(|r| !self.routes.contains(r)) {
             let _ = netlink.request(DELROUTE, 0, &extra.0);
         }
+        let mut rest: Vec<&Bytes> = self.routes.iter().filter(|r| !now.contains(r)).collect();
         if let Some(wanted) = &self.prefixes {
             let now = prefixes(netlink)?;
             for extra in now.iter().filter(|r| !wanted.contains(r)) {
@@ -16,11 +17,8 @@ impl Record {
             }
             // That to the other end of an address (peer) comes with the last step of looking for duplicates, which is none
             // where the device had its carrier only after the address was set.
-            for missing in wanted.iter().filter(|r| !now.contains(r)) {
-                let _ = netlink.request(NEWROUTE, CREATE, &missing.0);
-            }
+            rest.extend(wanted.iter().filter(|r| !now.contains(r)));
         }
-        let mut rest: Vec<&Bytes> = self.routes.iter().filter(|r| !now.contains(r)).collect();
         // The way to a neighbour is looked for as rules have it. They may have come later than a route, and forbid it; or
         // lead to where it is.
         set_as_many(netlink, &mut rest);

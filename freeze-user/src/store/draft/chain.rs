@@ -84,7 +84,7 @@ impl Draft {
             .collect();
         let to_copy = match self.options.squash {
             true => ancestors.iter().map(|u| (u.source, u64::MAX)).collect(),
-            false if self.hasty => BTreeMap::new(),
+            false if self.leaves_chain => BTreeMap::new(),
             false => {
                 let own = Use {
                     source: OWN,

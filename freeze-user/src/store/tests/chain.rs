@@ -54,8 +54,8 @@ fn a_chain_stays_as_short_as_asked() {
 
 /// While a program stands still until its checkpoint is stored, nothing is copied for a shorter chain.
 #[test]
-fn who_is_in_haste_leaves_it_to_the_next() {
-    let dir = Scratch::new("haste");
+fn who_stands_still_leaves_it_to_the_next() {
+    let dir = Scratch::new("leaves-chain");
     let store = dir.store();
     let options = Options {
         chain_limit: 2,
@@ -65,7 +65,7 @@ fn who_is_in_haste_leaves_it_to_the_next() {
     for (n, (depth, copied)) in [(1, 0), (2, 0), (3, 0), (4, 0), (2, 3)].into_iter().enumerate() {
         let mut draft = store.begin(parent.as_ref(), &options).unwrap();
         if n < 4 {
-            draft.hasten();
+            draft.leave_chain();
         }
         if parent.is_some() {
             draft.inherit(A, &[range(0, 100)]).unwrap();
