@@ -1,6 +1,10 @@
 //! Conformance of System V segments that nobody has attached when the set is frozen.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::subject::output;
+use freeze_tests::{c, conformance, freeze, scratch};
+use freeze_user::kinds::sysv::Unattached;
+use freeze_user::kinds::{ProcessKind, peek};
+use freeze_user::store::Opened;
 
 conformance!(
     unattached,
@@ -69,3 +73,43 @@ int main(void) {
 }
 "#)
 );
+
+/// In a container of its own pid 2 is no thread of the kernel's, but who started freeze: what nobody has attached is the
+/// set's all the same.
+#[test]
+fn started_by_pid_2_of_a_container() {
+    const SCRIPT: &str = r#"
+python3 -c 'import ctypes; assert ctypes.CDLL(None).shmget(0, 4096, 0o1600) >= 0'
+python3 -c '
+import os, time
+os.closerange(3, 1024)
+os.setsid()
+open(os.environ["DIR"] + "/made", "w").close()
+time.sleep(60)' < /dev/null > /dev/null 2>&1 &
+while ! [ -e "$DIR/made" ]; do sleep 0.02; done
+echo "pid $$"
+"$FREEZE" checkpoint $! --to "$DIR/image" --kill
+"#;
+    let dir = scratch();
+    let program = freeze().get_program().to_owned();
+    let done = output(
+        std::process::Command::new("unshare")
+            .args(["-pfi", "--mount-proc", "sh", "-c", "sh -c \"$SCRIPT\"; true"])
+            .env("SCRIPT", SCRIPT)
+            .env("DIR", &dir)
+            .env("FREEZE", program),
+    );
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(
+        said.starts_with("pid 2\n"),
+        "{said}{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let image = Opened::open(&dir.join("image")).unwrap_or_else(|e| panic!("{e}"));
+    let records = image.records().iter().filter(|f| f.tag == Unattached::TAG);
+    let found: usize = records
+        .map(|f| peek::<Unattached>(&f.payload).expect("a record").1.segments.len())
+        .sum();
+    assert_eq!(found, 1);
+    std::fs::remove_dir_all(&dir).expect("to remove it");
+}
