@@ -7,7 +7,7 @@ use freeze_user::Error;
 use freeze_user::ids::Pid;
 use freeze_user::nest::Options;
 use freeze_user::precopy::Trackings;
-use freeze_user::restore::begin;
+use freeze_user::restore::{Ready, prepare};
 use freeze_user::store::Opened;
 use freeze_user::sys::fault::{self, Act};
 use freeze_user::sys::missing::{self, Filler};
@@ -147,7 +147,9 @@ fn it_is_as_it_was_when_all_is_in() {
         lazy: true,
         ..Options::default()
     };
-    let (restored, filling) = begin(Opened::open(&image).expect("the image"), options).expect("a restore");
+    let (restored, filling) = prepare(Opened::open(&image).expect("the image"), options)
+        .and_then(Ready::go)
+        .expect("a restore");
     assert_eq!(restored.roots, [running.pid]);
     if granted() {
         assert_eq!(restored.warnings, [""; 0]);
@@ -509,7 +511,7 @@ fn a_fault_at_every_step() {
             lazy: true,
             ..Options::default()
         };
-        let outcome = begin(Opened::open(&image).expect("the image"), options);
+        let outcome = prepare(Opened::open(&image).expect("the image"), options).and_then(Ready::go);
         let Some(step) = armed.fired() else {
             let (_, filling) = outcome.expect("a restore without a fault");
             filling.finish().expect("all of it");

@@ -14,7 +14,7 @@ use crate::nest::{self, CgroupChoice};
 use crate::observe::ends::{Ends, Object};
 use crate::plan::Host;
 use crate::precopy::Trackings;
-use crate::restore::{Ended, begin, wait};
+use crate::restore::{Ended, prepare, wait};
 use crate::store::{Form, Options, Store};
 use crate::sys::interrupt;
 use crate::sys::stay::{self, Back, Side};
@@ -289,11 +289,12 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
         attach: args.attach.clone(),
         ..nest::Options::default()
     };
-    let (restored, filling) = begin(image, options)?;
-    let root = restored.roots.first().copied().unwrap_or(Pid(0));
-    for warning in &restored.warnings {
+    let ready = prepare(image, options)?;
+    for warning in ready.warnings() {
         warn(&format_args!("warning: {warning}"));
     }
+    let (restored, filling) = ready.go()?;
+    let root = restored.roots.first().copied().unwrap_or(Pid(0));
     if let Some(file) = &args.pidfile {
         let written = std::fs::write(file, format!("{root}\n"));
         if let Err(e) = written {

@@ -89,9 +89,9 @@ pub(super) fn value<T: Serialize + fmt::Display>(value: &T, as_json: bool) {
     };
 }
 
-/// Prints a line on stderr.
+/// Prints a line on stderr: in one write, since a restored program may have the same terminal.
 pub(super) fn warn(text: &dyn fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "freeze: {text}");
+    let _ = std::io::stderr().write_all(format!("freeze: {text}\n").as_bytes());
 }
 
 /// Says on a terminal what takes long; nothing anywhere else.

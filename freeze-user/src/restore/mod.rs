@@ -41,13 +41,50 @@ pub struct Restored {
 
 /// Puts the processes of a checkpoint together, sets them going, and waits until all of their memory is in.
 pub fn restore(image: Opened, options: Options) -> Result<Restored> {
-    let (restored, filling) = begin(image, options)?;
+    let (restored, filling) = prepare(image, options)?.go()?;
     filling.finish()?;
     Ok(restored)
 }
 
-/// As [`restore`], but does not wait.
-pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
+/// Processes that are put together and wait for the word to go. Dropped, they are taken down.
+#[derive(Debug)]
+pub struct Ready {
+    began: Instant,
+    nest: Nest,
+    filling: Filling,
+    processes: usize,
+}
+
+impl Ready {
+    /// What is not as it was, a line each. Told before they run: what they write to a terminal must not come between.
+    pub fn warnings(&self) -> &[String] {
+        &self.nest.warnings
+    }
+
+    /// Sets them going, and does not wait until all of their memory is in.
+    pub fn go(self) -> Result<(Restored, Filling)> {
+        let Ready {
+            began,
+            mut nest,
+            mut filling,
+            processes,
+        } = self;
+        let warnings = std::mem::take(&mut nest.warnings);
+        let roots = nest.fly()?;
+        let restored = Restored {
+            roots,
+            processes,
+            warnings,
+            took_us: began.elapsed().as_micros() as u64,
+            missing: filling.missing(),
+        };
+        filling.stream()?;
+        Ok((restored, filling))
+    }
+}
+
+/// Puts the processes of a checkpoint together.
+pub fn prepare(image: Opened, options: Options) -> Result<Ready> {
     let began = Instant::now();
     let mut records = Records::read(&image)?;
     records.precheck(&options)?;
@@ -82,18 +119,12 @@ pub fn begin(image: Opened, options: Options) -> Result<(Restored, Filling)> {
     fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
     tcp::depart(&mut nest);
     namespaces::let_in(&mut nest, &records.namespaces).map_err(|e| e.fate(Fate::TakenDown))?;
-    let warnings = std::mem::take(&mut nest.warnings);
-    let roots = nest.fly()?;
-    let took_us = began.elapsed().as_micros() as u64;
-    let restored = Restored {
-        roots,
+    Ok(Ready {
+        began,
+        nest,
+        filling,
         processes,
-        warnings,
-        took_us,
-        missing: filling.missing(),
-    };
-    filling.stream()?;
-    Ok((restored, filling))
+    })
 }
 
 /// The image's records, decoded as far as the order of work needs them.
