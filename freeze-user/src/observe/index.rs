@@ -1,5 +1,6 @@
 //! Where in a view something is: found out once, however often it is asked for.
 
+use super::sweep::Sweep;
 use super::view::{FdView, View, all_pids};
 use crate::error::{Context, Result};
 use crate::ids::Pid;
@@ -169,30 +170,22 @@ impl View {
             return Ok(());
         }
         let own = std::process::id() as i32;
-        let mut out = Vec::new();
-        for pid in all_pids()? {
-            if pid.0 == own || self.get(pid).is_some() {
-                continue;
-            }
-            let path = format!("/proc/{pid}/fd");
-            let dir = match std::fs::read_dir(&path) {
-                Ok(dir) => dir,
-                // Nobody must count as holding nothing because freeze has no descriptor left to look.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                    return Err(e).on("readdir", || path);
-                }
-                // Processes that end, or that we may not look into, hold nothing we could name.
-                Err(_) => continue,
-            };
-            for entry in dir.flatten() {
-                let number = entry.file_name().to_str().and_then(|n| n.parse().ok());
-                if let (Some(fd), Ok(link)) = (number, std::fs::read_link(entry.path())) {
-                    let link = link.into_os_string().into_vec();
-                    out.push(Other { pid, fd, link });
+        let outside = |pid: Pid| pid.0 != own && self.get(pid).is_none();
+        let mut found = Sweep::ready().and_then(|sweep| sweep.read(outside));
+        if found.is_none() {
+            let mut all = Vec::new();
+            for pid in all_pids()?.into_iter().filter(|pid| outside(*pid)) {
+                all.extend(in_proc(pid)?);
+                if all.len() > MANY && Sweep::ready().is_none() {
+                    found = Sweep::get().and_then(|sweep| sweep.read(outside));
+                    if found.is_some() {
+                        break;
+                    }
                 }
             }
+            found = found.or(Some(all));
         }
-        let _ = self.index.others.set(out);
+        let _ = self.index.others.set(found.unwrap_or_default());
         Ok(())
     }
 
@@ -210,6 +203,32 @@ impl View {
             self.index.others = Arc::clone(&before.index.others);
         }
     }
+}
+
+/// From here on it takes longer to read them one by one than to prepare another way.
+const MANY: usize = 2000;
+
+/// What a process has open, as /proc shows it.
+pub(super) fn in_proc(pid: Pid) -> Result<Vec<Other>> {
+    let path = format!("/proc/{pid}/fd");
+    let dir = match std::fs::read_dir(&path) {
+        Ok(dir) => dir,
+        // Nobody must count as holding nothing because freeze has no descriptor left to look.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            return Err(e).on("readdir", || path);
+        }
+        // Processes that end, or that we may not look into, hold nothing we could name.
+        Err(_) => return Ok(Vec::new()),
+    };
+    let mut out = Vec::new();
+    for entry in dir.flatten() {
+        let number = entry.file_name().to_str().and_then(|n| n.parse().ok());
+        if let (Some(fd), Ok(link)) = (number, std::fs::read_link(entry.path())) {
+            let link = link.into_os_string().into_vec();
+            out.push(Other { pid, fd, link });
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

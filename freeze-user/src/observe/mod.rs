@@ -21,6 +21,7 @@ pub mod peers;
 pub mod procfile;
 pub mod sharing;
 pub(crate) mod sockets;
+pub mod sweep;
 mod tasks;
 #[cfg(test)]
 mod testing;

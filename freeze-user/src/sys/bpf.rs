@@ -135,6 +135,115 @@ impl VmaIterator {
     }
 }
 
+/// A program that tells of every descriptor on the machine but those of files and directories that have names.
+#[derive(Debug)]
+pub struct FileIterator(OwnedFd);
+
+/// Where members lie that [`FileIterator`] goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct FileOffsets {
+    /// `task_struct.tgid`
+    pub process: u32,
+    /// `file.f_inode`
+    pub inode: u32,
+    /// `inode.i_ino`
+    pub number: u32,
+    /// `inode.i_mode`
+    pub mode: u32,
+    /// `inode.i_sb`
+    pub filesystem: u32,
+    /// `super_block.s_magic`
+    pub magic: u32,
+}
+
+/// One descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// In the first pid namespace.
+    pub process: u32,
+    pub fd: u32,
+    /// What sort of file system it is on (statfs(2), `f_type`).
+    pub magic: u32,
+    pub inode: u64,
+}
+
+impl FileIterator {
+    /// `target` is the number of the function `bpf_iter_task_file` in the kernel's BTF. Regular files are told of if they are
+    /// on a file system of one of the sorts `beside`.
+    pub fn new(target: u32, at: FileOffsets, beside: &[u32]) -> Sys<FileIterator> {
+        const SEQ_WRITE: i32 = 127;
+        let near = |offset: u32| i16::try_from(offset).map_err(|_| nix::errno::Errno::ERANGE);
+        let mut code = vec![
+            op(0x79, 7, 1, 24, 0), // r7 = context->file
+            op(0x79, 6, 1, 8, 0),  // r6 = context->task
+            op(0x61, 9, 1, 16, 0), // r9 = context->fd
+            op(0x79, 8, 1, 0, 0),  // r8 = context->meta
+            op(0x79, 8, 8, 0, 0),  // r8 = r8->seq
+        ];
+        let body = vec![
+            op(0x61, 1, 6, near(at.process)?, 0),
+            op(0x63, 10, 1, -24, 0),
+            op(0x63, 10, 9, -20, 0),
+            op(0x79, 7, 7, near(at.inode)?, 0),
+            op(0x79, 1, 7, near(at.number)?, 0),
+            op(0x7b, 10, 1, -8, 0),
+            op(0x69, 2, 7, near(at.mode)?, 0),
+            op(0x63, 10, 2, -16, 0),
+            op(0x79, 3, 7, near(at.filesystem)?, 0),
+            op(0x79, 3, 3, near(at.magic)?, 0),
+            op(0x63, 10, 3, -12, 0),
+            op(0x57, 2, 0, 0, libc::S_IFMT as i32), // r2 &= S_IFMT
+        ];
+        let tell = [
+            op(0xbf, 1, 8, 0, 0),
+            op(0xbf, 2, 10, 0, 0),
+            op(0x07, 2, 0, 0, -24),
+            op(0xb7, 3, 0, 0, 24),
+            op(0x85, 0, 0, 0, SEQ_WRITE),
+        ];
+        let unwanted = [libc::S_IFDIR, libc::S_IFLNK, libc::S_IFBLK];
+        // To the last two instructions, or to those that tell.
+        let (sorts, kinds) = (beside.len() as i16, unwanted.len() as i16);
+        let end = body.len() as i16 + kinds + 1 + sorts + 1 + tell.len() as i16;
+        code.push(op(0x15, 7, 0, end + 1, 0));
+        code.push(op(0x15, 6, 0, end, 0));
+        code.extend(body);
+        for (n, kind) in unwanted.into_iter().enumerate() {
+            let end = kinds - n as i16 - 1 + 1 + sorts + 1 + tell.len() as i16;
+            code.push(op(0x15, 2, 0, end, kind as i32));
+        }
+        code.push(op(0x55, 2, 0, sorts + 1, libc::S_IFREG as i32));
+        for (n, magic) in beside.iter().enumerate() {
+            code.push(op(0x15, 3, 0, sorts - n as i16, *magic as i32));
+        }
+        code.push(op(0x05, 0, 0, tell.len() as i16, 0));
+        code.extend(tell);
+        code.extend([op(0xb7, 0, 0, 0, 0), op(0x95, 0, 0, 0, 0)]);
+        load(BPF_PROG_TYPE_TRACING, &code, |attr| {
+            attr[17] = BPF_TRACE_ITER;
+            attr[27] = target;
+        })
+        .map(FileIterator)
+    }
+
+    /// Those of all processes, by process.
+    pub fn read(&self) -> Sys<Vec<Descriptor>> {
+        let mut bytes = Vec::new();
+        let mut file = std::fs::File::from(iterate(self.0.as_fd(), [0; 4])?);
+        file.read_to_end(&mut bytes).map_err(errno)?;
+        let one = |entry: &[u8; 24]| {
+            let number = |n: usize| entry[4 * n..].first_chunk().map_or(0, |w| u32::from_ne_bytes(*w));
+            Descriptor {
+                process: number(0),
+                fd: number(1),
+                magic: number(3),
+                inode: u64::from(number(4)) | u64::from(number(5)) << 32,
+            }
+        };
+        Ok(bytes.as_chunks().0.iter().map(one).collect())
+    }
+}
+
 /// A file that never changes, mapped for reading.
 #[derive(Debug)]
 pub struct Constant {
