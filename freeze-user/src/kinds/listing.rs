@@ -74,6 +74,7 @@ pub fn markdown() -> String {
         - whose process a connection to a unix socket was that waits to be accepted, if it has ended: another of the checkpoint \
           stands for it (SO_PEERCRED);\n\
         - the TTL of multicasts that an accepted TCP connection took over from its listener, which means nothing to it;\n\
+        - TCP_FASTOPEN_CONNECT of a connection that would be put off if it were made again (there is a cookie for its address, or none is needed);\n\
         - the I/O context that threads share, or processes of which neither is the other's parent (CLONE_IO): each has one of its own, with the same priority;\n\
         - that a thread does the work of storage (PR_SET_IO_FLUSHER), if it has given up CAP_SYS_RESOURCE since;\n\
         - empty datagrams that were looked at before, by an earlier checkpoint or by MSG_PEEK, where freeze may not look for them;\n\
