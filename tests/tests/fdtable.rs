@@ -29,6 +29,46 @@ int main(void) {
 );
 
 conformance!(
+    threads_are_owners,
+    c(r#"
+/* A thread that is told of input is told still, of a pipe, a socket and a directory. */
+static volatile int tid, told[80];
+static void tell(int sig, siginfo_t *info, void *context) { if (gettid() == tid) told[info->si_fd]++; }
+static void *wait_for_it(void *arg) { tid = gettid(); for (;;) pause(); return 0; }
+int main(void) {
+    struct sigaction action = { .sa_sigaction = tell, .sa_flags = SA_SIGINFO | SA_RESTART };
+    OK(sigaction(SIGRTMIN + 5, &action, 0));
+    pthread_t thread;
+    pthread_create(&thread, 0, wait_for_it, 0);
+    while (!tid) usleep(1000);
+    int p[2], s[2], dir = OK(open(here_dir, O_RDONLY));
+    OK(pipe(p)); OK(socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+    int all[] = { p[0], s[0], dir };
+    struct f_owner_ex owner = { F_OWNER_TID, tid }, now;
+    for (int i = 0; i < 3; i++) {
+        OK(fcntl(all[i], F_SETOWN_EX, &owner));
+        OK(fcntl(all[i], F_SETSIG, SIGRTMIN + 5));
+        if (i < 2) OK(fcntl(all[i], F_SETFL, O_ASYNC | O_RDWR));
+    }
+    freeze_here();
+    OK(fcntl(dir, F_NOTIFY, DN_CREATE));
+    for (int i = 0; i < 3; i++) {
+        OK(fcntl(all[i], F_GETOWN_EX, &now));
+        SAME(now.type, F_OWNER_TID);
+        SAME(now.pid, tid);
+    }
+    SAME(write(p[1], "x", 1), 1);
+    SAME(write(s[1], "x", 1), 1);
+    OK(mkdirat(dir, "made", 0700)); OK(unlinkat(dir, "made", AT_REMOVEDIR));
+    for (int i = 0; i < 3; i++) {
+        for (int n = 0; n < 1000 && !told[all[i]]; n++) usleep(1000);
+        CHECK(told[all[i]]);
+    }
+}
+"#)
+);
+
+conformance!(
     owners,
     c(r#"
 /* Who is told of input, and by which signal. */

@@ -121,6 +121,11 @@ fn a_namespace_comes_back() {
         link add v1 index 50 type veth peer name v2 index 51
         link set v1 master br0 up
         link set br0 up
+        link add br1 type bridge
+        link add v3 type veth peer name v4
+        link set v3 master br1 up
+        link set v4 up
+        link set br1 up
         link add m0 link d0 type macvlan mode bridge
         link add m1 link d0 type macvlan mode source
         link set m1 type macvlan macaddr add 02:00:00:00:00:71
@@ -154,6 +159,9 @@ fn a_namespace_comes_back() {
         "rule add not from 10.3.0.0/16 prohibit priority 600\n-6 route del fd00:5::/64 dev d0 proto kernel\n-6 route add fd00:5::/64 dev d0 metric 99",
     );
     let mut out = Vec::new();
+    // A port passes on what arrives, and its bridge begins to take part in a spanning tree: it still does.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    ip(&a, "link set br1 type bridge stp_state 1");
     // The kernel gives addresses to what was brought up, some time later.
     let mut before = 0;
     let first = loop {
@@ -178,6 +186,7 @@ fn a_namespace_comes_back() {
     was.neighbours.sort_by(|a, b| a.0.cmp(&b.0));
     is.neighbours.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(was.links, is.links);
+    assert!(was.links.iter().any(|l| l.name == "v3" && l.forwarding));
     assert_eq!(was.addresses, is.addresses);
     assert_eq!(was.routes, is.routes);
     assert_eq!(was.rules, is.rules);

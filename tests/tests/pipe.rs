@@ -136,9 +136,11 @@ conformance!(
     c(r#"
 /* Packets that were written before the mode was left are still packets, and what was written before it was entered is none. */
 int main(void) {
-    int packets[2], stream[2], one[2];
+    int packets[2], stream[2], one[2], bytes[2];
     char back[16];
-    OK(pipe2(packets, O_DIRECT)); OK(pipe2(one, O_DIRECT)); OK(pipe(stream));
+    OK(pipe2(packets, O_DIRECT)); OK(pipe2(one, O_DIRECT)); OK(pipe(stream)); OK(pipe2(bytes, O_DIRECT));
+    for (int i = 1; i < 4; i++) SAME(write(bytes[1], "abc", i), i);
+    OK(fcntl(bytes[0], F_SETFL, 0)); OK(fcntl(bytes[1], F_SETFL, 0));
     SAME(write(packets[1], "aaa", 3), 3);
     SAME(write(packets[1], "bb", 2), 2);
     SAME(write(one[1], "aaa", 3), 3);
@@ -148,6 +150,7 @@ int main(void) {
     SAME(read(packets[0], back, 2), 2);
     SAME(read(packets[0], back, 16), 2);
     SAME(back[0], 'b');
+    for (int i = 1; i < 4; i++) SAME(read(bytes[0], back, 16), i);
     SAME(read(one[0], back, 2), 2);
     SAME(write(one[1], "zz", 2), 2);
     SAME(read(one[0], back, 16), 2);

@@ -174,6 +174,7 @@ int main(void){
   int f=OK(open(in_here("x"),O_RDWR|O_CREAT,0604)); SAME(write(f,"hello",5),5);
   OK(link(in_here("x"),strdup(in_here("y"))));
   OK(mkdir(in_here("sub"),0700));
+  struct stat a,b;
   char *z=strdup(in_here("sub/z")); OK(link(in_here("x"),z));
   int g=OK(open(in_here("y"),O_RDONLY));
   OK(unlink(in_here("x")));OK(unlink(in_here("y")));
@@ -186,8 +187,9 @@ int main(void){
   int t2=OK(open(pp,O_RDONLY));
   int w=OK(open(in_here("ren"),O_RDWR|O_CREAT,0600)); OK(rename(in_here("ren"),strdup(in_here("ren (deleted)"))));
   int fl=fcntl(t,F_GETFL);
+  int only=OK(open(here_dir,O_TMPFILE|O_WRONLY|O_SYNC|O_APPEND,0600)),how=fcntl(only,F_GETFL); SAME(write(only,"end",3),3);
   freeze_here();
-  struct stat a,b;
+  SAME(fcntl(only,F_GETFL),how); SAME(write(only,"!",1),1); OK(fstat(only,&a)); SAME(a.st_size,4);
   OK(fstat(f,&a)); SAME(a.st_nlink,1); OK(stat(z,&b)); SAME(a.st_ino,b.st_ino); OK(fstat(g,&b)); SAME(a.st_ino,b.st_ino);
   SAME(write(f," world",6),6); SAME(pread(g,buf,99,0),11);
   OK(fstat(h,&a)); OK(fstat(i,&b)); SAME(a.st_ino,b.st_ino); SAME(a.st_nlink,0); SAME(write(i,"zz",2),2); SAME(pread(h,buf,9,0),4);

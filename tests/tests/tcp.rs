@@ -666,3 +666,35 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    fast_open,
+    subject(
+        r#"
+# Whatever a connection has to do with fast open it keeps, though none of it can be told to one that is made.
+FASTOPEN, FASTOPEN_CONNECT, FASTOPEN_KEY, NO_COOKIE = 23, 30, 33, 34
+T = S.IPPROTO_TCP
+l = S.socket()
+l.bind(("127.0.0.1", 0))
+l.setsockopt(T, FASTOPEN_KEY, bytes(range(32)))
+l.setsockopt(T, FASTOPEN, 7)
+l.listen(4)
+made = []
+for number in range(3):
+    c = S.socket()
+    c.setsockopt(T, [FASTOPEN_CONNECT, FASTOPEN, NO_COOKIE][number], 1)
+    c.connect(l.getsockname())
+    assert c.send(b"one") == 3
+    made += [(c, l.accept()[0])]
+def told():
+    return [s.getsockopt(T, o) for c, s in made for s in (c, s) for o in (FASTOPEN, FASTOPEN_CONNECT, NO_COOKIE)]
+before = told()
+assert before[1] == 1 and before[6] == 1 and before[14] == 1, before
+freeze_here()
+assert told() == before, (told(), before)
+assert l.getsockopt(T, FASTOPEN_KEY, 32) == bytes(range(32)) and l.getsockopt(T, FASTOPEN) == 7
+for c, s in made:
+    assert c.send(b"two") == 3 and read(s, 6) == b"onetwo"
+"#
+    )
+);

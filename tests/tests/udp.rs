@@ -596,3 +596,34 @@ for _ in range(4):
 "#
     )
 );
+
+conformance!(
+    flow_of_a_peer,
+    c(r#"
+#include <netinet/in.h>
+#define FLOWINFO_SEND 33
+/* What the address of the peer said of class and label is in every packet, and told with the address. */
+int main(void) {
+    struct sockaddr_in6 to = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT }, now;
+    socklen_t len = sizeof to;
+    int listener = OK(socket(AF_INET6, SOCK_STREAM, 0)), on = 1;
+    OK(bind(listener, (void *)&to, sizeof to)); OK(listen(listener, 4));
+    OK(getsockname(listener, (void *)&to, &len));
+    int s[2] = { OK(socket(AF_INET6, SOCK_STREAM, 0)), OK(socket(AF_INET6, SOCK_DGRAM, 0)) };
+    to.sin6_flowinfo = htonl(0x12345);
+    for (int i = 0; i < 2; i++) {
+        OK(setsockopt(s[i], IPPROTO_IPV6, FLOWINFO_SEND, &on, sizeof on));
+        OK(connect(s[i], (void *)&to, sizeof to));
+    }
+    int there = OK(accept(listener, 0, 0));
+    freeze_here();
+    for (int i = 0; i < 2; i++) {
+        OK(getpeername(s[i], (void *)&now, &len));
+        SAME(ntohl(now.sin6_flowinfo), 0x12345);
+        SAME(now.sin6_port, to.sin6_port);
+    }
+    SAME(write(s[0], "x", 1), 1);
+    SAME(read(there, &on, 1), 1);
+}
+"#)
+);

@@ -50,7 +50,7 @@ pub fn markdown() -> String {
         - the signal that a first process wants at its parent's death, after a restore with --detach or by the agent: the \
           restorer, which is its parent, leaves at once or may (it is warned of);\n\
         - of a network: eBPF programs that are attached to it or to one of its devices, tunnels of l2tp and fou, segment \
-          routing, labels of IPv6 addresses, security marks of tracked connections, actions of traffic control by themselves, \
+          routing, endpoints and limits of MPTCP, labels of IPv6 addresses, security marks of tracked connections, actions of traffic control by themselves, \
           features that ethtool has switched, which processors serve a queue (RPS, XPS) and how long it is put off; of the outer end of a pair, VLANs and fixed addresses on its bridge;\n\
         - to which user namespace a pid namespace belongs, and by which the memory of a process is judged that may not be \
           dumped: after a restore it is freeze's, so that in a container with a user namespace of its own nobody can mount a \
@@ -74,6 +74,9 @@ pub fn markdown() -> String {
         - whose process a connection to a unix socket was that waits to be accepted, if it has ended: another of the checkpoint \
           stands for it (SO_PEERCRED);\n\
         - the TTL of multicasts that an accepted TCP connection took over from its listener, which means nothing to it;\n\
+        - notifications that a TCP connection has sent without copying (MSG_ZEROCOPY) and that were not read yet, and how many there were: \
+          later ones count from 0;\n\
+        - TCP_FASTOPEN_CONNECT of a connection that would be put off if it were made again (there is a cookie for its address, or none is needed);\n\
         - the I/O context that threads share, or processes of which neither is the other's parent (CLONE_IO): each has one of its own, with the same priority;\n\
         - that a thread does the work of storage (PR_SET_IO_FLUSHER), if it has given up CAP_SYS_RESOURCE since;\n\
         - empty datagrams that were looked at before, by an earlier checkpoint or by MSG_PEEK, where freeze may not look for them;\n\

@@ -298,7 +298,8 @@ impl Common {
             sys::files::set_write_hint(fd, self.write_hint).on("fcntl(F_SET_RW_HINT)", name)?;
         }
         const F_SETSIG: i32 = 10;
-        if self.owner.1 != 0 {
+        // A thread is not there yet: see `Owned`.
+        if self.owner.0 != THREAD && self.owner.1 != 0 {
             // Its owner may have ended long ago, as it may for the program that asked for it.
             match sys::set_owner_ex(fd, self.owner.0, self.owner.1) {
                 Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
@@ -316,6 +317,28 @@ impl Common {
         }
         Ok(())
     }
+}
+
+/// F_OWNER_TID
+const THREAD: i32 = 0;
+
+/// What threads are told of, which are not there yet when files are.
+#[derive(Default)]
+struct Owned(Vec<(OwnedFd, i32)>);
+
+/// Gives to threads, now that they are there, what they are told of.
+pub fn give_to_threads(nest: &mut Nest) -> Result<()> {
+    for (file, tid) in std::mem::take(nest.state::<Owned>()).0 {
+        let live = match nest.owner_of_thread(Pid(tid)) {
+            Some(owner) => nest.process(owner)?.live_tid(Pid(tid)),
+            None => Pid(tid),
+        };
+        match sys::set_owner_ex(file.as_fd(), THREAD, live.0) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(e) => return Err(e).on("fcntl(F_SETOWN_EX)", || format!("thread {tid}")),
+        }
+    }
+    Ok(())
 }
 
 /// Takes a lease in the name of its holder, and has it broken again if somebody waited for that.
@@ -400,6 +423,11 @@ impl<K: FdKind> Loaded for LoadedAs<K> {
         }
         self.0.locks.restore_flock(placed, nest)?;
         self.0.restore(nest.file(placed.id)?)?;
+        if let (THREAD, tid @ 1..) = self.0.owner {
+            let file = nest.file(placed.id)?.try_clone_to_owned();
+            let file = file.on("fcntl(F_DUPFD)", || format!("fd {} of {}", placed.fd, placed.pid))?;
+            nest.state::<Owned>().0.push((file, tid));
+        }
         // A terminal without an owner was only opened with the flag; set, it would give it one.
         let told = |file| self.0.owner.1 != 0 || nix::unistd::isatty(file) != Ok(true);
         let asked = self.0.flags & libc::O_ASYNC != 0 && self.0.flags & libc::O_PATH == 0;

@@ -88,6 +88,9 @@ pub struct Link {
     /// What is particular to its kind, and to a part of such a one.
     pub data: Bytes,
     pub part: Bytes,
+    /// Whether it is the port of a bridge that passes on what arrives.
+    #[serde(default)]
+    pub forwarding: bool,
     /// How many queues it has for what is sent and for what arrives; 0 where nobody told.
     #[serde(default)]
     pub queues: (u32, u32),
@@ -457,6 +460,9 @@ impl Record {
     fn settle(&self) -> Sys<Vec<String>> {
         let mut netlink = Netlink::route()?;
         let mut warnings = Vec::new();
+        for bridge in self.bridges().filter(|b| !self.is_grown(b)) {
+            bridge.grow_tree(&mut netlink)?;
+        }
         for link in &self.links {
             link.settle(&mut netlink)?;
         }
@@ -489,6 +495,11 @@ impl Record {
     fn lead(&self) -> Sys<Vec<String>> {
         let mut netlink = Netlink::route()?;
         let mut warnings = Vec::new();
+        // A port that comes up where there is such a tree only listens for twice the delay, half a minute.
+        for bridge in self.bridges().filter(|b| b.has_tree() && self.is_grown(b)) {
+            self.await_ports(bridge, &mut netlink)?;
+            bridge.grow_tree(&mut netlink)?;
+        }
         let now = neighbours(&mut netlink, &self.links)?;
         for wanted in self.neighbours.iter().filter(|n| !now.contains(n)) {
             netlink.request(NEWNEIGH, CREATE, &wanted.0)?;
@@ -500,6 +511,28 @@ impl Record {
         // What the kernel makes up by a setting that was changed after the device came up was not there.
         self.set_addresses(&mut netlink, false, &mut warnings)?;
         Ok(warnings)
+    }
+
+    fn bridges(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(|l| l.kind == "bridge")
+    }
+
+    /// Whether the spanning tree of a bridge had settled on using all of its ports.
+    fn is_grown(&self, bridge: &Link) -> bool {
+        let mut ports = self.links.iter().filter(|l| l.master == bridge.index);
+        ports.all(|l| l.forwarding)
+    }
+
+    /// Waits until the ports of a bridge pass on what arrives, which they do a moment after they are up.
+    fn await_ports(&self, bridge: &Link, netlink: &mut Netlink) -> Sys<()> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let began = Instant::now();
+        for port in self.links.iter().filter(|l| l.master == bridge.index) {
+            while !port.forwards_now(netlink)? && began.elapsed() < PATIENCE {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
     }
 
     /// Waits until addresses that were in use can be used, which the kernel makes them a moment after the device is up.

@@ -222,9 +222,10 @@ pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer>
                 }
             }
         }
-        // Of what is no packet a read that is too short leaves the rest. A byte by itself is as the mode says.
+        // Of what is no packet a read that is too short leaves the rest. A byte by itself is a packet if the read ended with it
+        // though there was more; the last is as the mode says.
         let copy = self::copy(reader.as_fd(), capacity, inside)?;
-        for Bytes(piece) in &pieces {
+        for (n, Bytes(piece)) in pieces.iter().enumerate() {
             let before = sys::ioctl_int(copy.as_fd(), libc::FIONREAD)? as usize;
             let short = (piece.len() - 1).max(1);
             nix::unistd::read(copy.as_fd(), &mut buf[..short])?;
@@ -233,7 +234,12 @@ pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer>
             if left {
                 nix::unistd::read(copy.as_fd(), &mut buf[..1])?;
             }
-            whole.push(if piece.len() > 1 { !left } else { packets });
+            let followed = n + 1 < pieces.len();
+            whole.push(if piece.len() > 1 {
+                !left
+            } else {
+                followed || packets
+            });
         }
     }
     Ok(Buffer {

@@ -446,8 +446,12 @@ impl FileRef {
     /// Opens a file that has no name but may be given one, and makes it first if need be.
     fn open_tmpfile(&self, space: SpaceId, flags: i32, plain: i32, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || self.path.display().to_string();
+        let own = flags & libc::O_TMPFILE == libc::O_TMPFILE;
         if !nest.state::<Nameless>().files.contains_key(&space) {
-            let how = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+            let how = match own {
+                true => OFlag::from_bits_retain(plain | libc::O_TMPFILE),
+                false => OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC,
+            };
             let here = nest.options.reach(self.tree, &self.path)?;
             let made = nix::fcntl::open(above(&here), how, Mode::S_IRUSR | Mode::S_IWUSR);
             let made = match made {
@@ -459,26 +463,31 @@ impl FileRef {
                     )
                     .on("open", name);
                 }
-                made => made.on("open(O_TMPFILE)", name)?,
+                made => OwnedFd::from(File::from(made.on("open(O_TMPFILE)", name)?)),
             };
-            let file = File::from(made);
+            let path = format!("/proc/self/fd/{}", made.as_raw_fd());
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .on("open", name)?;
             self.fill(&file, space, nest)?;
             let attributes = self.attributes();
             attributes.give_file(&file)?;
             nest.state::<Ghosts>().flag(&file, &attributes).on("dup", name)?;
-            let held = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).on("open", name)?;
-            let first = Some(OwnedFd::from(file));
-            nest.state::<Nameless>().files.insert(space, (held, first));
+            let held = File::open(path).on("open", name)?;
+            nest.state::<Nameless>().files.insert(space, (held, Some(made)));
         }
         let Some((held, first)) = nest.state::<Nameless>().files.get_mut(&space) else {
             unreachable!("made just above")
         };
         // The flag stays with the description that made it.
-        if flags & libc::O_TMPFILE == libc::O_TMPFILE
-            && flags & libc::O_ACCMODE == libc::O_RDWR
-            && let Some(first) = first.take()
-        {
-            return Ok(first);
+        const FOR_GOOD: i32 = libc::O_ACCMODE | libc::O_SYNC;
+        if let Some(made) = first.take_if(|made| {
+            let as_made = sys::fcntl(made.as_fd(), libc::F_GETFL, 0).unwrap_or(0) as i32;
+            own && (as_made ^ flags) & FOR_GOOD == 0
+        }) {
+            return Ok(made);
         }
         let path = format!("/proc/self/fd/{}", held.as_raw_fd());
         nix::fcntl::open(path.as_str(), OFlag::from_bits_retain(plain), Mode::empty()).on("open", name)

@@ -96,9 +96,12 @@ impl Base {
             ),
             libc::IPPROTO_IPV6 => matches!(
                 o.name,
-                libc::IPV6_V6ONLY | libc::IPV6_FREEBIND | libc::IPV6_TRANSPARENT
+                // The last one lets connect(2) take the label and class of the address.
+                libc::IPV6_V6ONLY | libc::IPV6_FREEBIND | libc::IPV6_TRANSPARENT | libc::IPV6_FLOWINFO_SEND
             ),
             libc::IPPROTO_IP => matches!(o.name, libc::IP_FREEBIND | libc::IP_TRANSPARENT),
+            // Of fast open a connection tells, and takes nothing.
+            libc::IPPROTO_TCP => matches!(o.name, libc::TCP_FASTOPEN | sockopt::TCP_FASTOPEN_NO_COOKIE),
             _ => false,
         };
         self.options.iter().filter(early).cloned().collect()
@@ -124,6 +127,18 @@ impl Base {
     /// Sets its options.
     pub fn give_options(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.set(fd, &self.options)
+    }
+
+    /// Sets those that a TCP socket takes when it is connected.
+    pub fn give_connected_options(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let taken = |o: &&SocketOption| (o.level, o.name) != (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT);
+        let all: Vec<_> = self.options.iter().filter(taken).cloned().collect();
+        self.set(fd, &all)
+    }
+
+    /// Whether its connect(2) was to wait for what is written first (TCP_FASTOPEN_CONNECT).
+    pub fn connects_late(&self) -> bool {
+        self.is_on(libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT)
     }
 
     fn set(&self, fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<()> {
@@ -168,10 +183,13 @@ impl Base {
 
     /// Whether what is written waits for more (TCP_CORK).
     pub fn corked(&self) -> bool {
-        let cork = |o: &SocketOption| (o.level, o.name) == (libc::IPPROTO_TCP, libc::TCP_CORK);
-        self.options
-            .iter()
-            .any(|o| cork(o) && o.value.first().is_some_and(|b| *b != 0))
+        self.is_on(libc::IPPROTO_TCP, libc::TCP_CORK)
+    }
+
+    fn is_on(&self, level: i32, name: i32) -> bool {
+        let this = |o: &SocketOption| (o.level, o.name) == (level, name);
+        let on = |o: &SocketOption| o.value.first().is_some_and(|b| *b != 0);
+        self.options.iter().any(|o| this(o) && on(o))
     }
 
     /// For people.

@@ -14,7 +14,7 @@ use crate::kinds::memory::{self, Memory, occupied};
 use crate::kinds::namespaces::{self, Namespace, clocks};
 use crate::kinds::regular::ghost::Ghosts;
 use crate::kinds::{FD_KINDS, Loaded, PROCESS_KINDS, Placed, ProcessKind, Stage, peek};
-use crate::kinds::{cgroup, limits, tcp, terminal};
+use crate::kinds::{cgroup, give_to_threads, limits, tcp, terminal};
 use crate::nest::attach::Attach;
 use crate::nest::family::Family;
 use crate::nest::{CgroupChoice, Nest, Options};
@@ -369,6 +369,9 @@ fn build(nest: &mut Nest, image: &Opened, records: &Records<'_>) -> Result<()> {
         }
         if stage == Files {
             fdtable::lock(nest)?;
+        }
+        if stage == Threads {
+            give_to_threads(nest)?;
         }
     }
     limits::settle(nest)?;

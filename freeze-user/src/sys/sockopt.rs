@@ -200,7 +200,7 @@ pub static TCP: Options = Options {
         (libc::TCP_NOTSENT_LOWAT, 4),
         (libc::TCP_SAVE_SYN, 4),
         (libc::TCP_FASTOPEN_CONNECT, 4),
-        (34, 4), // TCP_FASTOPEN_NO_COOKIE
+        (TCP_FASTOPEN_NO_COOKIE, 4),
         (36, 4), // TCP_INQ
         (37, 4), // TCP_TX_DELAY
         (44, 4), // TCP_RTO_MAX_MS
@@ -212,8 +212,12 @@ pub static TCP: Options = Options {
 /// Of TCP sockets that are not connected; of a connected one it tells what was agreed on with the other side.
 pub static TCP_UNCONNECTED: Options = Options {
     level: libc::IPPROTO_TCP,
-    names: &[(libc::TCP_MAXSEG, 4)],
+    names: &[(libc::TCP_MAXSEG, 4), (TCP_FASTOPEN_KEY, 32)],
 };
+
+pub const TCP_FASTOPEN_NO_COOKIE: i32 = 34;
+/// One key or two, to make cookies with; where a socket has none, that of its network is told, if there is one.
+const TCP_FASTOPEN_KEY: i32 = 33;
 
 /// Of IPv6 sockets that are not connected: binding to an address, which is how a connection is made anew, settles it.
 pub static IPV6_UNCONNECTED: Options = Options {
@@ -314,7 +318,8 @@ pub fn read(fd: BorrowedFd<'_>, sets: &[&Options]) -> Vec<SocketOption> {
         // A kernel or protocol without the option has no value of it to lose.
         let len = getsockopt(fd, level, name, &mut value).ok()?;
         value.truncate(len);
-        Some(SocketOption { level, name, value })
+        let no_key = (level, name) == (libc::IPPROTO_TCP, TCP_FASTOPEN_KEY) && len == 0;
+        (!no_key).then_some(SocketOption { level, name, value })
     })
     .collect()
 }

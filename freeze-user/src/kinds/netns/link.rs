@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// IFLA_BRPORT_STATE, BR_STATE_FORWARDING, IFLA_BR_STP_STATE
+const STATE: u16 = 1;
+const FORWARDING: u8 = 3;
+const STP_STATE: u16 = 5;
+
 /// IFF_* flags, owner and group of a tun or tap device.
 fn tun_of(data: &[u8]) -> (u32, i64, i64) {
     let (mut flags, mut owner, mut group) = (0, -1, -1);
@@ -89,7 +94,10 @@ impl Link {
                         match kind {
                             INFO_KIND => link.kind = text(value),
                             INFO_DATA => data = value,
-                            INFO_SLAVE_DATA => link.part = filtered(value, PART),
+                            INFO_SLAVE_DATA => {
+                                link.part = filtered(value, PART);
+                                link.forwarding = attributes(value, 0).contains(&(STATE, &[FORWARDING]));
+                            }
                             _ => {}
                         }
                     }
@@ -194,16 +202,44 @@ impl Link {
         let now = info.map_or_else(Vec::new, |(_, data)| attributes(data, 0));
         for wanted in attributes(&self.data.0, 0)
             .into_iter()
-            .filter(|a| !now.contains(a))
+            .filter(|a| a.0 != STP_STATE && !now.contains(a))
         {
-            let mut body = self.head(0, 0);
-            nest(&mut body, LINKINFO, |m| {
-                put(m, INFO_KIND, self.kind.as_bytes());
-                nest(m, INFO_DATA, |m| put(m, wanted.0, wanted.1));
-            });
-            netlink.request(NEWLINK, 0, &body)?;
+            self.tell(netlink, wanted)?;
         }
         Ok(())
+    }
+
+    /// Whether it is a bridge that takes part in a spanning tree.
+    pub(super) fn has_tree(&self) -> bool {
+        let on = |a: &(u16, &[u8])| a.0 == STP_STATE && word(a.1) != 0;
+        self.kind == "bridge" && attributes(&self.data.0, 0).iter().any(on)
+    }
+
+    /// Has a bridge take part in a spanning tree, if it did.
+    pub(super) fn grow_tree(&self, netlink: &mut Netlink) -> Sys<()> {
+        match attributes(&self.data.0, 0).into_iter().find(|a| a.0 == STP_STATE) {
+            Some(wanted) if self.has_tree() => self.tell(netlink, wanted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the port of a bridge passes on what arrives by now.
+    pub(super) fn forwards_now(&self, netlink: &mut Netlink) -> Sys<bool> {
+        let answers = netlink.ask(GETLINK, &self.head(0, 0))?;
+        let link = answers
+            .first()
+            .and_then(|m| Link::read(m, &BTreeMap::new(), "", &mut Vec::new()));
+        Ok(link.is_some_and(|l| l.forwarding))
+    }
+
+    /// Sets one attribute of its kind.
+    fn tell(&self, netlink: &mut Netlink, wanted: (u16, &[u8])) -> Sys<()> {
+        let mut body = self.head(0, 0);
+        nest(&mut body, LINKINFO, |m| {
+            put(m, INFO_KIND, self.kind.as_bytes());
+            nest(m, INFO_DATA, |m| put(m, wanted.0, wanted.1));
+        });
+        netlink.request(NEWLINK, 0, &body).map(drop)
     }
 
     /// A tun device, for good at first: whoever holds its descriptor attaches to it later, and says otherwise.

@@ -13,7 +13,7 @@ use crate::observe::view::{FdView, View, socket_link};
 use crate::sys::datagram::{FIN_ACK, RST_ACK, inject_segment};
 use crate::sys::tcp::{self, Stream, state};
 use crate::sys::wire;
-use crate::sys::{self, socket};
+use crate::sys::{self, socket, sockopt};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -475,6 +475,10 @@ impl Connection {
                 clear(a, b);
             }
         }
+        if base.connects_late() && !put_off(fd, &remote).on("trying TCP_FASTOPEN_CONNECT", name)? {
+            socket::set_option(fd, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)
+                .on("setsockopt(TCP_FASTOPEN_CONNECT)", name)?;
+        }
         tcp::write(fd, local, &remote, &self.stream()).on("making a connection (TCP_REPAIR)", name)?;
         // Before the first segment arrives: it would be answered as the room for the queues allows.
         base.give_window(fd)?;
@@ -495,7 +499,7 @@ impl Connection {
         let ghost = nest.state::<Made>().ghosts.remove(&base.number);
         let fd = nest.file(placed.id)?;
         if self.outside {
-            base.give_options(fd)?;
+            base.give_connected_options(fd)?;
             base.give_filter(fd)?;
             let fd = fd.try_clone_to_owned().on("fcntl(F_DUPFD)", name)?;
             let all = nest.state::<Outside>();
@@ -513,7 +517,7 @@ impl Connection {
             return Ok(());
         }
         tcp::start(fd, &self.stream(), base.corked()).on("starting a connection (TCP_REPAIR)", name)?;
-        base.give_options(fd)?;
+        base.give_connected_options(fd)?;
         base.give_filter(fd)?;
         if let Some((ghost, stream)) = ghost {
             tcp::start(ghost.as_fd(), &stream, false).on("starting a connection (TCP_REPAIR)", name)?;
@@ -543,7 +547,7 @@ impl Connection {
         }
         tcp::start(fd, &self.stream(), base.corked())?;
         // Leaving repair mode has changed SO_REUSEADDR.
-        base.give_options(fd).map_err(|_| Errno::EINVAL)?;
+        base.give_connected_options(fd).map_err(|_| Errno::EINVAL)?;
         socket::shutdown(fd, self.shut())?;
         if self.fin_received {
             // The other end has sent it, and was told that it arrived.
@@ -552,6 +556,21 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// Whether connect(2) to there would wait for what is written first, as it does where the kernel knows what to show
+/// (TCP_FASTOPEN_CONNECT): then no connection can be made that has this option.
+fn put_off(like: BorrowedFd<'_>, remote: &[u8]) -> nix::Result<bool> {
+    let domain = socket::option(like, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+    let alone = socket::option(like, libc::IPPROTO_TCP, sockopt::TCP_FASTOPEN_NO_COOKIE)?;
+    let trial = sys::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)?;
+    let trial = trial.as_fd();
+    // Nothing is sent in this mode.
+    socket::set_option(trial, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
+    socket::set_option(trial, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)?;
+    socket::set_option(trial, libc::IPPROTO_TCP, sockopt::TCP_FASTOPEN_NO_COOKIE, alone)?;
+    let done = sys::socket_to(trial, true, remote);
+    Ok(done.is_err() || tcp::info(trial)?.state != state::ESTABLISHED)
 }
 
 /// Waits until a segment that was put into the way has arrived.
