@@ -461,3 +461,95 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    nameless_under_another_mount,
+    c(r#"
+#include <sys/mount.h>
+/* What has no name any more was in a directory that something is mounted over by now: it stays on the file system it was on,
+   and what covers it knows nothing of it. So too on a mount that is covered as a whole. */
+static dev_t device(const char *path) { struct stat s; OK(stat(path, &s)); return s.st_dev; }
+static void holds(int fd, dev_t on, const char *text) {
+    char got[20] = "";
+    struct stat s;
+    OK(fstat(fd, &s));
+    SAME(s.st_dev, on);
+    SAME(s.st_nlink, 0);
+    CHECK(pread(fd, got, sizeof got, 0) >= 0);
+    CHECK(!strcmp(got, text));
+}
+static int nameless(const char *path, const char *text) {
+    int fd = OK(open(path, O_CREAT | O_RDWR, 0640));
+    SAME(write(fd, text, strlen(text)), strlen(text));
+    OK(unlink(path));
+    return fd;
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(chdir(here_dir));
+    OK(mkdir("m", 0755));
+    OK(mkdir("d", 0755));
+    OK(mkdir("d/gone", 0755));
+    OK(mount("m", "m", "tmpfs", 0, ""));
+    OK(mkdir("m/sub", 0755));
+    int plain = nameless("d/f", "plain"), deep = nameless("d/gone/f", "deep");
+    int top = nameless("m/f", "top"), sub = nameless("m/sub/f", "sub");
+    int dir = OK(open("d/gone", O_RDONLY | O_DIRECTORY)), fifo;
+    OK(mkfifo("d/fifo", 0600));
+    fifo = OK(open("d/fifo", O_RDWR));
+    SAME(write(fifo, "in it", 5), 5);
+    OK(unlink("d/fifo"));
+    OK(rmdir("d/gone"));
+    char *mapped = OK(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, plain, 0));
+    /* Some that may be given a name. */
+    int fresh = OK(open("d", O_TMPFILE | O_RDWR, 0600));
+    struct timespec past[2] = { { 1000, 0 }, { 2000, 0 } };
+    OK(utimensat(AT_FDCWD, "d", past, 0));
+    OK(mount("over d", "d", "tmpfs", 0, ""));
+    OK(mount("over sub", "m/sub", "tmpfs", 0, ""));
+    OK(mount("over m", "m", "tmpfs", 0, ""));
+    static char shown[6][2][PATH_MAX];
+    int all[] = { plain, deep, dir, fifo, top, sub };
+    char link[64];
+    for (int after = 0; after < 2; after++) {
+        for (int i = 0; i < 6; i++) {
+            sprintf(link, "/proc/self/fd/%d", all[i]);
+            OK(readlink(link, shown[i][after], PATH_MAX - 1));
+            if (after && strcmp(shown[i][0], shown[i][1])) DIE("%s is %s", shown[i][0], shown[i][1]);
+        }
+        if (!after) freeze_here();
+    }
+    struct stat s;
+    dev_t root = device(".");
+    holds(plain, root, "plain");
+    holds(deep, root, "deep");
+    CHECK(!memcmp(mapped, "plain", 5));
+    mapped[0] = 'P';
+    holds(plain, root, "Plain");
+    OK(fstat(dir, &s));
+    SAME(s.st_dev, root);
+    OK(fstat(fifo, &s));
+    SAME(s.st_dev, root);
+    char got[8] = "";
+    SAME(read(fifo, got, 5), 5);
+    CHECK(!strcmp(got, "in it"));
+    sprintf(link, "/proc/self/fd/%d", fresh);
+    OK(linkat(AT_FDCWD, link, AT_FDCWD, "named", AT_SYMLINK_FOLLOW));
+    OK(unlink("named"));
+    /* Nothing holds what lies over them. */
+    OK(umount("d"));
+    OK(stat("d", &s));
+    SAME(s.st_mtim.tv_sec, past[1].tv_sec);
+    OK(umount("m"));
+    holds(top, device("m"), "top");
+    OK(umount("m/sub"));
+    holds(sub, device("m"), "sub");
+    OK(rmdir("d"));
+    OK(rmdir("m/sub"));
+    close(top);
+    close(sub);
+    OK(umount("m"));
+}
+"#)
+);

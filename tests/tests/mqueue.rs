@@ -93,3 +93,36 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    one_name_after_another,
+    c(r#"
+/* A queue without a name, and another that has it by now, stay two: so do two that both had it. */
+#include <mqueue.h>
+static void holds(mqd_t q, const char *text) {
+    char got[100] = "";
+    SAME(mq_receive(q, got, sizeof got, 0), strlen(text));
+    CHECK(!strcmp(got, text));
+    CHECK(mq_receive(q, got, sizeof got, 0) == -1 && errno == EAGAIN);
+}
+int main(void) {
+    struct mq_attr attr = { .mq_maxmsg = 4, .mq_msgsize = 100 };
+    mqd_t q[3];
+    char *text[] = { "first", "second", "third" };
+    OK(unshare(CLONE_NEWIPC));
+    for (int i = 0; i < 3; i++) {
+        q[i] = OK(mq_open("/same", O_CREAT | O_EXCL | O_RDWR | O_NONBLOCK, 0600, &attr));
+        OK(mq_send(q[i], text[i], strlen(text[i]), 3));
+        if (i < 2) OK(mq_unlink("/same"));
+    }
+    freeze_here();
+    holds(q[0], "first");
+    holds(q[1], "second");
+    OK(mq_send(OK(mq_open("/same", O_WRONLY)), "more", 4, 1));
+    char got[100];
+    SAME(mq_receive(q[2], got, sizeof got, 0), 5);
+    CHECK(!memcmp(got, "third", 5));
+    holds(q[2], "more");
+}
+"#)
+);

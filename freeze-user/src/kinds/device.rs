@@ -220,11 +220,13 @@ impl FdKind for Device {
     }
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
-        let here = nest.options.reach(record.tree, &record.path)?;
         let name = || record.path.display().to_string();
         let fd = match &record.node {
-            Some(node) => node.open(&here, record.flags, nest)?,
-            None => open(&here, record.flags)?,
+            Some(node) => {
+                let here = node.reach(&record.path, record.tree, nest)?;
+                node.open(&here, record.flags, nest)?
+            }
+            None => open(&nest.options.reach(record.tree, &record.path)?, record.flags)?,
         };
         if record.position != 0 {
             nix::unistd::lseek64(&fd, record.position, Whence::SeekSet).on("lseek", name)?;

@@ -1,5 +1,6 @@
 //! Open directories: path, position, flags; removed ones are made again and removed again.
 
+use super::regular::beneath::{covered_mount, place_of};
 use super::regular::found::{DELETED, Lost, Obstacle, Way, leads_to, open_covered, open_dead, way};
 use super::regular::ghost::{Attributes, Ghosts};
 use super::regular::thread_of_proc;
@@ -72,7 +73,10 @@ impl Removed {
         };
         Ok(Removed {
             node: (stat.dev, stat.ino),
-            attributes: Attributes::of(at, stat)?,
+            attributes: Attributes {
+                mount: covered_mount(path, at, tree),
+                ..Attributes::of(at, stat)?
+            },
             within,
         })
     }
@@ -160,7 +164,11 @@ impl DirRef {
         let open = |path: &Path| {
             nix::fcntl::open(path, OFlag::from_bits_retain(flags), Mode::empty()).on("open", name)
         };
-        let path = nest.options.reach(self.tree, &self.path)?;
+        let mount = match &self.off_path {
+            Some(OffPath::Removed(removed)) => removed.attributes.mount.as_deref(),
+            _ => None,
+        };
+        let path = place_of(&self.path, mount, self.tree, nest)?;
         match &self.off_path {
             None => open(&path),
             Some(OffPath::Removed(removed)) => open(&removed.make(&path, nest)?),

@@ -43,10 +43,12 @@ pub struct Record {
 
 impl Record {
     fn place(&self, nest: &mut Nest) -> Result<PathBuf> {
-        let here = nest.options.reach(self.tree, &self.path)?;
         match &self.place {
-            Some(place) => place.place(&here, nest),
-            None => Ok(here),
+            Some(place) => {
+                let here = place.reach(&self.path, self.tree, nest)?;
+                place.place(&here, nest)
+            }
+            None => nest.options.reach(self.tree, &self.path),
         }
     }
 }

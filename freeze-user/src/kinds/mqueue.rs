@@ -30,6 +30,9 @@ pub struct Record {
     pub node: (u64, u64),
     /// Whether its name was taken away.
     pub unlinked: bool,
+    /// Whether another queue of the checkpoint has the name by now.
+    #[serde(default)]
+    pub replaced: bool,
     /// The number of its IPC namespace.
     pub space: u32,
     pub shape: Shape,
@@ -65,6 +68,7 @@ impl Record {
             flags: libc::O_RDWR,
             node: (stat.dev, stat.ino),
             unlinked: false,
+            replaced: false,
             space,
             shape,
             mode: stat.mode & 0o7777,
@@ -150,6 +154,7 @@ impl FdKind for MQueue {
             flags: fd.flags(),
             node: (fd.stat.dev, fd.stat.ino),
             unlinked: link.is_some(),
+            replaced: link.is_some() && from.view.fds().any(|f| MQueue::claims(f) && f.link == path),
             space: from.view.namespace(&from.process.view, "ipc"),
             shape,
             mode: fd.stat.mode & 0o7777,
@@ -297,7 +302,11 @@ pub(super) fn make(record: &Record) -> nix::Result<(Vec<u8>, bool)> {
     let mut name = record.name.0.clone();
     let mut tries = 0;
     let queue = loop {
-        match create(&name, (record.uid, record.gid), record.shape) {
+        let made = match record.replaced && tries == 0 {
+            true => Err(Errno::EEXIST),
+            false => create(&name, (record.uid, record.gid), record.shape),
+        };
+        match made {
             // Somebody else's has the name by now.
             Err(Errno::EEXIST) if record.unlinked => {
                 name = [
@@ -347,6 +356,7 @@ mod tests {
             flags: libc::O_RDWR,
             node: (1, 2),
             unlinked: false,
+            replaced: false,
             space: 0,
             shape: Shape {
                 messages: 3,

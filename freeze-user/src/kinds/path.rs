@@ -3,6 +3,7 @@
 
 use super::memfd::is_memfd;
 use super::pipe::Bytes;
+use super::regular::beneath::{covered_mount, place_of};
 use super::regular::found::{DELETED, Lost, Way, is_proc, open_dead, way};
 use super::regular::ghost::{Attributes, Ghosts};
 use super::regular::{descriptor_in_proc, lend_descriptor, thread_of_proc};
@@ -104,6 +105,7 @@ impl NodeRef {
                     atime: stat.mtime,
                     xattrs: Vec::new(),
                     flags: None,
+                    mount: covered_mount(OsStr::from_bytes(path).as_ref(), at, tree),
                 });
             }
         }
@@ -134,6 +136,12 @@ impl NodeRef {
                 .why(format!("expected {what}, found {found}"))
                 .remedy("put it back where it was"),
         );
+    }
+
+    /// Where freeze finds its path in its tree, or found it if it has no name any more.
+    pub fn reach(&self, path: &Path, tree: u32, nest: &mut Nest) -> Result<PathBuf> {
+        let mount = self.gone.as_ref().and_then(|a| a.mount.as_deref());
+        place_of(path, mount, tree, nest)
     }
 
     /// Where it lies, which it does again from now on, until what has no name loses it once more.
@@ -271,7 +279,7 @@ impl FdKind for Node {
         if let Some(bound) = record.bound.filter(|_| record.node.gone.is_some()) {
             return bound_file(nest.file(bound)?).on("ioctl(SIOCUNIXFILE)", || bound.to_string());
         }
-        let here = nest.options.reach(record.tree, &record.path)?;
+        let here = record.node.reach(&record.path, record.tree, nest)?;
         if record.node.proc {
             thread_of_proc(&record.path, record.tree, nest)?;
         }

@@ -1,5 +1,6 @@
 //! Regular files: position, flags, locks; unlinked ones travel in the image, changed ones are told apart.
 
+pub mod beneath;
 pub mod found;
 pub mod ghost;
 pub mod locks;
@@ -14,6 +15,7 @@ use crate::observe::view::{FdView, FileStat, View};
 use crate::store::{Content, Draft};
 use crate::sys;
 use crate::sys::files;
+use beneath::{covered_mount, place_of};
 use found::{DELETED, Lost, Obstacle, Way, above, open_covered, open_dead, way};
 use ghost::{Attributes, Ghosts};
 use locks::Locks;
@@ -153,7 +155,10 @@ impl FileRef {
         let unlinked = (found == Way::Gone).then(|| object_space(stat.dev, stat.ino));
         let mut attributes = None;
         if let Some(space) = unlinked {
-            attributes = Some(Attributes::of(at, stat)?);
+            attributes = Some(Attributes {
+                mount: covered_mount(OsStr::from_bytes(path).as_ref(), at, tree),
+                ..Attributes::of(at, stat)?
+            });
             if shared.first_sight(stat.dev, stat.ino) {
                 let file = open_unnoticed(at.as_ref()).on("open", name)?;
                 store_contents(&file, stat.size, space, draft, &name)?;
@@ -381,7 +386,7 @@ impl FileRef {
     /// Makes an unlinked file again under its old name, with its contents; tells where it lies.
     fn revive(&self, space: SpaceId, nest: &mut Nest) -> Result<PathBuf> {
         let name = || self.path.display().to_string();
-        let here = nest.options.reach(self.tree, &self.path)?;
+        let here = self.former_place(nest)?;
         match nest.state::<Ghosts>().find(self.key(), &here) {
             Some((at, true)) => return Ok(at.to_owned()),
             Some((other, false)) => {
@@ -415,6 +420,12 @@ impl FileRef {
         Ok(at)
     }
 
+    /// Where its name was.
+    fn former_place(&self, nest: &mut Nest) -> Result<PathBuf> {
+        let mount = self.attributes.as_ref().and_then(|a| a.mount.as_deref());
+        place_of(&self.path, mount, self.tree, nest)
+    }
+
     /// What it was like; images from before this was recorded have what stat(2) shows.
     fn attributes(&self) -> Attributes {
         self.attributes.clone().unwrap_or_else(|| Attributes {
@@ -425,6 +436,7 @@ impl FileRef {
             atime: self.stat.mtime,
             xattrs: Vec::new(),
             flags: None,
+            mount: None,
         })
     }
 
@@ -452,7 +464,7 @@ impl FileRef {
                 true => OFlag::from_bits_retain(plain | libc::O_TMPFILE),
                 false => OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC,
             };
-            let here = nest.options.reach(self.tree, &self.path)?;
+            let here = self.former_place(nest)?;
             let made = nix::fcntl::open(above(&here), how, Mode::S_IRUSR | Mode::S_IWUSR);
             let made = match made {
                 Err(Errno::EOPNOTSUPP | Errno::EISDIR) => {
@@ -664,8 +676,8 @@ fn copy_tail(path: &Path, from: u64, to: &Path) -> std::io::Result<()> {
 impl FdKind for Regular {
     const TAG: &'static str = "regular-file";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "regular files: position, flags; unlinked ones travel in the image, with their attributes; those that have other \
-        names, or that something is mounted over, are found by their handles";
+    const ABOUT: &'static str = "regular files: position, flags; unlinked ones travel in the image, with their attributes, and are made again on the file system they \
+        were on, also where something is mounted over their directory by now; those that have other names, or that something is mounted over, are found by their handles";
     type Record = Record;
 
     fn claims(fd: &FdView) -> bool {

@@ -74,6 +74,20 @@ impl Tree {
         self.dweller
     }
 
+    /// Whether it is a covered mount by itself.
+    pub fn is_one_mount(&self) -> bool {
+        self.number >> MOUNT != 0
+    }
+
+    /// Whose mountinfo tells of it, by the name of its directory in /proc; `at` is a link of /proc of who has a file of it.
+    pub fn looked_at_by(&self, at: &str) -> Option<String> {
+        Some(match (self.number, self.dweller()) {
+            (0, _) => "self".to_owned(),
+            (_, Some(pid)) => pid.to_string(),
+            (_, None) => at.strip_prefix("/proc/")?.split('/').next()?.to_owned(),
+        })
+    }
+
     /// The number of the mount namespace in which the tree with this number is.
     pub fn namespace_of(number: u32) -> u32 {
         number & ((1 << MOUNT) - 1)

@@ -1,5 +1,6 @@
 //! How a file is found again: by its path, by another name of it, by its handle, or only in the image.
 
+use super::beneath::covered_mount;
 use crate::error::{Blocker, Context, Result as Restored, errno};
 use crate::ids::Pid;
 use crate::kinds::pipe::Bytes;
@@ -105,7 +106,7 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
     }
     if let Some(path) = gone {
         if stat.nlink == 0 || stat.kind() == libc::S_IFDIR {
-            return homeless(&tree.path(path), tree).map_or(Ok(Way::Gone), Err);
+            return homeless(path, at, tree).map_or(Ok(Way::Gone), Err);
         }
         let other = elsewhere(&tree.path(path), stat, at, tree).map(Way::Lost);
         // A union of directories hides a name that lies in its lower part, and does not count it off.
@@ -156,8 +157,17 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
 }
 
 /// What keeps a file that has no name from being made again where its name was.
-fn homeless(path: &Path, tree: &Tree) -> Option<Obstacle> {
-    let dir = above(path);
+fn homeless(path: &[u8], at: &str, tree: &Tree) -> Option<Obstacle> {
+    if covered_mount(OsStr::from_bytes(path).as_ref(), at, tree).is_some() {
+        return files::handle_of(at.as_ref()).is_err().then(|| {
+            (
+                "it was unlinked, and something else is mounted over its directory by now".into(),
+                "unmount what covers it, or let the program close it",
+            )
+        });
+    }
+    let reached = tree.path(path);
+    let dir = above(&reached);
     let device = || dir.metadata().map_or(0, |m| m.dev());
     if files::guarded(dir).is_some() && !comes_along(device(), dir, tree) {
         return Some((
@@ -403,7 +413,7 @@ impl Lost {
 }
 
 /// Whether it is a link of /proc by which freeze reaches another tree.
-fn is_own(path: &Path) -> bool {
+pub(super) fn is_own(path: &Path) -> bool {
     path == Path::new("/proc/self") || path.parent() == Some(Path::new("/proc/self/fd"))
 }
 
@@ -508,11 +518,7 @@ fn covered(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Option<Lost> 
         kind,
         bytes: Bytes(bytes),
     };
-    let of = match (tree.number, tree.dweller()) {
-        (0, _) => "self".to_owned(),
-        (_, Some(pid)) => pid.to_string(),
-        (_, None) => at.strip_prefix("/proc/")?.split('/').next()?.to_owned(),
-    };
+    let of = tree.looked_at_by(at)?;
     let mount = mount_point(&of, id)?;
     let here = tree.path(mount.as_os_str().as_bytes());
     if tree.number != 0 && ns::mount_id(&here).ok()? != i64::from(id) {

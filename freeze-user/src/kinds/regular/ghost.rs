@@ -1,6 +1,6 @@
 //! Files, directories and nodes without a name, which get one for as long as they are opened again.
 
-use super::found::{Handle, above};
+use super::found::{Handle, above, is_own};
 use super::open_unnoticed;
 use crate::error::{Context, Result};
 use crate::kinds::pipe::Bytes;
@@ -32,6 +32,9 @@ pub struct Attributes {
     /// Flags of the inode (chattr(1)), where the file system has them.
     #[serde(default)]
     pub flags: Option<u32>,
+    /// Where the mount is mounted on which it lies, if another is mounted over the directory it was in.
+    #[serde(default, with = "crate::ospath::option")]
+    pub mount: Option<PathBuf>,
 }
 
 impl Attributes {
@@ -52,6 +55,7 @@ impl Attributes {
             atime: (now.atime(), now.atime_nsec()),
             xattrs: xattrs.into_iter().map(|(n, v)| (Bytes(n), Bytes(v))).collect(),
             flags: opened.and_then(|fd| files::inode_flags(fd.as_fd())),
+            mount: None,
         })
     }
 
@@ -102,6 +106,8 @@ pub struct Ghosts {
     names: Vec<(PathBuf, bool)>,
     /// Directories that were there before: what is made and removed in them must not show.
     touched: BTreeMap<PathBuf, [(i64, i64); 2]>,
+    /// Directories that something is mounted over, by tree, mount and path: where they are reached.
+    beneath: HashMap<(u32, PathBuf, PathBuf), PathBuf>,
     /// What lies at a path of a descriptor of freeze's own.
     held: Vec<OwnedFd>,
     /// Removed directories, whose times are set once they are empty again.
@@ -175,6 +181,23 @@ impl Ghosts {
             .or_default()
             .insert(path.to_owned(), at.clone());
         Ok(at)
+    }
+
+    /// Where a directory is reached that something is mounted over, if that is known or it was made in one of which it is.
+    pub fn beneath(&self, tree: u32, mount: &Path, dir: &Path) -> Option<PathBuf> {
+        dir.ancestors().find_map(|up| {
+            let known = self.beneath.get(&(tree, mount.to_owned(), up.to_owned()))?;
+            let at = known.join(dir.strip_prefix(up).ok()?);
+            (up == dir || self.names.iter().any(|(made, _)| *made == at)).then_some(at)
+        })
+    }
+
+    /// Keeps the descriptor by whose path it is reached from now on; tells that path.
+    pub fn hold_beneath(&mut self, tree: u32, mount: &Path, dir: PathBuf, held: OwnedFd) -> PathBuf {
+        let at = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        self.beneath.insert((tree, mount.to_owned(), dir), at.clone());
+        self.held.push(held);
+        at
     }
 
     /// Makes the directory again that was removed from `path`.
@@ -279,13 +302,18 @@ impl Ghosts {
             };
         }
         for (path, [atime, mtime]) in std::mem::take(&mut self.touched) {
-            let _ = set_times(&path, atime, mtime, UtimensatFlags::NoFollowSymlink);
+            let how = match is_own(&path) {
+                true => UtimensatFlags::FollowSymlink,
+                false => UtimensatFlags::NoFollowSymlink,
+            };
+            let _ = set_times(&path, atime, mtime, how);
         }
         for (dir, [atime, mtime]) in self.times.drain(..) {
             let spec = |(sec, nsec)| TimeSpec::new(sec, nsec);
             let _ = nix::sys::stat::futimens(&dir, &spec(atime), &spec(mtime));
         }
         self.made.clear();
+        self.beneath.clear();
         self.held.clear();
         self.instead.clear();
         let mut warnings = Vec::new();
