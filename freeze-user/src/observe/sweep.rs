@@ -1,8 +1,7 @@
 //! What all processes of the machine have open, in one go of an eBPF iterator (`iter/task_file`).
 //!
-//! /proc tells of one descriptor at a time, at 1.5 µs and more; of a machine that has a hundred thousand open, each look for
-//! who else holds a pipe would take a third of a second. The iterator takes a tenth of that, and for pipes and sockets
-//! nothing else is asked.
+//! /proc tells of one descriptor at a time: to go through 80,000 of them for who else holds a pipe takes 0.29 s, by the
+//! iterator 0.05 s. For pipes and sockets nothing else is asked.
 
 use super::btf::Btf;
 use super::index::Other;
