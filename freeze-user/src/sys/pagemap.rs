@@ -306,11 +306,13 @@ impl Pagemap {
         self.alive()?;
         let mut out = Vec::new();
         if !self.scans {
-            self.entries(range, |page, entry| {
-                if entry.holds(which, self.zero) {
-                    push(&mut out, page);
-                }
-            })?;
+            for part in self.inhabited(range)? {
+                self.entries(part, |page, entry| {
+                    if entry.holds(which, self.zero) {
+                        push(&mut out, page);
+                    }
+                })?;
+            }
             return Ok(out);
         }
         let not = match which {
@@ -332,6 +334,21 @@ impl Pagemap {
             self.swapped(part, |page, _sure| push(&mut out, page))
         })?;
         Ok(normalize(out))
+    }
+
+    /// The parts of `range` that [`Pagemap::entries`] can tell anything of. Without `PAGEMAP_SCAN` a hole takes as long as pages
+    /// do: terabytes that are only reserved would take seconds each time, and smaps knows of them at once.
+    pub fn inhabited(&self, range: Range) -> Result<Vec<Range>> {
+        const VAST: u64 = 16 << 30;
+        if self.scans || range.len() < VAST {
+            return Ok(vec![range]);
+        }
+        let path = || format!("/proc/{}/smaps", self.pid);
+        let text = std::fs::read(path()).on("read", path)?;
+        let Some(all) = inhabited_in(&String::from_utf8_lossy(&text)) else {
+            return Ok(vec![range]);
+        };
+        Ok(all.into_iter().filter_map(|part| part.intersect(range)).collect())
     }
 
     /// [`Pagemap::populated`] of several ranges, normalized.
@@ -364,7 +381,9 @@ impl Pagemap {
             }
         };
         if !self.scans {
-            self.entries(range, look)?;
+            if knows_guards() {
+                self.entries(range, look)?;
+            }
             return Ok(normalize(out));
         }
         let mut swapped = Vec::new();
@@ -537,6 +556,40 @@ impl Pagemap {
     }
 }
 
+/// Of /proc/PID/smaps the mappings in which anything is present, swapped or of huge pages: in no other is a page of the
+/// process's own.
+fn inhabited_in(smaps: &str) -> Option<Vec<Range>> {
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let mut out: Vec<(Range, bool)> = Vec::new();
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        match words.next()? {
+            "Rss:" | "Swap:" | "Shared_Hugetlb:" | "Private_Hugetlb:" => {
+                out.last_mut()?.1 |= words.next()? != "0"
+            }
+            // Every other line begins with a capital letter.
+            word if word.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_lowercase()) => {
+                let (start, end) = word.split_once('-')?;
+                out.push((Range::new(hex(start)?, hex(end)?), false));
+            }
+            _ => {}
+        }
+    }
+    Some(
+        out.into_iter()
+            .filter(|(_, some)| *some)
+            .map(|(range, _)| range)
+            .collect(),
+    )
+}
+
+/// Whether this kernel has guard pages (Linux 6.13): an advice that it does not know is refused even for no memory at all.
+fn knows_guards() -> bool {
+    const MADV_GUARD_INSTALL: i32 = 102;
+    // SAFETY: advice for no memory changes none.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_GUARD_INSTALL) == 0 }
+}
+
 /// Appends a range to ordered ones, joining neighbours.
 pub fn push(to: &mut Vec<Range>, r: Range) {
     match to.last_mut() {
@@ -641,6 +694,20 @@ mod tests {
             Entry(SWAP_BIT).veiled() && !Entry(SWAP_BIT | 3 << 5).veiled() && !Entry(PRESENT_BIT).veiled()
         );
         assert!(Entry(1 << 55).soft_dirty() && !Entry(!(1 << 55)).soft_dirty());
+    }
+
+    #[test]
+    fn what_is_only_reserved_is_uninhabited() {
+        let text = "1000-2000 rw-p 00000000 00:00 0\nRss: 0 kB\nSwap: 0 kB\n\
+            2000-3000 rw-p 00000000 00:00 0\nRss: 4 kB\nSwap: 0 kB\n\
+            4000-5000 rw-p 00000000 00:00 0\nRss: 0 kB\nSwap: 4 kB\n\
+            5000-6000 rw-p 00000000 00:00 0\nRss: 0 kB\nPrivate_Hugetlb: 4 kB\nSwap: 0 kB\n";
+        let all = [(0x2000, 0x3000), (0x4000, 0x5000), (0x5000, 0x6000)];
+        let all = all.map(|(start, end)| Range::new(start, end));
+        assert_eq!(inhabited_in(text), Some(all.to_vec()));
+        let own = inhabited_in(&std::fs::read_to_string("/proc/thread-self/smaps").unwrap()).unwrap();
+        let here = &raw const text as u64;
+        assert!(own.iter().any(|r| r.start <= here && here < r.end));
     }
 
     #[test]
