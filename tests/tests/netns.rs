@@ -160,7 +160,10 @@ fn a_namespace_comes_back() {
     );
     let mut out = Vec::new();
     // A port passes on what arrives, and its bridge begins to take part in a spanning tree: it still does.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    shell(
+        &a,
+        "until ip -d link show v3 | grep -q 'state forwarding'; do sleep 0.02; done",
+    );
     ip(&a, "link set br1 type bridge stp_state 1");
     // The kernel gives addresses to what was brought up, some time later.
     let mut before = 0;

@@ -290,10 +290,11 @@ pub(super) fn run_restore(cli: &Cli, args: &RestoreArgs) -> Done {
         ..nest::Options::default()
     };
     let ready = prepare(image, options)?;
-    for warning in ready.warnings() {
-        warn(&format_args!("warning: {warning}"));
-    }
+    let tell = |warnings: &[String]| warnings.iter().for_each(|w| warn(&format_args!("warning: {w}")));
+    tell(ready.warnings());
+    let told = ready.warnings().len();
     let (restored, filling) = ready.go()?;
+    tell(&restored.warnings[told..]);
     let root = restored.roots.first().copied().unwrap_or(Pid(0));
     if let Some(file) = &args.pidfile {
         let written = std::fs::write(file, format!("{root}\n"));

@@ -82,7 +82,7 @@ pub fn markdown() -> String {
         - that a thread does the work of storage (PR_SET_IO_FLUSHER), if it has given up CAP_SYS_RESOURCE since;\n\
         - empty datagrams that were looked at before, by an earlier checkpoint or by MSG_PEEK, where freeze may not look for them;\n\
         - descriptors that came with an empty message of a SOCK_SEQPACKET socket with a peek offset (SO_PEEK_OFF), if it is not the first \
-        in the queue and an earlier checkpoint has looked at it;\n\
+          in the queue and an earlier checkpoint has looked at it;\n\
         - whether a file that was opened without a name (O_TMPFILE) was never to have one (O_EXCL);\n\
         - a bind mount of a unix socket that the checkpoint itself has bound: restored, the socket is bound anew, and the mount still \
           leads to the old one;\n\

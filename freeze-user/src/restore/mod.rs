@@ -46,17 +46,20 @@ pub fn restore(image: Opened, options: Options) -> Result<Restored> {
     Ok(restored)
 }
 
-/// Processes that are put together and wait for the word to go. Dropped, they are taken down.
+/// Processes that are put together and wait for the word to go. Dropped, they are taken down, and nobody outside has heard
+/// of them: their connections are still held shut.
 #[derive(Debug)]
 pub struct Ready {
     began: Instant,
     nest: Nest,
     filling: Filling,
     processes: usize,
+    namespaces: Vec<Namespace>,
 }
 
 impl Ready {
-    /// What is not as it was, a line each. Told before they run: what they write to a terminal must not come between.
+    /// What is not as it was, a line each, as far as it is known before they run. Tell it now: on a terminal of theirs it
+    /// must not come between their lines. Those of [`Restored`] begin with these.
     pub fn warnings(&self) -> &[String] {
         &self.nest.warnings
     }
@@ -68,7 +71,11 @@ impl Ready {
             mut nest,
             mut filling,
             processes,
+            namespaces,
         } = self;
+        fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
+        tcp::depart(&mut nest);
+        namespaces::let_in(&mut nest, &namespaces).map_err(|e| e.fate(Fate::TakenDown))?;
         let warnings = std::mem::take(&mut nest.warnings);
         let roots = nest.fly()?;
         let restored = Restored {
@@ -115,15 +122,12 @@ pub fn prepare(image: Opened, options: Options) -> Result<Ready> {
     // A process that was ended because pages could not be had says less than why they could not.
     built.map_err(|e| filling.failure().unwrap_or(e).fate(Fate::TakenDown))?;
     filling.guard(&mut nest).map_err(|e| e.fate(Fate::TakenDown))?;
-    let processes = records.families.len();
-    fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
-    tcp::depart(&mut nest);
-    namespaces::let_in(&mut nest, &records.namespaces).map_err(|e| e.fate(Fate::TakenDown))?;
     Ok(Ready {
         began,
         nest,
         filling,
-        processes,
+        processes: records.families.len(),
+        namespaces: records.namespaces,
     })
 }
 

@@ -157,7 +157,7 @@ pub struct FileOffsets {
 }
 
 /// One descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Descriptor {
     /// In the first pid namespace.
     pub process: u32,
@@ -180,17 +180,18 @@ impl FileIterator {
             op(0x79, 8, 1, 0, 0),  // r8 = context->meta
             op(0x79, 8, 8, 0, 0),  // r8 = r8->seq
         ];
-        let body = vec![
+        // What is told is put together on the stack, 24 bytes: process, descriptor, mode, sort, number.
+        let look = [
             op(0x61, 1, 6, near(at.process)?, 0),
             op(0x63, 10, 1, -24, 0),
             op(0x63, 10, 9, -20, 0),
-            op(0x79, 7, 7, near(at.inode)?, 0),
+            op(0x79, 7, 7, near(at.inode)?, 0), // r7 = r7->f_inode
             op(0x79, 1, 7, near(at.number)?, 0),
             op(0x7b, 10, 1, -8, 0),
-            op(0x69, 2, 7, near(at.mode)?, 0),
+            op(0x69, 2, 7, near(at.mode)?, 0), // r2 = r7->i_mode
             op(0x63, 10, 2, -16, 0),
             op(0x79, 3, 7, near(at.filesystem)?, 0),
-            op(0x79, 3, 3, near(at.magic)?, 0),
+            op(0x79, 3, 3, near(at.magic)?, 0), // r3 = r7->i_sb->s_magic
             op(0x63, 10, 3, -12, 0),
             op(0x57, 2, 0, 0, libc::S_IFMT as i32), // r2 &= S_IFMT
         ];
@@ -202,21 +203,21 @@ impl FileIterator {
             op(0x85, 0, 0, 0, SEQ_WRITE),
         ];
         let unwanted = [libc::S_IFDIR, libc::S_IFLNK, libc::S_IFBLK];
-        // To the last two instructions, or to those that tell.
-        let (sorts, kinds) = (beside.len() as i16, unwanted.len() as i16);
-        let end = body.len() as i16 + kinds + 1 + sorts + 1 + tell.len() as i16;
-        code.push(op(0x15, 7, 0, end + 1, 0));
-        code.push(op(0x15, 6, 0, end, 0));
-        code.extend(body);
-        for (n, kind) in unwanted.into_iter().enumerate() {
-            let end = kinds - n as i16 - 1 + 1 + sorts + 1 + tell.len() as i16;
-            code.push(op(0x15, 2, 0, end, kind as i32));
+        // Where the instructions that tell begin, and where they end; a jump counts from the one behind it.
+        let telling = code.len() + 2 + look.len() + unwanted.len() + 1 + beside.len() + 1;
+        let end = telling + tell.len();
+        let from = |at: usize, to: usize| (to - at - 1) as i16;
+        code.push(op(0x15, 7, 0, from(code.len(), end), 0));
+        code.push(op(0x15, 6, 0, from(code.len(), end), 0));
+        code.extend(look);
+        for kind in unwanted {
+            code.push(op(0x15, 2, 0, from(code.len(), end), kind as i32));
         }
-        code.push(op(0x55, 2, 0, sorts + 1, libc::S_IFREG as i32));
-        for (n, magic) in beside.iter().enumerate() {
-            code.push(op(0x15, 3, 0, sorts - n as i16, *magic as i32));
+        code.push(op(0x55, 2, 0, from(code.len(), telling), libc::S_IFREG as i32));
+        for magic in beside {
+            code.push(op(0x15, 3, 0, from(code.len(), telling), *magic as i32));
         }
-        code.push(op(0x05, 0, 0, tell.len() as i16, 0));
+        code.push(op(0x05, 0, 0, from(code.len(), end), 0));
         code.extend(tell);
         code.extend([op(0xb7, 0, 0, 0, 0), op(0x95, 0, 0, 0, 0)]);
         load(BPF_PROG_TYPE_TRACING, &code, |attr| {

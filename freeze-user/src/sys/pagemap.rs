@@ -11,7 +11,7 @@
 #![allow(unsafe_code, reason = "an ioctl with a structure has its address here")]
 
 use crate::error::{Context, Error, Result};
-use crate::ids::{PAGE, Pid, Range, normalize};
+use crate::ids::{PAGE, Pid, Range, intersect, normalize};
 use nix::errno::Errno;
 use std::cell::Cell;
 use std::fs::File;
@@ -303,17 +303,22 @@ impl Pagemap {
     /// `struct page` (a tracker's `survey` knows where it need not, and takes 1–2 ms); 7–9 ms without `PAGEMAP_SCAN`,
     /// where holes cost as much as pages.
     pub fn populated(&self, range: Range, which: Contents) -> Result<Vec<Range>> {
+        self.populated_in(&[range], which)
+    }
+
+    /// [`Pagemap::populated`] of several ranges, normalized.
+    pub fn populated_in(&self, ranges: &[Range], which: Contents) -> Result<Vec<Range>> {
         self.alive()?;
         let mut out = Vec::new();
         if !self.scans {
-            for part in self.inhabited(range)? {
+            for part in self.inhabited(ranges)? {
                 self.entries(part, |page, entry| {
                     if entry.holds(which, self.zero) {
                         push(&mut out, page);
                     }
                 })?;
             }
-            return Ok(out);
+            return Ok(normalize(out));
         }
         let not = match which {
             Contents::Private => FILE | PFNZERO | self.guard,
@@ -326,38 +331,32 @@ impl Pagemap {
             tell: PRESENT,
             protect: false,
         };
-        self.scan(range, &ask, |part, is| {
-            if is & PRESENT != 0 {
-                push(&mut out, part);
-                return Ok(());
-            }
-            self.swapped(part, |page, _sure| push(&mut out, page))
-        })?;
+        for &range in ranges {
+            self.scan(range, &ask, |part, is| {
+                if is & PRESENT != 0 {
+                    push(&mut out, part);
+                    return Ok(());
+                }
+                self.swapped(part, |page, _sure| push(&mut out, page))
+            })?;
+        }
         Ok(normalize(out))
     }
 
-    /// The parts of `range` that [`Pagemap::entries`] can tell anything of. Without `PAGEMAP_SCAN` a hole takes as long as pages
-    /// do: terabytes that are only reserved would take seconds each time, and smaps knows of them at once.
-    pub fn inhabited(&self, range: Range) -> Result<Vec<Range>> {
+    /// The parts of some ranges that [`Pagemap::entries`] can tell of pages in: there a hole takes as long as pages do, and
+    /// terabytes that are only reserved would take seconds each time. smaps knows of them at once.
+    fn inhabited(&self, ranges: &[Range]) -> Result<Vec<Range>> {
         const VAST: u64 = 16 << 30;
-        if self.scans || range.len() < VAST {
-            return Ok(vec![range]);
+        let ranges = normalize(ranges.to_vec());
+        if ranges.iter().map(|r| r.len()).sum::<u64>() < VAST {
+            return Ok(ranges);
         }
         let path = || format!("/proc/{}/smaps", self.pid);
         let text = std::fs::read(path()).on("read", path)?;
-        let Some(all) = inhabited_in(&String::from_utf8_lossy(&text)) else {
-            return Ok(vec![range]);
-        };
-        Ok(all.into_iter().filter_map(|part| part.intersect(range)).collect())
-    }
-
-    /// [`Pagemap::populated`] of several ranges, normalized.
-    pub fn populated_in(&self, ranges: &[Range], which: Contents) -> Result<Vec<Range>> {
-        let mut out = Vec::new();
-        for &range in ranges {
-            out.extend(self.populated(range, which)?);
-        }
-        Ok(normalize(out))
+        Ok(match inhabited_in(&String::from_utf8_lossy(&text)) {
+            Some(all) => intersect(&ranges, &normalize(all)),
+            None => ranges,
+        })
     }
 
     /// The guard pages in `range` (`MADV_GUARD_INSTALL`, Linux 6.13; shown to root only before 6.15).
@@ -583,9 +582,11 @@ fn inhabited_in(smaps: &str) -> Option<Vec<Range>> {
     )
 }
 
-/// Whether this kernel has guard pages (Linux 6.13): an advice that it does not know is refused even for no memory at all.
+/// Makes pages guard pages (madvise(2), Linux 6.13).
+pub const MADV_GUARD_INSTALL: i32 = 102;
+
+/// Whether this kernel has guard pages: an advice that it does not know is refused even for no memory at all.
 fn knows_guards() -> bool {
-    const MADV_GUARD_INSTALL: i32 = 102;
     // SAFETY: advice for no memory changes none.
     unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_GUARD_INSTALL) == 0 }
 }

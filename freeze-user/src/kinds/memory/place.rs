@@ -9,6 +9,7 @@ use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{PAGE, Pid, Range, SpaceId, TASK_SIZE, normalize, subtract};
 use crate::nest::{Nest, free_place};
 use crate::observe::view::{Depth, read_vmas};
+use crate::sys::pagemap::MADV_GUARD_INSTALL;
 use crate::sys::{self, SharedAnon};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
@@ -17,7 +18,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const SYS_PKEY_MPROTECT: i64 = 329;
-const MADV_GUARD_INSTALL: u64 = 102;
 const MAP_DROPPABLE: i32 = 8;
 
 const SYS_MSEAL: i64 = 462;
@@ -124,7 +124,7 @@ pub fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
             (
                 "madvise(MADV_GUARD_INSTALL)",
                 libc::SYS_madvise,
-                [r.start, r.len(), MADV_GUARD_INSTALL, 0, 0, 0],
+                [r.start, r.len(), MADV_GUARD_INSTALL as u64, 0, 0, 0],
             )
         })
         .collect();
