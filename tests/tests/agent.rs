@@ -44,13 +44,18 @@ impl Drop for Stage {
         let agents = self.agents();
         let _ = self.freezed.kill();
         let _ = self.freezed.wait();
+        let end = Instant::now() + PATIENCE;
+        let gone = |pids: &[Pid]| {
+            while pids.iter().any(|p| running(*p)) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        // First the engine: while it lives it takes what follows for a crash, and may bring them back.
+        gone(&agents[1..]);
         for pid in &self.started {
             let _ = kill(pid.nix(), Signal::SIGKILL);
         }
-        let end = Instant::now() + PATIENCE;
-        while self.started.iter().chain(&agents[1..]).any(|p| running(*p)) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        gone(&self.started);
         if std::thread::panicking() {
             eprintln!(
                 "freezed's log:\n{}",

@@ -30,6 +30,8 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// Name and reason.
     skipped: Vec<(String, String)>,
+    /// Name and what it said first, of those that have a name.
+    broken: Vec<(String, String)>,
 }
 
 impl Tally {
@@ -37,6 +39,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped.extend(other.skipped);
+        self.broken.extend(other.broken);
     }
 
     /// What was skipped and why; the modes of one subject in a line.
@@ -108,6 +111,10 @@ pub(crate) fn run(brood: &mut Brood, filter: Option<&str>) -> Result<bool> {
     for line in tally.skips() {
         println!("skipped: {line}");
     }
+    // Once more, where whoever sees only the end of this sees it.
+    for (name, why) in &tally.broken {
+        println!("failed: {name}: {why}");
+    }
     println!(
         "{} passed, {} failed, {} skipped",
         tally.passed,
@@ -137,7 +144,7 @@ impl Tally {
         Tally {
             passed: well.into(),
             failed: (!well).into(),
-            skipped: Vec::new(),
+            ..Tally::default()
         }
     }
 }
@@ -150,7 +157,11 @@ fn mark(well: bool) -> &'static str {
 fn step(brood: &mut Brood, name: &str, command: &mut Command) -> Result<Tally> {
     let status = brood.foreground(command)?;
     println!("{} {name}", mark(status.success()));
-    Ok(Tally::of(status.success()))
+    let mut tally = Tally::of(status.success());
+    if !status.success() {
+        tally.broken.push((name.to_owned(), status.to_string()));
+    }
+    Ok(tally)
 }
 
 /// Builds every test program, and tells for each its name (`tests/eventfd`), its file, and where it is to be run.
@@ -269,6 +280,7 @@ fn play(brood: &mut Brood, program: &Program, filter: Option<&str>, end: Instant
     let mut tally = read_output(&program.name, &text);
     if let Some(mut fault) = fault(status, &tally, &text, &names) {
         tally.failed += 1;
+        tally.broken.push((program.name.clone(), fault.clone()));
         if let (false, Run::Binary(binary)) = (text.contains("test result: "), &program.run) {
             let (_, all) = output(
                 Command::new(binary)
@@ -327,10 +339,18 @@ fn unfinished<'a>(list: &'a str, text: &str) -> Vec<&'a str> {
 
 /// Counts, as the test harness prints them; a test that printed [`SKIP`] did not pass.
 fn read_output(program: &str, text: &str) -> Tally {
+    /// How many characters of what a failed test said are repeated.
+    const WHY: usize = 300;
+    let mut failed = Vec::new();
     let mut tally = Tally::default();
     let mut skipped_late = 0;
     let mut test = None;
+    let mut said: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut panicked = false;
     for line in text.lines() {
+        if let (true, Some(test)) = (std::mem::take(&mut panicked), test) {
+            said.entry(test).or_insert(line);
+        }
         if let Some(counts) = line.strip_prefix("test result: ") {
             let count = |what: &str| -> u64 {
                 let field = counts.split([';', '.']).find_map(|f| f.trim().strip_suffix(what));
@@ -344,6 +364,8 @@ fn read_output(program: &str, text: &str) -> Tally {
             .and_then(|l| l.strip_suffix(" stdout ----"))
         {
             test = Some(name);
+        } else if line.starts_with("thread '") && line.contains(" panicked at ") {
+            panicked = true;
         } else if let Some(reason) = line.strip_prefix(SKIP) {
             let name = test.map_or(program.to_string(), |test| format!("{program} {test}"));
             tally.skipped.push((name, reason.to_string()));
@@ -356,8 +378,19 @@ fn read_output(program: &str, text: &str) -> Tally {
             tally
                 .skipped
                 .push((format!("{program} {name}"), reason.to_string()));
+        } else if let Some(name) = line
+            .strip_prefix("test ")
+            .and_then(|l| l.strip_suffix(" ... FAILED"))
+        {
+            failed.push(name);
         }
     }
+    let why = |name: &&str| {
+        let line = said.get(name).copied().unwrap_or("see above");
+        let name = format!("{program} {name}");
+        (name, line.chars().take(WHY).collect())
+    };
+    tally.broken = failed.iter().map(why).collect();
     tally.passed = tally.passed.saturating_sub(skipped_late);
     tally
 }
@@ -405,7 +438,11 @@ successes:
 failures:
 
 ---- d stdout ----
+working
+
+thread 'd' (7) panicked at tests/d.rs:1:2:
 no
+note: run with more
 
 failures:
     d
@@ -417,6 +454,7 @@ test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; 
     fn a_skipped_test_did_not_pass() {
         let tally = read_output("x", OUTPUT);
         assert_eq!((tally.passed, tally.failed), (1, 1));
+        assert_eq!(tally.broken, [("x d".to_owned(), "no".to_owned())]);
         assert_eq!(
             tally.skips(),
             [

@@ -1,5 +1,6 @@
 //! fanotify_init(2) and fanotify_mark(2), which no crate has with all their flags.
 
+use super::capabilities::{SYS_ADMIN, give_up};
 use super::{Sys, owned, plain, raw};
 use nix::errno::Errno;
 use std::ffi::CString;
@@ -31,30 +32,10 @@ pub fn fanotify_new(flags: u32, event_flags: u32, unprivileged: bool) -> Sys<Own
     }
     // Rights are a thread's own.
     let without = || -> Sys<OwnedFd> {
-        give_up_admin()?;
+        give_up(SYS_ADMIN)?;
         make()
     };
     std::thread::scope(|s| s.spawn(without).join()).unwrap_or(Err(Errno::ECANCELED))
-}
-
-/// Takes CAP_SYS_ADMIN away from the calling thread.
-fn give_up_admin() -> Sys<()> {
-    // struct __user_cap_header_struct of version 3, and two of __user_cap_data_struct.
-    let header = [0x2008_0522u32, 0];
-    let mut data = [0u32; 6];
-    // SAFETY: the structures have the sizes of version 3 and live through the calls.
-    unsafe {
-        raw(
-            libc::SYS_capget,
-            [header.as_ptr() as u64, data.as_mut_ptr() as u64, 0, 0, 0, 0],
-        )?;
-        data[0] &= !(1 << 21);
-        raw(
-            libc::SYS_capset,
-            [header.as_ptr() as u64, data.as_ptr() as u64, 0, 0, 0, 0],
-        )
-        .map(drop)
-    }
 }
 
 /// fanotify_mark(2) with FAN_MARK_ADD of exactly this path, or of what it leads to.

@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod bpfmap;
+pub mod capabilities;
 pub mod fault;
 pub mod files;
 pub mod landlock;

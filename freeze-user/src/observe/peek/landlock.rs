@@ -2,6 +2,7 @@
 
 use super::Peek;
 use crate::ids::Pid;
+use crate::sys::capabilities::give_up;
 use crate::sys::landlock::restrict_thread;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -38,14 +39,15 @@ impl Peek {
     }
 
     /// Where among what security modules keep a domain stands: the one word that changes whenever a thread of ours enters
-    /// one. What lies behind all they keep is somebody else's, and changes as well, but not each time.
+    /// one, and is the same in the next credentials of that thread. What lies behind all they keep is somebody else's: it
+    /// may change each time as well, for as long as others make credentials as fast as we do, but does not stay.
     fn place_of_domain(&self) -> Option<u64> {
         const TIMES: usize = 64;
         const SURE: usize = 4;
         let mut left: Vec<u64> = (0..WORDS).collect();
         for n in 1..=TIMES {
-            let changed = std::thread::scope(|scope| scope.spawn(|| self.changed()).join().ok().flatten())?;
-            left.retain(|n| changed.contains(n));
+            let is_place = std::thread::scope(|scope| scope.spawn(|| self.places()).join().ok().flatten())?;
+            left.retain(|n| is_place.contains(n));
             if left.len() < 2 && n >= SURE {
                 break;
             }
@@ -56,25 +58,37 @@ impl Peek {
         }
     }
 
-    /// The words that change when this thread, which ends then, enters a domain.
-    fn changed(&self) -> Option<Vec<u64>> {
+    /// The words that change when this thread, which ends then, enters a domain, and each time it enters one within, and
+    /// that it takes along when its credentials are made anew in between.
+    fn places(&self) -> Option<Vec<u64>> {
+        /// A domain in a domain: the kernel has sixteen of them.
+        const LAYERS: usize = 4;
         let task = self.reader.current().ok()?;
         let words = || -> Option<Vec<u64>> {
             let credentials = self.word(self.at(task, "task_struct", "cred"))?;
             let kept = self.word(self.at(credentials, "cred", "security"))?;
             Some((0..WORDS).map_while(|n| self.word(kept + 8 * n)).collect())
         };
-        let before = words()?;
-        restrict_thread().ok()?;
-        let after = words()?;
         // Nobody's words are at random.
         let is_address = |word: u64| word >> 48 == 0xffff && word.is_multiple_of(8);
         let entered = |before: u64, after: u64| {
             before != after && is_address(after) && (before == 0 || is_address(before))
         };
-        let both = before.iter().zip(&after).zip(0..WORDS);
-        let changed = both.filter(|((before, after), _)| entered(**before, **after));
-        Some(changed.map(|(_, n)| n).collect())
+        let mut left: Vec<u64> = (0..WORDS).collect();
+        let mut before = words()?;
+        for _ in 0..LAYERS {
+            restrict_thread().ok()?;
+            let after = words()?;
+            give_up(0).ok()?;
+            let renewed = words()?;
+            let seen = |n: u64| {
+                let at = |words: &[u64]| words.get(n as usize).copied();
+                Some((at(&before)?, at(&after)?, at(&renewed)?))
+            };
+            left.retain(|n| seen(*n).is_some_and(|(b, a, r)| entered(b, a) && a == r));
+            before = renewed;
+        }
+        Some(left)
     }
 }
 
