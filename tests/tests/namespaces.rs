@@ -607,7 +607,14 @@ static void put(const char *path, const char *text) {
     SAME(write(fd, text, strlen(text)), (long)strlen(text));
     close(fd);
 }
-static void *other(void *p) { (void)p; while (!gone_ahead()) nap(2); return (void *)(long)getuid(); }
+static pid_t thread;
+static void *other(void *p) { (void)p; thread = gettid(); while (!gone_ahead()) nap(2); return (void *)(long)getuid(); }
+static pid_t born(void) {
+    pid_t pid = fork();
+    if (!pid) _exit(0);
+    SAME(waitpid(OK(pid), 0, 0), pid);
+    return pid;
+}
 int main(void) {
     OK(unshare(CLONE_NEWUSER));
     put("/proc/self/setgroups", "deny");
@@ -617,9 +624,14 @@ int main(void) {
     OK(sethostname("mine", 4));
     pthread_t t;
     SAME(pthread_create(&t, 0, other, 0), 0);
+    /* Ids that the thread's own is followed by are given out, and may be others' that want them back. */
+    pid_t last = 0;
+    for (int i = 0; i < 300; i++) last = born();
     freeze_here();
+    pid_t next = born();
     void *uid;
     SAME(pthread_join(t, &uid), 0);
+    CHECK(next < thread || next > last || last < thread);
     SAME((long)uid, 7);
     SAME(getuid(), 7);
     SAME(getegid(), 8);

@@ -252,19 +252,16 @@ impl Nest {
         let (mut missed, mut patience) = (0, Patience::default());
         while !left.is_empty() {
             let some: Vec<usize> = left.drain(..step.min(left.len())).collect();
-            if bound {
-                // The next id that is given out is the one after this, unless somebody else is quicker.
-                match (&inside, ids[some[0]].last()) {
-                    // Its number further out nobody inside can see, and others count on theirs out there.
-                    (Some(ns), Some(inner)) => {
-                        sys::ns::set_last_pid(ns.as_fd(), inner - 1).on("write", || "ns_last_pid")?;
-                    }
-                    _ => {
-                        let last = (tids[some[0]].0 - 1).to_string();
-                        let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", last);
-                    }
+            // The next id that is given out is the one after this, unless somebody else is quicker.
+            let turned_back = match (&inside, ids[some[0]].last()) {
+                _ if !bound => None,
+                // Its number further out nobody inside can see, and others count on theirs out there.
+                (Some(ns), Some(inner)) => {
+                    sys::ns::set_last_pid(ns.as_fd(), inner - 1).on("write", || "ns_last_pid")?;
+                    None
                 }
-            }
+                _ => TurnedBack::to(tids[some[0]].0 - 1),
+            };
             let (ran, calls) = building.tape(|t| {
                 let mut calls = Vec::new();
                 for n in &some {
@@ -288,6 +285,7 @@ impl Nest {
                 }
                 calls
             })?;
+            drop(turned_back);
             let outer = match bound {
                 true => outer_tids(pid, &building.threads)?,
                 false => HashMap::new(),
@@ -336,6 +334,30 @@ impl Nest {
         all.sort_by_cached_key(|(_, (recorded, _))| wanted.iter().position(|t| t == recorded));
         (building.threads, building.names) = all.into_iter().unzip();
         Ok(())
+    }
+}
+
+/// The last id that was given out in freeze's own pid namespace, while it says another one; dropping it says it again.
+/// If it stayed, whoever is born next would get ids that have just become free, and others may want those back: a program
+/// that is being restored somewhere else.
+struct TurnedBack {
+    before: String,
+}
+
+impl TurnedBack {
+    const LAST: &str = "/proc/sys/kernel/ns_last_pid";
+
+    /// `None` where it cannot be said: then the id is missed, and that is told.
+    fn to(last: i32) -> Option<TurnedBack> {
+        let before = std::fs::read_to_string(TurnedBack::LAST).ok()?;
+        std::fs::write(TurnedBack::LAST, last.to_string()).ok()?;
+        Some(TurnedBack { before })
+    }
+}
+
+impl Drop for TurnedBack {
+    fn drop(&mut self) {
+        let _ = std::fs::write(TurnedBack::LAST, self.before.trim());
     }
 }
 
