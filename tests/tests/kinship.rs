@@ -2,11 +2,12 @@
 
 use freeze_tests::cycle::{checkpoint_now, request, restore_now};
 use freeze_tests::subject::{Running, stat_fields};
-use freeze_tests::{c, conformance};
+use freeze_tests::{c, conformance, freeze, scratch};
 use freeze_user::ids::Pid;
 use freeze_user::precopy::Trackings;
 use freeze_user::sys::fault;
 use nix::sys::signal::{Signal, kill};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -630,3 +631,59 @@ int main(void) {
 }
 "#)
 );
+
+/// As root of a pid namespace, which is the machine to it: a program with a thread, in a user namespace of its own and no
+/// other, is checkpointed, killed and restored after the ids behind its own have been given out.
+const TURNED_BACK: &str = r#"
+set -e
+freeze=$1 dir=$2
+unshare --user --map-root-user python3 -c "
+import os, sys, threading, time
+os.closerange(3, 65536)
+def work():
+    open(sys.argv[1], 'w').write(str(threading.get_native_id()))
+    time.sleep(1000)
+threading.Thread(target=work).start()
+" "$dir/ready" < /dev/null > /dev/null 2>&1 &
+program=$!
+while [ ! -s "$dir/ready" ]; do kill -0 "$program"; sleep 0.01; done
+for n in $(seq 100); do (:); done
+"$freeze" checkpoint --kill "$program" --to "$dir/image"
+last=$(cat /proc/sys/kernel/ns_last_pid)
+"$freeze" restore "$dir/image" --detach
+next=$(cat /proc/sys/kernel/ns_last_pid)
+ls "/proc/$program/task"
+echo "the thread is $(cat "$dir/ready"), the last id was $last and is $next"
+[ -d "/proc/$program/task/$(cat "$dir/ready")" ]
+[ "$last" -gt "$(cat "$dir/ready")" ]
+[ "$next" -ge "$last" ]
+"#;
+
+#[test]
+fn the_next_id_of_the_machine_stays_where_it_was() {
+    let dir = scratch();
+    let mut unshare = Command::new("unshare");
+    unshare.args([
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-c",
+        TURNED_BACK,
+        "sh",
+    ]);
+    let out = unshare
+        .arg(freeze().get_program())
+        .arg(&dir)
+        .stdin(Stdio::null())
+        .output();
+    let out = out.expect("unshare, of util-linux");
+    let _ = std::fs::remove_dir_all(&dir);
+    assert!(
+        out.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+}

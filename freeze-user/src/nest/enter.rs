@@ -5,6 +5,7 @@ use super::space::{Kind, Membership};
 use super::{Nest, Patience, pid_refused};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
+use crate::sys::sched::Realtime;
 use crate::sys::{self, CloneArgs, fault};
 use crate::tracee::{Seized, Stopped};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -342,6 +343,8 @@ impl Nest {
 /// that is being restored somewhere else.
 struct TurnedBack {
     before: String,
+    /// Meanwhile others get such ids; so it is to be short, on a busy machine too.
+    _ahead: Realtime,
 }
 
 impl TurnedBack {
@@ -349,9 +352,10 @@ impl TurnedBack {
 
     /// `None` where it cannot be said: then the id is missed, and that is told.
     fn to(last: i32) -> Option<TurnedBack> {
+        let _ahead = Realtime::enter();
         let before = std::fs::read_to_string(TurnedBack::LAST).ok()?;
         std::fs::write(TurnedBack::LAST, last.to_string()).ok()?;
-        Some(TurnedBack { before })
+        Some(TurnedBack { before, _ahead })
     }
 }
 
