@@ -218,6 +218,28 @@ int main(void) {
 }
 
 #[test]
+fn a_file_without_a_name_on_a_mount_that_is_gone() {
+    let text = r#"
+#include <sys/mount.h>
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("at"), 0755));
+    OK(mount("t", in_here("at"), "tmpfs", 0, 0));
+    OK(open(in_here("at/f"), O_CREAT | O_RDWR, 0600));
+    OK(unlink(in_here("at/f")));
+    OK(umount2(in_here("at"), MNT_DETACH));
+    freeze_here();
+}
+"#;
+    let running = Running::start(&c(text), "a_file_without_a_name_on_a_mount_that_is_gone");
+    let done = output(freeze().arg("check").arg(running.pid.to_string()));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("a mount that is in no tree of files"), "{said}");
+}
+
+#[test]
 fn overlays_of_relative_paths() {
     let text = r#"
 #include <sys/mount.h>

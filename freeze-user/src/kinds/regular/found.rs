@@ -148,12 +148,16 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
         .flatten()
         .map(Way::Lost)
         .ok_or_else(|| match is_unmounted(at, tree) {
-            true => (
-                "it lies on a mount that is in no tree of files (umount -l, open_tree, fsmount)".into(),
-                "mount it somewhere, or let the program close it",
-            ),
+            true => unmounted_for_good(),
             false => why,
         })
+}
+
+fn unmounted_for_good() -> Obstacle {
+    (
+        "it lies on a mount that is in no tree of files (umount -l, open_tree, fsmount)".into(),
+        "mount it somewhere, or let the program close it",
+    )
 }
 
 /// What keeps a file that has no name from being made again where its name was.
@@ -165,6 +169,10 @@ fn homeless(path: &[u8], at: &str, tree: &Tree) -> Option<Obstacle> {
                 "unmount what covers it, or let the program close it",
             )
         });
+    }
+    // Its path leads from that mount, and anywhere else in a tree of files.
+    if is_unmounted(at, tree) {
+        return Some(unmounted_for_good());
     }
     let reached = tree.path(path);
     let dir = above(&reached);
