@@ -41,8 +41,8 @@ pub fn markdown() -> String {
           than the first of its process;\n\
         - a request to mount that the daemon of an autofs mount has not read yet, and such a mount without its daemon;\n\
         - files that neither path nor handle leads to, among them those on a mount that is in no tree any more (umount -l) of a \
-          file system that is not mounted where freeze runs either; unlinked ones, where something is mounted over their directory \
-          by now and the file system knows no handles.\n\
+          file system that is not mounted where freeze runs either; unlinked ones on any such mount, and where something is mounted \
+          over their directory by now and the file system knows no handles.\n\
         \n## What is lost\n\n\
         Known, and without a refusal, because the kernel does not show it or because it changes nothing but what others see:\n\n\
         - system call user dispatch, where the kernel does not tell of it (before Linux 6.4);\n\
