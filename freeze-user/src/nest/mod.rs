@@ -296,7 +296,7 @@ impl Building {
             threads.remove(0).release_stopped(pid, stopped_by)?;
         }
         // EXITKILL must not outlive the building: detaching ends it.
-        threads.into_iter().try_for_each(Stopped::release)
+        crate::tracee::release_all(threads)
     }
 }
 
