@@ -128,6 +128,43 @@ int main(void) {
 );
 
 conformance!(
+    a_parent_without_its_first_thread,
+    c(r#"
+/* A child that is to be told of its parent's end is not told of that of a first thread which had ended long before. */
+static int *asked;
+static void *thread(void *unused) {
+    int status, child = OK(fork());
+    if (!child) {
+        OK(prctl(PR_SET_PDEATHSIG, SIGTERM));
+        *asked = 1;
+        while (!gone_ahead()) nap(2);
+        int signal = 0;
+        OK(prctl(PR_GET_PDEATHSIG, &signal));
+        SAME(signal, SIGTERM);
+        _exit(3);
+    }
+    OK(waitpid(child, &status, 0));
+    SAME(status, 3 << 8);
+    _exit(4);
+}
+int main(void) {
+    asked = OK(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    int parent = OK(fork()), status;
+    if (!parent) {
+        pthread_t t;
+        CHECK(!pthread_create(&t, 0, thread, 0));
+        syscall(SYS_exit, 0);
+    }
+    while (!*asked) nap(1);
+    rest(20);
+    freeze_here();
+    OK(waitpid(parent, &status, 0));
+    SAME(status, 4 << 8);
+}
+"#)
+);
+
+conformance!(
     own_of_threads,
     c(r#"
 #include <grp.h>

@@ -25,6 +25,8 @@ program!(mariadb, shell(include_str!("../programs/mariadb.sh")));
 program!(nginx, shell(include_str!("../programs/nginx.sh")));
 program!(redis, shell(include_str!("../programs/redis.sh")));
 program!(memcached, shell(include_str!("../programs/memcached.sh")));
+program!(haproxy, shell(include_str!("../programs/haproxy.sh")));
+program!(bind9, shell(include_str!("../programs/bind9.sh")));
 program!(sqlite, shell(include_str!("../programs/sqlite.sh")));
 program!(tmux, shell(include_str!("../programs/tmux.sh")).alone());
 program!(make, shell(include_str!("../programs/make.sh")));

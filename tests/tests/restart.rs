@@ -126,11 +126,79 @@ int main(void) {
 );
 
 conformance!(
+    sockets_with_timeouts,
+    c(r#"
+/* Calls on a socket with a time limit, which the kernel ends with EINTR whoever comes between, are none the wiser. */
+#include <sys/sendfile.h>
+#include <sys/un.h>
+enum { LIMIT = 100 };
+static int ends[8][2];
+static char full[1 << 16];
+static struct sockaddr_un where = { AF_UNIX };
+static struct iovec word = { "word", 4 };
+static int file(void) {
+    int fd = OK(open(in_here("file"), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    SAME(pwrite(fd, "word", 4, 0), 4);
+    return fd;
+}
+static void limit(int fd) {
+    struct timeval most = { LIMIT };
+    OK(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof most));
+    OK(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &most, sizeof most));
+}
+static void *in_call(void *which) {
+    long n = (long)which;
+    int fd = ends[n][0], hose[2];
+    struct mmsghdr message = { { .msg_iov = &word, .msg_iovlen = 1 } };
+    loff_t from = 0;
+    OK(pipe(hose));
+    switch (n) {
+    case 0: SAME(write(fd, "word", 4), 4); break;
+    case 1: SAME(writev(fd, &word, 1), 4); break;
+    case 2: SAME(pwritev2(fd, &word, 1, -1, 0), 4); break;
+    case 3: SAME(sendmmsg(fd, &message, 1, 0), 1); break;
+    case 4: SAME(sendfile(fd, file(), &from, 4), 4); break;
+    case 5: SAME(write(hose[1], "word", 4), 4); SAME(splice(hose[0], 0, fd, 0, 4, 0), 4); break;
+    case 6: SAME(splice(fd, 0, hose[1], 0, 4, 0), 4); break;
+    case 7: SAME(connect(fd, (void *)&where, sizeof where), 0); break;
+    }
+    return 0;
+}
+int main(void) {
+    pthread_t threads[8];
+    int listener = OK(socket(AF_UNIX, SOCK_STREAM, 0)), first = OK(socket(AF_UNIX, SOCK_STREAM, 0));
+    snprintf(where.sun_path, sizeof where.sun_path, "%.90s", in_here("listener"));
+    OK(bind(listener, (void *)&where, sizeof where));
+    OK(listen(listener, 0));
+    OK(connect(first, (void *)&where, sizeof where));
+    for (long n = 0; n < 8; n++) {
+        if (n < 7) OK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends[n]));
+        else ends[n][0] = OK(socket(AF_UNIX, SOCK_STREAM, 0));
+        limit(ends[n][0]);
+        while (n < 6 && send(ends[n][0], full, sizeof full, MSG_DONTWAIT) > 0) {}
+        while (n < 6 && send(ends[n][0], full, 1, MSG_DONTWAIT) > 0) {}
+        CHECK(!pthread_create(&threads[n], 0, in_call, (void *)n));
+    }
+    rest(50);
+    freeze_here();
+    for (int n = 0; n < 8; n++) CHECK(pthread_tryjoin_np(threads[n], 0) == EBUSY);
+    for (int n = 0; n < 6; n++) {
+        while (pthread_tryjoin_np(threads[n], 0)) { recv(ends[n][1], full, sizeof full, MSG_DONTWAIT); nap(1); }
+    }
+    SAME(write(ends[6][1], "word", 4), 4);
+    OK(accept(listener, 0, 0));
+    OK(accept(listener, 0, 0));
+    for (int n = 6; n < 8; n++) CHECK(!pthread_join(threads[n], 0));
+}
+"#)
+);
+
+conformance!(
     infinite_pauses,
     c(r#"
 /* pause and sigsuspend end by a signal only, and sigsuspend gives the old mask back. */
 static volatile int hits;
-static void hit(int n) { hits++; }
+static void hit(int n) { __sync_fetch_and_add(&hits, 1); }
 static int word2;
 static void *pauser(void *u) { pause(); __sync_fetch_and_add(&word2, 1); return 0; }
 static void *suspender(void *u) {

@@ -85,6 +85,34 @@ int main(void) {
 );
 
 conformance!(
+    all_at_once_again,
+    with_filters(
+        r#"
+/* What threads share they share afterwards too, or none could put a filter on all of them again (TSYNC). */
+static volatile int synced;
+static void *thread(void *unused) {
+    while (!gone_ahead() || !synced) nap(2);
+    CHECK(fails(SYS_getpgid, 41) && fails(SYS_getsid, 43));
+    return 0;
+}
+int main(void) {
+    pthread_t a, b;
+    OK(refuse(SYS_getpgid, 41, 0));
+    OK(refuse(SYS_getpriority, 44, SECCOMP_FILTER_FLAG_LOG));
+    CHECK(!pthread_create(&a, 0, thread, 0));
+    CHECK(!pthread_create(&b, 0, thread, 0));
+    rest(20);
+    freeze_here();
+    SAME(refuse(SYS_getsid, 43, SECCOMP_FILTER_FLAG_TSYNC), 0);
+    CHECK(fails(SYS_getpriority, 44));
+    synced = 1;
+    CHECK(!pthread_join(a, 0) && !pthread_join(b, 0));
+}
+"#
+    )
+);
+
+conformance!(
     kills,
     with_filters(
         r#"

@@ -1,9 +1,16 @@
 //! Conformance of signals: handlers, masks, what is pending, alternate stacks in use.
 
+use freeze_tests::cycle::{checkpoint_now, request};
 use freeze_tests::subject::output;
 use freeze_tests::{Running, c, conformance, freeze};
+use freeze_user::ids::Pid;
+use freeze_user::precopy::Trackings;
 use freeze_user::sys::deadline::Deadline;
+use freeze_user::sys::fault;
 use freeze_user::tracee::Seized;
+use nix::sched::{sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::{Signal, kill};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 conformance!(
@@ -313,3 +320,63 @@ int main(void) {
 }
 "#)
 );
+
+/// Whom [`signal_all`] signals.
+static WHOLE: AtomicI32 = AtomicI32::new(0);
+
+fn signal_all() {
+    let pid = Pid(WHOLE.load(Ordering::Relaxed));
+    kill(pid.nix(), Signal::SIGUSR1).expect("it is there");
+}
+
+/// What comes for the whole process while it stands still is its first thread's, to which the kernel gives it if it runs.
+#[test]
+fn the_first_thread_takes_what_is_for_all() {
+    const ROUNDS: usize = 40;
+    let mut running = Running::start(
+        &c(r#"
+static volatile int seen, elsewhere;
+static void hear(int n) {
+    if (gettid() != getpid()) __sync_fetch_and_add(&elsewhere, 1);
+    __sync_fetch_and_add(&seen, 1);
+}
+static void *thread(void *unused) { while (!gone_ahead()) nap(500); return 0; }
+int main(void) {
+    enum { OTHERS = 12, ROUNDS = 40, SOME = 15 };
+    pthread_t t[OTHERS];
+    cpu_set_t cpus, first;
+    /* Where freeze runs too: the others, which run elsewhere, are quicker. */
+    OK(sched_getaffinity(0, sizeof cpus, &cpus));
+    CPU_ZERO(&first);
+    for (int n = 0; !CPU_COUNT(&first); n++) if (CPU_ISSET(n, &cpus)) CPU_SET(n, &first);
+    CPU_XOR(&cpus, &cpus, &first);
+    struct sigaction action = { .sa_handler = hear, .sa_flags = SA_RESTART };
+    OK(sigaction(SIGUSR1, &action, 0));
+    for (int n = 0; n < OTHERS; n++) {
+        CHECK(!pthread_create(&t[n], 0, thread, 0));
+        if (CPU_COUNT(&cpus)) CHECK(!pthread_setaffinity_np(t[n], sizeof cpus, &cpus));
+    }
+    OK(sched_setaffinity(0, sizeof first, &first));
+    rest(20);
+    freeze_here();
+    for (int n = 0; n < OTHERS; n++) CHECK(!pthread_join(t[n], 0));
+    CHECK(seen >= ROUNDS);
+    /* On a busy machine it may not come to run for a long time. */
+    if (elsewhere >= SOME) DIE("%d of %d went elsewhere", elsewhere, seen);
+}
+"#),
+        "the_first_thread_takes_what_is_for_all",
+    );
+    WHOLE.store(running.pid.0, Ordering::Relaxed);
+    // As the subject's first thread; this is a thread of this test alone.
+    let here = sched_getaffinity(running.pid.nix()).expect("it is there");
+    sched_setaffinity(nix::unistd::Pid::from_raw(0), &here).expect("a processor that is there");
+    for n in 0..ROUNDS {
+        let image = running.dir().join(format!("image{n}"));
+        let armed = fault::meddle("view", signal_all);
+        let done = checkpoint_now(&request(running.pid, image, false), &mut Trackings::new());
+        drop(armed);
+        done.unwrap_or_else(|e| panic!("{n}: {e}"));
+    }
+    running.verdict();
+}

@@ -70,6 +70,17 @@ const PACKAGES: &[(&str, For, &str)] = &[
         "a real program to freeze: a server with threads",
     ),
     (
+        "haproxy",
+        For::Testing,
+        "a real program to freeze: a master whose workers follow each other",
+    ),
+    (
+        "bind9",
+        For::Testing,
+        "a real program to freeze: a server with threads and a journal",
+    ),
+    ("bind9-dnsutils", For::Testing, "asks and updates bind9"),
+    (
         "sqlite3",
         For::Testing,
         "a real program to freeze, in a transaction",
@@ -148,6 +159,8 @@ const SERVICES: &[(&str, &str)] = &[
     ("mariadb-server", "mariadb"),
     ("nginx-light", "nginx"),
     ("memcached", "memcached"),
+    ("haproxy", "haproxy"),
+    ("bind9", "named"),
 ];
 
 const BPF_LINKER: (u32, u32, u32) = (0, 13, 0);

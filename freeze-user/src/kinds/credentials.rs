@@ -179,10 +179,18 @@ impl ProcessKind for Credentials {
                 "pid {pid}: the signal it wants at its parent's death is not set (a restore without --detach sets it)"
             ));
         }
+        // The first thread of its parent, which has forked it here, is yet to end as it had.
+        let later = match nest.parent_within(pid) {
+            Some(parent) => nest.process(parent)?.leader_ended.is_some(),
+            None => false,
+        };
         let building = nest.process(pid)?;
         // A first thread that has ended has no signal of its own.
         let first = usize::from(building.leader_ended.is_some());
         let signals = &record.parent_death_signals;
+        if later {
+            building.death_signals.clone_from(signals);
+        }
         let text = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
         let here = Status::parse(&text).unwrap_or_default().groups;
         let all = record;
@@ -272,7 +280,7 @@ impl ProcessKind for Credentials {
             let signal = n
                 .checked_sub(first)
                 .and_then(|n| signals.get(n))
-                .filter(|_| !orphan)
+                .filter(|_| !orphan && !later)
                 .copied()
                 .unwrap_or(0);
             prctl(

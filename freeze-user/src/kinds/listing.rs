@@ -90,7 +90,9 @@ pub fn markdown() -> String {
         - of two SIGTRAPs that wait, one for a thread and one for its process, one, and that such a signal was for the process; \
           who sent a SIGCONT that ended a stop in the very moment of the checkpoint;\n\
         - the former name of an unlinked file whose name is another's by now, as /proc/PID/fd shows it;\n\
-        - whose child a process is among the threads of its parent (__WNOTHREAD): the first's;\n\
+        - whose child a process is among the threads of its parent (__WNOTHREAD), and so at whose end it gets the signal that it \
+          wants at its parent's death: the first's;\n\
+        - rights to I/O ports (ioperm, iopl);\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
@@ -119,14 +121,14 @@ pub fn markdown() -> String {
 const TRIED: &[(&str, &str)] = &[
     (
         "servers",
-        "apache2 (prefork with php, event), php-fpm, haproxy, lighttpd, varnish, squid, unbound, dnsmasq, mosquitto, etcd, \
-         prometheus, influxdb, rsyslog, cron, atd, dbus-daemon, slapd, samba, dovecot, exim, transmission, mpd, pulseaudio, \
-         pipewire, minetest; sshd with a session whose client is outside",
+        "apache2 (prefork with php, event), php-fpm, lighttpd, varnish, squid, unbound, dnsmasq, mosquitto, etcd, \
+         beanstalkd, prometheus, influxdb, rsyslog, cron, atd, dbus-daemon, slapd, samba, dovecot, exim, transmission, mpd, \
+         pulseaudio, pipewire, minetest; sshd with a session whose client is outside",
     ),
     (
         "languages and jobs",
-        "erlang, Go, node cluster, gunicorn, uvicorn, puma, numpy, OpenMPI, java with other collectors, socat, iperf3, rsync, \
-         git gc, borg, bonnie++, sysbench, fio with io_uring, libaio and others; wget, whose server is outside",
+        "erlang, Go, node cluster, gunicorn, uvicorn, supervisord, puma, ruby and perl with threads, numpy, OpenMPI, java with \
+         other collectors, socat, iperf3, rsync, git daemon, git gc, borg, bonnie++, sysbench, fio with io_uring, libaio and others; wget, whose server is outside",
     ),
     (
         "desktops, sandboxes",
@@ -162,6 +164,14 @@ const PROGRAMS: &[(&str, &str)] = &[
     (
         "memcached",
         "half a command comes before the cut and half after it; every value is there",
+    ),
+    (
+        "haproxy",
+        "half a request on a kept connection comes before the cut and half after it; a reload by its master works afterwards",
+    ),
+    (
+        "bind9",
+        "half a question comes before the cut and half after it; what was added to its zone before and after is in the file",
     ),
     (
         "sqlite3",

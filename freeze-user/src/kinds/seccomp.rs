@@ -4,7 +4,7 @@ use super::pipe::Bytes;
 use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Result};
 use crate::ids::Pid;
-use crate::nest::{Nest, Options};
+use crate::nest::{Building, Nest, Options};
 use crate::observe::peek::Peek;
 use crate::observe::view::{ProcessView, View};
 use crate::tracee::{EXITKILL, SUSPEND_SECCOMP};
@@ -116,32 +116,73 @@ impl ProcessKind for Seccomp {
 
     fn restore(record: &Record, pid: Pid, nest: &mut Nest) -> Result<()> {
         let building = nest.process(pid)?;
+        let installed = record.shared(building.threads.len());
+        if let Some(first) = record.threads.first().filter(|_| installed > 0)
+            && let Some(n) = building.thread(first.tid)
+        {
+            // The tapes still to come must pass; all of it bites again once the thread is let go.
+            for thread in &mut building.threads {
+                thread.options(EXITKILL | SUSPEND_SECCOMP)?;
+            }
+            let all = libc::SECCOMP_FILTER_FLAG_TSYNC;
+            record.install(&first.filters[..installed], all, building, n)?;
+        }
         for thread in &record.threads {
             let Some(n) = building.thread(thread.tid) else {
                 continue;
             };
-            // The tapes still to come must pass; all of it bites again once the thread is let go.
             building.threads[n].options(EXITKILL | SUSPEND_SECCOMP)?;
-            for (program, flags) in &thread.filters {
-                let Some(program) = record.programs.get(*program) else {
-                    continue;
-                };
-                building.tape_on(n, |t| {
-                    let code = t.bytes(&program.0);
-                    // struct sock_fprog: length in instructions, pointer.
-                    let mut prog = (program.0.len() as u64 / 8).to_ne_bytes().to_vec();
-                    prog.extend_from_slice(&code.to_ne_bytes());
-                    let prog = t.bytes(&prog);
-                    let install = u64::from(libc::SECCOMP_SET_MODE_FILTER);
-                    t.call("seccomp", libc::SYS_seccomp, &[install, *flags, prog]);
-                })?;
-            }
+            record.install(
+                thread.filters.get(installed..).unwrap_or_default(),
+                0,
+                building,
+                n,
+            )?;
             if thread.strict {
                 building.tape_on(n, |t| {
                     let args = [libc::PR_SET_SECCOMP as u64, u64::from(MODE_STRICT), 0, 0, 0];
                     t.call("prctl(PR_SET_SECCOMP)", libc::SYS_prctl, &args);
                 })?;
             }
+        }
+        Ok(())
+    }
+}
+
+impl Record {
+    /// How many filters, from the oldest, all threads of a process have in common; none if it has no others.
+    ///
+    /// The kernel puts a filter on all threads (SECCOMP_FILTER_FLAG_TSYNC) only where they share what is there before, and not
+    /// where each has its own of the same text.
+    fn shared(&self, threads: usize) -> usize {
+        let Some((first, others)) = self.threads.split_first() else {
+            return 0;
+        };
+        if others.is_empty() || self.threads.len() != threads {
+            return 0;
+        }
+        let same = |t: &Thread| {
+            let both = first.filters.iter().zip(&t.filters);
+            both.take_while(|(a, b)| a == b).count()
+        };
+        others.iter().map(same).min().unwrap_or(0)
+    }
+
+    /// Has a thread install these, with a flag more.
+    fn install(&self, filters: &[(usize, u64)], flag: u64, building: &mut Building, n: usize) -> Result<()> {
+        for (program, flags) in filters {
+            let Some(program) = self.programs.get(*program) else {
+                continue;
+            };
+            building.tape_on(n, |t| {
+                let code = t.bytes(&program.0);
+                // struct sock_fprog: length in instructions, pointer.
+                let mut prog = (program.0.len() as u64 / 8).to_ne_bytes().to_vec();
+                prog.extend_from_slice(&code.to_ne_bytes());
+                let prog = t.bytes(&prog);
+                let install = u64::from(libc::SECCOMP_SET_MODE_FILTER);
+                t.call("seccomp", libc::SYS_seccomp, &[install, *flags | flag, prog]);
+            })?;
         }
         Ok(())
     }
@@ -159,6 +200,28 @@ fn asks_supervisor(program: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_all_threads_have_is_shared() {
+        let with = |stacks: &[&[usize]]| {
+            let thread = |filters: &&[usize]| Thread {
+                tid: Pid(1),
+                strict: false,
+                filters: filters.iter().map(|n| (*n, 0)).collect(),
+            };
+            let threads = stacks.iter().map(thread).collect();
+            Record {
+                threads,
+                programs: Vec::new(),
+            }
+        };
+        assert_eq!(with(&[&[0, 1], &[0, 1, 2], &[0, 2]]).shared(3), 1);
+        assert_eq!(with(&[&[0, 1], &[0, 1, 2]]).shared(2), 2);
+        assert_eq!(with(&[&[0, 1], &[0, 1]]).shared(3), 0, "a third has none");
+        assert_eq!(with(&[&[0, 1]]).shared(1), 0);
+        assert_eq!(with(&[&[0], &[]]).shared(2), 0);
+        assert_eq!(with(&[]).shared(0), 0);
+    }
 
     #[test]
     fn a_supervised_filter_is_told_apart() {

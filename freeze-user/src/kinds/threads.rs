@@ -75,7 +75,7 @@ const SYS_IO_PGETEVENTS: i64 = 333;
 
 /// System calls that end with EINTR when a signal (or freeze) comes between, and are not restarted by the kernel
 /// (signal(7)); what a program would see is an interruption that never was.
-const NEVER_RESTARTED: [i64; 18] = [
+const NEVER_RESTARTED: [i64; 26] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
@@ -95,6 +95,14 @@ const NEVER_RESTARTED: [i64; 18] = [
     libc::SYS_accept4,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwritev2,
+    libc::SYS_preadv2,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
+    libc::SYS_connect,
 ];
 
 impl Asks for Threads {

@@ -104,6 +104,7 @@ impl Nest {
             stop_told: false,
             continued: false,
             leader_ended: None,
+            death_signals: Vec::new(),
             shares: 0,
             scratch,
         };
@@ -215,6 +216,7 @@ impl Nest {
                 stop_told: false,
                 continued: false,
                 leader_ended: None,
+                death_signals: Vec::new(),
                 shares: flags & !(libc::CLONE_PARENT as u64),
                 scratch,
             },

@@ -30,7 +30,7 @@ fn await_stop(pid: Pid) {
 
 impl Nest {
     /// The parent of a process, if it is still under construction.
-    pub(super) fn parent_within(&self, pid: Pid) -> Option<Pid> {
+    pub(crate) fn parent_within(&self, pid: Pid) -> Option<Pid> {
         let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
         Some(Pid(Stat::parse(&text)?.ppid)).filter(|p| self.processes.contains_key(p))
     }

@@ -148,6 +148,8 @@ pub struct Building {
     pub continued: bool,
     /// The status with which its first thread has ended before the others.
     pub leader_ended: Option<i32>,
+    /// The signal that each of its threads wants at its parent's death, where it may only be asked for at the end.
+    pub death_signals: Vec<u32>,
     /// Tables it shares with a process that was made before it: flags of clone(2).
     shares: u64,
     scratch: Scratch,
@@ -254,22 +256,36 @@ impl Building {
         self.scratch.range()
     }
 
+    /// Ends its first thread, if that had ended before the others.
+    fn end_leader(&mut self) -> Result<()> {
+        let Some(status) = self.leader_ended.take() else {
+            return Ok(());
+        };
+        let leader = self.threads.remove(0);
+        leader.exit(libc::WEXITSTATUS(status), self.scratch.syscall_insn())
+    }
+
+    /// Has its threads ask for the signals that were put off.
+    fn ask_for_death_signals(&mut self) -> Result<()> {
+        for (n, signal) in std::mem::take(&mut self.death_signals).into_iter().enumerate() {
+            let args = [libc::PR_SET_PDEATHSIG as u64, u64::from(signal), 0, 0, 0];
+            if signal != 0 && n < self.threads.len() {
+                self.tape_on(n, |t| t.call("prctl(PR_SET_PDEATHSIG)", libc::SYS_prctl, &args))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the scratch mapping and sets every thread going with the registers it was amended with.
     fn finish(self) -> Result<()> {
         let Building {
             pid,
             mut threads,
             stopped_by,
-            leader_ended,
             shares,
             scratch,
             ..
         } = self;
-        if let Some(status) = leader_ended {
-            threads
-                .remove(0)
-                .exit(libc::WEXITSTATUS(status), scratch.syscall_insn())?;
-        }
         if shares & libc::CLONE_VM as u64 == 0 {
             scratch.unmap(&mut threads[0])?;
         }
@@ -280,7 +296,7 @@ impl Building {
             threads.remove(0).release_stopped(pid, stopped_by)?;
         }
         // EXITKILL must not outlive the building: detaching ends it.
-        threads.into_iter().try_for_each(Stopped::release)
+        crate::tracee::release_all(threads)
     }
 }
 
@@ -484,6 +500,13 @@ impl Nest {
             if building.shares & libc::CLONE_FILES as u64 == 0 {
                 building.call("close", libc::SYS_close, &[door])?;
             }
+        }
+        // A first thread that had ended is the one that forked the children here: they must not take its end for their parent's.
+        for pid in self.pids() {
+            self.process(pid)?.end_leader()?;
+        }
+        for pid in self.pids() {
+            self.process(pid)?.ask_for_death_signals()?;
         }
         // The youngest first: whoever shares another's memory must be off its tape when that one removes it.
         let mut order: Vec<Pid> = self.made.clone();

@@ -18,7 +18,7 @@ use crate::sys::deadline::Deadline;
 use crate::sys::sched::Realtime;
 use crate::sys::{self, fault, laps, limit, pagemap};
 use crate::tracee::process::StoppedProcess;
-use crate::tracee::{Halting, Seized, Stopped};
+use crate::tracee::{Halting, Seized, Stopped, release_all};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -294,7 +294,8 @@ fn halt_all(
             *since = Some(Instant::now());
             laps::begin();
         }
-        fresh.iter().for_each(|(_, seized)| seized.interrupt());
+        // The first of a process comes last: as long as it runs, the kernel gives it what is for all (see `release_all`).
+        fresh.iter().rev().for_each(|(_, seized)| seized.interrupt());
         // Who ended since the last look may have left a child to one that had been looked at.
         let is_known = |tid: &Pid| last.contains(tid) || halted.contains(tid);
         let whole = fresh.is_empty() && all.iter().all(|(_, tid)| is_known(tid));
@@ -315,11 +316,11 @@ fn halt_all(
         failed = failed.and(halted);
         laps::lap("halt");
         if !late.is_empty() {
-            stopped
-                .values_mut()
-                .flatten()
-                .for_each(|t| drop(smooth_alone(t, waits)));
-            stopped.clear();
+            for mut threads in std::mem::take(stopped).into_values() {
+                threads.iter_mut().for_each(|t| drop(smooth_alone(t, waits)));
+                // Whoever has ended meanwhile is told of by the next look.
+                let _ = release_all(threads);
+            }
             wait_for_late(late, waits)?;
             return failed.map(|()| None);
         }
@@ -363,13 +364,13 @@ pub(crate) fn halt_threads(pid: Pid, by: Pid, which: Threads) -> Result<Option<V
             let speaks = stopped.first().is_some_and(|thread| thread.tid() == by);
             return Ok(speaks.then_some(stopped));
         }
-        fresh.iter().for_each(|(_, seized)| seized.interrupt());
+        fresh.iter().rev().for_each(|(_, seized)| seized.interrupt());
         let (late, mut failed) = halt_together(fresh, |_, thread| stopped.push(thread))?;
         for thread in stopped.iter_mut().filter(|t| !halted.contains(&t.tid())) {
             failed = failed.and(smooth_alone(thread, &waits));
         }
         if !late.is_empty() {
-            drop(stopped);
+            let _ = release_all(stopped);
             wait_for_late(late, &waits)?;
             return failed.map(|()| None);
         }

@@ -12,7 +12,7 @@ pub mod regs;
 mod room;
 pub mod tape;
 
-pub use many::{park_all, play_all};
+pub use many::{park_all, play_all, release_all};
 
 use crate::error::{Context, Error, Result};
 use crate::ids::{Pid, Range};
@@ -301,6 +301,13 @@ fn ended(tid: Pid) -> bool {
 /// One pending signal, its siginfo as the kernel lays it out (128 bytes).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pending(pub Vec<u8>);
+
+impl Pending {
+    /// `si_signo`, the first field.
+    fn number(&self) -> Option<i32> {
+        self.0.first_chunk().copied().map(i32::from_ne_bytes)
+    }
+}
 
 /// A thread that stands still. Dropping it puts its registers and signal mask back and lets it go.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use super::arrive::was_late;
 use super::tape::{Call, Mark, Ran, Scratch, Started, Tape};
-use super::{SUSPEND_SECCOMP, Stopped, play_all};
+use super::{SUSPEND_SECCOMP, Stopped, play_all, release_all};
 use crate::error::{Context, Error, Result};
 use crate::ids::{Pid, Range};
 use crate::observe::view::ProcessView;
@@ -404,13 +404,10 @@ impl StoppedProcess {
             whose: std::mem::take(&mut self.whose),
             answered: std::mem::take(&mut self.answered),
         };
-        let mut first = Ok(());
-        for thread in std::mem::take(&mut self.threads) {
-            first = first.and(thread.release());
-        }
+        let released = release_all(std::mem::take(&mut self.threads));
         let asked = answers.answered.len();
         let whole = !self.passing && asked > 0 && answers.whose.threads.len() == asked;
-        first.map(|()| (whole.then_some(answers), told))
+        released.map(|()| (whole.then_some(answers), told))
     }
 
     /// Ends it with SIGKILL; only `stop` calls this, with a proof that its image is committed.
