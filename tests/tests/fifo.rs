@@ -134,3 +134,31 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    times,
+    c(r#"
+/* What waits in a fifo was written when it was written, whether it has its name still or not. */
+int main(void) {
+    struct timespec times[2] = {{1000000000, 1}, {2000000000, 2}};
+    int fds[2];
+    for (int i = 0; i < 2; i++) {
+        OK(mkfifo(in_here("f"), 0600));
+        fds[i] = OK(open(in_here("f"), O_RDWR));
+        if (!i) OK(unlink(in_here("f")));
+        SAME(write(fds[i], "waits", 5), 5);
+        OK(futimens(fds[i], times));
+    }
+    freeze_here();
+    for (int i = 0; i < 2; i++) {
+        struct stat st;
+        OK(fstat(fds[i], &st));
+        SAME(st.st_atim.tv_sec, 1000000000);
+        SAME(st.st_mtim.tv_sec, 2000000000);
+        SAME(st.st_mtim.tv_nsec, 2);
+        char text[9];
+        SAME(read(fds[i], text, 9), 5);
+    }
+}
+"#)
+);

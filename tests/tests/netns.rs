@@ -67,7 +67,8 @@ fn plain(mut record: Record) -> Record {
         }
         *address = Bytes(kept);
     }
-    record.addresses.sort_by(|a, b| a.0.cmp(&b.0));
+    // In which order those of one device stand may decide which is used.
+    record.addresses.sort_by(|a, b| a.0[..8].cmp(&b.0[..8]));
     for route in &mut record.routes {
         const EXPIRES: u16 = 23;
         let mut kept = route.0[..12].to_vec();
@@ -101,6 +102,7 @@ fn a_namespace_comes_back() {
         addr add 10.5.0.1/24 dev d0
         addr add 10.5.0.2/24 dev d0
         addr add fd00:5::1/64 dev d0
+        addr add fd00:5::2/64 dev d0
         addr add fd00:7::1/64 dev d0 preferred_lft 5000 valid_lft 9000
         addr add fd00:8::1/64 dev d0 preferred_lft 0
         addr add fd00:a::1/128 peer fd00:a::2 dev d0 nodad
@@ -131,7 +133,8 @@ fn a_namespace_comes_back() {
         link set m1 type macvlan macaddr add 02:00:00:00:00:71
         tuntap add t0 mode tap user 5
         addr add 10.7.0.1/24 dev t0
-        link set t0 up",
+        link set t0 up
+        route add 10.11.0.0/16 nexthop via 10.7.0.2 weight 3 nexthop via 10.7.0.3",
     );
     let b_path = format!("/proc/{}/fd/{}", std::process::id(), b.as_raw_fd());
     ip(

@@ -161,3 +161,34 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    full,
+    c(r#"
+/* A pipe is full when all its places are taken, however little each of them holds; so it stays. */
+int main(void) {
+    int p[3][2], total[3] = {};
+    char text[4096];
+    for (int i = 0; i < 3; i++) {
+        OK(pipe2(p[i], O_NONBLOCK | (i == 2 ? O_DIRECT : 0)));
+        memset(text, 'a' + i, sizeof text);
+        for (int n; (n = write(p[i][1], text, i ? 2500 : 4096)) > 0;) total[i] += n;
+        /* The last place of one has room for a little. */
+        if (i == 1) { SAME(write(p[1][1], "z", 1), 1); total[1]++; }
+    }
+    freeze_here();
+    for (int i = 0; i < 3; i++) {
+        struct pollfd can = {p[i][1], POLLOUT, 0};
+        SAME(poll(&can, 1, 0), 0);
+        CHECK(write(p[i][1], text, 2500) == -1 && errno == EAGAIN);
+    }
+    SAME(write(p[1][1], "z", 1), 1);
+    for (int i = 0, n; i < 3; i++) {
+        for (int got = 0; (n = read(p[i][0], text, sizeof text)) > 0; got += n)
+            if (got + n < total[i]) SAME(text[n - 1], 'a' + i);
+            else SAME(got + n, total[i] + (i == 1));
+        CHECK(n == -1 && errno == EAGAIN);
+    }
+}
+"#)
+);

@@ -303,3 +303,74 @@ freeze_here()
     assert!(said.contains("waits to be accepted"), "{said}");
     running.verdict();
 }
+
+#[test]
+fn descriptors_that_no_look_shows_again() {
+    let text = r#"
+import array, socket
+pairs = [socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)]
+for a, b in pairs:
+    # The first of a queue can be looked at again and again.
+    for data in (b"", b"text", b""):
+        r, w = os.pipe()
+        fds = array.array("i", [r, w])
+        a.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+        os.close(r)
+        os.close(w)
+freeze_here()
+for a, b in pairs:
+    for data in (b"", b"text", b""):
+        got, control, _, _ = b.recvmsg(9, 99)
+        assert got == data and len(control[0][2]) == 8, (got, control)
+"#;
+    let mut running = Running::start(&python(text), "descriptors_that_no_look_shows_again");
+    let checkpoint = |name: &str| {
+        let done = output(&mut freeze_checkpoint(&running, &running.dir().join(name)));
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        (done.status.code(), said)
+    };
+    let (status, said) = checkpoint("first");
+    assert_eq!(status, Some(0), "{said}");
+    let (status, said) = checkpoint("second");
+    assert_eq!(status, Some(3), "{said}");
+    let why = "2 descriptors in its queue came with empty messages that were looked at before";
+    assert_eq!(said.matches(why).count(), 1, "{said}");
+    running.verdict();
+}
+
+#[test]
+fn a_socket_whose_directory_lets_no_name_go() {
+    let text = r#"
+#include <linux/fs.h>
+#include <sys/un.h>
+int main(void) {
+    struct sockaddr_un name = {AF_UNIX};
+    OK(mkdir(in_here("d"), 0700));
+    OK(chdir(in_here("d")));
+    int s = OK(socket(AF_UNIX, SOCK_STREAM, 0)), flag = FS_IMMUTABLE_FL;
+    strcpy(name.sun_path, "s");
+    OK(bind(s, (void *)&name, sizeof name));
+    int dir = OK(open(".", O_RDONLY));
+    OK(chdir("/"));
+    if (ioctl(dir, FS_IOC_SETFLAGS, &flag)) OK(mkdir(in_here("cannot"), 0700));
+    freeze_here();
+    flag = 0;
+    ioctl(dir, FS_IOC_SETFLAGS, &flag);
+}
+"#;
+    let mut running = Running::start(&c(text), "a_socket_whose_directory_lets_no_name_go");
+    let cannot = running.dir().join("cannot").exists();
+    let image = running.dir().join("image");
+    let done = output(&mut freeze_checkpoint(&running, &image));
+    running.verdict();
+    if cannot {
+        freeze_tests::skip!("no CAP_LINUX_IMMUTABLE, or no file system with flags");
+    }
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("socket:["), "{said}");
+    assert!(
+        said.contains("no name can be made and taken away again"),
+        "{said}"
+    );
+}

@@ -75,6 +75,8 @@ for n in range(3):
     x.bind(("0.0.0.0", shared))
     shared = x.getsockname()[1]
     x.listen(2)
+    # By which processor what arrives is to come, for it to be this one's.
+    x.setsockopt(S.SOL_SOCKET, S.SO_INCOMING_CPU, n)
     group.append(x)
 f = S.socket()
 f.setsockopt(S.IPPROTO_TCP, S.TCP_NODELAY, 1)
@@ -93,6 +95,7 @@ freeze_here()
 for s, then in zip(all, before):
     now = options(s), s.getsockname(), os.fstat(s.fileno()).st_uid
     assert now == then, [(a, b) for a, b in zip(now[0], then[0]) if a != b] or (now[1:], then[1:])
+assert [x.getsockopt(S.SOL_SOCKET, S.SO_INCOMING_CPU) for x in group] == [0, 1, 2]
 c = S.socket()
 c.connect(("127.0.0.1", port))
 c.send(b"x")
@@ -695,6 +698,37 @@ assert told() == before, (told(), before)
 assert l.getsockopt(T, FASTOPEN_KEY, 32) == bytes(range(32)) and l.getsockopt(T, FASTOPEN) == 7
 for c, s in made:
     assert c.send(b"two") == 3 and read(s, 6) == b"onetwo"
+"#
+    )
+);
+
+// Where scaling of windows was not agreed on, a window means what it says, though the network allows it by now.
+conformance!(
+    without_scaling,
+    subject(
+        r#"
+import ctypes, fcntl, struct
+assert ctypes.CDLL(None).unshare(0x40000000) == 0   # CLONE_NEWNET
+lo = S.socket(S.AF_INET, S.SOCK_DGRAM)
+fcntl.ioctl(lo, 0x8914, struct.pack("16sh14x", b"lo", 1))   # SIOCSIFFLAGS: up
+def scaling(allowed):
+    with open("/proc/sys/net/ipv4/tcp_window_scaling", "w") as setting: setting.write(allowed)
+scaling("0")
+l, c, s = connection()
+scaling("1")
+l2, c2, s2 = connection()
+def windows():
+    out = []
+    for a, b in (c, s), (s, c), (c2, s2), (s2, c2):
+        a.send(b"x")
+        read(b, 1)
+        # What it may send, as the other side last told it (tcpi_snd_wnd).
+        out.append(struct.unpack_from("I", b.getsockopt(S.IPPROTO_TCP, S.TCP_INFO, 300), 228)[0])
+    return out
+windows()
+freeze_here()
+now = windows()
+assert all(w > 20000 for w in now), now
 "#
     )
 );

@@ -627,3 +627,31 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    anycast,
+    python(
+        r#"
+import ctypes, socket as S, struct, subprocess
+# Several may answer for such an address, and a socket says that its host is one of them.
+assert ctypes.CDLL(None).unshare(0x40000000) == 0   # CLONE_NEWNET
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+subprocess.run(["ip", "addr", "add", "fd00::1/64", "dev", "lo", "nodad"], check=True)
+lo = struct.pack("I", S.if_nametoindex("lo"))
+sockets = [S.socket(S.AF_INET6, S.SOCK_DGRAM) for _ in range(3)]
+for n, s in enumerate(sockets):
+    for address in range(n):
+        s.setsockopt(S.IPPROTO_IPV6, 27, S.inet_pton(S.AF_INET6, "fd00::a%d" % address) + lo)   # IPV6_JOIN_ANYCAST
+def shared():
+    return sorted(line.split()[2:] for line in open("/proc/thread-self/net/anycast6"))
+before = shared()
+assert len(before) == 2
+freeze_here()
+assert shared() == before, (before, shared())
+for n, s in enumerate(sockets):
+    for address in range(n):
+        s.setsockopt(S.IPPROTO_IPV6, 28, S.inet_pton(S.AF_INET6, "fd00::a%d" % address) + lo)   # IPV6_LEAVE_ANYCAST
+assert shared() == []
+"#
+    )
+);

@@ -665,6 +665,50 @@ int main(void) {
 "#)
 );
 
+// Who sent an empty packet is told, however often the queue was looked at.
+conformance!(
+    senders_of_nothing,
+    subject(
+        r#"
+pairs = [S.socketpair(S.AF_UNIX, kind) for kind in (S.SOCK_DGRAM, S.SOCK_SEQPACKET)]
+for a, b in pairs:
+    b.setsockopt(S.SOL_SOCKET, S.SO_PASSCRED, 1)
+    [a.send(data) for data in (b"x", b"", b"", b"y")]
+freeze_here()
+me = struct.pack("iII", os.getpid(), os.getuid(), os.getgid())
+for a, b in pairs:
+    for data in (b"x", b"", b"", b"y"):
+        got, control, _, _ = b.recvmsg(9, 99)
+        assert (got, control) == (data, [(S.SOL_SOCKET, S.SCM_CREDENTIALS, me)]), (got, control)
+"#
+    )
+);
+
+// The file of a name keeps its times and attributes, and its directory keeps its times.
+conformance!(
+    file_of_a_name,
+    subject(
+        r#"
+os.mkdir("d")
+s = S.socket(S.AF_UNIX)
+s.bind("d/s")
+every = (1, 7, -1), (2, 6, 5), (4, 5, -1), (16, 7, -1), (32, 0, -1)
+try:
+    # Another user may write, by an access control list.
+    os.setxattr("d/s", "system.posix_acl_access", struct.pack("I", 2) + b"".join(struct.pack("HHi", *e) for e in every))
+except OSError:
+    pass
+os.utime("d/s", ns=(10**18, 2 * 10**18 + 1))
+os.utime("d", ns=(10**18 + 2, 2 * 10**18 + 3))
+def look():
+    return [(s.st_mode, s.st_mtime_ns) for s in map(os.lstat, ("d", "d/s"))], os.lstat("d/s").st_atime_ns, [(n, os.getxattr("d/s", n)) for n in os.listxattr("d/s")]
+before = look()
+freeze_here()
+assert look() == before, look()
+"#
+    )
+);
+
 conformance!(
     full,
     c(r#"

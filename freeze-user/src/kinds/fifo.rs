@@ -12,6 +12,7 @@ use crate::observe::view::{FdView, FileStat, View, command_of};
 use crate::sys;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
+use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -168,7 +169,12 @@ impl FdKind for Fifo {
                 }
             };
             if let Some(buffer) = &record.buffer {
+                // What waits in it was written when it was written.
+                let before = nix::sys::stat::fstat(&*held).on("fstat", name)?;
                 fill(held.as_fd(), buffer).on("write", name)?;
+                let atime = TimeSpec::new(before.st_atime, before.st_atime_nsec);
+                let mtime = TimeSpec::new(before.st_mtime, before.st_mtime_nsec);
+                nix::sys::stat::futimens(&*held, &atime, &mtime).on("futimens", name)?;
             }
         }
         // Packet mode is set with the other flags: where the file system does no direct I/O, it is not opened with that.

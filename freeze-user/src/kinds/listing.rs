@@ -36,9 +36,12 @@ pub fn markdown() -> String {
           relative paths, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
-        - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now;\n\
+        - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now, and unix sockets that \
+          are bound in such a directory;\n\
         - a program whose file nobody may execute any more (chmod); files of /proc that told of a thread that has ended, other \
           than the first of its process;\n\
+        - descriptors that came with an empty message of a unix socket, if that is not the first of its queue and was looked at \
+          before, by a checkpoint or by MSG_PEEK;\n\
         - a request to mount that the daemon of an autofs mount has not read yet, and such a mount without its daemon;\n\
         - files that neither path nor handle leads to, among them those on a mount that is in no tree any more (umount -l) of a \
           file system that is not mounted where freeze runs either; unlinked ones on any such mount, and where something is mounted \
@@ -66,8 +69,8 @@ pub fn markdown() -> String {
         - datagrams in the queue of a socket that cannot be sent to it again, as one from a network that is gone (each is warned \
           of), and what came along with those that can (time to live, type of service, device);\n\
         - the mark of out-of-band data that was taken, or taken in line, a program that chooses among sockets of one port \
-          (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, the device by which multicasts go (IP_MULTICAST_IF) \
-          where it may not or nothing else shows that there are any, and whether an IPv6 socket that is connected takes IPv4 \
+          (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, the anycast addresses that an IPv6 socket shares in \
+          (IPV6_JOIN_ANYCAST) where it may not, the device by which multicasts go (IP_MULTICAST_IF) where it may not or nothing else shows that there are any, and whether an IPv6 socket that is connected takes IPv4 \
           when it is connected anew (IPV6_V6ONLY);\n\
         - the labels of IPv6 flows that a socket has a lease of (IPV6_FLOWLABEL_MGR);\n\
         - a Landlock domain, where the kernel does not let freeze look or of a program with CAP_SYS_ADMIN and without no_new_privs;\n\
@@ -81,8 +84,6 @@ pub fn markdown() -> String {
         - the I/O context that threads share, or processes of which neither is the other's parent (CLONE_IO): each has one of its own, with the same priority;\n\
         - that a thread does the work of storage (PR_SET_IO_FLUSHER), if it has given up CAP_SYS_RESOURCE since;\n\
         - empty datagrams that were looked at before, by an earlier checkpoint or by MSG_PEEK, where freeze may not look for them;\n\
-        - descriptors that came with an empty message of a SOCK_SEQPACKET socket with a peek offset (SO_PEEK_OFF), if it is not the first \
-          in the queue and an earlier checkpoint has looked at it;\n\
         - whether a file that was opened without a name (O_TMPFILE) was never to have one (O_EXCL);\n\
         - a bind mount of a unix socket that the checkpoint itself has bound: restored, the socket is bound anew, and the mount still \
           leads to the old one;\n\

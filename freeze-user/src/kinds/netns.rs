@@ -557,30 +557,58 @@ impl Record {
         for extra in now.iter().filter(|a| !wanted.contains(&key(a))) {
             let _ = netlink.request(DELADDR, 0, extra);
         }
-        for address in &self.addresses {
-            // That of the loopback device comes with it, and without the route that another would have.
-            let comes = ahead && attributes(&address.0, 8).contains(&(ADDRESS, &LOOPBACK[..]));
-            let there = now.iter().any(|n| key(n) == key(&address.0));
-            // Of one that is to expire the route goes as the device comes up, and comes back when it is set once more.
-            if there && !ahead && i32::from(address.0[0]) == libc::AF_INET6 && !is_permanent(&address.0) {
-                let _ = netlink.request(NEWADDR, REPLACE, &address_request(&address.0));
+        let there = |a: &Bytes| now.iter().any(|n| key(n) == key(&a.0));
+        // That of the loopback device comes with it, and without the route that another would have.
+        let comes = |a: &Bytes| ahead && attributes(&a.0, 8).contains(&(ADDRESS, &LOOPBACK[..]));
+        // Of one that is to expire the route goes as the device comes up, and comes back when it is set once more.
+        let lacking = |a: &&Bytes| there(a) && !ahead && is_new(&a.0) && !is_permanent(&a.0);
+        for address in self.addresses.iter().filter(lacking) {
+            let _ = netlink.request(NEWADDR, REPLACE, &address_request(&address.0));
+        }
+        let missing: Vec<_> = self.addresses.iter().filter(|a| !comes(a) && !there(a)).collect();
+        let (new, old): (Vec<_>, Vec<_>) = missing.into_iter().partition(|a| is_new(&a.0));
+        // They are to come to stand as they did, since which one is used may depend on it. Of IPv6 the kernel puts one before
+        // those of its sort; later ones may put it behind them.
+        set_all(
+            netlink,
+            old.into_iter().chain(new.iter().rev().copied()),
+            warnings,
+        );
+        let now = netlink.dump(GETADDR, &[0; 8])?;
+        let standing: Vec<_> = now
+            .iter()
+            .map(|a| key(a))
+            .filter(|a| wanted.contains(a))
+            .collect();
+        if ahead && !standing.iter().eq(wanted.iter().filter(|w| standing.contains(w))) {
+            for address in &new {
+                let _ = netlink.request(DELADDR, 0, &address.0);
             }
-            if comes || there {
-                continue;
-            }
-            match netlink.request(NEWADDR, CREATE | EXCL, &address_request(&address.0)) {
-                // A device that has IPv6 switched off takes none.
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(e) => {
-                    let said = format!("an address of device {} is not there: {e}", word(&address.0[4..]));
-                    if !warnings.contains(&said) {
-                        warnings.push(said);
-                    }
-                }
-            }
+            set_all(netlink, new.into_iter(), warnings);
         }
         Ok(())
     }
+}
+
+/// Sets addresses, and tells of those that cannot be set.
+fn set_all<'a>(netlink: &mut Netlink, all: impl Iterator<Item = &'a Bytes>, warnings: &mut Vec<String>) {
+    for address in all {
+        match netlink.request(NEWADDR, CREATE | EXCL, &address_request(&address.0)) {
+            // A device that has IPv6 switched off takes none.
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => {
+                let said = format!("an address of device {} is not there: {e}", word(&address.0[4..]));
+                if !warnings.contains(&said) {
+                    warnings.push(said);
+                }
+            }
+        }
+    }
+}
+
+/// Whether an address is one of IPv6.
+fn is_new(message: &[u8]) -> bool {
+    message.first().map(|family| i32::from(*family)) == Some(libc::AF_INET6)
 }
 
 /// What tells addresses apart: family, prefix, device, and the addresses themselves.

@@ -98,14 +98,8 @@ impl NodeRef {
                     out.target = Some(Bytes(target.into_vec()));
                 }
                 out.gone = Some(Attributes {
-                    mode: stat.mode,
-                    uid: stat.uid,
-                    gid: stat.gid,
-                    mtime: stat.mtime,
-                    atime: stat.mtime,
-                    xattrs: Vec::new(),
-                    flags: None,
                     mount: covered_mount(OsStr::from_bytes(path).as_ref(), at, tree),
+                    ..Attributes::of(at, stat)?
                 });
             }
         }

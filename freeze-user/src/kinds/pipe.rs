@@ -3,7 +3,7 @@
 use super::namespaces::autofs;
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
-use crate::ids::FileId;
+use crate::ids::{FileId, PAGE};
 use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, View};
 use crate::sys;
@@ -45,6 +45,9 @@ pub struct Buffer {
     /// Unless they are told of one by one, all are as the mode says.
     #[serde(default)]
     pub whole: Vec<bool>,
+    /// How much each of its places holds, where all are taken and not all are full: nothing more fits then.
+    #[serde(default)]
+    pub places: Vec<u32>,
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
@@ -204,13 +207,18 @@ pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer>
     let capacity = sys::fcntl(held.as_fd(), libc::F_GETPIPE_SZ, 0)? as u64;
     let reader = reopen(held.as_fd(), libc::O_RDONLY)?;
     let inside = sys::ioctl_int(reader.as_fd(), libc::FIONREAD)? as usize;
-    let (mut pieces, mut whole) = (Vec::new(), Vec::new());
+    let (mut pieces, mut whole, mut places) = (Vec::new(), Vec::new(), Vec::new());
     let packets = from
         .view
         .fds()
         .any(|f| f.link == fd.link && f.flags() & libc::O_DIRECT != 0);
     if inside > 0 {
-        let copy = copy(reader.as_fd(), capacity, inside)?;
+        let (copy, into) = copy(reader.as_fd(), capacity, inside)?;
+        if (inside as u64) < capacity && sys::socket::poll(into.as_fd())? & libc::POLLOUT == 0 {
+            let (copy, _into) = self::copy(reader.as_fd(), capacity, inside)?;
+            places = read_places(copy.as_fd(), inside)?;
+        }
+        drop(into);
         let mut buf = vec![0; inside];
         let mut got = 0;
         while got < inside {
@@ -224,7 +232,7 @@ pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer>
         }
         // Of what is no packet a read that is too short leaves the rest. A byte by itself is a packet if the read ended with it
         // though there was more; the last is as the mode says.
-        let copy = self::copy(reader.as_fd(), capacity, inside)?;
+        let (copy, _) = self::copy(reader.as_fd(), capacity, inside)?;
         for (n, Bytes(piece)) in pieces.iter().enumerate() {
             let before = sys::ioctl_int(copy.as_fd(), libc::FIONREAD)? as usize;
             let short = (piece.len() - 1).max(1);
@@ -247,37 +255,83 @@ pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer>
         pieces,
         packets,
         whole,
+        places,
         mode: fd.stat.mode & 0o7777,
         uid: fd.stat.uid,
         gid: fd.stat.gid,
     })
 }
 
-/// Another pipe with the same inside.
-fn copy(reader: BorrowedFd<'_>, capacity: u64, inside: usize) -> nix::Result<OwnedFd> {
+/// Another pipe with the same inside: both ends.
+fn copy(reader: BorrowedFd<'_>, capacity: u64, inside: usize) -> nix::Result<(OwnedFd, OwnedFd)> {
     let (copy, into) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     sys::fcntl(into.as_fd(), libc::F_SETPIPE_SZ, capacity)?;
     match sys::tee(reader, into.as_fd(), inside)? == inside {
-        true => Ok(copy),
+        true => Ok((copy, into)),
         false => Err(Errno::EIO),
     }
+}
+
+/// A pipe with one place.
+fn narrow() -> nix::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    sys::fcntl(write.as_fd(), libc::F_SETPIPE_SZ, PAGE)?;
+    Ok((read, write))
+}
+
+/// How much each place of a pipe holds, which is read to its end.
+fn read_places(pipe: BorrowedFd<'_>, inside: usize) -> nix::Result<Vec<u32>> {
+    let (read, write) = narrow()?;
+    let (mut out, mut left) = (Vec::new(), inside);
+    let mut buf = vec![0; PAGE as usize];
+    while left > 0 {
+        // No more fits than what one place holds.
+        let held = sys::tee(pipe, write.as_fd(), left)?;
+        for end in [pipe, read.as_fd()] {
+            let some = buf.get_mut(..held).filter(|b| !b.is_empty()).ok_or(Errno::EIO)?;
+            if nix::unistd::read(end, some)? != held {
+                return Err(Errno::EIO);
+            }
+        }
+        out.push(held as u32);
+        left = left.checked_sub(held).ok_or(Errno::EIO)?;
+    }
+    Ok(out)
 }
 
 /// Puts back what was inside, and the capacity.
 pub(super) fn fill(pipe: BorrowedFd<'_>, buffer: &Buffer) -> nix::Result<()> {
     sys::fcntl(pipe, libc::F_SETPIPE_SZ, buffer.capacity)?;
     let writer = reopen(pipe, libc::O_WRONLY)?;
+    let mut places = buffer.places.iter().copied();
     for (n, piece) in buffer.pieces.iter().enumerate() {
-        let direct = match *buffer.whole.get(n).unwrap_or(&buffer.packets) {
-            true => libc::O_DIRECT,
-            false => 0,
-        };
+        let packet = *buffer.whole.get(n).unwrap_or(&buffer.packets);
+        let direct = if packet { libc::O_DIRECT } else { 0 };
+        let mut rest = &piece.0[..];
+        if packet {
+            places.next();
+        } else {
+            while let Some(held) = places.next().map(|held| held as usize)
+                && held < rest.len()
+            {
+                put_apart(writer.as_fd(), &rest[..held])?;
+                rest = &rest[held..];
+            }
+        }
         sys::fcntl(writer.as_fd(), libc::F_SETFL, (libc::O_NONBLOCK | direct) as u64)?;
-        if nix::unistd::write(writer.as_fd(), &piece.0)? != piece.0.len() {
+        if nix::unistd::write(writer.as_fd(), rest)? != rest.len() {
             return Err(Errno::ENOSPC);
         }
     }
     Ok(())
+}
+
+/// Puts something into a place of a pipe that nothing is added to when more is written.
+fn put_apart(into: BorrowedFd<'_>, data: &[u8]) -> nix::Result<()> {
+    let (read, write) = narrow()?;
+    let done = nix::unistd::write(&write, data)? == data.len()
+        && sys::tee(read.as_fd(), into, data.len())? == data.len();
+    done.then_some(()).ok_or(Errno::ENOSPC)
 }
 
 /// Gives a pipe, which has no name that somebody else could have set these for, its mode and owner.

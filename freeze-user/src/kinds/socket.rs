@@ -267,7 +267,15 @@ pub fn same_in_set<'v>(own: &OwnedFd, view: &'v View) -> Result<std::result::Res
 
 /// What waits in the queue of a socket that keeps boundaries, which keeps it; empty datagrams that were looked at before
 /// only where the kernel lets freeze look at it.
+///
+/// An error that it has yet to tell would be taken by a look: then it is read in place, or fails with EAGAIN.
 pub(super) fn whole_queue(fd: BorrowedFd<'_>) -> nix::Result<Vec<Message>> {
+    if poll(fd)? & (libc::POLLIN | libc::POLLERR) == libc::POLLIN | libc::POLLERR {
+        let sockets = Sockets::get().ok_or(Errno::EAGAIN)?;
+        if sockets.error(fd).ok_or(Errno::EAGAIN)? != 0 {
+            return sockets.queue(fd).ok_or(Errno::EAGAIN);
+        }
+    }
     let mut seen = peek_packets(fd)?;
     if poll(fd)? & libc::POLLIN != 0 {
         let _ = Sockets::get().and_then(|s| s.with_hidden(fd, &mut seen));

@@ -350,7 +350,11 @@ impl FdKind for Tcp {
             sets.extend([&sockopt::IPV6, &sockopt::IPV6_STREAM]);
         }
         if over.is_none() && failed.is_none() && matches!(info.state, state::LISTEN | state::CLOSE) {
-            sets.extend([&sockopt::TCP_UNCONNECTED, &sockopt::IPV6_UNCONNECTED]);
+            sets.extend([
+                &sockopt::TCP_UNCONNECTED,
+                &sockopt::IPV6_UNCONNECTED,
+                &sockopt::PROCESSOR,
+            ]);
         }
         let base = Base::collect(fd, held, &sets, from)?;
         let state = match over {

@@ -14,7 +14,7 @@ use crate::sys::multicast::{self, Membership};
 use crate::sys::{self, socket, sockopt};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -38,6 +38,9 @@ pub struct Record {
     /// The device to which it sends multicasts of IPv4, if it was given one and freeze may look; 0 for none.
     #[serde(default)]
     pub multicast_device: u32,
+    /// Anycast addresses of IPv6 that it shares in, with their devices, the last first, if freeze may look.
+    #[serde(default)]
+    pub anycast: Vec<(u32, Ipv6Addr)>,
     pub queue: Vec<Datagram>,
     /// Halves that are shut: 1 receiving, 2 sending.
     pub shutdown: u8,
@@ -169,7 +172,15 @@ impl FdKind for Udp {
         let local = sys::socket_name(held, false).on("getsockname", name)?;
         let mut queue = Vec::new();
         if is_udp(fd) {
-            for message in whole_queue(held).on("recvmsg(MSG_PEEK)", name)? {
+            let seen = match whole_queue(held) {
+                Err(Errno::EAGAIN) => {
+                    let why = "a look at its queue would take the error that it has yet to tell";
+                    let remedy = "let the program be told it first";
+                    return Err(fd.blocker().why(why).remedy(remedy).refuse());
+                }
+                seen => seen.on("recvmsg(MSG_PEEK)", name)?,
+            };
+            for message in seen {
                 queue.push(Datagram {
                     from: Bytes(message.name),
                     data: Bytes(message.data),
@@ -195,6 +206,10 @@ impl FdKind for Udp {
             multicast_device: match speaks_to_groups(held) {
                 true => Sockets::get().and_then(|s| s.multicast_device(held)).unwrap_or(0),
                 false => 0,
+            },
+            anycast: match domain == libc::AF_INET6 && multicast::any_anycast() {
+                true => Sockets::get().and_then(|s| s.anycast(held)).unwrap_or_default(),
+                false => Vec::new(),
             },
             queue,
             shutdown,
@@ -240,6 +255,11 @@ impl FdKind for Udp {
         for group in &record.groups {
             multicast::join(fd.as_fd(), group).on("setsockopt(MCAST_JOIN_GROUP)", || {
                 format!("{}: {}", name(), group.group)
+            })?;
+        }
+        for (device, address) in record.anycast.iter().rev() {
+            multicast::share(fd.as_fd(), *device, *address).on("setsockopt(IPV6_JOIN_ANYCAST)", || {
+                format!("{}: {address}", name())
             })?;
         }
         record.base.give_filter(fd.as_fd())?;

@@ -209,7 +209,12 @@ impl FdKind for Unix {
         let paired = matches!(role, Role::Joined { .. });
         let queue = queue::collect(fd, paired, from)?;
         let hung_up = matches!(role, Role::Joined { peer: None, .. });
-        let reset = hung_up && socket::poll(held.as_fd()).on("poll", || fd.label())? & libc::POLLERR != 0;
+        let reset = socket::poll(held.as_fd()).on("poll", || fd.label())? & libc::POLLERR != 0;
+        if reset && (!hung_up || me.kind == libc::SOCK_DGRAM) {
+            let why = "an error has yet to be told by it, which no socket can be given";
+            let remedy = "let the program make a call on it first";
+            return Err(fd.blocker().why(why).remedy(remedy).refuse());
+        }
         Ok(Record {
             base: Base::collect(fd, held.as_fd(), &[&sockopt::GENERAL], from)?,
             kind: me.kind,

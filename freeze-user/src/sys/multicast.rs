@@ -1,4 +1,5 @@
-//! Which multicast groups a socket is in: the kernel tells only of whole devices, so each of their groups is tried.
+//! Which multicast groups a socket is in: the kernel tells only of whole devices, so each of their groups is tried; and
+//! anycast addresses.
 
 use super::{Sys, getsockopt, ioctl_request, setsockopt};
 use crate::error::errno;
@@ -174,6 +175,18 @@ pub fn join(fd: BorrowedFd<'_>, m: &Membership) -> Sys<()> {
     bytes.extend((m.sources.len() as u32).to_ne_bytes());
     bytes.extend(m.sources.iter().flat_map(|s| storage(*s)));
     setsockopt(fd, level(m.group), MCAST_MSFILTER, &bytes)
+}
+
+/// Whether any socket, or the kernel, shares in an anycast address of this thread's network namespace.
+pub fn any_anycast() -> bool {
+    std::fs::read("/proc/thread-self/net/anycast6").is_ok_and(|all| !all.is_empty())
+}
+
+/// Has a socket share in an anycast address of a device.
+pub fn share(fd: BorrowedFd<'_>, device: u32, address: Ipv6Addr) -> Sys<()> {
+    const IPV6_JOIN_ANYCAST: i32 = 27;
+    let request = [&address.octets()[..], &device.to_ne_bytes()].concat();
+    setsockopt(fd, libc::IPPROTO_IPV6, IPV6_JOIN_ANYCAST, &request)
 }
 
 #[cfg(test)]

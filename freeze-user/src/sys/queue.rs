@@ -125,8 +125,8 @@ const FIRST_ROOM: usize = 1 << 16;
 
 /// Everything in the queue of a socket that keeps boundaries.
 ///
-/// The kernel marks an empty datagram that was looked at, and shows it to no second look; the program still gets it (see
-/// `Sockets::with_hidden`).
+/// The kernel marks an empty datagram that was looked at, and shows it to no second look from an offset, the first of the
+/// queue only to one without; the program still gets it (see `Sockets::with_hidden`).
 pub fn peek_packets(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
     if super::socket::poll(fd)? & libc::POLLIN == 0 {
         return Ok(Vec::new());
@@ -140,18 +140,22 @@ pub fn peek_packets(fd: BorrowedFd<'_>) -> Sys<Vec<Message>> {
         true => Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, 1).ok(),
         false => None,
     };
-    let _offset = Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
+    let _offset = Meanwhile::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1)?;
+    let look_from = |offset: i32| super::socket::set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset);
     loop {
         match receive(fd, room, libc::MSG_PEEK) {
             Ok(m) if m.whole > m.data.len() => {
                 // Too long for the room: the same again with enough of it.
                 room = m.whole;
-                super::socket::set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset as i32)?;
+                look_from(offset as i32)?;
             }
             // The end of a connection, which comes again and again; a packet has a sender.
             Ok(m) if m.whole == 0 && ended && m.credentials.is_none() => return Ok(out),
             Ok(m) => {
                 offset += m.whole;
+                if out.is_empty() {
+                    look_from(offset as i32)?;
+                }
                 out.push(m);
             }
             Err(Errno::EAGAIN) => return Ok(out),

@@ -237,7 +237,7 @@ pub static UDP: Options = Options {
     ],
 };
 
-/// Of UDP sockets that share a port: by which processor what arrives is to come. A stream notes there where it did.
+/// Of sockets that share a port: by which processor what arrives is to come. A connection notes there by which it did.
 pub static PROCESSOR: Options = Options {
     level: libc::SOL_SOCKET,
     names: &[(libc::SO_INCOMING_CPU, 4)],

@@ -365,6 +365,10 @@ pub fn write(fd: BorrowedFd<'_>, local: &[u8], remote: &[u8], stream: &Stream) -
     };
     let mss = stream.mss.min(half).clamp(LEAST_MSS, MAX_TCP_WINDOW) as i32;
     set_option(fd, TCP, libc::TCP_MAXSEG, mss)?;
+    if stream.scales.is_none() {
+        // Else it would scale by what this network allows, and the other side not know of it: no more than what needs no scale.
+        set_option(fd, TCP, libc::TCP_WINDOW_CLAMP, i32::from(u16::MAX))?;
+    }
     socket_to(fd, true, remote)?;
     set_option(fd, TCP, libc::TCP_MAXSEG, 0)?;
     // struct tcp_repair_opt: TCPOPT_MSS 2, TCPOPT_WINDOW 3, TCPOPT_SACK_PERM 4, TCPOPT_TIMESTAMP 8.

@@ -92,6 +92,7 @@ fn is_local(head: &[u8]) -> bool {
 
 /// The routes of a family that are `wanted` by their headers.
 fn told(netlink: &mut Netlink, family: i32, wanted: impl Fn(&[u8]) -> bool) -> Sys<Vec<Bytes>> {
+    const MULTIPATH: u16 = 9;
     const CACHEINFO: u16 = 12;
     const EXPIRES: u16 = 23;
     const CLONED: u32 = 0x200;
@@ -105,13 +106,14 @@ fn told(netlink: &mut Netlink, family: i32, wanted: impl Fn(&[u8]) -> bool) -> S
         }
         let mut kept = head.to_vec();
         // Whether a next hop is dead or has no carrier is found out anew; that it is beside the device was said (onlink).
-        const ONLINK: u32 = 4;
-        let said = word(&head[8..]) & ONLINK;
+        let said = word(&head[8..]) & u32::from(ONLINK);
         kept[8..12].copy_from_slice(&said.to_ne_bytes());
         let mut all = attributes(&message, 12);
         all.sort();
         for (kind, value) in all {
-            if kind != CACHEINFO {
+            if kind == MULTIPATH {
+                put(&mut kept, kind, &next_hops(value));
+            } else if kind != CACHEINFO {
                 put(&mut kept, kind, value);
             } else if let Some(seconds) = expires(value).filter(|_| !is_kernels(head)) {
                 put(&mut kept, EXPIRES, &seconds.to_ne_bytes());
@@ -120,6 +122,22 @@ fn told(netlink: &mut Netlink, family: i32, wanted: impl Fn(&[u8]) -> bool) -> S
         out.push(Bytes(kept));
     }
     Ok(out)
+}
+
+/// RTNH_F_ONLINK.
+const ONLINK: u8 = 4;
+
+/// The next hops of a route (`struct rtnexthop`: length, flags, weight, device; attributes), each with what was said of it only.
+fn next_hops(all: &[u8]) -> Vec<u8> {
+    const HEAD: usize = 8;
+    let mut out = all.to_vec();
+    let mut at = 0;
+    while let Some(head) = out.get_mut(at..at + HEAD) {
+        head[2] &= ONLINK;
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        at += length.max(HEAD).next_multiple_of(4);
+    }
+    out
 }
 
 /// In how many seconds a route goes away, by its `struct rta_cacheinfo`, which counts hundredths.
@@ -220,6 +238,14 @@ fn is_by_hand(message: &[u8], links: &[Link]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_finds_of_a_next_hop_is_not_kept() {
+        let hop = |flags| [16, 0, flags, 2, 5, 0, 0, 0, 8, 0, 5, 0, 10, 0, 0, 1];
+        let of = |all: &[[u8; 16]]| next_hops(&all.concat());
+        assert_eq!(of(&[hop(0x11), hop(0x14)]), [hop(0), hop(4)].concat());
+        assert_eq!(next_hops(&[1, 2]), [1, 2]);
+    }
 
     #[test]
     fn a_route_expires_in_whole_seconds() {

@@ -160,6 +160,25 @@ fn unmounted_for_good() -> Obstacle {
     )
 }
 
+/// What keeps names from being made and taken away again in the directory above a path, and what to do about it.
+pub fn walled(path: &[u8], tree: &Tree) -> Option<(&'static str, &'static str)> {
+    let reached = tree.path(path);
+    let dir = above(&reached);
+    let device = || dir.metadata().map_or(0, |m| m.dev());
+    if files::guarded(dir).is_some() && !comes_along(device(), dir, tree) {
+        return Some((
+            "in its directory no name can be made and taken away again (chattr +i or +a)",
+            "take the flag off the directory (chattr -i -a)",
+        ));
+    }
+    // Trees that are built anew become read-only last.
+    let read_only = || statvfs(dir).is_ok_and(|s| s.flags().contains(FsFlags::ST_RDONLY));
+    (tree.number == 0 && read_only()).then_some((
+        "where it was is mounted read-only by now",
+        "mount it for writing again, or let the program close it",
+    ))
+}
+
 /// What keeps a file that has no name from being made again where its name was.
 fn homeless(path: &[u8], at: &str, tree: &Tree) -> Option<Obstacle> {
     if covered_mount(OsStr::from_bytes(path).as_ref(), at, tree).is_some() {
@@ -174,23 +193,7 @@ fn homeless(path: &[u8], at: &str, tree: &Tree) -> Option<Obstacle> {
     if is_unmounted(at, tree) {
         return Some(unmounted_for_good());
     }
-    let reached = tree.path(path);
-    let dir = above(&reached);
-    let device = || dir.metadata().map_or(0, |m| m.dev());
-    if files::guarded(dir).is_some() && !comes_along(device(), dir, tree) {
-        return Some((
-            "it was unlinked, and in its directory no name can be made and taken away again (chattr +i or +a)".into(),
-            "take the flag off the directory (chattr -i -a)",
-        ));
-    }
-    // Trees that are built anew become read-only last.
-    let read_only = || statvfs(dir).is_ok_and(|s| s.flags().contains(FsFlags::ST_RDONLY));
-    (tree.number == 0 && read_only()).then(|| {
-        (
-            "it was unlinked, and where it was is mounted read-only by now".into(),
-            "mount it for writing again, or let the program close it",
-        )
-    })
+    walled(path, tree).map(|(why, remedy)| (format!("it was unlinked, and {why}"), remedy))
 }
 
 /// Whether it is on a file system in memory that is made anew from the image, where flags are set when everything is open.

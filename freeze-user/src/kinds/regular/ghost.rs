@@ -90,7 +90,13 @@ impl Attributes {
     }
 }
 
-fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64), flags: UtimensatFlags) -> nix::Result<()> {
+/// The times of last access and of last change, as seconds and nanoseconds.
+pub fn set_times(
+    path: &Path,
+    atime: (i64, i64),
+    mtime: (i64, i64),
+    flags: UtimensatFlags,
+) -> nix::Result<()> {
     let spec = |(sec, nsec)| TimeSpec::new(sec, nsec);
     nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &spec(atime), &spec(mtime), flags)
 }
@@ -243,15 +249,25 @@ impl Ghosts {
         Err(ErrorKind::AlreadyExists.into())
     }
 
+    /// Keeps a descriptor by whose path something is reached, until the names go.
+    pub fn hold(&mut self, held: OwnedFd) {
+        self.held.push(held);
+    }
+
+    /// Something is to be made or removed in a directory, which must not show by its times.
+    pub fn touch(&mut self, directory: &Path) {
+        if let Ok(m) = std::fs::metadata(directory)
+            && !self.names.iter().any(|(p, _)| p == directory)
+        {
+            let times = [(m.atime(), m.atime_nsec()), (m.mtime(), m.mtime_nsec())];
+            self.touched.entry(directory.to_owned()).or_insert(times);
+        }
+    }
+
     /// Makes the directories that lead to `path`, as far as they are gone; tells where `path` comes to lie.
     fn lead_to(&mut self, path: &Path) -> io::Result<PathBuf> {
         let there = above(path);
-        if let Ok(m) = std::fs::metadata(there)
-            && !self.names.iter().any(|(p, _)| p == there)
-        {
-            let times = [(m.atime(), m.atime_nsec()), (m.mtime(), m.mtime_nsec())];
-            self.touched.entry(there.to_owned()).or_insert(times);
-        }
+        self.touch(there);
         let mut at = there.to_owned();
         let mut gone: Vec<&Path> = path.ancestors().take_while(|p| *p != there).collect();
         gone.reverse();

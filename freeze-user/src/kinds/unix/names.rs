@@ -3,15 +3,16 @@
 use super::super::pipe::Bytes;
 use super::super::socket::{bind, holder_of};
 use crate::error::{Blocker, Context, Error, Result, errno};
-use crate::kinds::regular::found::open_under;
+use crate::kinds::regular::found::{open_under, walled};
+use crate::kinds::regular::ghost::{Attributes, Ghosts, set_times};
 use crate::nest::{Nest, Options};
 use crate::observe::peers::unix_sockets;
 use crate::observe::tree::{Tree, Trees, below};
 use crate::observe::view::{FdView, FileStat, socket_link};
 use crate::sys::unixname::{self, address_of, directory_of, is_path, name_of};
-use crate::sys::{self, socket};
+use crate::sys::{self, files, socket};
 use nix::errno::Errno;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, UtimensatFlags};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -50,6 +51,12 @@ pub struct NameFile {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// Extended attributes, access control lists among them.
+    #[serde(default)]
+    pub xattrs: Vec<(Bytes, Bytes)>,
+    /// When it was last looked at, and changed: seconds and nanoseconds.
+    #[serde(default)]
+    pub times: Option<[(i64, i64); 2]>,
     /// The number of the tree of files (mount namespace) it is in.
     #[serde(default)]
     pub tree: u32,
@@ -82,6 +89,13 @@ impl Name {
         let mut unlinked = !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino));
         let covered = unlinked.then(|| covered(trees, &seen)).flatten();
         unlinked &= covered.is_none();
+        if let Some((why, remedy)) = (!unlinked && covered.is_none())
+            .then(|| walled(&link, &tree))
+            .flatten()
+        {
+            let why = format!("a new one is to get its name, and {why}");
+            return Err(fd.blocker().why(why).remedy(remedy).refuse());
+        }
         let (mut path, mut links) = (path, Vec::new());
         if seen.stat.nlink > u64::from(!unlinked) {
             links = beside(&tree, &path, &seen.stat);
@@ -110,6 +124,7 @@ impl Name {
         };
         let renamed = !unlinked && directory.is_none() && (name.first() != Some(&b'/') || elsewhere());
         let (mode, uid, gid) = (seen.stat.mode & 0o7777, seen.stat.uid, seen.stat.gid);
+        let beside = Attributes::of(&format!("/proc/self/fd/{}", file.as_raw_fd()), &seen.stat)?;
         Ok(Some(Name {
             address: Bytes(address),
             file: Some(NameFile {
@@ -122,6 +137,8 @@ impl Name {
                 mode,
                 uid,
                 gid,
+                xattrs: beside.xattrs,
+                times: Some([beside.atime, beside.mtime]),
                 tree: tree.number,
             }),
         }))
@@ -182,8 +199,7 @@ impl Name {
     }
 
     /// Binds a new socket to it.
-    pub fn bind(&self, fd: BorrowedFd<'_>, nest: &Nest) -> Result<()> {
-        let options = &nest.options;
+    pub fn bind(&self, fd: BorrowedFd<'_>, nest: &mut Nest) -> Result<()> {
         let address = &self.address.0;
         let label = || readable(address);
         let Some(file) = &self.file else {
@@ -192,7 +208,7 @@ impl Name {
         if file.unlinked {
             return unixname::bind_hidden(fd, address, file.mode).on("bind", label);
         }
-        let mut here = options.reach(file.tree, &file.path)?;
+        let mut here = nest.options.reach(file.tree, &file.path)?;
         let directory = file.covered.as_ref().map(|mount| {
             let directory = file.path.parent().unwrap_or(Path::new("/"));
             open_under(directory, mount, libc::O_DIRECTORY, file.tree, nest)
@@ -202,8 +218,11 @@ impl Name {
             here = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
         }
         let root = (file.tree != 0)
-            .then(|| options.reach(file.tree, Path::new("/")))
+            .then(|| nest.options.reach(file.tree, Path::new("/")))
             .transpose()?;
+        if let Some(parent) = here.parent() {
+            nest.state::<Ghosts>().touch(parent);
+        }
         // A socket's file outlives it; `precheck` saw that nobody uses this one.
         if std::fs::symlink_metadata(&here).is_ok_and(|m| FileStat::from(&m).kind() == libc::S_IFSOCK) {
             nix::unistd::unlink(&here).on("unlink", label)?;
@@ -229,6 +248,19 @@ impl Name {
             std::fs::hard_link(&here, &link)
                 .map_err(errno)
                 .on("link", label)?;
+        }
+        for (name, value) in &file.xattrs {
+            if let Err(e) = files::set_xattr(&here, &name.0, &value.0) {
+                let name = String::from_utf8_lossy(&name.0);
+                let warning = format!("{}: its attribute {name} cannot be set: {}", label(), e.desc());
+                nest.warnings.push(warning);
+            }
+        }
+        if let Some([atime, mtime]) = file.times {
+            set_times(&here, atime, mtime, UtimensatFlags::NoFollowSymlink).on("utimensat", label)?;
+        }
+        if let Some(directory) = directory {
+            nest.state::<Ghosts>().hold(directory);
         }
         Ok(())
     }
@@ -345,6 +377,9 @@ pub(super) fn unreadable(fd: &FdView, e: Errno) -> Error {
             "out-of-band data waits in its queue beside descriptors or credentials, and its place cannot be read without taking \
              it out"
                 .to_owned()
+        }
+        Errno::EAGAIN => {
+            "a look at its queue would take the error that it has yet to tell, and freeze cannot read it in place".to_owned()
         }
         e => format!("its queue cannot be read: {}", e.desc()),
     };

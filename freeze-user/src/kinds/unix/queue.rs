@@ -13,7 +13,7 @@ use crate::observe::view::{FdView, View};
 use crate::sys;
 use crate::sys::ended::StandIn;
 use crate::sys::queue::peek_stream;
-use crate::sys::socket::{Credentials, Message, send};
+use crate::sys::socket::{Credentials, Message, poll, send};
 use crate::sys::sockopt::Roomy;
 use crate::sys::unixname::name_of;
 use nix::errno::Errno;
@@ -103,14 +103,38 @@ pub fn in_transit(view: &mut View) -> Result<(Vec<OwnedFd>, Queues)> {
 
 /// Reads what waits in a queue; the socket is left as it was.
 fn read(fd: &FdView, view: &View) -> Result<Vec<Message>> {
-    let seen = match view.unix.get(&fd.stat.ino) {
+    let stream = match view.unix.get(&fd.stat.ino) {
         None => return Ok(Vec::new()),
         Some(socket) if socket.listening => return Ok(Vec::new()),
         Some(socket) if socket.kind == libc::SOCK_STREAM && socket.unread == 0 => return Ok(Vec::new()),
-        Some(socket) if socket.kind == libc::SOCK_STREAM => peek_stream(fetch(fd)?.as_fd()),
-        Some(_) => whole_queue(fetch(fd)?.as_fd()),
+        Some(socket) => socket.kind == libc::SOCK_STREAM,
     };
-    seen.map_err(|e| unreadable(fd, e))
+    let own = fetch(fd)?;
+    let seen = if stream {
+        peek_stream(own.as_fd())
+    } else {
+        whole_queue(own.as_fd())
+    };
+    let seen = seen.map_err(|e| unreadable(fd, e))?;
+    let told = fd.info.get("scm_fds").and_then(|n| n.parse::<usize>().ok());
+    let hidden = told.map_or(0, |all| {
+        all.saturating_sub(seen.iter().map(|m| m.fds.len()).sum())
+    });
+    if hidden == 0 {
+        return Ok(seen);
+    }
+    let came = match seen.iter().all(|m| m.fds.is_empty())
+        && poll(own.as_fd()).is_ok_and(|e| e & libc::POLLERR != 0)
+    {
+        true => "cannot be seen without taking the error that it has yet to tell",
+        false => {
+            "came with empty messages that were looked at before (by a checkpoint or by MSG_PEEK), which the kernel shows to \
+             nobody before they are the first"
+        }
+    };
+    let why = format!("{hidden} descriptors in its queue {came}");
+    let remedy = "let the program receive them first";
+    Err(fd.blocker().why(why).remedy(remedy).refuse())
 }
 
 fn is_among(own: &OwnedFd, found: &[FdView]) -> Result<bool> {

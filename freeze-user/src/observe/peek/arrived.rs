@@ -4,7 +4,7 @@
 use super::Peek;
 use crate::ids::PAGE;
 use crate::observe::procfile::read_all;
-use crate::sys::socket::Message;
+use crate::sys::socket::{Credentials, Message};
 use nix::unistd::{pipe, write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,7 +30,7 @@ pub struct Embryo {
 }
 
 /// The members that are looked at, beside those of [`super::MEMBERS`].
-const MEMBERS: [(&str, &str); 39] = [
+const MEMBERS: [(&str, &str); 42] = [
     ("socket", "sk"),
     ("sock", "sk_receive_queue"),
     ("sock", "sk_err"),
@@ -57,6 +57,9 @@ const MEMBERS: [(&str, &str); 39] = [
     ("unix_sock", "addr"),
     ("unix_address", "len"),
     ("unix_skb_parms", "fp"),
+    ("unix_skb_parms", "pid"),
+    ("unix_skb_parms", "uid"),
+    ("unix_skb_parms", "gid"),
     ("skb_shared_info", "nr_frags"),
     ("skb_shared_info", "frags"),
     ("skb_shared_info", "frag_list"),
@@ -74,6 +77,15 @@ const MEMBERS: [(&str, &str); 39] = [
 
 /// The buffer with out-of-band data of a unix socket, where the kernel knows such data.
 const URGENT: (&str, &str) = ("unix_sock", "oob_skb");
+
+/// The anycast addresses of a socket, where the kernel knows IPv6.
+const ANYCAST: [(&str, &str); 5] = [
+    ("inet_sock", "pinet6"),
+    ("ipv6_pinfo", "ipv6_ac_list"),
+    ("ipv6_ac_socklist", "acl_addr"),
+    ("ipv6_ac_socklist", "acl_ifindex"),
+    ("ipv6_ac_socklist", "acl_next"),
+];
 
 /// The most connections, and pieces of one, that are believed.
 const MANY: usize = 1 << 16;
@@ -94,6 +106,7 @@ impl Sockets {
                 .into_iter()
                 .chain(MEMBERS)
                 .chain([URGENT])
+                .chain(ANYCAST)
                 .collect();
             let peek = Peek::at_members(&members)?;
             let complete = MEMBERS.iter().all(|(of, member)| peek.has(of, member));
@@ -140,6 +153,24 @@ impl Sockets {
     pub fn multicast_device(&self, fd: BorrowedFd<'_>) -> Option<u32> {
         let p = &self.peek;
         p.number(p.at(self.socket(fd)?, "inet_sock", "mc_index"))
+    }
+
+    /// The anycast addresses that an IPv6 socket shares in, with their devices, the last first.
+    pub fn anycast(&self, fd: BorrowedFd<'_>) -> Option<Vec<(u32, Ipv6Addr)>> {
+        let p = &self.peek;
+        let own = p.word(p.at(self.socket(fd)?, "inet_sock", "pinet6"))?;
+        let mut out = Vec::new();
+        let mut one = p.word(p.at(own, "ipv6_pinfo", "ipv6_ac_list"))?;
+        while one != 0 {
+            (out.len() < MANY).then_some(())?;
+            let mut address = [0; 16];
+            let at = p.at(one, "ipv6_ac_socklist", "acl_addr");
+            p.reader.read(at, &mut address).ok()?;
+            let device = p.number(p.at(one, "ipv6_ac_socklist", "acl_ifindex"))?;
+            out.push((device, address.into()));
+            one = p.word(p.at(one, "ipv6_ac_socklist", "acl_next"))?;
+        }
+        Some(out)
     }
 
     /// Whether a datagram is being put together at a UDP socket (UDP_CORK, MSG_MORE).
@@ -192,17 +223,10 @@ impl Sockets {
     }
 
     /// What was `seen` in the queue of a socket that keeps boundaries (unix or UDP), with the empty datagrams that the
-    /// kernel shows to no second look; `None` if that does not fit together.
+    /// kernel shows to no second look, but for the descriptors that these came with; `None` if that does not fit together.
     pub fn with_hidden(&self, fd: BorrowedFd<'_>, seen: &mut Vec<Message>) -> Option<()> {
         let p = &self.peek;
-        let socket = self.socket(fd)?;
-        let family = self.family(socket)?;
-        // Who reads from a UDP socket has moved what was there to a second queue.
-        let mut buffers = match family {
-            libc::AF_UNIX => Vec::new(),
-            _ => self.list(p.at(socket, "udp_sock", "reader_queue"))?,
-        };
-        buffers.extend(self.buffers(socket)?);
+        let (family, buffers) = self.datagrams(fd)?;
         if buffers.len() == seen.len() {
             return Some(());
         }
@@ -217,17 +241,20 @@ impl Sockets {
             let known = |(_, m): &(usize, &Message)| m.whole == length && (length > 0 || m.name == name);
             match rest.next_if(known) {
                 Some(_) => {}
-                None if length == 0 => hidden.push((rest.peek().map_or(seen.len(), |(n, _)| *n), name)),
+                None if length == 0 => {
+                    let message = Message {
+                        name,
+                        credentials: self.credentials(buffer, family),
+                        ..Message::default()
+                    };
+                    hidden.push((rest.peek().map_or(seen.len(), |(n, _)| *n), message));
+                }
                 None => return None,
             }
         }
         rest.next().is_none().then_some(())?;
         // From the end, so that places before stay what they are.
-        for (place, name) in hidden.into_iter().rev() {
-            let message = Message {
-                name,
-                ..Message::default()
-            };
+        for (place, message) in hidden.into_iter().rev() {
             seen.insert(place, message);
         }
         Some(())
@@ -267,6 +294,49 @@ impl Sockets {
             }
             (_, false) => [&family_bytes[..], &port, &[0; 4], &ip, &[0; 4]].concat(),
         })
+    }
+
+    /// What is in the queue of a socket that keeps boundaries (unix or UDP), but for descriptors: without a call on it, which
+    /// would be told its error.
+    pub fn queue(&self, fd: BorrowedFd<'_>) -> Option<Vec<Message>> {
+        let (family, buffers) = self.datagrams(fd)?;
+        let message = |buffer| {
+            let data = self.contents(buffer)?;
+            Some(Message {
+                whole: data.len(),
+                data,
+                name: self.sender(buffer, family)?,
+                credentials: self.credentials(buffer, family),
+                ..Message::default()
+            })
+        };
+        buffers.into_iter().map(message).collect()
+    }
+
+    /// The family of a socket that keeps boundaries, and the buffers in its queue.
+    fn datagrams(&self, fd: BorrowedFd<'_>) -> Option<(i32, Vec<u64>)> {
+        let socket = self.socket(fd)?;
+        let family = self.family(socket)?;
+        // Who reads from a UDP socket has moved what was there to a second queue.
+        let mut buffers = match family {
+            libc::AF_UNIX => Vec::new(),
+            _ => self.list(self.peek.at(socket, "udp_sock", "reader_queue"))?,
+        };
+        buffers.extend(self.buffers(socket)?);
+        Some((family, buffers))
+    }
+
+    /// Who sent what is in a buffer of a unix socket, if its receiver or its sender had asked for that to be told.
+    fn credentials(&self, buffer: u64, family: i32) -> Option<Credentials> {
+        (family == libc::AF_UNIX).then_some(())?;
+        let p = &self.peek;
+        let all = p.at(buffer, "sk_buff", "cb");
+        let pid = p.word(p.at(all, "unix_skb_parms", "pid")).filter(|at| *at != 0)?;
+        Some((
+            p.number(p.at(pid, "pid", "numbers"))? as i32,
+            p.number(p.at(all, "unix_skb_parms", "uid"))?,
+            p.number(p.at(all, "unix_skb_parms", "gid"))?,
+        ))
     }
 
     fn family(&self, socket: u64) -> Option<i32> {
