@@ -270,3 +270,35 @@ int main(void) {
 }
 "#)
 );
+
+conformance!(
+    room,
+    c(r#"
+/* What was given room in advance has it still, written or not, and what has holes has them: memfds and unlinked files. */
+int main(void) {
+    int fds[6];
+    struct stat before[6], after;
+    for (int i = 0; i < 6; i++) {
+        if (i % 2) fds[i] = OK(open(in_here("f"), O_RDWR | O_CREAT | O_EXCL, 0600));
+        else fds[i] = OK(syscall(SYS_memfd_create, "room", 0));
+        if (i % 2) OK(unlink(in_here("f")));
+        OK(ftruncate(fds[i], 300000));
+        SAME(pwrite(fds[i], "x", 1, 200000), 1);
+        /* All of it, and more than all of it. */
+        if (i > 1 && fallocate(fds[i], FALLOC_FL_KEEP_SIZE, 0, i > 3 ? 500000 : 300000)) WITHOUT("room in advance");
+        OK(fsync(fds[i]));
+        OK(fstat(fds[i], &before[i]));
+    }
+    freeze_here();
+    for (int i = 0; i < 6; i++) {
+        OK(fsync(fds[i]));
+        OK(fstat(fds[i], &after));
+        SAME(after.st_blocks, before[i].st_blocks);
+        SAME(after.st_size, 300000);
+        char byte;
+        SAME(pread(fds[i], &byte, 1, 200000), 1);
+        SAME(byte, 'x');
+    }
+}
+"#)
+);

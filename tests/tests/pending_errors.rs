@@ -1,6 +1,7 @@
 //! Conformance of sockets that keep boundaries and have an error to tell, which any look at their queue would take.
 
 use freeze_tests::cycle::{checkpoint_now, request};
+use freeze_tests::subject::{freeze_checkpoint, output};
 use freeze_tests::{Running, conformance, python, skip};
 use freeze_user::observe::peek::arrived::Sockets;
 use freeze_user::precopy::Trackings;
@@ -69,4 +70,32 @@ for a, peer, data in all:
         checkpoint_now(&request, &mut Trackings::new()).unwrap();
     }
     running.verdict();
+}
+
+#[test]
+fn what_no_socket_can_be_given_is_refused() {
+    let text = r#"
+import ctypes, socket as S
+names = ["\0pending-%d-%d" % (os.getpid(), n) for n in (1, 2)]
+a, b = [S.socket(S.AF_UNIX, S.SOCK_DGRAM) for _ in names]
+a.bind(names[0])
+b.bind(names[1])
+a.connect(names[1])
+b.connect(names[0])
+b.send(b"never read")
+# Who lets go of its peer without having read everything has it told so.
+assert ctypes.CDLL(None).connect(a.fileno(), bytes(2), 2) == 0
+freeze_here()
+try:
+    b.recv(9)
+    assert False, "nothing is told"
+except ConnectionResetError:
+    pass
+"#;
+    let mut running = Running::start(&python(text), "what_no_socket_can_be_given_is_refused");
+    let done = output(&mut freeze_checkpoint(&running, &running.dir().join("image")));
+    running.verdict();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(said.contains("an error has yet to be told by it"), "{said}");
 }

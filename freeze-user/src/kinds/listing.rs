@@ -69,7 +69,7 @@ pub fn markdown() -> String {
         - datagrams in the queue of a socket that cannot be sent to it again, as one from a network that is gone (each is warned \
           of), and what came along with those that can (time to live, type of service, device);\n\
         - the mark of out-of-band data that was taken, or taken in line, a program that chooses among sockets of one port \
-          (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, the anycast addresses that an IPv6 socket shares in \
+          (SO_ATTACH_REUSEPORT_CBPF) where freeze may not look for it, whether a unix socket tells how much more waits (SO_INQ) where it may not, the anycast addresses that an IPv6 socket shares in \
           (IPV6_JOIN_ANYCAST) where it may not, the device by which multicasts go (IP_MULTICAST_IF) where it may not or nothing else shows that there are any, and whether an IPv6 socket that is connected takes IPv4 \
           when it is connected anew (IPV6_V6ONLY);\n\
         - the labels of IPv6 flows that a socket has a lease of (IPV6_FLOWLABEL_MGR);\n\

@@ -152,6 +152,7 @@ impl MemFile {
         file.set_len(self.size).on("ftruncate", name)?;
         fill_from(&file, self.space, self.size, nest)?;
         if let Some(attributes) = &self.attributes {
+            attributes.keep_room(&file, self.size)?;
             attributes.give_file(&file)?;
             return Ok(file);
         }

@@ -436,6 +436,7 @@ impl FileRef {
             atime: self.stat.mtime,
             xattrs: Vec::new(),
             flags: None,
+            room: 0,
             mount: None,
         })
     }
@@ -446,7 +447,8 @@ impl FileRef {
         fill_from(file, space, self.stat.size, nest).map_err(|e| match e {
             Error::Kernel { call, errno, .. } => Error::kernel(call, name(), errno),
             e => e,
-        })
+        })?;
+        self.attributes().keep_room(file, self.stat.size)
     }
 
     /// Whether it never had a name (O_TMPFILE), which shows as `#` and its inode.

@@ -6,6 +6,8 @@ use crate::error::{Context, Result};
 use crate::kinds::pipe::Bytes;
 use crate::observe::view::FileStat;
 use crate::sys::files;
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
 use nix::sys::stat::UtimensatFlags;
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,9 @@ pub struct Attributes {
     /// Flags of the inode (chattr(1)), where the file system has them.
     #[serde(default)]
     pub flags: Option<u32>,
+    /// How many bytes it takes on its file system, written or not (fallocate(2)).
+    #[serde(default)]
+    pub room: u64,
     /// Where the mount is mounted on which it lies, if another is mounted over the directory it was in.
     #[serde(default, with = "crate::ospath::option")]
     pub mount: Option<PathBuf>,
@@ -55,8 +60,24 @@ impl Attributes {
             atime: (now.atime(), now.atime_nsec()),
             xattrs: xattrs.into_iter().map(|(n, v)| (Bytes(n), Bytes(v))).collect(),
             flags: opened.and_then(|fd| files::inode_flags(fd.as_fd())),
+            room: now.blocks() * 512,
             mount: None,
         })
+    }
+
+    /// Lets a file of this size that has its contents again take the room that it took, if there were no holes in it.
+    pub fn keep_room(&self, file: &File, size: u64) -> Result<()> {
+        let name = || "a file that had room to itself";
+        let now = file.metadata().on("fstat", name)?.blocks() * 512;
+        if self.room <= now || self.room < size {
+            return Ok(());
+        }
+        let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match nix::fcntl::fallocate(file, keep, 0, self.room as i64) {
+            Err(Errno::ENOSPC) => Err(Errno::ENOSPC).on("fallocate", name),
+            // A file system that does not know it has none to give back.
+            _ => Ok(()),
+        }
     }
 
     /// Gives them to what lies at `path`; a link there is not followed, and has no mode of its own.

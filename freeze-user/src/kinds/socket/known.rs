@@ -1,6 +1,7 @@
 //! Options of sockets as they were read at an earlier stop: some ninety calls for each, which need not be made again while
 //! nobody can have changed any.
 
+use crate::observe::peek::arrived::Sockets;
 use crate::observe::view::{FdView, View};
 use crate::sys::getsockopt;
 use crate::sys::sockopt::{self, Options, SocketOption};
@@ -60,7 +61,7 @@ impl Known {
         // Whoever else holds it is not watched.
         let alone = self.since.is_some() && !view.outside.contains_key(&fd.link);
         let Some(cookie) = alone.then(|| cookie(held)).flatten() else {
-            return sockopt::read(held, sets);
+            return read_all(fd, held, sets);
         };
         let same = |t: &Tuned| {
             let mut pairs = t.sets.iter().zip(sets);
@@ -74,7 +75,7 @@ impl Known {
                 }
                 options
             }
-            None => sockopt::read(held, sets),
+            None => read_all(fd, held, sets),
         };
         let tuned = Tuned {
             sets: sets.to_vec(),
@@ -83,6 +84,21 @@ impl Known {
         self.now.insert(cookie, tuned);
         options
     }
+}
+
+/// The options that a socket has, with one that the kernel takes from a unix socket and tells nobody.
+fn read_all(fd: &FdView, held: BorrowedFd<'_>, sets: &[&'static Options]) -> Vec<SocketOption> {
+    const SO_INQ: i32 = 84;
+    let mut all = sockopt::read(held, sets);
+    let unix = fd.protocol.starts_with("UNIX");
+    if unix && Sockets::get().and_then(|s| s.tells_rest(held)) == Some(true) {
+        all.push(SocketOption {
+            level: libc::SOL_SOCKET,
+            name: SO_INQ,
+            value: 1i32.to_ne_bytes().to_vec(),
+        });
+    }
+    all
 }
 
 fn cookie(held: BorrowedFd<'_>) -> Option<u64> {

@@ -78,6 +78,9 @@ const MEMBERS: [(&str, &str); 42] = [
 /// The buffer with out-of-band data of a unix socket, where the kernel knows such data.
 const URGENT: (&str, &str) = ("unix_sock", "oob_skb");
 
+/// Whether a unix stream tells with each message how much more waits, where the kernel knows that.
+const REST: (&str, &str) = ("unix_sock", "recvmsg_inq");
+
 /// The anycast addresses of a socket, where the kernel knows IPv6.
 const ANYCAST: [(&str, &str); 5] = [
     ("inet_sock", "pinet6"),
@@ -105,7 +108,7 @@ impl Sockets {
             let members: Vec<_> = super::MEMBERS
                 .into_iter()
                 .chain(MEMBERS)
-                .chain([URGENT])
+                .chain([URGENT, REST])
                 .chain(ANYCAST)
                 .collect();
             let peek = Peek::at_members(&members)?;
@@ -153,6 +156,16 @@ impl Sockets {
     pub fn multicast_device(&self, fd: BorrowedFd<'_>) -> Option<u32> {
         let p = &self.peek;
         p.number(p.at(self.socket(fd)?, "inet_sock", "mc_index"))
+    }
+
+    /// Whether a unix socket tells with each message how much more waits (SO_INQ).
+    pub fn tells_rest(&self, fd: BorrowedFd<'_>) -> Option<bool> {
+        let p = &self.peek;
+        p.has(REST.0, REST.1).then_some(())?;
+        let mut told = [0];
+        let at = p.at(self.socket(fd)?, REST.0, REST.1);
+        p.reader.read(at, &mut told).ok()?;
+        Some(told != [0])
     }
 
     /// The anycast addresses that an IPv6 socket shares in, with their devices, the last first.
