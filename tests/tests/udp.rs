@@ -45,7 +45,8 @@ def ip(text):
 def listening(address):
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.bind((address, 4444))
-    s.settimeout(20)
+    # One waits all the time: on a busy machine a long one.
+    s.settimeout(600)
     return s
 def sent(s, to, text):
     for _ in range(500):

@@ -226,19 +226,21 @@ pub fn restore(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
             let _ = within(*netns, libc::CLONE_NEWNET, || wire::shut(SHUT, &pairs));
         }
     }
+    let mut dark = Vec::new();
     for (number, record, netns) in all {
         let name = || format!("network namespace {number} of the image");
-        let said = within(*netns, libc::CLONE_NEWNET, || record.settle())
+        let (said, without) = within(*netns, libc::CLONE_NEWNET, || record.settle())
             .and_then(|r| r)
             .on("netlink", name)?;
+        dark.push(without);
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
     for outer in all.iter().flat_map(|(_, record, _)| record.outers()) {
         warnings.extend(outer.settle()?);
     }
-    for (number, record, netns) in all {
+    for ((number, record, netns), dark) in all.iter().zip(&dark) {
         let name = || format!("network namespace {number} of the image");
-        let said = within(*netns, libc::CLONE_NEWNET, || record.lead())
+        let said = within(*netns, libc::CLONE_NEWNET, || record.lead(dark))
             .and_then(|r| r)
             .on("netlink", name)?;
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
@@ -307,6 +309,15 @@ pub fn guard(all: &[(u32, &Record, BorrowedFd<'_>)]) -> Result<Vec<String>> {
         warnings.extend(said.into_iter().map(|w| format!("{}: {w}", name())));
     }
     Ok(warnings)
+}
+
+/// IFF_RUNNING.
+const RUNNING: u32 = 0x40;
+
+/// The index and the flags of a device, of its `struct ifinfomsg`.
+fn state(message: &[u8]) -> (i32, u32) {
+    let field = |at: usize| message.get(at..at + 4).map_or(0, word);
+    (field(4) as i32, field(8))
 }
 
 fn word(bytes: &[u8]) -> u32 {
@@ -457,7 +468,7 @@ impl Record {
         Ok(())
     }
 
-    fn settle(&self) -> Sys<Vec<String>> {
+    fn settle(&self) -> Sys<(Vec<String>, BTreeSet<i32>)> {
         let mut netlink = Netlink::route()?;
         let mut warnings = Vec::new();
         for bridge in self.bridges().filter(|b| !self.is_grown(b)) {
@@ -482,19 +493,23 @@ impl Record {
             let body = link.head(link.flags & FLAGS, FLAGS);
             netlink.request(SETLINK, 0, &body)?;
         }
+        let dark = self.dark(&mut netlink)?;
         // What came by itself with the devices going up is not wanted; what went with it is.
         self.set_addresses(&mut netlink, false, &mut warnings)?;
         for (path, value) in &asking {
             let _ = std::fs::write(Path::new(SETTINGS).join(path), value);
         }
         multicast::restore(&self.multicast)?;
-        Ok(warnings)
+        Ok((warnings, dark))
     }
 
     /// What can be said once all devices of all namespaces are up, each of which brings along routes.
-    fn lead(&self) -> Sys<Vec<String>> {
+    fn lead(&self, dark: &BTreeSet<i32>) -> Sys<Vec<String>> {
         let mut netlink = Netlink::route()?;
         let mut warnings = Vec::new();
+        if !dark.is_empty() {
+            Record::await_devices(dark, &mut netlink)?;
+        }
         // A port that comes up where there is such a tree only listens for twice the delay, half a minute.
         for bridge in self.bridges().filter(|b| b.has_tree() && self.is_grown(b)) {
             self.await_ports(bridge, &mut netlink)?;
@@ -511,6 +526,37 @@ impl Record {
         // What the kernel makes up by a setting that was changed after the device came up was not there.
         self.set_addresses(&mut netlink, false, &mut warnings)?;
         Ok(warnings)
+    }
+
+    /// The devices that were in use and are up by now, but had no carrier when they came up: their other end is still down.
+    fn dark(&self, netlink: &mut Netlink) -> Sys<BTreeSet<i32>> {
+        const LOWER_UP: u32 = 0x10000;
+        let used = self.links.iter().filter(|l| l.flags & RUNNING != 0);
+        let used: BTreeSet<i32> = used.filter(|l| !self.is_on_tun(l)).map(|l| l.index).collect();
+        let all = netlink.dump(GETLINK, &[0; 16])?.into_iter().map(|m| state(&m));
+        let dark = all.filter(|(index, flags)| used.contains(index) && flags & LOWER_UP == 0);
+        Ok(dark.map(|(index, _)| index).collect())
+    }
+
+    /// Waits until these can be used, which they are a moment after their other end is up: what is sent by one before that is
+    /// lost, and nobody is told. Those that had a carrier from the beginning can, whether they are said to run by now or not.
+    fn await_devices(dark: &BTreeSet<i32>, netlink: &mut Netlink) -> Sys<()> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let began = Instant::now();
+        let waits = |m: &Vec<u8>| {
+            let (index, flags) = state(m);
+            dark.contains(&index) && flags & RUNNING == 0
+        };
+        while netlink.dump(GETLINK, &[0; 16])?.iter().any(waits) && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Whether what a device can be used for depends on a program that is yet to be attached to it, or to one below it.
+    fn is_on_tun(&self, link: &Link) -> bool {
+        let below = |l: &&Link| l.index == link.lower || l.master == link.index;
+        link.kind == "tun" || self.links.iter().filter(below).any(|l| self.is_on_tun(l))
     }
 
     fn bridges(&self) -> impl Iterator<Item = &Link> {
