@@ -74,6 +74,9 @@ pub struct Report {
     /// The whole operation, in microseconds.
     pub total_us: u64,
     pub killed: bool,
+    /// With `killed`: threads that have not ended all the same, as the first process of a pid namespace while somebody
+    /// outside has yet to wait for another one in there.
+    pub lingering: Vec<Pid>,
     /// The pause took longer than it was allowed to.
     pub too_long: bool,
     /// The parts of the pause and of the rest, in microseconds, in order.
@@ -99,10 +102,17 @@ impl fmt::Display for Report {
         if self.too_long {
             f.write_str("; the pause was longer than allowed")?;
         }
-        if self.killed {
-            f.write_str("; the processes were ended")
-        } else {
-            Ok(())
+        match &self.lingering[..] {
+            _ if !self.killed => Ok(()),
+            [] => f.write_str("; the processes were ended"),
+            left => {
+                let left: Vec<_> = left.iter().map(Pid::to_string).collect();
+                write!(
+                    f,
+                    "; the processes were killed, but {} did not end yet: somebody outside has to wait for one of them",
+                    left.join(", ")
+                )
+            }
         }
     }
 }
@@ -342,7 +352,7 @@ fn attempt(
         notes: Default::default(),
     };
     laps::lap("other");
-    let (committed, pause) = if request.kill {
+    let (committed, (pause, lingering)) = if request.kill {
         // Stored before killed.
         let committed = commit(
             draft,
@@ -369,7 +379,7 @@ fn attempt(
         clock.note("verify");
         let committed = commit(draft, about(pause / 1000), Fate::PutBack)?;
         clock.note("commit");
-        (committed, pause)
+        (committed, (pause, Vec::new()))
     };
     let (ahead, at_cut) = (copier.copied_before >> 10, copier.copied_at_cut >> 10);
     copier.committed(committed.id, &pids);
@@ -386,6 +396,7 @@ fn attempt(
         pause_us: pause / 1000,
         total_us: began.elapsed().as_micros() as u64,
         killed: request.kill,
+        lingering,
         too_long: bound.is_some_and(|bound| pause > bound.as_nanos() as u64),
         parts: clock.parts,
         pause_parts,

@@ -17,8 +17,8 @@ use crate::observe::view::command_of;
 use crate::proc::stat::Stat;
 use crate::store::Opened;
 use crate::sys;
-use crate::tracee::Stopped;
 use crate::tracee::tape::{Ran, Scratch, Tape};
+use crate::tracee::{LINGER, Stopped};
 use family::{Birth, Family};
 use space::Spaces;
 use std::any::{Any, TypeId};
@@ -549,7 +549,7 @@ impl Drop for Nest {
         self.processes.clear();
         // As their tracer we hear of each end first.
         threads.extend(&self.made);
-        crate::tracee::reap(threads);
+        crate::tracee::reap(threads, LINGER);
         // Then as their parent, eldest first: what had another parent is ours once that one is reaped.
         self.made.iter().for_each(|p| wait_end(*p));
         let _ = nix::sys::prctl::set_child_subreaper(reaper);

@@ -18,7 +18,7 @@ use crate::sys::deadline::Deadline;
 use crate::sys::sched::Realtime;
 use crate::sys::{self, fault, laps, limit, pagemap};
 use crate::tracee::process::StoppedProcess;
-use crate::tracee::{Halting, Seized, Stopped, release_all};
+use crate::tracee::{Halting, LINGER, Seized, Stopped, reap, release_all};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -560,8 +560,8 @@ impl Frozen {
         first.map(|()| pause)
     }
 
-    /// Ends the whole set; the proof is that it is stored.
-    pub fn kill(self, _stored: &Committed) -> Result<u64> {
+    /// Ends the whole set; the proof is that it is stored. Gives the pause, and those who were killed and do not end.
+    pub fn kill(self, _stored: &Committed) -> Result<(u64, Vec<Pid>)> {
         for process in &self.processes {
             process.kill()?;
         }
@@ -573,7 +573,6 @@ impl Frozen {
             .collect();
         drop(self);
         // As their tracer we hear of their end first; waiting makes sure that none of them is left when we return.
-        crate::tracee::reap(pids);
-        Ok(pause)
+        Ok((pause, reap(pids, LINGER)))
     }
 }

@@ -3,7 +3,10 @@
 use super::tape::{Ran, Scratch, Tape};
 use super::{Pending, Stopped};
 use crate::error::Result;
-use std::time::Duration;
+use crate::ids::Pid;
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use std::time::{Duration, Instant};
 
 /// Parks many threads: all are set on their way before the first is waited for.
 pub fn park_all(threads: &mut [Stopped]) -> Result<()> {
@@ -73,4 +76,57 @@ pub fn release_all(threads: Vec<Stopped>) -> Result<()> {
         }
     }
     others.fold(released, |released, thread| released.and(thread.release()))
+}
+
+/// For how long killed threads are waited for while none of them ends: one with much memory takes its time.
+pub const LINGER: Duration = Duration::from_secs(30);
+
+/// Waits for the end of all of these, which were killed, in whatever order they end: the last thread of the init of a
+/// pid namespace ends only when everybody else in it has been waited for, by whoever has to. Those that have not ended
+/// although none has for so `long` are given back.
+pub fn reap(mut tids: Vec<Pid>, long: Duration) -> Vec<Pid> {
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+    let mut since = Instant::now();
+    while !tids.is_empty() && since.elapsed() < long {
+        let before = tids.len();
+        tids.retain(|tid| {
+            match waitpid(tid.nix(), Some(flags)) {
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => false,
+                // It is also what a tracer hears of a first thread that waits for the others of its process.
+                Err(Errno::ECHILD) => is_traced_here(*tid),
+                _ => true,
+            }
+        });
+        if tids.len() == before {
+            std::thread::sleep(Duration::from_micros(100));
+        } else {
+            since = Instant::now();
+        }
+    }
+    tids
+}
+
+/// Whether the calling thread traces this one.
+fn is_traced_here(tid: Pid) -> bool {
+    let text = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
+    let status = crate::proc::status::Status::parse(&text);
+    status.is_some_and(|s| s.tracer == nix::unistd::gettid().as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn who_does_not_end_is_told() {
+        let mut children: Vec<_> = (0..2)
+            .map(|_| Command::new("sleep").arg("1000").spawn().expect("sleep(1)"))
+            .collect();
+        let pids: Vec<Pid> = children.iter().map(|c| Pid(c.id() as i32)).collect();
+        children[0].kill().expect("our own child");
+        assert_eq!(reap(pids.clone(), Duration::from_millis(300)), pids[1..]);
+        children[1].kill().expect("our own child");
+        assert_eq!(reap(pids[1..].to_vec(), LINGER), []);
+    }
 }

@@ -12,7 +12,7 @@ pub mod regs;
 mod room;
 pub mod tape;
 
-pub use many::{park_all, play_all, release_all};
+pub use many::{LINGER, park_all, play_all, reap, release_all};
 
 use crate::error::{Context, Error, Result};
 use crate::ids::{Pid, Range};
@@ -138,34 +138,6 @@ fn look(tid: Pid, flags: i32) -> Result<Option<Halt>> {
         // No event is ever asked for; one that comes all the same is a plain halt.
         _ => Halt::Interrupted,
     }))
-}
-
-/// Waits for the end of all of these, which were killed, in whatever order they end: the last thread of the init of a
-/// pid namespace ends only when everybody else in it has been waited for.
-pub fn reap(mut tids: Vec<Pid>) {
-    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
-    while !tids.is_empty() {
-        let before = tids.len();
-        tids.retain(|tid| {
-            match waitpid(tid.nix(), Some(flags)) {
-                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => false,
-                // It is also what a tracer hears of a first thread that waits for the others of its process.
-                Err(Errno::ECHILD) => is_traced_here(*tid),
-                _ => true,
-            }
-        });
-        if tids.len() == before {
-            std::thread::sleep(std::time::Duration::from_micros(100));
-        }
-    }
-}
-
-/// Whether the calling thread traces this one.
-fn is_traced_here(tid: Pid) -> bool {
-    let text = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
-    let status = crate::proc::status::Status::parse(&text);
-    status.is_some_and(|s| s.tracer == nix::unistd::gettid().as_raw())
 }
 
 /// What /proc says of a thread that will not stop.
