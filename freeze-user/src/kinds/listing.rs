@@ -94,6 +94,16 @@ pub fn markdown() -> String {
         - whose child a process is among the threads of its parent (__WNOTHREAD), and so at whose end it gets the signal that it \
           wants at its parent's death: the first's;\n\
         - rights to I/O ports (ioperm, iopl);\n\
+        - whether the address of a bridge was given to it or is that of one of its ports, which it follows no more; that a device \
+          has been without a carrier since it was made, and so without a route for its multicasts; the name of what a second \
+          mount of cgroup2 was made from; the wishes for the next ids of System V objects (msg_next_id and its like);\n\
+        - a TCP connection that is being made behind a packet filter which drops what it sends: it fails;\n\
+        - that a process registered itself for membarrier(2) with core serializing or rseq alone: it may use the private \
+          expedited command, too;\n\
+        - that a private mapping of a file was counted as writable once (VmFlags ac), if it can be neither written nor read now;\n\
+        - to which user namespace a time namespace belongs that was made and not entered yet: to freeze's, so that its offsets \
+          cannot be set from within;\n\
+        - a signal that was sent with SI_TIMER and the number of a timer of its own, while that timer's waits as well;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\
         \n## What begins anew\n\n\
         - CPU time, start time, context switches, page faults and other counters: no kernel lets them be set;\n\
