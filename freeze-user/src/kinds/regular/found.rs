@@ -3,6 +3,7 @@
 use super::beneath::covered_mount;
 use crate::error::{Blocker, Context, Result as Restored, errno};
 use crate::ids::Pid;
+use crate::kinds::memfd::is_memfd;
 use crate::kinds::pipe::Bytes;
 use crate::nest::Nest;
 use crate::nest::space::Kind;
@@ -106,6 +107,10 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
     }
     if let Some(path) = gone {
         if stat.nlink == 0 || stat.kind() == libc::S_IFDIR {
+            // Its path leads from that mount, and anywhere else in a tree of files. That of memfds is the kernel's own.
+            if !is_memfd(link) && is_unmounted(at, tree) {
+                return Err(unmounted_for_good());
+            }
             return homeless(path, at, tree).map_or(Ok(Way::Gone), Err);
         }
         let other = elsewhere(&tree.path(path), stat, at, tree).map(Way::Lost);
@@ -188,10 +193,6 @@ fn homeless(path: &[u8], at: &str, tree: &Tree) -> Option<Obstacle> {
                 "unmount what covers it, or let the program close it",
             )
         });
-    }
-    // Its path leads from that mount, and anywhere else in a tree of files.
-    if is_unmounted(at, tree) {
-        return Some(unmounted_for_good());
     }
     walled(path, tree).map(|(why, remedy)| (format!("it was unlinked, and {why}"), remedy))
 }
