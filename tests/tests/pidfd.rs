@@ -119,6 +119,9 @@ int main(void) {
     int first = open_one(tids[1], O_NONBLOCK), ended = open_one(tids[2], 0);
     leave_one = 1;
     pthread_join(all[2], 0);
+    /* Who is joined has yet to end for good. */
+    struct pollfd end = { ended, POLLIN };
+    if (flag) SAME(OK(poll(&end, 1, 10000)), 1);
     int second = OK(dup(first)), s[2], e = OK(epoll_create1(0));
     struct epoll_event event = { EPOLLIN };
     OK(epoll_ctl(e, EPOLL_CTL_ADD, first, &event));
@@ -149,7 +152,6 @@ int main(void) {
     leave = 1;
     for (int n = 0; n < 2; n++) pthread_join(all[n], 0);
     if (flag) SAME(OK(epoll_wait(e, &event, 1, 5000)), 1);
-    /* Who is joined has yet to end for good. */
     struct pollfd both[] = { { got, POLLIN }, { first, POLLIN } };
     for (int n = 0; flag && n < 2; n++) SAME(OK(poll(&both[n], 1, 10000)), 1);
 }
