@@ -109,7 +109,7 @@ impl fmt::Display for Report {
                 let left: Vec<_> = left.iter().map(Pid::to_string).collect();
                 write!(
                     f,
-                    "; the processes were killed, but {} did not end yet: somebody outside has to wait for one of them",
+                    "; the processes were killed, but {} had not ended half a minute later",
                     left.join(", ")
                 )
             }

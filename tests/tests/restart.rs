@@ -131,6 +131,7 @@ conformance!(
 /* Calls on a socket with a time limit, which the kernel ends with EINTR whoever comes between, are none the wiser. */
 #include <sys/sendfile.h>
 #include <sys/un.h>
+#include <sys/utsname.h>
 enum { LIMIT = 100 };
 static int ends[8][2];
 static char full[1 << 16];
@@ -180,9 +181,13 @@ int main(void) {
         CHECK(!pthread_create(&threads[n], 0, in_call, (void *)n));
     }
     rest(50);
+    struct utsname before;
+    OK(uname(&before));
     freeze_here();
     /* Another kernel may have room where the one before had none. */
-    for (int n = 6; n < 8; n++) CHECK(pthread_tryjoin_np(threads[n], 0) == EBUSY);
+    struct utsname now;
+    OK(uname(&now));
+    for (int n = strcmp(now.release, before.release) ? 6 : 0; n < 8; n++) CHECK(pthread_tryjoin_np(threads[n], 0) == EBUSY);
     for (int n = 0; n < 6; n++) {
         while (pthread_tryjoin_np(threads[n], 0)) { recv(ends[n][1], full, sizeof full, MSG_DONTWAIT); nap(1); }
     }

@@ -279,7 +279,7 @@ fn narrow() -> nix::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
-/// How much each place of a pipe holds, which is read to its end.
+/// How much each place of a pipe holds, which is read to its end; nothing if one holds more than can be written into one.
 fn read_places(pipe: BorrowedFd<'_>, inside: usize) -> nix::Result<Vec<u32>> {
     let (read, write) = narrow()?;
     let (mut out, mut left) = (Vec::new(), inside);
@@ -287,6 +287,9 @@ fn read_places(pipe: BorrowedFd<'_>, inside: usize) -> nix::Result<Vec<u32>> {
     while left > 0 {
         // No more fits than what one place holds.
         let held = sys::tee(pipe, write.as_fd(), left)?;
+        if held > buf.len() {
+            return Ok(Vec::new());
+        }
         for end in [pipe, read.as_fd()] {
             let some = buf.get_mut(..held).filter(|b| !b.is_empty()).ok_or(Errno::EIO)?;
             if nix::unistd::read(end, some)? != held {

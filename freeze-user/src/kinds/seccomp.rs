@@ -124,7 +124,8 @@ impl ProcessKind for Seccomp {
             for thread in &mut building.threads {
                 thread.options(EXITKILL | SUSPEND_SECCOMP)?;
             }
-            let all = libc::SECCOMP_FILTER_FLAG_TSYNC;
+            // Where one cannot have it, that is an error then, and not the number of that thread.
+            let all = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
             record.install(&first.filters[..installed], all, building, n)?;
         }
         for thread in &record.threads {

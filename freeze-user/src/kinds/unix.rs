@@ -146,6 +146,9 @@ impl FdKind for Unix {
         let Some(socket) = view.unix.get(&fd.stat.ino) else {
             return;
         };
+        if super::socket::known::has_untold() {
+            Sockets::get();
+        }
         if view.ends.cut(fd) || addressed(socket, view) {
             return;
         }

@@ -108,7 +108,9 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
     if let Some(path) = gone {
         if stat.nlink == 0 || stat.kind() == libc::S_IFDIR {
             // Its path leads from that mount, and anywhere else in a tree of files. That of memfds is the kernel's own.
-            if !is_memfd(link) && is_unmounted(at, tree) {
+            let id = |path: &Path| ns::mount_id(path).ok();
+            let there = || id(above(&tree.path(path))) == id(at.as_ref());
+            if !is_memfd(link) && !there() && is_unmounted(at, tree) {
                 return Err(unmounted_for_good());
             }
             return homeless(path, at, tree).map_or(Ok(Way::Gone), Err);

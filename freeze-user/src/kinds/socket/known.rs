@@ -4,9 +4,12 @@
 use crate::observe::peek::arrived::Sockets;
 use crate::observe::view::{FdView, View};
 use crate::sys::getsockopt;
+use crate::sys::socket::set_option;
 use crate::sys::sockopt::{self, Options, SocketOption};
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 
 /// What changes without a call that sets it: room that grows with the traffic, by which processor that comes, how far a look
 /// ahead has come, and the name of a device.
@@ -88,9 +91,8 @@ impl Known {
 
 /// The options that a socket has, with one that the kernel takes from a unix socket and tells nobody.
 fn read_all(fd: &FdView, held: BorrowedFd<'_>, sets: &[&'static Options]) -> Vec<SocketOption> {
-    const SO_INQ: i32 = 84;
     let mut all = sockopt::read(held, sets);
-    let unix = fd.protocol.starts_with("UNIX");
+    let unix = fd.protocol.starts_with("UNIX") && has_untold();
     if unix && Sockets::get().and_then(|s| s.tells_rest(held)) == Some(true) {
         all.push(SocketOption {
             level: libc::SOL_SOCKET,
@@ -99,6 +101,19 @@ fn read_all(fd: &FdView, held: BorrowedFd<'_>, sets: &[&'static Options]) -> Vec
         });
     }
     all
+}
+
+/// Tells how much more waits in a unix stream with each message (since Linux 6.17), and whether it does to nobody.
+const SO_INQ: i32 = 84;
+
+/// Whether this kernel has that option, for which unix sockets must be looked into: to learn how takes a while, which the
+/// pause shall not and other kernels need not.
+pub fn has_untold() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let pair = UnixStream::pair();
+        pair.is_ok_and(|(one, _)| set_option(one.as_fd(), libc::SOL_SOCKET, SO_INQ, 1).is_ok())
+    })
 }
 
 fn cookie(held: BorrowedFd<'_>) -> Option<u64> {
