@@ -266,6 +266,7 @@ fn attempt(
     sys::boot_id();
     let kept = trust.looks.then(|| looks::begin(&trackings.looks));
     let view = survey(&request.roots, host, &ends)?;
+    fault::point("seen")?;
     let planned = plan(view, host)?;
     clock.note("plan");
     fault::point("begin")?;

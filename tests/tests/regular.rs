@@ -1,7 +1,10 @@
 //! Conformance of regular files: positions, flags, unlinked ones, shared descriptions, locks of every kind.
 
+use freeze_tests::cycle::{checkpoint_now, request};
 use freeze_tests::subject::output;
 use freeze_tests::{Running, c, conformance, freeze};
+use freeze_user::precopy::Trackings;
+use freeze_user::sys::fault;
 use std::time::{Duration, Instant};
 
 conformance!(
@@ -482,6 +485,46 @@ int main(int argc, char **argv) {
 }
 "#)
 );
+
+/// By the time a file is sought at the path that it was seen at, another is there; at the next look it is another's turn.
+#[test]
+fn files_that_are_renamed_all_the_time() {
+    let subject = c(r#"
+static volatile int over;
+static void *rename_files(void *unused) {
+    for (int n = 0; !over; n = (n + 1) % 8) {
+        static int fds[8];
+        char was[PATH_MAX], is[PATH_MAX];
+        snprintf(was, sizeof was, "%.2000s/was-%d", here_dir, n);
+        snprintf(is, sizeof is, "%.2000s/is-%d", here_dir, n);
+        int old = fds[n];
+        if (old) {
+            OK(rename(was, is));
+            OK(unlink(is));
+        }
+        /* The old one is still there, so that this one has another inode. */
+        fds[n] = OK(open(was, O_CREAT | O_EXCL | O_RDWR, 0600));
+        if (old) OK(close(old));
+        usleep(200);
+    }
+    return unused;
+}
+int main(void) {
+    pthread_t thread;
+    SAME(pthread_create(&thread, NULL, rename_files, NULL), 0);
+    freeze_here();
+    over = 1;
+    SAME(pthread_join(thread, NULL), 0);
+}
+"#);
+    let mut running = Running::start(&subject, "renaming");
+    let armed = fault::meddle("seen", || std::thread::sleep(Duration::from_millis(30)));
+    let image = running.dir().join("image");
+    let done = checkpoint_now(&request(running.pid, image, false), &mut Trackings::new());
+    drop(armed);
+    done.unwrap_or_else(|e| panic!("{e}"));
+    running.verdict();
+}
 
 #[test]
 fn what_is_immutable_gets_no_second_name() {

@@ -56,6 +56,7 @@ impl ProcessKind for FdTable {
         looks::foresee_identities(here.map(|f| Path::new(OsStr::from_bytes(&f.link))));
         let bound = view.each().any(|q| view.namespace(q, "user") != 0);
         for fd in &p.fds {
+            let before = out.len();
             if bound && is_of_thread(&fd.link) {
                 out.push(
                     fd.blocker()
@@ -66,6 +67,11 @@ impl ProcessKind for FdTable {
             match kind_of(fd) {
                 Some(kind) => (kind.verdict)(fd, view, out),
                 None => out.push(unknown(fd)),
+            }
+            // Whoever keeps making and renaming files would be refused for another one at each look. What is there once it
+            // stands still is judged then.
+            if out.len() > before && !fd.is_as_seen() {
+                out.truncate(before);
             }
         }
     }

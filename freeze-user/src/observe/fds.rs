@@ -53,6 +53,16 @@ impl FdView {
         format!("/proc/{}/fd/{}", self.by, self.fd)
     }
 
+    /// Whether under its number there is still what was seen. In a process that runs, it may have been closed or renamed since,
+    /// and what was found out about it by its path is worth nothing then.
+    pub fn is_as_seen(&self) -> bool {
+        let which = |s: &FileStat| (s.dev, s.ino, s.nlink);
+        let at = self.at();
+        let link = std::fs::read_link(&at).map(|l| l.into_os_string().into_vec());
+        link.is_ok_and(|link| link == self.link)
+            && FileStat::of(&at).is_ok_and(|now| which(&now) == which(&self.stat))
+    }
+
     /// A duplicate of it in freeze. A first thread that has ended has none to give: another's are the process's too.
     pub fn duplicate(&self) -> nix::Result<OwnedFd> {
         let holder = match self.by == self.pid {
