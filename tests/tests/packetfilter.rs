@@ -263,3 +263,40 @@ with socket.socket() as unrelated:
 "##
     )
 );
+
+// What it sends is for the filters, as before; and nobody hears of it while the restore is under way.
+conformance!(
+    a_connection_that_is_dropped_on_its_way,
+    walled(
+        r##"
+import select
+sh("iptables-legacy -A INPUT -p tcp --syn --dport 8001 -j DROP; iptables-legacy -A OUTPUT -p tcp --syn --dport 8002 -j DROP")
+SYN_SENT, ESTABLISHED = 2, 1
+def state(s):
+    return s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0]
+pairs = []
+for port in 8001, 8002:
+    listening = socket.create_server(("127.0.0.1", port))
+    connecting = socket.socket()
+    connecting.setblocking(False)
+    try:
+        connecting.connect(("127.0.0.1", port))
+    except BlockingIOError:
+        pass
+    pairs.append((listening, connecting))
+assert [state(c) for _, c in pairs] == [SYN_SENT] * 2
+freeze_here()
+assert [state(c) for _, c in pairs] == [SYN_SENT] * 2, "it got through"
+assert not select.select([l for l, _ in pairs], [], [], 0)[0]
+sh("iptables-legacy -F")
+for listening, connecting in pairs:
+    # The next attempt comes by itself, a second after the first, or two or four.
+    assert select.select([], [connecting], [], 100)[1]
+    assert connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    accepted, _ = listening.accept()
+    connecting.setblocking(True)
+    connecting.sendall(b"here")
+    assert accepted.recv(100) == b"here"
+"##
+    )
+);

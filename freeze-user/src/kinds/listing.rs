@@ -97,7 +97,6 @@ pub fn markdown() -> String {
         - whether the address of a bridge was given to it or is that of one of its ports, which it follows no more; that a device \
           has been without a carrier since it was made, and so without a route for its multicasts; the name of what a second \
           mount of cgroup2 was made from; the wishes for the next ids of System V objects (msg_next_id and its like);\n\
-        - a TCP connection that is being made behind a packet filter which drops what it sends: it fails;\n\
         - that a process registered itself for membarrier(2) with core serializing or rseq alone: it may use the private \
           expedited command, too;\n\
         - that a private mapping of a file was counted as writable once (VmFlags ac), if it can be neither written nor read now;\n\

@@ -16,7 +16,7 @@ use crate::sys::datagram::address_of;
 use crate::sys::tcp::{info, state};
 use crate::sys::{self, socket, sockopt};
 use connection::Connection;
-pub use connection::{depart, release};
+pub use connection::{depart, release, set_out};
 use failed::Failed;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -466,8 +466,14 @@ impl FdKind for Tcp {
                 fin_sent,
             } => {
                 let name = || format!("{}: to {}", record.base.label(), readable(&remote.0));
+                if !*made {
+                    let fd = nest.file(placed.id)?.try_clone_to_owned();
+                    let fd = fd.on("fcntl(F_DUPFD)", name)?;
+                    connection::later(fd, remote, name(), nest);
+                    return Ok(());
+                }
                 let fd = nest.file(placed.id)?;
-                connect(fd, &remote.0, *made).on("connect", name)?;
+                connect(fd, &remote.0, true).on("connect", name)?;
                 if !written.0.is_empty() {
                     let _room =
                         sockopt::Roomy::new(fd, written.0.len()).on("setsockopt(SO_SNDBUFFORCE)", name)?;

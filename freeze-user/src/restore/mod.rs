@@ -76,6 +76,7 @@ impl Ready {
         fault::point("fly").map_err(|e| e.fate(Fate::TakenDown))?;
         tcp::depart(&mut nest);
         namespaces::let_in(&mut nest, &namespaces).map_err(|e| e.fate(Fate::TakenDown))?;
+        tcp::set_out(&mut nest);
         let warnings = std::mem::take(&mut nest.warnings);
         let roots = nest.fly()?;
         let restored = Restored {

@@ -64,6 +64,14 @@ struct Outside {
     /// By which name in which network namespace (by its inode), with a descriptor of that.
     holds: BTreeMap<(String, u64), OwnedFd>,
     waiting: Vec<Departure>,
+    setting_out: Vec<SettingOut>,
+}
+
+/// One that was on its way: what it sends is for the packet filters, which are not there before.
+struct SettingOut {
+    fd: OwnedFd,
+    remote: Bytes,
+    name: String,
 }
 
 /// One of them, which makes no sound until then.
@@ -605,7 +613,8 @@ pub fn release(id: &crate::store::CheckpointId) -> Result<bool> {
 
 /// The last step of a restore: the wires to outside are opened, and their connections go on.
 pub fn depart(nest: &mut Nest) {
-    let Outside { holds, waiting } = std::mem::take(nest.state::<Outside>());
+    let Outside { holds, waiting, .. } = nest.state::<Outside>();
+    let (holds, waiting) = (std::mem::take(holds), std::mem::take(waiting));
     for ((name, _), net) in holds {
         // One that was made anew has let in nothing so far.
         let open = || Ok(wire::release(&name)? | wire::release(netns::SHUT)?);
@@ -633,6 +642,24 @@ pub fn depart(nest: &mut Nest) {
                 one.base.label(),
                 e.desc()
             ));
+        }
+    }
+}
+
+/// Has a connection that was on its way set out again by [`set_out`].
+pub(super) fn later(fd: OwnedFd, remote: &Bytes, name: String, nest: &mut Nest) {
+    let remote = remote.clone();
+    nest.state::<Outside>()
+        .setting_out
+        .push(SettingOut { fd, remote, name });
+}
+
+/// Connections that were on their way set out again, now that networks let in what answers them.
+pub fn set_out(nest: &mut Nest) {
+    for one in std::mem::take(&mut nest.state::<Outside>().setting_out) {
+        if let Err(e) = super::connect(one.fd.as_fd(), &one.remote.0, false) {
+            nest.warnings
+                .push(format!("{}: it cannot be made any more: {}", one.name, e.desc()));
         }
     }
 }
