@@ -1,6 +1,8 @@
 //! Conformance of address spaces: contents, protections, advice, sharing, brk and stacks.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::cycle::{checkpoint_now, request, restore_now};
+use freeze_tests::{Running, c, conformance};
+use freeze_user::precopy::Trackings;
 
 conformance!(
     anonymous,
@@ -281,6 +283,63 @@ int main(void) {
 }
 "#)
 );
+
+/// With many processes not every pair of them is compared.
+#[test]
+fn shared_by_many() {
+    let subject = c(r#"
+/* Families beside each other, each of which shares what nobody else has. */
+enum { N = 500, P = 4096, FAMILIES = 4 };
+static long pss(int pid) {
+    char path[64], line[256]; long n = 0;
+    snprintf(path, sizeof path, "/proc/%d/smaps_rollup", pid);
+    FILE *f = fopen(path, "r"); CHECK(f);
+    while (fgets(line, sizeof line, f)) if (sscanf(line, "Pss_Anon: %ld", &n) == 1) break;
+    fclose(f);
+    return n;
+}
+static void whole(const char *m, int family, int own) {
+    for (int i = 0; i < N; i++) SAME(m[i * P], i < 20 ? own : i < 50 ? 'r' : (char)(i % 100 + family));
+}
+int main(void) {
+    char *m = OK(mmap(0, N * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    for (int i = 0; i < N; i++) memset(m + i * P, 'r', P);
+    volatile int *all = OK(mmap(0, P, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    int *pids = (int *)all + 2;
+    for (int k = 0; k < FAMILIES; k++) {
+        int child = OK(fork());
+        if (child) { pids[2 * k] = child; continue; }
+        for (int i = 50; i < N; i++) m[i * P] = i % 100 + k;
+        int below = OK(fork()), status = 0;
+        char own = below ? 'a' : 'b';
+        for (int i = 0; i < 20; i++) m[i * P] = own;
+        if (below) pids[2 * k + 1] = below;
+        __sync_fetch_and_add(all, 1);
+        while (!all[1]) nap(2);
+        whole(m, k, own);
+        if (below) OK(waitpid(below, &status, 0));
+        _exit(status != 0);
+    }
+    while (all[0] != 2 * FAMILIES) nap(2);
+    rest(50);
+    long before = pss(getpid()), after;
+    for (int k = 0; k < 2 * FAMILIES; k++) before += pss(pids[k]);
+    freeze_here();
+    after = pss(getpid());
+    for (int k = 0; k < 2 * FAMILIES; k++) after += pss(pids[k]);
+    all[1] = 1;
+    if (after > before + before / 50 + 1024) DIE("the tree has grown from %ld to %ld kB", before, after);
+    for (int k = 0; k < FAMILIES; k++) { int status; OK(waitpid(pids[2 * k], &status, 0)); SAME(status, 0); }
+}
+"#);
+    let mut running = Running::start(&subject, "many");
+    let image = running.dir().join("image");
+    checkpoint_now(&request(running.pid, image.clone(), true), &mut Trackings::new())
+        .unwrap_or_else(|e| panic!("{e}"));
+    running.wait_gone();
+    restore_now(&image).unwrap_or_else(|e| panic!("{e}"));
+    running.verdict();
+}
 
 conformance!(
     guards,

@@ -129,10 +129,15 @@ impl Entry {
         self.bit(56)
     }
 
+    /// Whether another page table may have its page too.
+    pub fn may_be_shared(self) -> bool {
+        (self.present() || self.swapped()) && !self.exclusive()
+    }
+
     /// Whether another entry leads to the same page, of memory or swap; `None` if the reader was not shown enough.
     pub fn same_page(self, other: Entry) -> Option<bool> {
-        let held = |e: Entry| (e.present() || e.swapped()) && !e.exclusive();
-        if !held(self) || !held(other) || self.present() != other.present() {
+        let both = self.may_be_shared() && other.may_be_shared();
+        if !both || self.present() != other.present() {
             return Some(false);
         }
         match (self.frame(), other.frame()) {
