@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use raw::{get_dispatch, get_mask, get_regs, set_dispatch, set_mask, set_regs};
 use regs::Regs;
 pub use replay::Replay;
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::marker::PhantomData;
 use std::sync::LazyLock;
 use std::thread::available_parallelism;
@@ -304,7 +304,7 @@ pub struct Stopped {
     /// How long it had been asleep in the call it was found in, as far as that is known.
     asleep: Duration,
     /// Its extended state, once it was asked for.
-    extended: OnceCell<Vec<u8>>,
+    extended: OnceCell<Box<[u8]>>,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -375,11 +375,18 @@ impl Stopped {
         if self.extended.get().is_none() {
             let _ = self.extended.set(self.read_xstate()?);
         }
-        Ok(self.extended.get().map_or(&[], Vec::as_slice))
+        Ok(self.extended.get().map_or(&[], |state| state))
     }
 
-    fn read_xstate(&self) -> Result<Vec<u8>> {
-        let mut buf = vec![0u8; 16384];
+    fn read_xstate(&self) -> Result<Box<[u8]>> {
+        thread_local! {
+            // Of a thousand threads each would take four new pages for a state that fits one.
+            static ROOM: RefCell<Vec<u8>> = RefCell::new(vec![0; 16384]);
+        }
+        ROOM.with_borrow_mut(|room| self.read_xstate_by(room))
+    }
+
+    fn read_xstate_by(&self, buf: &mut Vec<u8>) -> Result<Box<[u8]>> {
         loop {
             let mut iov = libc::iovec {
                 iov_base: buf.as_mut_ptr().cast(),
@@ -393,8 +400,7 @@ impl Stopped {
             )
             .on("ptrace(GETREGSET, X86_XSTATE)", || format!("thread {}", self.tid))?;
             if iov.iov_len < buf.len() {
-                buf.truncate(iov.iov_len);
-                return Ok(buf);
+                return Ok(buf[..iov.iov_len].into());
             }
             buf.resize(buf.len() * 2, 0);
         }
@@ -520,12 +526,11 @@ impl Stopped {
         Ok(Some((out, metadata[1])))
     }
 
-    /// Sets raw registers without remembering them: for what is run in its place.
-    fn drive(&mut self, regs: &Regs) -> Result<()> {
-        if !self.changed {
-            // Nothing that is queued may act while other code runs in its place.
-            set_mask(self.tid, !0).on("ptrace(SETSIGMASK)", || format!("thread {}", self.tid))?;
-        }
+    /// Sets raw registers without remembering them: for what is run in its place, which no signal but those that `mask` leaves
+    /// out may meet.
+    fn drive(&mut self, regs: &Regs, mask: u64) -> Result<()> {
+        // First: nothing that is queued may act while other code runs in its place.
+        set_mask(self.tid, mask).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         self.changed = true;
         if self.dispatch[0] != 0 && !self.undispatched {
             set_dispatch(self.tid, [0; 4]).map_err(|e| self.lost("ptrace(SET_SYSCALL_USER_DISPATCH)", e))?;
@@ -559,8 +564,7 @@ impl Stopped {
             orig_rax: !0,
             ..self.found
         };
-        self.drive(&regs)?;
-        set_mask(self.tid, !(1 << (libc::SIGTRAP - 1))).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        self.drive(&regs, !(1 << (libc::SIGTRAP - 1)))?;
         self.resume(true)?;
         let now = self.arrive(true, libc::SIGTRAP, insn + 2, Some(patience()))?;
         set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
@@ -573,8 +577,7 @@ impl Stopped {
             return Ok(());
         }
         let from = self.found;
-        self.drive(&from)?;
-        set_mask(self.tid, !(1 << (libc::SIGTRAP - 1))).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
+        self.drive(&from, !(1 << (libc::SIGTRAP - 1)))?;
         self.resume(true)?;
         let now = self.arrive_where(true, libc::SIGTRAP, |rip| !code.contains(rip), None)?;
         set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
@@ -609,6 +612,8 @@ impl Stopped {
             return Ok(());
         }
         set_regs(self.tid, &self.found).map_err(|e| self.lost("ptrace(SETREGSET)", e))?;
+        // A tape leaves open by what signal it ends.
+        set_mask(self.tid, !0).map_err(|e| self.lost("ptrace(SETSIGMASK)", e))?;
         ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(INTERRUPT)", e))?;
         self.resume(false)
     }
@@ -662,7 +667,7 @@ impl Stopped {
                 orig_rax: !0,
                 ..self.found
             };
-            self.drive(&regs)?;
+            self.drive(&regs, !0)?;
             ptrace(libc::PTRACE_CONT, self.tid, 0, 0).map_err(|e| self.lost("ptrace(CONT)", e))?;
         }
         let tid = self.tid;
@@ -685,7 +690,7 @@ impl Stopped {
             orig_rax: !0,
             ..self.found
         };
-        self.drive(&regs)?;
+        self.drive(&regs, !0)?;
         let tid = self.tid;
         std::mem::forget(self);
         ptrace(libc::PTRACE_DETACH, tid, 0, 0).on("ptrace(DETACH)", || format!("thread {tid}"))?;
@@ -699,7 +704,7 @@ impl Stopped {
     ///
     /// A SIGCONT stays pending.
     pub fn stop_and_go(&mut self, pid: Pid) -> Result<()> {
-        self.drive(&self.found.clone())?;
+        self.drive(&self.found.clone(), !0)?;
         crate::sys::tgkill(pid, self.tid, libc::SIGSTOP).map_err(|e| self.lost("tgkill", e))?;
         let mut deliver = 0;
         loop {

@@ -92,7 +92,8 @@ const FX_SW: usize = 464;
 pub fn return_frame(regs: &Regs, mask: u64, xstate: &[u8], at: u64) -> Vec<u8> {
     let regs = if regs.restarts() { regs.rewound() } else { *regs };
     const FP_AT: usize = 512;
-    let mut out = vec![0u8; 8];
+    let mut out = Vec::with_capacity(FP_AT + xstate.len() + 4);
+    out.resize(8, 0u8);
     let mut words = |list: &[u64]| list.iter().for_each(|w| out.extend_from_slice(&w.to_ne_bytes()));
     words(&[UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS]);
     words(&[0]); // uc_link
@@ -111,15 +112,15 @@ pub fn return_frame(regs: &Regs, mask: u64, xstate: &[u8], at: u64) -> Vec<u8> {
     words(&[mask]);
     if !xstate.is_empty() {
         out.resize(FP_AT, 0);
-        let mut fp = xstate.to_vec();
+        out.extend_from_slice(xstate);
+        let fp = &mut out[FP_AT..];
         let features: [u8; 8] = fp[FX_SW..FX_SW + 8].try_into().unwrap_or_default();
         let size = fp.len() as u32;
         fp[FX_SW..FX_SW + 4].copy_from_slice(&FP_XSTATE_MAGIC1.to_ne_bytes());
         fp[FX_SW + 4..FX_SW + 8].copy_from_slice(&(size + 4).to_ne_bytes());
         fp[FX_SW + 8..FX_SW + 16].copy_from_slice(&features);
         fp[FX_SW + 16..FX_SW + 20].copy_from_slice(&size.to_ne_bytes());
-        fp.extend_from_slice(&FP_XSTATE_MAGIC2.to_ne_bytes());
-        out.extend_from_slice(&fp);
+        out.extend_from_slice(&FP_XSTATE_MAGIC2.to_ne_bytes());
     }
     out
 }

@@ -7,7 +7,7 @@
 
 use super::Stopped;
 use super::arrive::patience;
-use super::raw::{get_regs, set_mask};
+use super::raw::get_regs;
 use super::regs::{Regs, return_frame};
 use super::room::{self, Room};
 use crate::error::{Context, Error, Result};
@@ -16,6 +16,8 @@ use crate::proc::maps::Vma;
 use crate::proc::status::Status;
 use crate::sys;
 use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use std::io::IoSlice;
 
 /// ```text
 /// loop: mov eax,[rbx]; mov rdi,[rbx+8]; … mov r9,[rbx+48]; syscall; mov [rbx+56],rax
@@ -382,27 +384,27 @@ impl Tape<'_> {
         let frame_at = self.scratch.lane.end - FRAME;
         let room = (frame_at - base) as usize;
         let data_len = image.len();
+        let too_long = |what: &str, len: usize| {
+            Error::kernel(
+                "tape",
+                format!("pid {pid}: {len} bytes of {what}"),
+                Errno::ENOBUFS,
+            )
+        };
+        if image.len() > room {
+            return Err(too_long("calls", image.len()));
+        }
         if self.scratch.escape {
             // Always at the same place with the same contents: a thread that stands at the end of its last tape
             // has its frame intact whatever is written before it.
             let frame = return_frame(&thread.found, thread.mask, thread.xstate()?, frame_at);
             if frame.len() as u64 > FRAME {
-                return Err(Error::kernel(
-                    "tape",
-                    format!("pid {pid}: {} bytes of registers", frame.len()),
-                    Errno::ENOBUFS,
-                ));
+                return Err(too_long("registers", frame.len()));
             }
-            poke(pid, frame_at, &frame)?;
+            poke_two(pid, (frame_at, &frame), (base, &image))?;
+        } else {
+            poke(pid, base, &image)?;
         }
-        if image.len() > room {
-            return Err(Error::kernel(
-                "tape",
-                format!("pid {pid}: {} bytes of calls", image.len()),
-                Errno::ENOBUFS,
-            ));
-        }
-        poke(pid, base, &image)?;
         let regs = Regs {
             rip: self.scratch.range.start,
             rbx: base + calls_at as u64,
@@ -420,8 +422,7 @@ impl Tape<'_> {
             eflags: thread.found.eflags & !(1 << 10 | 1 << 8),
             ..thread.found
         };
-        thread.drive(&regs)?;
-        set_mask(pid, !(1 << (self.scratch.signal - 1))).map_err(|e| thread.lost("ptrace(SETSIGMASK)", e))?;
+        thread.drive(&regs, !(1 << (self.scratch.signal - 1)))?;
         Ok(Started {
             calls: self.calls,
             base,
@@ -488,7 +489,7 @@ impl Started {
         }
         let within = self.escape.then(patience);
         thread.arrive(false, self.signal, self.end, within)?;
-        set_mask(thread.tid(), !0).map_err(|e| thread.lost("ptrace(SETSIGMASK)", e))?;
+        // It stands before the delivery of that signal, with a mask that lets it pass: whatever runs next sets another.
         let mut image = vec![0; self.data_len];
         let from = [Range::new(self.base, self.base + self.data_len as u64)];
         let n =
@@ -566,6 +567,20 @@ fn check(pid: Pid, call: &'static str, result: i64) -> Result<i64> {
         )),
         n => Ok(n),
     }
+}
+
+/// Writes to two places of a process, the first before the second.
+fn poke_two(pid: Pid, first: (u64, &[u8]), second: (u64, &[u8])) -> Result<()> {
+    let remote = [first, second].map(|(at, bytes)| RemoteIoVec {
+        base: at as usize,
+        len: bytes.len(),
+    });
+    let local = [IoSlice::new(first.1), IoSlice::new(second.1)];
+    if process_vm_writev(pid.nix(), &local, &remote) == Ok(first.1.len() + second.1.len()) {
+        return Ok(());
+    }
+    poke(pid, first.0, first.1)?;
+    poke(pid, second.0, second.1)
 }
 
 /// Writes to a process regardless of protection, through /proc/PID/mem where the direct way is refused.
