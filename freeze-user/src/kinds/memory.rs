@@ -24,6 +24,7 @@ use crate::nest::{Nest, Options, is_vdso};
 use crate::observe::looks;
 use crate::observe::view::{FileStat, ProcessView, View};
 use crate::proc::maps::Vma;
+use crate::sys::files::guarded;
 use crate::tracee::tape::Tape;
 use policy::Policy;
 use rings::Ring;
@@ -222,7 +223,7 @@ impl Mapped {
                 };
                 let (tree, name) = view.trees.place(view.namespace(p, "mnt"), &at, &v.name, &stat);
                 let obstacle = FileRef::obstacle(&name, &stat, &at, &tree);
-                Mapped::File(obstacle.or_else(|| shut(&stat, &at, how, &tree)))
+                Mapped::File(obstacle.or_else(|| shut(&stat, || guarded(at.as_ref()), &at, how, &tree)))
             }
             Ok(stat) => Mapped::Device {
                 zero: is_zero_device(&stat),

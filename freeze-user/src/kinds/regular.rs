@@ -692,8 +692,9 @@ impl FdKind for Regular {
     fn verdict(fd: &FdView, _: &View, out: &mut Vec<Blocker>) {
         if let Some((why, remedy)) = FileRef::obstacle(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
             out.push(fd.blocker().why(why).remedy(remedy));
-        } else if let Some((why, remedy)) = found::shut(&fd.stat, &fd.at(), fd.flags(), &fd.tree)
-            .or_else(|| found::asked_for(&fd.link, &fd.at(), fd.flags()))
+        } else if let Some((why, remedy)) =
+            found::shut(&fd.stat, || fd.guarded, &fd.at(), fd.flags(), &fd.tree)
+                .or_else(|| found::asked_for(&fd.link, &fd.at(), fd.flags()))
         {
             out.push(fd.blocker().why(why).remedy(remedy));
         }

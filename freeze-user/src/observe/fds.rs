@@ -10,11 +10,13 @@ use crate::observe::tree::Tree;
 use crate::observe::view::{SAME_LOOKS, malformed, speaker, unreadable_link};
 use crate::proc::fdinfo::FdInfo;
 use crate::sys;
+use crate::sys::files::Guarded;
 use crate::sys::socket::protocol_of;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::Mode;
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -30,6 +32,8 @@ pub struct FdView {
     /// What /proc/PID/fd/N points to: a path, `pipe:[…]`, `anon_inode:[…]`.
     pub link: Vec<u8>,
     pub stat: FileStat,
+    /// Whether something keeps its inode from being opened for writing.
+    pub guarded: Option<Guarded>,
     pub info: FdInfo,
     /// Of a socket, the name of its protocol (`TCP`, `UNIX-STREAM`); else empty.
     pub protocol: String,
@@ -220,13 +224,25 @@ impl Shelf {
         }
     }
 
+    fn stat(&self, number: &str) -> nix::Result<(FileStat, Option<Guarded>)> {
+        let name = CString::new(number).map_err(|_| Errno::EINVAL)?;
+        match sys::files::stat_guarded(self.links.as_fd(), &name) {
+            Ok((stat, guarded)) => Ok((FileStat::from(&stat), guarded)),
+            // Where a filter lets nobody make that call.
+            Err(Errno::ENOSYS | Errno::EPERM) => {
+                let stat = nix::sys::stat::fstatat(&self.links, number, AtFlags::empty())?;
+                Ok((FileStat::from(&stat), None))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// All but the sort of its file system. A socket that was there a moment ago, as `known`, has its protocol still.
     fn read(&self, pid: Pid, fd: i32, known: Option<&FdView>) -> Result<FdView> {
         let number = fd.to_string();
         let link = self.link(fd)?;
-        let stat = nix::sys::stat::fstatat(&self.links, number.as_str(), AtFlags::empty())
-            .on("stat", || self.path(fd))?;
-        let link = self.named(fd, link, stat.st_dev, stat.st_ino);
+        let (stat, guarded) = self.stat(&number).on("stat", || self.path(fd))?;
+        let link = self.named(fd, link, stat.dev, stat.ino);
         let info_path = || format!("/proc/{}/fdinfo/{fd}", self.by);
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let info =
@@ -246,7 +262,8 @@ impl Shelf {
             by: self.by,
             fd,
             link,
-            stat: FileStat::from(&stat),
+            stat,
+            guarded,
             info,
             protocol,
             tree: Tree::default(),

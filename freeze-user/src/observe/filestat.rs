@@ -56,6 +56,22 @@ impl From<&std::fs::Metadata> for FileStat {
     }
 }
 
+impl From<&libc::statx> for FileStat {
+    fn from(s: &libc::statx) -> FileStat {
+        FileStat {
+            dev: libc::makedev(s.stx_dev_major, s.stx_dev_minor),
+            ino: s.stx_ino,
+            mode: u32::from(s.stx_mode),
+            nlink: u64::from(s.stx_nlink),
+            uid: s.stx_uid,
+            gid: s.stx_gid,
+            rdev: libc::makedev(s.stx_rdev_major, s.stx_rdev_minor),
+            size: s.stx_size,
+            mtime: (s.stx_mtime.tv_sec, i64::from(s.stx_mtime.tv_nsec)),
+        }
+    }
+}
+
 impl From<&nix::sys::stat::FileStat> for FileStat {
     fn from(s: &nix::sys::stat::FileStat) -> FileStat {
         FileStat {

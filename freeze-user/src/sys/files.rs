@@ -2,7 +2,8 @@
 
 use super::{Sys, owned, plain, raw};
 use nix::errno::Errno;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -100,11 +101,33 @@ pub enum Guarded {
 /// Whether what `path` leads to is guarded so.
 pub fn guarded(path: &Path) -> Option<Guarded> {
     let attributes = super::ns::statx(path, 0).ok()?[1];
+    guard_of(attributes)
+}
+
+fn guard_of(attributes: u64) -> Option<Guarded> {
     match attributes {
         a if a & libc::STATX_ATTR_IMMUTABLE as u64 != 0 => Some(Guarded::Immutable),
         a if a & libc::STATX_ATTR_APPEND as u64 != 0 => Some(Guarded::AppendOnly),
         _ => None,
     }
+}
+
+/// What a link in a directory leads to, as stat(2) shows it, and whether that is guarded so, in one call.
+pub fn stat_guarded(dir: BorrowedFd<'_>, name: &CStr) -> Sys<(libc::statx, Option<Guarded>)> {
+    let mut out = MaybeUninit::<libc::statx>::zeroed();
+    let args = [
+        dir.as_raw_fd() as u64,
+        name.as_ptr() as u64,
+        libc::AT_NO_AUTOMOUNT as u64,
+        u64::from(libc::STATX_BASIC_STATS),
+        out.as_mut_ptr() as u64,
+        0,
+    ];
+    // SAFETY: a terminated string, and room for one struct statx.
+    unsafe { raw(libc::SYS_statx, args)? };
+    // SAFETY: plain numbers, all zero where the kernel has written none.
+    let stat = unsafe { out.assume_init() };
+    Ok((stat, guard_of(stat.stx_attributes)))
 }
 
 /// Those flags of an inode that chattr(1) sets and that can be set on any file: S, i, a, d, A, D.

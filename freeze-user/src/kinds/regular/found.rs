@@ -209,13 +209,19 @@ fn comes_along(device: u64, at: &Path, tree: &Tree) -> bool {
     tree.number != 0 && statfs(at).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC) && !ours()
 }
 
-/// What keeps a file that is still there from being opened anew with these flags.
-pub fn shut(stat: &FileStat, at: &str, flags: i32, tree: &Tree) -> Option<Obstacle> {
+/// What keeps a file that is still there, and may be guarded, from being opened anew with these flags.
+pub fn shut(
+    stat: &FileStat,
+    guarded: impl FnOnce() -> Option<Guarded>,
+    at: &str,
+    flags: i32,
+    tree: &Tree,
+) -> Option<Obstacle> {
     let writes = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
     if !writes || stat.nlink == 0 {
         return None;
     }
-    let why = match files::guarded(at.as_ref())? {
+    let why = match guarded()? {
         Guarded::Immutable => "it became immutable (chattr +i) after it was opened for writing",
         Guarded::AppendOnly if flags & libc::O_APPEND == 0 => {
             "it became append-only (chattr +a) after it was opened for writing without O_APPEND"
