@@ -5,6 +5,7 @@
 //! CPU it ran on. That clock is read by going there. A thread that slept through until it was halted has left its CPU
 //! of its own will exactly once since.
 
+use crate::crew;
 use crate::ids::Pid;
 use crate::observe::peek::Peek;
 use crate::observe::procfile::read_record;
@@ -43,7 +44,10 @@ impl Waits {
     pub fn of(tids: impl Iterator<Item = Pid>) -> Waits {
         let mut by_cpu: BTreeMap<usize, Vec<(Pid, Schedule)>> = BTreeMap::new();
         let mut out = BTreeMap::new();
-        for tid in tids.filter(|tid| waits_for_a_time(*tid)) {
+        let tids: Vec<Pid> = tids.collect();
+        let timed = crew::each(&tids, |tid| waits_for_a_time(*tid));
+        let tids = tids.into_iter().zip(timed);
+        for tid in tids.filter_map(|(tid, timed)| timed.then_some(tid)) {
             if let (Some(cpu), Some(schedule)) = (cpu_of(tid), schedule(&format!("/proc/{tid}/sched"))) {
                 by_cpu.entry(cpu).or_default().push((tid, schedule));
             } else {
