@@ -24,6 +24,7 @@ use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::time::Duration;
 use twins::Twins;
 
@@ -595,6 +596,7 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
     let view = ProcessView {
         speaker: by,
         vmas: read_vmas(by, Depth::Maps)?,
+        shows_ring: OnceLock::new(),
         ..ProcessView::clone(p)
     };
     fault::point("tracker")?;

@@ -278,8 +278,9 @@ impl ProcessKind for ThreadCgroups {
         let mut record = ThreadRecord::default();
         let path = |tid: Pid| format!("/proc/{pid}/task/{tid}/cgroup");
         let leader = looks::text(path(pid)).unwrap_or_default();
-        let threads = from.process.view.threads.iter().map(|t| t.tid);
-        let others: Vec<Pid> = threads.filter(|tid| *tid != pid).collect();
+        let threads = from.process.view.threads.iter();
+        let others = threads.filter(|t| t.tid != pid && !t.alike.cgroups);
+        let others: Vec<Pid> = others.map(|t| t.tid).collect();
         let paths: Vec<String> = others.iter().map(|tid| path(*tid)).collect();
         for (tid, text) in others.iter().zip(looks::texts(&paths)) {
             if text.unwrap_or_default() == leader {

@@ -125,7 +125,7 @@ impl ProcessKind for Credentials {
         let mut record = Record::of(&p.status, first, dumpable);
         let mut others = Vec::new();
         for (thread, bits) in from.process.threads().iter().zip(&bits) {
-            let Some(view) = p.threads.iter().find(|t| t.tid == thread.tid()) else {
+            let Some(view) = p.thread(thread.tid()) else {
                 continue;
             };
             let own = Record::of(&view.status, *bits, dumpable);

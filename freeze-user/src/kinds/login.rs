@@ -39,7 +39,8 @@ impl ProcessKind for Login {
 
     fn verdict(p: &ProcessView, _: &View, out: &mut Vec<Blocker>) {
         let own = uid_of(p.pid);
-        let others: Vec<Pid> = p.threads.iter().map(|t| t.tid).filter(|t| *t != p.pid).collect();
+        let others = p.threads.iter().filter(|t| t.tid != p.pid && !t.alike.login);
+        let others: Vec<Pid> = others.map(|t| t.tid).collect();
         let paths: Vec<String> = others
             .iter()
             .map(|tid| format!("/proc/{}/task/{tid}/loginuid", p.pid))

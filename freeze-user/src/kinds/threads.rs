@@ -154,7 +154,9 @@ impl ProcessKind for Threads {
                 t.tid != p.speaker && sys::kcmp(t.tid, p.speaker, *what, 0, 0).is_ok_and(Ordering::is_ne)
             };
             // Memory and handlers are the same for all threads whatever they do.
-            for (.., name) in TABLES[1..3].iter().filter(of_its_own) {
+            let tables = TABLES[1..3].iter().zip([t.alike.files, t.alike.directory]);
+            let asked = tables.filter_map(|(table, alike)| (!alike).then_some(table));
+            for (.., name) in asked.filter(of_its_own) {
                 out.push(
                     Blocker::of(p.pid, format!("thread {}", t.tid), *name)
                         .why("the thread has made it its own (unshare), and only processes can be carried so")

@@ -181,8 +181,7 @@ impl Btf {
         let want = if functions { kind::FUNC } else { kind::TYPEDEF };
         let mut out = HashMap::new();
         for (id, t) in self.all().filter(|(_, t)| t.kind() == want) {
-            let Some(name) = self.name(t.name) else { continue };
-            if let Some(asked) = names.iter().find(|n| n.as_bytes() == name) {
+            if let Some(asked) = names.iter().find(|n| self.is_named(t.name, n.as_bytes())) {
                 out.entry(*asked).or_insert(id);
             }
         }
@@ -240,12 +239,6 @@ impl Btf {
         let at = self.strings.0 + offset as usize;
         let text = self.data.get(at..self.strings.1);
         text.is_some_and(|t| t.starts_with(name) && t.get(name.len()) == Some(&0))
-    }
-
-    fn name(&self, offset: u32) -> Option<&[u8]> {
-        let (start, end) = self.strings;
-        let text = self.data.get(start..end)?.get(offset as usize..)?;
-        text.split(|&b| b == 0).next()
     }
 }
 

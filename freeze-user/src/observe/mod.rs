@@ -1,5 +1,6 @@
 //! What is known of processes without stopping them: a snapshot of /proc, or a map kept current by kernel events.
 
+pub mod alike;
 pub mod audit;
 pub mod btf;
 pub mod changes;

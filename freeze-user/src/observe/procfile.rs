@@ -1,8 +1,11 @@
 //! Reading files of /proc in few calls.
 
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 /// Room for what is read, kept by each thread: new memory for each of thousands of small files costs more than reading
@@ -22,6 +25,12 @@ pub fn read_record(path: &str) -> io::Result<Vec<u8>> {
 /// The same of one that is open.
 pub fn read_record_of(file: File) -> io::Result<Vec<u8>> {
     read(file, |n| n < 4096)
+}
+
+/// The same of one below a directory that is open: of thousands it is the longer way that takes the time.
+pub fn read_record_at(dir: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {
+    let file = nix::fcntl::openat(dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    read_record_of(file.into())
 }
 
 /// Reads one of any length in as few calls as the kernel allows, which hands out a page or so at a time.

@@ -35,9 +35,7 @@ impl Sweep {
 
     fn start() -> Option<Sweep> {
         // It tells pids of the first pid namespace; /proc shows those of ours.
-        const FIRST: u64 = 0xeffffffc;
-        let ours = nix::sys::stat::stat("/proc/self/ns/pid").ok()?;
-        if ours.st_ino != FIRST {
+        if !in_first_pid_namespace() {
             return None;
         }
         let btf = Btf::running().ok()?;
@@ -88,6 +86,12 @@ impl Sweep {
         }
         Some(out)
     }
+}
+
+/// Whether this process calls others by the numbers that eBPF programs have for them.
+pub(super) fn in_first_pid_namespace() -> bool {
+    const FIRST: u64 = 0xeffffffc;
+    nix::sys::stat::stat("/proc/self/ns/pid").is_ok_and(|ours| ours.st_ino == FIRST)
 }
 
 /// The same with the text of its link; `None` of one that has been closed.

@@ -3,6 +3,7 @@
 use crate::crew;
 use crate::error::{Blocker, Context, Error, Result, errno};
 use crate::ids::{Pid, Range};
+use crate::observe::alike::{self, Alike};
 use crate::observe::ends::Ends;
 use crate::observe::fds::read_fds;
 pub use crate::observe::fds::{FdView, read_fd};
@@ -10,7 +11,7 @@ pub use crate::observe::filestat::FileStat;
 use crate::observe::index::Index;
 pub use crate::observe::lasting::Lasting;
 use crate::observe::peers::{InetSocket, Nobodys, TcpTable, UnixSocket, unix_sockets};
-use crate::observe::procfile::{read_all, read_record};
+use crate::observe::procfile::{read_all, read_record, read_record_at};
 use crate::observe::sharing::{self, Sharing};
 pub use crate::observe::tasks::{all_pids, parents, tasks};
 use crate::observe::tree::{Tree, Trees};
@@ -22,11 +23,14 @@ use crate::proc::timers::{self, Timer};
 use crate::sys::pagemap;
 use crate::sys::{laps, ns};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// One thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct ThreadView {
     pub status: Status,
     /// Namespaces it has left its process for; with [`Depth::Maps`] looked for where it may have gone since.
     pub own_namespaces: Vec<&'static str>,
+    /// What it is known to have in common with the first thread, as long as that has not ended.
+    pub alike: Alike,
 }
 
 /// Where one of a process's links (`exe`, `cwd`, `root`) leads.
@@ -55,6 +61,7 @@ pub struct ProcessView {
     pub speaker: Pid,
     pub stat: Stat,
     pub status: Status,
+    /// By id.
     pub threads: Vec<ThreadView>,
     pub vmas: Vec<Vma>,
     /// Guard pages, where they were looked for: a walk over the page tables that must not be done in a pause.
@@ -69,12 +76,20 @@ pub struct ProcessView {
     pub cmdline: Vec<u8>,
     /// Whether its executable is an ELF file of class 32.
     pub exe_is_32_bit: bool,
+    /// Whether it shows an io_uring: looked for when it is asked for first, which each of its threads does.
+    pub shows_ring: OnceLock<bool>,
 }
 
 impl ProcessView {
     /// Its command for people, at most 60 characters.
     pub fn command(&self) -> String {
         command_text(&self.cmdline, &self.stat.comm)
+    }
+
+    /// Its thread with this id.
+    pub fn thread(&self, tid: Pid) -> Option<&ThreadView> {
+        let at = self.threads.binary_search_by_key(&tid, |t| t.tid).ok()?;
+        Some(&self.threads[at])
     }
 
     /// Whether all of it has ended; the first thread may, while others go on.
@@ -404,6 +419,7 @@ impl ProcessView {
             timers: Vec::new(),
             cmdline: Vec::new(),
             exe_is_32_bit: false,
+            shows_ring: OnceLock::new(),
         };
         let before = before.filter(|b| b.stat.start_time == p.stat.start_time && !b.namespaces.is_empty());
         p.cmdline = match before {
@@ -592,6 +608,25 @@ fn read_threads(p: &ProcessView, depth: Depth, tids: &[Pid]) -> Result<Vec<Threa
     let path = format!("/proc/{}/task", p.pid);
     let mut tids: Vec<i32> = tids.iter().map(|t| t.0).collect();
     tids.sort_unstable();
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let task = nix::fcntl::open(path.as_str(), flags, Mode::empty()).on("open", || path.clone())?;
+    let record = |tid: i32, name: &str| {
+        let name = format!("{tid}/{name}");
+        let text = read_record_at(task.as_fd(), &name).on("read", || format!("{path}/{name}"))?;
+        Ok((text, name))
+    };
+    let stat_of = |tid: i32| -> Result<Stat> {
+        let (text, name) = record(tid, "stat")?;
+        Stat::parse(&text).ok_or_else(|| malformed(&format!("{path}/{name}")))
+    };
+    let status_of = |tid: i32| -> Result<Status> {
+        let (text, name) = record(tid, "status")?;
+        Status::parse(&text).ok_or_else(|| malformed(&format!("{path}/{name}")))
+    };
+    let known = match p.stat.is_zombie() {
+        true => HashMap::new(),
+        false => alike::look(p.pid, tids.len()),
+    };
     let read = |tid: &i32| -> Result<Option<ThreadView>> {
         if *tid == p.pid.0 {
             // The process's own stat sums over the threads; state and masks are the leader's either way. One that has
@@ -601,17 +636,20 @@ fn read_threads(p: &ProcessView, depth: Depth, tids: &[Pid]) -> Result<Vec<Threa
                 stat: p.stat.clone(),
                 status: p.status.clone(),
                 own_namespaces: Vec::new(),
+                alike: Alike::default(),
             }));
         }
-        let dir = format!("{path}/{tid}");
-        match read_stat(&dir).and_then(|stat| Ok((stat, read_status(&dir)?))) {
+        let alike = known.get(&Pid(*tid)).copied().unwrap_or_default();
+        match stat_of(*tid).and_then(|stat| Ok((stat, status_of(*tid)?))) {
             Ok((stat, _)) if stat.is_io_worker() => Ok(None),
             Ok((stat, status)) => Ok(Some(ThreadView {
                 tid: Pid(*tid),
                 own_namespaces: match depth {
                     Depth::Maps if !roams(&status) => Vec::new(),
-                    _ => left_for(&dir, &p.namespaces),
+                    _ if alike.namespaces => Vec::new(),
+                    _ => left_for(&format!("{path}/{tid}"), &p.namespaces),
                 },
+                alike,
                 stat,
                 status,
             })),

@@ -170,8 +170,8 @@ fn gather(
         let mut threads = stopped.remove(&p.pid).unwrap_or_default();
         threads.sort_by_key(|t| (t.tid() != p.pid, t.tid()));
         for thread in &mut threads {
-            let of = p.threads.iter().find(|t| t.tid == thread.tid());
-            smooth_thread(thread, of.map(|t| &t.status), waits)?;
+            let status = p.thread(thread.tid()).map(|t| &t.status);
+            smooth_thread(thread, status, waits)?;
         }
         processes.push(StoppedProcess::new(Arc::clone(p), threads)?);
         fault::point("smooth")?;

@@ -1,6 +1,8 @@
 //! What aya does not wrap: iterators over one process, and trying out what bpf(2) grants.
 #![allow(unsafe_code, reason = "raw system calls have their address here")]
 
+pub mod kin;
+
 use super::raw;
 use crate::error::errno;
 use crate::ids::Pid;

@@ -273,11 +273,7 @@ impl StoppedProcess {
     }
 
     fn whose(&self) -> Whose {
-        let start = |tid: Pid| {
-            let views = &self.view.threads;
-            let known = views.binary_search_by_key(&tid, |t| t.tid).map(|n| &views[n]);
-            known.map_or(0, |t| t.stat.start_time)
-        };
+        let start = |tid: Pid| self.view.thread(tid).map_or(0, |t| t.stat.start_time);
         let mapped = self.view.vmas.iter().map(|v| (v.range(), v.dev, v.inode));
         Whose {
             threads: self.threads.iter().map(|t| (t.tid(), start(t.tid()))).collect(),
@@ -370,10 +366,9 @@ impl StoppedProcess {
         let Some(thread) = self.threads.get(index) else {
             return Ok(());
         };
-        let mut views = self.view.threads.iter();
-        match views.any(|t| t.tid == thread.tid() && t.status.seccomp != 0) {
-            true => thread.options(SUSPEND_SECCOMP),
-            false => Ok(()),
+        match self.view.thread(thread.tid()) {
+            Some(view) if view.status.seccomp != 0 => thread.options(SUSPEND_SECCOMP),
+            _ => Ok(()),
         }
     }
 

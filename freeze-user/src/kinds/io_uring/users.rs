@@ -31,7 +31,8 @@ pub struct Beginnings {
 
 /// Whether a process has an instance open or mapped: most have not, and need not be looked into.
 pub fn shows_one(p: &ProcessView) -> bool {
-    p.fds.iter().any(IoUring::claims) || p.vmas.iter().any(|v| is_part(&v.name))
+    let look = || p.fds.iter().any(IoUring::claims) || p.vmas.iter().any(|v| is_part(&v.name));
+    *p.shows_ring.get_or_init(look)
 }
 
 /// In how many places the threads of a process must be asked for instances that nothing tells of.
