@@ -274,3 +274,31 @@ int main(void) {
     assert!(said.contains("net namespace"), "{said}");
     running.verdict();
 }
+
+conformance!(
+    one_name_in_two_networks,
+    c(r#"
+/* An abstract name is somebody else's in each network, and each has what was sent to it there, from where it came. */
+#include <sys/un.h>
+int main(void) {
+    struct sockaddr_un name = {AF_UNIX, "\0one-name-in-two"}, from;
+    socklen_t length = sizeof(sa_family_t) + 16, got;
+    int s[3];
+    for (int n = 0; n < 3; n++) {
+        OK(unshare(CLONE_NEWNET));
+        s[n] = OK(socket(AF_UNIX, SOCK_DGRAM, 0));
+        OK(bind(s[n], (void *)&name, length));
+        SAME(sendto(s[n], "abc", n + 1, 0, (void *)&name, length), n + 1);
+    }
+    freeze_here();
+    for (int n = 0; n < 3; n++) {
+        char text[9];
+        got = sizeof from;
+        SAME(recvfrom(s[n], text, sizeof text, MSG_DONTWAIT, (void *)&from, &got), n + 1);
+        SAME(got, length);
+        CHECK(!memcmp(&from, &name, length));
+        CHECK(recv(s[n], text, sizeof text, MSG_DONTWAIT) == -1 && errno == EAGAIN);
+    }
+}
+"#)
+);

@@ -67,6 +67,47 @@ int main(void) {
 );
 
 conformance!(
+    in_two_namespaces,
+    c(r#"
+/* Each IPC namespace has a set of the same id, with other values, and something to take back. */
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/sem.h>
+int main(void) {
+    int *ids = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int children[2], status;
+    for (int n = 0; n < 2; n++) {
+        children[n] = OK(fork());
+        if (children[n]) continue;
+        OK(unshare(CLONE_NEWIPC));
+        int id = OK(semget(0x52, 3 + n, IPC_CREAT | 0600));
+        struct sembuf plain = {0, 5 + n, 0}, undone = {1, 7 + n, SEM_UNDO};
+        OK(semop(id, &plain, 1));
+        OK(semop(id, &undone, 1));
+        ids[n] = id;
+        __atomic_store_n(&ids[8 + n], 1, __ATOMIC_SEQ_CST);
+        while (!gone_ahead()) nap(2);
+        SAME(semget(0x52, 3 + n, 0), id);
+        SAME(semctl(id, 0, GETVAL), 5 + n);
+        SAME(semctl(id, 1, GETVAL), 7 + n);
+        int child = OK(fork()), status;
+        if (!child) _exit(0);
+        SAME(waitpid(child, &status, 0), child);
+        SAME(semctl(id, 1, GETPID), getpid());
+        _exit(0);
+    }
+    while (!__atomic_load_n(&ids[8], __ATOMIC_SEQ_CST) || !__atomic_load_n(&ids[9], __ATOMIC_SEQ_CST)) nap(2);
+    SAME(ids[0], ids[1]);
+    freeze_here();
+    for (int n = 0; n < 2; n++) {
+        SAME(waitpid(children[n], &status, 0), children[n]);
+        SAME(status, 0);
+    }
+}
+"#)
+);
+
+conformance!(
     by_who_has_left,
     with(
         r#"

@@ -52,6 +52,57 @@ int main(void) {
 );
 
 conformance!(
+    in_two_namespaces,
+    c(r#"
+/* Each IPC namespace has a segment of the same id and key, attached and not, with other contents. */
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/shm.h>
+int main(void) {
+    enum { KEY = 0x51 };
+    int *ids = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int children[2], status;
+    for (int n = 0; n < 2; n++) {
+        children[n] = OK(fork());
+        if (children[n]) continue;
+        OK(unshare(CLONE_NEWIPC));
+        int held = OK(shmget(KEY, 3 * 4096, IPC_CREAT | 0600)), free = OK(shmget(KEY + 1, 4096, IPC_CREAT | 0600));
+        char *m = shmat(held, 0, 0), *other = shmat(free, 0, 0);
+        CHECK(m != (void *)-1 && other != (void *)-1);
+        sprintf(m, "held in %d", n);
+        sprintf(m + 2 * 4096, "further in %d", n);
+        sprintf(other, "free in %d", n);
+        OK(shmdt(other));
+        ids[2 * n] = held;
+        ids[2 * n + 1] = free;
+        __atomic_store_n(&ids[8 + n], 1, __ATOMIC_SEQ_CST);
+        while (!gone_ahead()) nap(2);
+        SAME(shmget(KEY, 0, 0), held);
+        SAME(shmget(KEY + 1, 0, 0), free);
+        char want[40];
+        sprintf(want, "held in %d", n);
+        CHECK(!strcmp(m, want));
+        sprintf(want, "further in %d", n);
+        CHECK(!strcmp(m + 2 * 4096, want));
+        other = shmat(free, 0, 0);
+        CHECK(other != (void *)-1);
+        sprintf(want, "free in %d", n);
+        CHECK(!strcmp(other, want));
+        _exit(0);
+    }
+    while (!__atomic_load_n(&ids[8], __ATOMIC_SEQ_CST) || !__atomic_load_n(&ids[9], __ATOMIC_SEQ_CST)) nap(2);
+    SAME(ids[0], ids[2]);
+    SAME(ids[1], ids[3]);
+    freeze_here();
+    for (int n = 0; n < 2; n++) {
+        SAME(waitpid(children[n], &status, 0), children[n]);
+        SAME(status, 0);
+    }
+}
+"#)
+);
+
+conformance!(
     the_rest_of_the_last_page,
     c(r#"
 /* A segment of 5000 bytes has two pages for who attaches it, and all of both is there. */

@@ -103,6 +103,21 @@ impl Space {
         self.apart.is_some()
     }
 
+    /// Tells the objects of this namespace from those of others, which have the same ids; 0 in freeze's own.
+    pub fn mark(&self) -> Result<u64> {
+        match &self.apart {
+            Some(ns) => Ok(nix::sys::stat::fstat(ns)
+                .on("fstat", || "an IPC namespace")?
+                .st_ino),
+            None => Ok(0),
+        }
+    }
+
+    /// The number of the namespace in the image, of one of the nest.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
     /// Does something in it.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Sys<T> + Send) -> Sys<T> {
         match &self.apart {

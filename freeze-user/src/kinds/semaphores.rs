@@ -150,7 +150,8 @@ impl ProcessKind for Semaphores {
         for set in known {
             let id = set.object.id;
             let used = space.first && (space.is_used_by(set.pids.iter().copied()) || space.whole()?);
-            if (used || record.undo.iter().any(|u| u.id == id)) && from.shared.first_sight(DEVICE, id as u64)
+            if (used || record.undo.iter().any(|u| u.id == id))
+                && from.shared.first_sight(DEVICE, space.mark()? << 32 | id as u64)
             {
                 record.sets.push(set);
             }
@@ -217,7 +218,7 @@ impl Set {
                     nest.warnings.push(format!(
                         "semaphore set {id} is used by processes outside the checkpoint: its values stay as they are"
                     ));
-                    nest.state::<Made>().shared.push(id);
+                    nest.state::<Made>().shared.push((space.number(), id));
                     return Ok(());
                 }
                 if values.len() != self.values.len() {
@@ -271,7 +272,7 @@ impl Undo {
             add: add as i16,
             undo,
         };
-        if nest.state::<Made>().shared.contains(&id) {
+        if nest.state::<Made>().shared.contains(&(space.number(), id)) {
             // When the process ended it was given back; now it is taken again.
             for part in parts(i32::from(add), MOST) {
                 space.call(&Call::sem_op(id, &[op(-part, true)]), pid.0, nest)?;
@@ -547,8 +548,8 @@ impl Drop for Kept {
 #[derive(Debug, Default)]
 struct Made {
     kept: BTreeMap<i32, Kept>,
-    /// Sets that others use too.
-    shared: Vec<i32>,
+    /// Sets that others use too, by the number of their namespace and their id.
+    shared: Vec<(u32, i32)>,
 }
 
 impl Made {

@@ -5,6 +5,7 @@ use super::regular::store_contents;
 use super::{ProcessKind, Source, Stage, object_space};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::{PAGE, Pid, SpaceId};
+use crate::nest::space::Kind;
 use crate::nest::{Landed, Nest, Options, free_place};
 use crate::observe::view::{ProcessView, View};
 use crate::proc::maps::Vma;
@@ -63,8 +64,13 @@ pub struct Record {
 
 const LIST: &str = "/proc/sysvipc/shm";
 
-/// A device number for [`super::Shared::first_sight`] that no file has: the inode of a segment is its id.
+/// A device number for [`super::Shared::first_sight`] that no file has.
 const DEVICE: u64 = u32::MAX as u64;
+
+/// What stands for the inode of a segment: its id, which others in other namespaces have too.
+fn place(id: i32, ns: &Space) -> Result<u64> {
+    Ok(ns.mark()? << 32 | id as u64)
+}
 
 impl ProcessKind for Unattached {
     const TAG: &'static str = "sysv-segments";
@@ -101,14 +107,15 @@ impl ProcessKind for Unattached {
             segment.prepare(pid, nest)?;
         }
         // Whoever attaches one has done so by now.
-        let made: Vec<(i32, i32)> = nest
+        let made: Vec<(u32, i32, i32)> = nest
             .state::<Made>()
             .segments
-            .values_mut()
-            .filter_map(|kept| kept.attached.take().map(|_| (kept.id, kept.last)))
+            .iter_mut()
+            .filter_map(|((number, id), kept)| kept.attached.take().map(|_| (*number, *id, kept.last)))
             .collect();
-        for (id, last) in made {
-            if nest.pids().contains(&Pid(last)) {
+        for (number, id, last) in made {
+            let there = nest.pids().contains(&Pid(last));
+            if there && nest.membership(Pid(last)).of(Kind::Ipc) == number {
                 let last = nest.process(Pid(last))?;
                 let read_only = libc::SHM_RDONLY as u64;
                 let at = last.call("shmat", libc::SYS_shmat, &[id as u64, 0, read_only])?;
@@ -123,8 +130,9 @@ impl ProcessKind for Unattached {
 fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segment> {
     let name = || format!("System V segment {id}");
     let stat = ns.enter(|| shm_stat(id)).on("shmctl(IPC_STAT)", name)?;
-    let space = object_space(DEVICE, id as u64);
-    if from.shared.first_sight(DEVICE, id as u64) {
+    let place = place(id, ns)?;
+    let space = object_space(DEVICE, place);
+    if from.shared.first_sight(DEVICE, place) {
         let len = stat.size.next_multiple_of(PAGE);
         let attached = ns.enter(|| ShmAttached::new(id, len)).on("shmat", name)?;
         let file = attached.open().on("open", name)?;
@@ -134,11 +142,11 @@ fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segm
         let last = from.view.get(Pid(stat.last)).map(|p| p.pid);
         if last == Some(from.process.pid()) {
             let taken = from.process.view.vmas.iter().map(|v| v.range()).collect();
-            let place = free_place(crate::ids::normalize(taken), len).start;
+            let at = free_place(crate::ids::normalize(taken), len).start;
             from.process.tape(|t| {
                 let read_only = libc::SHM_RDONLY as u64;
-                t.try_call("shmat", libc::SYS_shmat, &[id as u64, place, read_only]);
-                t.try_call("shmdt", libc::SYS_shmdt, &[place]);
+                t.try_call("shmat", libc::SYS_shmat, &[id as u64, at, read_only]);
+                t.try_call("shmdt", libc::SYS_shmdt, &[at]);
             })?;
         }
     }
@@ -210,8 +218,14 @@ pub fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
                 continue;
             }
         };
+        // Another namespace may have another segment of this id. Who shares memory has not attached it once more.
+        let shares = |other: &ProcessView| {
+            let tables = view.sharing.get(&other.pid).map_or(0, |s| s.tables);
+            tables & libc::CLONE_VM as u64 != 0
+        };
         let inside = view
             .each()
+            .filter(|other| other.namespaces.get("ipc") == p.namespaces.get("ipc") && !shares(other))
             .flat_map(|p| &p.vmas)
             .filter(|v| segment_of(v) == Some(id))
             .count() as u64;
@@ -223,6 +237,11 @@ pub fn verdict(p: &ProcessView, view: &View, out: &mut Vec<Blocker>) {
                 ))
                 .remedy("checkpoint a common ancestor (ipcs -mp names the processes)"),
             );
+        } else if stat.attached < inside && !shares(p) {
+            out.push(
+                at().why("it was attached in another IPC namespace than the process is in now, which has another of this id")
+                    .remedy("let the program detach it"),
+            );
         }
     }
 }
@@ -232,8 +251,9 @@ pub fn collect(id: i32, v: &Vma, pid: Pid, from: &mut Source<'_>) -> Result<Segm
     let name = || format!("System V segment {id}");
     let ns = Space::at(pid)?;
     let stat = ns.enter(|| shm_stat(id)).on("shmctl(IPC_STAT)", name)?;
-    let space = object_space(DEVICE, id as u64);
-    if from.shared.first_sight(DEVICE, id as u64) {
+    let place = place(id, &ns)?;
+    let space = object_space(DEVICE, place);
+    if from.shared.first_sight(DEVICE, place) {
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
         let file = File::options().read(true).write(true).open(&path);
         let file = file.on("open", || path.clone())?;
@@ -281,12 +301,13 @@ impl Segment {
 
     /// Makes it, once for all processes that attach it; what is left of the old one is replaced.
     pub fn prepare(&self, pid: Pid, nest: &mut Nest) -> Result<()> {
-        if nest.state::<Made>().segments.contains_key(&self.id) {
-            return Ok(());
-        }
         let id = self.id;
         let name = || format!("System V segment {id}");
         let space = Space::of_nest(nest, pid)?;
+        let key = (space.number(), id);
+        if nest.state::<Made>().segments.contains_key(&key) {
+            return Ok(());
+        }
         let stat = || space.enter(|| shm_stat(id));
         if stat().is_ok_and(|now| self.is(&now) && now.attached == 0) {
             space.enter(|| shm_remove(id)).on("shmctl(IPC_RMID)", name)?;
@@ -302,7 +323,7 @@ impl Segment {
             landed: nest.landed(),
             apart: space.is_apart(),
         };
-        nest.state::<Made>().segments.insert(id, kept);
+        nest.state::<Made>().segments.insert(key, kept);
         let set = || shm_set(id, self.uid, self.gid, self.mode);
         space.enter(set).on("shmctl(IPC_SET)", name)?;
         let attach = || ShmAttached::new(id, self.size.next_multiple_of(self.huge.max(PAGE)));
@@ -318,7 +339,7 @@ impl Segment {
         if self.mode & REMOVED != 0 {
             space.enter(|| shm_remove(id)).on("shmctl(IPC_RMID)", name)?;
         }
-        if let Some(kept) = nest.state::<Made>().segments.get_mut(&id) {
+        if let Some(kept) = nest.state::<Made>().segments.get_mut(&key) {
             kept.attached = Some(attached);
         }
         Ok(())
@@ -345,9 +366,10 @@ impl Drop for Kept {
     }
 }
 
+/// By the number of their namespace and their id.
 #[derive(Debug, Default)]
 struct Made {
-    segments: BTreeMap<i32, Kept>,
+    segments: BTreeMap<(u32, i32), Kept>,
 }
 
 #[cfg(test)]

@@ -211,14 +211,7 @@ fn packet(fd: &FdView, message: Message, paired: bool, from: &mut Source<'_>) ->
         _ if paired => Sender::Peer,
         [] => Sender::Nameless,
         _ => {
-            let datagram = |u: &crate::observe::peers::UnixSocket| {
-                u.kind == libc::SOCK_DGRAM && u.name == message.name[2..]
-            };
-            let same = |f: &&FdView| from.view.unix.get(&f.stat.ino).is_some_and(datagram);
-            match from
-                .view
-                .fds()
-                .find(same)
+            match sender_in_set(fd, &message.name[2..], from.view)
                 .and_then(|f| from.shared.files.get(&(f.pid, f.fd)))
             {
                 Some(id) => Sender::File(*id),
@@ -235,6 +228,22 @@ fn packet(fd: &FdView, message: Message, paired: bool, from: &mut Source<'_>) ->
         credentials,
         sender,
     })
+}
+
+/// The datagram socket of the set that has this name. An abstract one may be somebody else's in another network, and leads
+/// to nobody outside of its own.
+fn sender_in_set<'a>(receiver: &FdView, name: &[u8], view: &'a View) -> Option<&'a FdView> {
+    let named = |f: &&FdView| {
+        view.unix
+            .get(&f.stat.ino)
+            .is_some_and(|u| u.kind == libc::SOCK_DGRAM && u.name == name)
+    };
+    let near = view.fds().find(|f| f.net == receiver.net && named(f));
+    let abstract_only = view
+        .unix
+        .get(&receiver.stat.ino)
+        .is_some_and(|u| u.name.first() == Some(&0));
+    near.or_else(|| view.fds().find(named).filter(|_| !abstract_only))
 }
 
 /// Sends everything again that waited in the queue of `id`; `ghost` is its peer, if that is closed afterwards.
