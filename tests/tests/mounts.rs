@@ -463,6 +463,112 @@ int main(void) {
 );
 
 conformance!(
+    nodes_under_another_mount,
+    c(r#"
+#include <sys/mount.h>
+/* Fifos, a device and a link in a directory that something is mounted over by now, a fifo that a file is mounted over. */
+static char *at(const char *name) {
+    static char path[4][PATH_MAX];
+    static int next;
+    char *out = path[next++ % 4];
+    snprintf(out, PATH_MAX, "%.2000s/m/%.1000s", here_dir, name);
+    return out;
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("m", in_here("m"), "tmpfs", 0, ""));
+    OK(mkdir(at("d"), 0755));
+    OK(mkfifo(at("d/fifo"), 0600));
+    OK(mkfifo(at("d/calm"), 0600));
+    OK(mkfifo(at("over"), 0600));
+    OK(symlink("away", at("d/link")));
+    int both = OK(open(at("d/fifo"), O_RDWR)), reads = OK(open(at("d/fifo"), O_RDONLY | O_NONBLOCK));
+    int calm = OK(open(at("d/calm"), O_RDONLY | O_NONBLOCK)), over = OK(open(at("over"), O_RDWR));
+    int link = OK(open(at("d/link"), O_PATH | O_NOFOLLOW)), path = OK(open(at("d/fifo"), O_PATH));
+    int device = mknod(at("d/zero"), S_IFCHR | 0600, makedev(1, 5)) ? -1 : OK(open(at("d/zero"), O_RDWR));
+    SAME(write(both, "abc", 3), 3);
+    SAME(write(over, "de", 2), 2);
+    OK(close(OK(open(at("file"), O_CREAT | O_RDWR, 0600))));
+    OK(mount(at("file"), at("over"), 0, MS_BIND, 0));
+    OK(mount("cover", at("d"), "tmpfs", 0, "size=64k"));
+    freeze_here();
+    char text[9] = "";
+    struct stat held, named;
+    CHECK(access(at("d/fifo"), F_OK) && errno == ENOENT);
+    SAME(read(reads, text, sizeof text), 3);
+    SAME(read(over, text, sizeof text), 2);
+    SAME(read(calm, text, sizeof text), 0);
+    SAME(readlinkat(link, "", text, sizeof text), 4);
+    if (device >= 0) SAME(read(device, text, 2), 2);
+    OK(umount(at("d")));
+    OK(umount(at("over")));
+    int w = OK(open(at("d/calm"), O_WRONLY | O_NONBLOCK));
+    SAME(write(w, "f", 1), 1);
+    SAME(read(calm, text, sizeof text), 1);
+    w = OK(open(at("over"), O_WRONLY | O_NONBLOCK));
+    SAME(write(w, "gh", 2), 2);
+    SAME(read(over, text, sizeof text), 2);
+    OK(fstat(path, &held));
+    OK(stat(at("d/fifo"), &named));
+    SAME(held.st_ino, named.st_ino);
+}
+"#)
+);
+
+conformance!(
+    in_a_queue,
+    c(r#"
+#include <sys/mount.h>
+/* Files of a tree of the program's own, named and not, that only a queue holds. */
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    OK(mkdir(in_here("m"), 0755));
+    OK(mount("m", in_here("m"), "tmpfs", 0, ""));
+    OK(chdir(in_here("m")));
+    enum { N = 5 };
+    const char *texts[N] = { "gone", "named", "nameless", "beneath", "fifo" };
+    OK(mkdir("d", 0755));
+    OK(mkfifo("fifo", 0600));
+    int fds[N] = { OK(open("gone", O_CREAT | O_RDWR, 0600)), OK(open("named", O_CREAT | O_RDWR, 0600)),
+                   OK(open(".", O_TMPFILE | O_RDWR, 0600)), OK(open("d/beneath", O_CREAT | O_RDWR, 0600)),
+                   OK(open("fifo", O_RDWR)) };
+    for (int i = 0; i < N; i++) SAME(write(fds[i], texts[i], strlen(texts[i])), (long)strlen(texts[i]));
+    OK(unlink("gone"));
+    OK(mount("cover", "d", "tmpfs", 0, "size=64k"));
+    int pair[2];
+    OK(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair));
+    char byte = 'x', control[CMSG_SPACE(sizeof fds)] = { 0 };
+    struct iovec data = { &byte, 1 };
+    struct msghdr m = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    *c = (struct cmsghdr) { .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof fds) };
+    memcpy(CMSG_DATA(c), fds, sizeof fds);
+    SAME(sendmsg(pair[0], &m, 0), 1);
+    for (int i = 0; i < N; i++) OK(close(fds[i]));
+    freeze_here();
+    SAME(recvmsg(pair[1], &m, 0), 1);
+    memcpy(fds, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof fds);
+    OK(umount("d"));
+    for (int i = 0; i < N; i++) {
+        char got[20] = "";
+        struct stat held, named;
+        if (i < 4) OK(lseek(fds[i], 0, SEEK_SET));
+        SAME(read(fds[i], got, sizeof got), (long)strlen(texts[i]));
+        CHECK(!strcmp(got, texts[i]));
+        OK(fstat(fds[i], &held));
+        SAME(held.st_nlink, i != 0 && i != 2);
+        if (!held.st_nlink) continue;
+        OK(stat(i == 3 ? "d/beneath" : texts[i], &named));
+        SAME(held.st_ino, named.st_ino);
+    }
+}
+"#)
+);
+
+conformance!(
     nameless_under_another_mount,
     c(r#"
 #include <sys/mount.h>

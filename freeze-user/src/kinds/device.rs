@@ -222,10 +222,7 @@ impl FdKind for Device {
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.path.display().to_string();
         let fd = match &record.node {
-            Some(node) => {
-                let here = node.reach(&record.path, record.tree, nest)?;
-                node.open(&here, record.flags, nest)?
-            }
+            Some(node) => node.open(&record.path, record.tree, record.flags, nest)?,
             None => open(&nest.options.reach(record.tree, &record.path)?, record.flags)?,
         };
         if record.position != 0 {

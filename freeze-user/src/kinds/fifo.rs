@@ -2,7 +2,7 @@
 
 use super::path::NodeRef;
 use super::pipe::{Buffer, fill, read_buffer};
-use super::regular::found::{Lost, Way, way};
+use super::regular::found::way;
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -43,14 +43,14 @@ pub struct Record {
 }
 
 impl Record {
-    fn place(&self, nest: &mut Nest) -> Result<PathBuf> {
-        match &self.place {
-            Some(place) => {
-                let here = place.reach(&self.path, self.tree, nest)?;
-                place.place(&here, nest)
-            }
-            None => nest.options.reach(self.tree, &self.path),
+    fn open(&self, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
+        let flags = flags | libc::O_CLOEXEC | libc::O_NONBLOCK;
+        if let Some(place) = &self.place {
+            return place.open(&self.path, self.tree, flags, nest);
         }
+        let at = nest.options.reach(self.tree, &self.path)?;
+        nix::fcntl::open(&at, OFlag::from_bits_retain(flags), Mode::empty())
+            .on("open", || self.path.display().to_string())
     }
 }
 
@@ -71,14 +71,8 @@ impl FdKind for Fifo {
     }
 
     fn verdict(fd: &FdView, view: &View, out: &mut Vec<Blocker>) {
-        match way(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
-            Ok(Way::Lost(Lost::Covered { .. })) => out.push(
-                fd.blocker()
-                    .why("another file or mount lies at its path now")
-                    .remedy("unmount what covers it, or move the fifo back"),
-            ),
-            Ok(_) => {}
-            Err((why, remedy)) => out.push(fd.blocker().why(why).remedy(remedy)),
+        if let Err((why, remedy)) = way(&fd.link, &fd.stat, &fd.at(), &fd.tree) {
+            out.push(fd.blocker().why(why).remedy(remedy));
         }
         if view.ends.cut(fd) {
             return;
@@ -146,13 +140,11 @@ impl FdKind for Fifo {
 
     fn restore(record: &Record, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || record.path.display().to_string();
-        let at = record.place(nest)?;
+        // Packet mode is set with the other flags: where the file system does no direct I/O, it is not opened with that.
+        let flags = record.flags & !(super::NOT_AT_OPEN | libc::O_DIRECT);
         if record.calm {
             // Without the other end, which would be missed once it is gone.
-            let flags =
-                record.flags & !(super::NOT_AT_OPEN | libc::O_DIRECT) | libc::O_CLOEXEC | libc::O_NONBLOCK;
-            let end =
-                nix::fcntl::open(&at, OFlag::from_bits_retain(flags), Mode::empty()).on("open", name)?;
+            let end = record.open(flags, nest)?;
             if let Some(buffer) = &record.buffer {
                 sys::fcntl(end.as_fd(), libc::F_SETPIPE_SZ, buffer.capacity)
                     .on("fcntl(F_SETPIPE_SZ)", name)?;
@@ -160,27 +152,21 @@ impl FdKind for Fifo {
             return Ok(end);
         }
         if record.flags & libc::O_PATH == 0 {
-            use std::collections::hash_map::Entry;
-            let held = match nest.state::<Held>().fifos.entry(record.node) {
-                Entry::Occupied(held) => held.into_mut(),
-                Entry::Vacant(free) => {
-                    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                    free.insert(nix::fcntl::open(&at, flags, Mode::empty()).on("open", name)?)
-                }
-            };
+            if !nest.state::<Held>().fifos.contains_key(&record.node) {
+                let both = record.open(libc::O_RDWR, nest)?;
+                nest.state::<Held>().fifos.insert(record.node, both);
+            }
+            let held = &nest.state::<Held>().fifos[&record.node];
             if let Some(buffer) = &record.buffer {
                 // What waits in it was written when it was written.
-                let before = nix::sys::stat::fstat(&*held).on("fstat", name)?;
+                let before = nix::sys::stat::fstat(held).on("fstat", name)?;
                 fill(held.as_fd(), buffer).on("write", name)?;
                 let atime = TimeSpec::new(before.st_atime, before.st_atime_nsec);
                 let mtime = TimeSpec::new(before.st_mtime, before.st_mtime_nsec);
-                nix::sys::stat::futimens(&*held, &atime, &mtime).on("futimens", name)?;
+                nix::sys::stat::futimens(held, &atime, &mtime).on("futimens", name)?;
             }
         }
-        // Packet mode is set with the other flags: where the file system does no direct I/O, it is not opened with that.
-        let mask = super::NOT_AT_OPEN | libc::O_DIRECT;
-        let flags = OFlag::from_bits_retain(record.flags & !mask | libc::O_CLOEXEC | libc::O_NONBLOCK);
-        nix::fcntl::open(&at, flags, Mode::empty()).on("open", name)
+        record.open(flags, nest)
     }
 
     fn finish(record: &Record, _: Placed, nest: &mut Nest) -> Result<()> {

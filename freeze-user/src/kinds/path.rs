@@ -4,7 +4,7 @@
 use super::memfd::is_memfd;
 use super::pipe::Bytes;
 use super::regular::beneath::{covered_mount, place_of};
-use super::regular::found::{DELETED, Lost, Way, is_proc, open_dead, way};
+use super::regular::found::{DELETED, Lost, Way, is_proc, open_covered, open_dead, way};
 use super::regular::ghost::{Attributes, Ghosts};
 use super::regular::{descriptor_in_proc, lend_descriptor, thread_of_proc};
 use super::{FdKind, Placed, Source, terminal};
@@ -184,16 +184,18 @@ impl NodeRef {
         Ok(at)
     }
 
-    /// Opens it with `flags`.
-    pub fn open(&self, path: &Path, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
+    /// Opens it with `flags`, recorded as `path` in the tree `tree`.
+    pub fn open(&self, path: &Path, tree: u32, flags: i32, nest: &mut Nest) -> Result<OwnedFd> {
         let name = || path.display().to_string();
         if let Some(Lost::Covered { mount, handle }) = &self.lost {
-            return handle.open(mount, flags).on("open_by_handle_at", name);
+            let flags = flags & !super::NOT_AT_OPEN | libc::O_CLOEXEC | libc::O_NOCTTY;
+            return open_covered(path, mount, handle, flags, tree, nest);
         }
+        let here = self.reach(path, tree, nest)?;
         if let Some(Lost::Dead { pid, inside }) = &self.lost {
-            return open_dead(*pid, inside.as_ref(), path, flags, nest);
+            return open_dead(*pid, inside.as_ref(), &here, flags, nest);
         }
-        let at = self.place(path, nest)?;
+        let at = self.place(&here, nest)?;
         let flags = OFlag::from_bits_retain(flags & !super::NOT_AT_OPEN | libc::O_CLOEXEC | libc::O_NOCTTY);
         nix::fcntl::open(&at, flags, Mode::empty()).on("open", name)
     }
@@ -286,7 +288,7 @@ impl FdKind for Node {
                 nix::fcntl::open(&here, how, Mode::empty()).on("open", || here.display().to_string())
             });
         }
-        record.node.open(&here, record.flags, nest)
+        record.node.open(&record.path, record.tree, record.flags, nest)
     }
 
     fn finish(_: &Record, _: Placed, _: &mut Nest) -> Result<()> {

@@ -266,8 +266,12 @@ impl View {
     }
 
     /// Takes in descriptions that were found in queues, with what they are joined to.
-    pub fn admit(&mut self, found: Vec<FdView>) -> Result<()> {
+    pub fn admit(&mut self, mut found: Vec<FdView>) -> Result<()> {
         let before = self.clone();
+        // They are held by freeze, and lead through the tree they were opened in all the same.
+        for fd in &mut found {
+            fd.tree = self.trees.of_mount(fd.info.mnt_id);
+        }
         self.in_transit.extend(found);
         self.index = Index::default();
         self.look_at_sockets();

@@ -148,11 +148,8 @@ pub fn way(link: &[u8], stat: &FileStat, at: &str, tree: &Tree) -> Result<Way, O
             "put the file back where it was opened",
         ),
     };
-    // Of other kinds what is needed to open them anew lies in the way, too.
-    let can_be_had = tree.number == 0 || matches!(stat.kind(), libc::S_IFREG | libc::S_IFDIR);
-    can_be_had
-        .then(|| covered(link, stat, at, tree).or_else(|| unmounted(link, stat, at, tree)))
-        .flatten()
+    covered(link, stat, at, tree)
+        .or_else(|| unmounted(link, stat, at, tree))
         .map(Way::Lost)
         .ok_or_else(|| match is_unmounted(at, tree) {
             true => unmounted_for_good(),
