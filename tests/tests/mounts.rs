@@ -466,6 +466,7 @@ conformance!(
     nodes_under_another_mount,
     c(r#"
 #include <sys/mount.h>
+#include <sys/sysmacros.h>
 /* Fifos, a device and a link in a directory that something is mounted over by now, a fifo that a file is mounted over. */
 static char *at(const char *name) {
     static char path[4][PATH_MAX];
