@@ -530,6 +530,12 @@ int main(void) {
     strcpy(dir, in_here("p"));
     OK(mkdir(dir, 0755));
     OK(mount("devpts", dir, "devpts", 0, "newinstance,ptmxmode=0666,mode=620"));
+    /* And one that is nobody's yet. Root may open what nobody may, and give it options: they are its user namespace's. */
+    OK(mkdir(in_here("q"), 0755));
+    OK(mount("devpts", in_here("q"), "devpts", 0, "newinstance,ptmxmode=0,mode=620"));
+    struct stat was[2];
+    OK(stat(in_here("p/ptmx"), &was[0]));
+    OK(stat(in_here("q/ptmx"), &was[1]));
     int master = OK(open(in_here("p/ptmx"), O_RDWR | O_NOCTTY)), unlocked = 0, number;
     OK(ioctl(master, TIOCSPTLCK, &unlocked));
     OK(ioctl(master, TIOCGPTN, &number));
@@ -554,6 +560,15 @@ int main(void) {
     OK(stat(slave, &t));
     SAME(s.st_dev, t.st_dev);
     SAME(s.st_ino, t.st_ino);
+    for (int i = 0; i < 2; i++) {
+        char *ptmx = in_here(i ? "q/ptmx" : "p/ptmx");
+        OK(stat(ptmx, &s));
+        SAME(s.st_uid, was[i].st_uid);
+        SAME(s.st_gid, was[i].st_gid);
+        SAME(s.st_mode, was[i].st_mode);
+        OK(close(OK(open(ptmx, O_RDWR | O_NOCTTY))));
+        OK(mount(0, i ? in_here("q") : dir, 0, MS_REMOUNT, "mode=600"));
+    }
     OK(write(master, "ab\n", 3));
     int status;
     OK(waitpid(child, &status, 0));

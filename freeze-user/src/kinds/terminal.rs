@@ -14,6 +14,7 @@ use super::regular::found::DELETED;
 use super::{FdKind, NOT_AT_OPEN, Placed, Source};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, Pid};
+use crate::nest::space::Spaces;
 use crate::nest::{Nest, Options};
 use crate::observe::tree::Tree;
 use crate::observe::view::{FdView, ProcessView, View, command_of};
@@ -504,6 +505,7 @@ pub fn controlling(
     image: &Opened,
     options: &Options,
     namespaces: &[Namespace],
+    spaces: &Spaces,
 ) -> Result<(Ptys, BTreeMap<Pid, OwnedFd>, Prepared)> {
     let mut ptys = Ptys::default();
     let mut prepared = Prepared::default();
@@ -522,8 +524,12 @@ pub fn controlling(
                 let dir = pty::directory(&master.path, master.inside);
                 let ptmx = match options.place(master.tree, &master.path) {
                     None => {
-                        let found =
-                            prepared.multiplexer(namespaces, Tree::namespace_of(master.tree), &dir)?;
+                        let found = prepared.multiplexer(
+                            namespaces,
+                            spaces,
+                            Tree::namespace_of(master.tree),
+                            &dir,
+                        )?;
                         found.map(|inside| pty::beside(&inside).filter(|_| !master.inside).unwrap_or(inside))
                     }
                     found => found,

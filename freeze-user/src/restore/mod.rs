@@ -102,9 +102,10 @@ pub fn prepare(image: Opened, options: Options) -> Result<Ready> {
     }
     fault::point("nest")?;
     sys::raise_descriptor_limit();
-    let (ptys, terminals, prepared) = terminal::controlling(&image, &options, &records.namespaces)?;
-    let heritage = Heritage::new(&image, &records.families, std::mem::take(&mut records.memories));
     let groups = options.cgroup == CgroupChoice::Keep;
+    let spaces = namespaces::make(&records.namespaces, &records.families, groups)?;
+    let (ptys, terminals, prepared) = terminal::controlling(&image, &options, &records.namespaces, &spaces)?;
+    let heritage = Heritage::new(&image, &records.families, std::mem::take(&mut records.memories));
     let mut nest = Nest::new(
         image.clone(),
         options,
@@ -112,7 +113,7 @@ pub fn prepare(image: Opened, options: Options) -> Result<Ready> {
         &records.occupied,
         &records.held,
         terminals,
-        namespaces::make(&records.namespaces, &records.families, groups)?,
+        spaces,
         Box::new(heritage),
     )?;
     cgroup::take_over(&mut nest);

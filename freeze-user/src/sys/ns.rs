@@ -448,6 +448,39 @@ pub fn new_mount(fs: &str, source: &Path, options: &[&str]) -> Sys<OwnedFd> {
     .map(owned)
 }
 
+/// Gives the file system of a mount options (fspick(2)); ids are those of our user namespace.
+pub fn set_super_options(mount: BorrowedFd<'_>, options: &[&str]) -> Sys<()> {
+    const SET_FLAG: u64 = 0;
+    const SET_STRING: u64 = 1;
+    const RECONFIGURE: u64 = 7;
+    const CLOEXEC: u64 = 1;
+    const EMPTY_PATH: u64 = 8;
+    let none = c"".as_ptr() as u64;
+    let args = [mount.as_raw_fd() as u64, none, CLOEXEC | EMPTY_PATH, 0, 0, 0];
+    // SAFETY: a terminated string.
+    let context = unsafe { raw(libc::SYS_fspick, args) }.map(owned)?;
+    let set = |command: u64, key: Option<&CString>, value: Option<&CString>| {
+        let pointer = |text: Option<&CString>| text.map_or(0, |t| t.as_ptr() as u64);
+        let at = context.as_raw_fd() as u64;
+        // SAFETY: terminated strings, or none where the command takes none.
+        unsafe {
+            raw(
+                libc::SYS_fsconfig,
+                [at, command, pointer(key), pointer(value), 0, 0],
+            )
+        }
+        .map(drop)
+    };
+    let string = |text: &str| CString::new(text).map_err(|_| Errno::EINVAL);
+    for option in options {
+        match option.split_once('=') {
+            Some((key, value)) => set(SET_STRING, Some(&string(key)?), Some(&string(value)?))?,
+            None => set(SET_FLAG, Some(&string(option)?), None)?,
+        }
+    }
+    set(RECONFIGURE, None, None)
+}
+
 /// A new mount, attached nowhere, of a file system without options, made by who has entered these namespaces: it belongs
 /// to the user namespace among them.
 pub fn new_mount_by(namespaces: &[RawFd], fs: &str, source: &str) -> Sys<OwnedFd> {

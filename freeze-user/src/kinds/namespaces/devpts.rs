@@ -4,11 +4,14 @@
 use super::mounts::{Mount, Origin};
 use super::{Namespace, What, living};
 use crate::error::{Blocker, Context, Result};
-use crate::nest::space::Kind;
+use crate::nest::space::{Kind, Spaces};
+use crate::observe::tree::MountLine;
 use crate::sys::ns;
+use nix::sys::stat::fstat;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Where the slave side of a terminal of freeze's own tree lies that `m` shows by another name, as a container's console.
@@ -44,6 +47,38 @@ pub(super) fn absent(tree: u32, m: &Mount, path: &Path, e: &std::io::Error) -> B
         .remedy("mount what holds it")
 }
 
+/// Whether it belongs to another user namespace than freeze's, that of its tree: its root is root's there.
+pub(super) fn is_apart(line: &MountLine, at: &Path) -> bool {
+    line.kind == "devpts"
+        && line.root == b"/"
+        && ns::mount_id(at) == Ok(line.id)
+        && std::fs::metadata(at).is_ok_and(|m| m.uid() != 0)
+}
+
+/// A new one for the tree `number`, attached nowhere, of the user namespace that it belonged to: there root may open a
+/// multiplexer that nobody else may, and change its options.
+pub(super) fn made(m: &Mount, number: u32, spaces: &Spaces) -> Result<OwnedFd> {
+    let name = || format!("mount {}", m.at.display());
+    let plain = |o: &&str| !matches!(*o, "rw" | "ro" | "seclabel" | "");
+    let options: Vec<&str> = m.super_options.split(',').filter(plain).collect();
+    let tree = match m.apart {
+        true => spaces.get(Kind::Mount, number),
+        false => None,
+    };
+    let Some(tree) = tree else {
+        return ns::new_mount(&m.fs, Path::new(&m.source), &options).on("fsmount", name);
+    };
+    let user = ns::owner(tree).on("ioctl(NS_GET_USERNS)", name)?;
+    let made = ns::new_mount_by(&[user.as_raw_fd(), tree.as_raw_fd()], &m.fs, &m.source);
+    let made = made.on("fsmount", name)?;
+    ns::set_super_options(made.as_fd(), &options).on("fsconfig", name)?;
+    // The directory is root's there, the multiplexer whose who made it.
+    let root = fstat(&made).on("fstat", name)?;
+    let ptmx = format!("/proc/self/fd/{}/ptmx", made.as_raw_fd());
+    std::os::unix::fs::chown(&ptmx, Some(root.st_uid), Some(root.st_gid)).on("chown", || ptmx.clone())?;
+    Ok(made)
+}
+
 /// Those that are made and attached nowhere yet, by the number of their tree and their index there.
 #[derive(Debug, Default)]
 pub struct Prepared(BTreeMap<(u32, usize), OwnedFd>);
@@ -51,7 +86,13 @@ pub struct Prepared(BTreeMap<(u32, usize), OwnedFd>);
 impl Prepared {
     /// The multiplexer of the devpts that is to be mounted at `dir` in the tree `tree` of the image; `None` if it is not one
     /// that is made anew there, or one of freeze's own tree.
-    pub fn multiplexer(&mut self, all: &[Namespace], tree: u32, dir: &Path) -> Result<Option<PathBuf>> {
+    pub fn multiplexer(
+        &mut self,
+        all: &[Namespace],
+        spaces: &Spaces,
+        tree: u32,
+        dir: &Path,
+    ) -> Result<Option<PathBuf>> {
         let Some(namespace) = all.iter().find(|n| n.kind == Kind::Mount && n.number == tree) else {
             return Ok(None);
         };
@@ -77,7 +118,7 @@ impl Prepared {
                 });
                 match whole {
                     Some(whole) if whole.at != dir || tree != &namespace.number => {
-                        self.multiplexer(all, *tree, &whole.at)
+                        self.multiplexer(all, spaces, *tree, &whole.at)
                     }
                     _ => Ok(None),
                 }
@@ -85,12 +126,7 @@ impl Prepared {
             Origin::New(..) => {
                 let held = match self.0.entry((tree, index)) {
                     Entry::Occupied(held) => held.into_mut(),
-                    Entry::Vacant(free) => {
-                        let plain = |o: &&str| !matches!(*o, "rw" | "ro" | "seclabel" | "");
-                        let options: Vec<&str> = m.super_options.split(',').filter(plain).collect();
-                        let made = ns::new_mount(&m.fs, Path::new(&m.source), &options);
-                        free.insert(made.on("fsmount", || format!("mount {}", m.at.display()))?)
-                    }
+                    Entry::Vacant(free) => free.insert(made(m, tree, spaces)?),
                 };
                 let ptmx = format!("/proc/self/fd/{}/ptmx", held.as_raw_fd());
                 Ok(Some(ptmx.into()))

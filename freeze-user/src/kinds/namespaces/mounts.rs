@@ -67,6 +67,9 @@ pub struct Mount {
     pub binfmt: Option<Binfmt>,
     #[serde(default)]
     pub autofs: Option<Autofs>,
+    /// Whether its file system belongs to the user namespace of its tree; only of pseudo terminals.
+    #[serde(default)]
+    pub apart: bool,
 }
 
 /// Where what a mount shows is to be had from.
@@ -472,6 +475,8 @@ pub(super) fn collect(
                 }
                 _ => None,
             },
+            apart: matches!(from, Origin::New(..))
+                && devpts::is_apart(line, &reached(number, &line.at, view)),
             from,
         });
     }
@@ -631,7 +636,7 @@ pub(super) fn build<'a>(
                     nest,
                 )
             }
-            (Origin::New(..), None) if m.autofs.is_some() || m.binfmt.is_some() => {
+            (Origin::New(..), None) if m.autofs.is_some() || m.binfmt.is_some() || m.apart => {
                 special(at, m, number, first, &members, nest)
             }
             (Origin::New(inside, shown), None) => {
@@ -698,6 +703,8 @@ fn special(
         autofs.mount(at, m, members, nest)?;
     } else if let Some(copy) = m.binfmt.as_ref().map_or(Ok(None), |b| b.mount(m, number, nest))? {
         return attach(copy, number, at, m, first, nest);
+    } else if m.apart {
+        return attach(devpts::made(m, number, &nest.spaces)?, number, at, m, first, nest);
     } else {
         make(at, m, first, nest)?;
     }
