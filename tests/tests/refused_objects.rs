@@ -374,3 +374,22 @@ int main(void) {
         "{said}"
     );
 }
+
+#[test]
+fn nobody_can_be_born_there() {
+    let text = r#"
+/* Children would be born in a pid namespace whose first process has ended. */
+int main(void) {
+    OK(unshare(CLONE_NEWPID));
+    int status, first = OK(fork());
+    if (!first) _exit(0);
+    SAME(waitpid(first, &status, 0), first);
+    CHECK(fork() == -1 && errno == ENOMEM);
+    freeze_here();
+}
+"#;
+    for house in [House::Namespaces, House::User] {
+        let said = refusal_in(house, text, "nobody_can_be_born_there");
+        assert!(said.contains("whose first process has ended"), "{said}");
+    }
+}

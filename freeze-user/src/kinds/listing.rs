@@ -35,7 +35,7 @@ pub fn markdown() -> String {
         - mounts of file systems that cannot be made anew and are not mounted where freeze runs, idmapped mounts, overlays of \
           relative paths, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
-        - a vfork under way, threads with tables or namespaces of their own, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
+        - a vfork under way, threads with tables or namespaces of their own, a pid namespace for children whose first process has ended, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
         - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now, and unix sockets that \
           are bound in such a directory;\n\
         - a program whose file nobody may execute any more (chmod); files of /proc that told of a thread that has ended, other \
@@ -100,7 +100,9 @@ pub fn markdown() -> String {
         - that a process registered itself for membarrier(2) with core serializing or rseq alone: it may use the private \
           expedited command, too;\n\
         - that a private mapping of a file was counted as writable once (VmFlags ac), if it can be neither written nor read now;\n\
-        - to which user namespace a time namespace belongs that was made and not entered yet: to freeze's, so that its offsets \
+        - to which user namespace a file system in memory or a proc belongs that is made anew: to freeze's, so that in a container with \
+          a user namespace of its own nobody can change its options (mount -o remount), those of single mounts excepted;\n\
+        - to which user namespace a time namespace belongs that was made and not entered by its maker: to freeze's, so that nobody there can go to it (setns), and its offsets \
           cannot be set from within;\n\
         - a signal that was sent with SI_TIMER and the number of a timer of its own, while that timer's waits as well;\n\
         - times of change (ctime) of files whose inotify events are brought about again, which others who watch them hear of too.\n\

@@ -152,6 +152,16 @@ impl ProcessKind for Namespaces {
                     .remedy("checkpoint it before it unshares, or its children alone"),
             );
         }
+        if let Some(inode) = p.namespaces.get("pid_for_children").filter(|_| elsewhere)
+            && !view.each().any(|q| q.namespaces.get("pid") == Some(inode))
+            && !is_kept(Kind::Pid, *inode, view)
+        {
+            out.push(
+                p.blocker("pid_for_children", format!("pid:[{inode}]"))
+                    .why("its children were to be born in a pid namespace whose first process has ended, and none can be any more")
+                    .remedy("let it go back to its own (setns)"),
+            );
+        }
         let net = view.namespace(p, "net");
         let first = view.each().find(|q| view.namespace(q, "net") == net);
         if net != 0 && first.is_some_and(|q| q.pid == p.pid) {
