@@ -629,7 +629,11 @@ pub fn open_under(path: &Path, mount: &Path, flags: i32, tree: u32, nest: &Nest)
     let space = space.ok_or(Errno::ENOENT).on("setns", name)?;
     let on = File::open(&here).on("open", name)?;
     let copy = ns::mount_copy_of(space, on.as_fd(), b"").on("open_tree", name)?;
-    let below = path.strip_prefix(mount).unwrap_or(path);
+    // The mount's own directory, where something is mounted over a name in it.
+    let below = match path.strip_prefix(mount).unwrap_or(path) {
+        below if below == Path::new("") => Path::new("."),
+        below => below,
+    };
     let how = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let there = nix::fcntl::openat(&copy, below, how, Mode::empty()).on("open", name)?;
     let shown = PathBuf::from(format!("/proc/self/fd/{}", there.as_raw_fd()));
