@@ -9,6 +9,7 @@ use crate::nest::{Nest, Options};
 use crate::observe::peers::unix_sockets;
 use crate::observe::tree::{Tree, Trees, below};
 use crate::observe::view::{FdView, FileStat, socket_link};
+use crate::sys::ns;
 use crate::sys::unixname::{self, address_of, directory_of, is_path, name_of};
 use crate::sys::{self, files, socket};
 use nix::errno::Errno;
@@ -89,6 +90,14 @@ impl Name {
         let mut unlinked = !there.is_ok_and(|t| (t.dev, t.ino) == (seen.stat.dev, seen.stat.ino));
         let covered = unlinked.then(|| covered(trees, &seen)).flatten();
         unlinked &= covered.is_none();
+        // A new one is to get its name, which what is mounted on it would not outlast.
+        let here = tree.path(&link);
+        let on = |path: &Path| ns::mount_id(path).ok();
+        let id = Some(seen.info.mnt_id);
+        if covered.is_some() && here.parent().and_then(on) == id && on(&here) != id {
+            let why = "something is mounted over the file that it is bound to";
+            return Err(fd.blocker().why(why).remedy("unmount that").refuse());
+        }
         if let Some((why, remedy)) = (!unlinked && covered.is_none())
             .then(|| walled(&link, &tree))
             .flatten()
