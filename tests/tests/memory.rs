@@ -333,6 +333,8 @@ int main(void) {
 }
 "#);
     let mut running = Running::start(&subject, "many");
+    // Whom it must wait for the end of.
+    running.pids();
     let image = running.dir().join("image");
     checkpoint_now(&request(running.pid, image.clone(), true), &mut Trackings::new())
         .unwrap_or_else(|e| panic!("{e}"));
