@@ -1,7 +1,7 @@
 //! Conformance of address spaces: contents, protections, advice, sharing, brk and stacks.
 
 use freeze_tests::cycle::{checkpoint_now, request, restore_now};
-use freeze_tests::{Running, c, conformance};
+use freeze_tests::{Running, Subject, c, conformance};
 use freeze_user::precopy::Trackings;
 
 conformance!(
@@ -223,9 +223,9 @@ int main(int argc, char **argv) {
 "#)
 );
 
-conformance!(
-    shared_since_fork,
-    c(r#"
+/// A program in C that can tell how much memory it and its relatives take.
+fn sharing(text: &str) -> Subject {
+    const PSS: &str = r#"
 /* The kilobytes of memory that a process and its share of what it shares take. */
 static long pss(int pid) {
     char path[64], line[256]; long n = 0;
@@ -235,6 +235,14 @@ static long pss(int pid) {
     fclose(f);
     return n;
 }
+"#;
+    c(&format!("{PSS}{text}"))
+}
+
+conformance!(
+    shared_since_fork,
+    sharing(
+        r#"
 /* What relatives share since fork: between parent and child, and between children whose parent has written since. */
 enum { N = 2000, P = 4096 };
 int main(void) {
@@ -281,23 +289,17 @@ int main(void) {
     for (int i = 0; i < N; i++) SAME(m[i * P], i >= 700 && i < 720 ? 'q' : i >= 1000 && i < 1500 ? 'p' : (char)(i % 250 + 1));
     for (int k = 1; k < 4; k++) { int status; OK(waitpid(pids[k], &status, 0)); SAME(status, 0); }
 }
-"#)
+"#
+    )
 );
 
 /// With many processes not every pair of them is compared.
 #[test]
 fn shared_by_many() {
-    let subject = c(r#"
+    let subject = sharing(
+        r#"
 /* Families beside each other, each of which shares what nobody else has. */
 enum { N = 500, P = 4096, FAMILIES = 4 };
-static long pss(int pid) {
-    char path[64], line[256]; long n = 0;
-    snprintf(path, sizeof path, "/proc/%d/smaps_rollup", pid);
-    FILE *f = fopen(path, "r"); CHECK(f);
-    while (fgets(line, sizeof line, f)) if (sscanf(line, "Pss_Anon: %ld", &n) == 1) break;
-    fclose(f);
-    return n;
-}
 static void whole(const char *m, int family, int own) {
     for (int i = 0; i < N; i++) SAME(m[i * P], i < 20 ? own : i < 50 ? 'r' : (char)(i % 100 + family));
 }
@@ -331,7 +333,8 @@ int main(void) {
     if (after > before + before / 50 + 1024) DIE("the tree has grown from %ld to %ld kB", before, after);
     for (int k = 0; k < FAMILIES; k++) { int status; OK(waitpid(pids[2 * k], &status, 0)); SAME(status, 0); }
 }
-"#);
+"#,
+    );
     let mut running = Running::start(&subject, "many");
     // Whom it must wait for the end of.
     running.pids();

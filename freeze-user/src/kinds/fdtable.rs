@@ -69,8 +69,8 @@ impl ProcessKind for FdTable {
                 None => out.push(unknown(fd)),
             }
             // Whoever keeps making and renaming files would be refused for another one at each look. What is there once it
-            // stands still is judged then.
-            if out.len() > before && !fd.is_as_seen() {
+            // stands still is judged then, and for good: what others do to it meanwhile must not hide what is in its way.
+            if out.len() > before && !view.stands_still() && !fd.is_as_seen() {
                 out.truncate(before);
             }
         }

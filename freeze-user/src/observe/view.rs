@@ -76,7 +76,8 @@ pub struct ProcessView {
     pub cmdline: Vec<u8>,
     /// Whether its executable is an ELF file of class 32.
     pub exe_is_32_bit: bool,
-    /// Whether it shows an io_uring: looked for when it is asked for first, which each of its threads does.
+    /// Whether it shows an io_uring: looked for when it is asked for first, which each of its threads does. Neither `fds` nor
+    /// `vmas` may be changed after that.
     pub shows_ring: OnceLock<bool>,
 }
 
@@ -179,6 +180,11 @@ pub enum Depth {
 }
 
 impl View {
+    /// Whether everything stood still while it was looked at.
+    pub fn stands_still(&self) -> bool {
+        self.standing
+    }
+
     /// Reads the trees below `roots`.
     pub fn read(roots: &[Pid], depth: Depth) -> Result<View> {
         View::read_after(roots, depth, None, false, tasks(roots)?)
