@@ -8,12 +8,14 @@ use crate::kinds::kinship::collect_zombies;
 use crate::kinds::ldt::Ldt;
 use crate::kinds::memory::Memory;
 use crate::kinds::namespaces::{self, clocks::Clocks};
+use crate::kinds::regular::locks::Locks;
 use crate::kinds::signals::Signals;
 use crate::kinds::unix::in_transit;
 use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Remembered, Shared, Source, kind_of, questions};
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
+use crate::sys::quiet::{Leased, Silence};
 use crate::sys::{self, Kcmp, fault, laps, limit};
 use crate::tracee::process::StoppedProcess;
 use nix::sys::stat::makedev;
@@ -80,6 +82,7 @@ pub fn collect(
             .collect(),
         ..Shared::default()
     };
+    let _silence = silence(view);
     let eldest = processes.first().map(|p| p.pid());
     let own = Pid(std::process::id() as i32);
     collect_zombies(view, draft)?;
@@ -117,6 +120,25 @@ pub fn collect(
     }
     remembered.keep_options(shared.options);
     Ok(())
+}
+
+/// Keeps what is read from those of the set who would be told of it, if there may be any.
+fn silence(view: &View) -> Option<Silence> {
+    let watches = |fd: &FdView| {
+        let kind = fd.anon_inode().unwrap_or("");
+        // Wishes for F_NOTIFY are nowhere to be seen.
+        let is_directory = fd.stat.kind() == libc::S_IFDIR && fd.flags() & libc::O_PATH == 0;
+        is_directory || kind.contains("inotify") || kind.contains("fanotify")
+    };
+    // One for reading is not broken by who reads.
+    let writes = |fd: &FdView| Locks::of(fd).lease.is_some_and(|l| l.kind == libc::F_WRLCK);
+    let can_read = |fd: &FdView| fd.flags() & libc::O_ACCMODE != libc::O_WRONLY;
+    let leased: Leased = view
+        .fds()
+        .filter(|fd| !fd.info.locks.is_empty() && writes(fd) && can_read(fd))
+        .map(|fd| ((fd.stat.dev, fd.stat.ino), (fd.pid, fd.fd)))
+        .collect();
+    (!leased.is_empty() || view.fds().any(watches)).then(|| Silence::begin(leased))
 }
 
 /// The table whose contents a kind records, as a flag of clone(2); 0 for what every process has of its own.

@@ -1,6 +1,7 @@
 //! Conformance of inotify: watches with their numbers, masks and paths.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::subject::{freeze_checkpoint, output};
+use freeze_tests::{Running, c, conformance};
 
 conformance!(
     watches,
@@ -257,3 +258,99 @@ int main(void) {
 }
 "#)
 );
+
+/// What a checkpoint reads is not told to who watches it, does not show in times of access, and breaks no lease.
+#[test]
+fn a_checkpoint_is_not_noticed() {
+    let subject = c(r#"
+#include <sys/inotify.h>
+#include <sys/mount.h>
+static int watcher, broken;
+static const char *names[40];
+static void on_break(int signal) { broken = signal; }
+static void watch(const char *path) { names[OK(inotify_add_watch(watcher, path, IN_ALL_EVENTS))] = strdup(path); }
+static void watch_open(int fd) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    watch(path);
+}
+static int file(const char *path, int flags) {
+    int fd = OK(open(path, O_CREAT | flags, 0600));
+    SAME(write(fd, "contents", 8), 8);
+    return fd;
+}
+static int nothing_told(void) {
+    int told = 0;
+    char buffer[4096];
+    for (long n; (n = read(watcher, buffer, sizeof buffer)) > 0;) {
+        for (char *at = buffer; at < buffer + n;) {
+            struct inotify_event *e = (void *)at;
+            at += sizeof *e + e->len;
+            fprintf(stderr, "%s: %#x %s\n", names[e->wd], e->mask, e->len ? e->name : "");
+            told++;
+        }
+    }
+    return !told;
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    char *own = strdup(in_here("own")), *gone = strdup(in_here("gone")), *dir = strdup(in_here("dir"));
+    OK(mkdir(own, 0700));
+    OK(mount("own", own, "tmpfs", 0, 0));
+    OK(mkdir(in_here("own/sub"), 0700));
+    OK(mkdir(in_here("own/apart"), 0700));
+    int kept = file(in_here("own/sub/file"), O_RDWR), leased = file(in_here("own/apart/leased"), O_RDWR), nameless = file(gone, O_RDWR);
+    int lent = file(in_here("lent"), O_RDWR);
+    int away = file(in_here("away"), O_RDWR);
+    OK(mkdir(dir, 0700));
+    int removed = OK(open(dir, O_RDONLY | O_DIRECTORY));
+    OK(unlink(gone));
+    OK(unlink(in_here("away")));
+    OK(unlink(in_here("lent")));
+    OK(rmdir(dir));
+    int memory = OK(memfd_create("watched", 0));
+    SAME(write(memory, "contents", 8), 8);
+    OK(mkdir(in_here("seen"), 0700));
+    int seen = file(in_here("seen/file"), O_RDWR);
+    char *map = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, away, 0);
+    CHECK(map != MAP_FAILED);
+    OK(close(OK(open(in_here("own/sub"), O_RDONLY))));
+
+    watcher = OK(inotify_init1(IN_NONBLOCK));
+    watch(own); watch(in_here("own/sub")); watch(in_here("own/sub/file"));
+    watch(in_here("seen")); watch(in_here("seen/file")); watch("/proc/self/exe");
+    watch_open(nameless); watch_open(memory); watch_open(removed); watch_open(away);
+    signal(SIGUSR1, on_break);
+    for (int n = 0; n < 2; n++) {
+        int fd = n ? leased : lent;
+        OK(fcntl(fd, F_SETSIG, SIGUSR1));
+        OK(fcntl(fd, F_SETLEASE, F_WRLCK));
+    }
+    /* A time of access that reading would move. */
+    struct timespec old[2] = { { 1000000 }, { 2000000 } };
+    struct stat before[3], after[3];
+    OK(futimens(kept, old)); OK(futimens(nameless, old)); OK(utimensat(AT_FDCWD, in_here("own/sub"), old, 0));
+    OK(fstat(kept, before)); OK(fstat(nameless, before + 1)); OK(stat(in_here("own/sub"), before + 2));
+    char skip[4096];
+    while (read(watcher, skip, sizeof skip) > 0) {}
+    freeze_here();
+    CHECK(nothing_told());
+    SAME(broken, 0);
+    SAME(fcntl(leased, F_GETLEASE), F_WRLCK);
+    SAME(fcntl(lent, F_GETLEASE), F_WRLCK);
+    SAME(lseek(leased, 0, SEEK_CUR), 8);
+    SAME(lseek(lent, 0, SEEK_CUR), 8);
+    SAME(lseek(nameless, 0, SEEK_CUR), 8);
+    SAME(lseek(seen, 0, SEEK_CUR), 8);
+    OK(fstat(kept, after)); OK(fstat(nameless, after + 1)); OK(stat(in_here("own/sub"), after + 2));
+    for (int k = 0; k < 3; k++) { SAME(after[k].st_atime, before[k].st_atime); SAME(after[k].st_ctime, before[k].st_ctime); }
+}
+"#);
+    let mut running = Running::start(&subject, "a_checkpoint_is_not_noticed");
+    for image in ["first", "second"] {
+        let done = output(&mut freeze_checkpoint(&running, &running.dir().join(image)));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    running.verdict();
+}

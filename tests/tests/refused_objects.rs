@@ -393,3 +393,31 @@ int main(void) {
         assert!(said.contains("whose first process has ended"), "{said}");
     }
 }
+
+/// To read it would break the lease; nobody hears of the attempt.
+#[test]
+fn a_lease_on_what_cannot_be_read() {
+    let subject = c(r#"
+static int broken;
+static void on_break(int signal) { broken = signal; }
+int main(void) {
+    int fd = OK(open(in_here("gone"), O_CREAT | O_WRONLY, 0600));
+    OK(unlink(in_here("gone")));
+    signal(SIGUSR1, on_break);
+    OK(fcntl(fd, F_SETSIG, SIGUSR1));
+    OK(fcntl(fd, F_SETLEASE, F_WRLCK));
+    freeze_here();
+    SAME(broken, 0);
+    SAME(fcntl(fd, F_GETLEASE), F_WRLCK);
+}
+"#);
+    let mut running = Running::start(&subject, "a_lease_on_what_cannot_be_read");
+    let done = output(&mut freeze_checkpoint(&running, &running.dir().join("image")));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("a lease (F_SETLEASE) that reading the file would break"),
+        "{said}"
+    );
+    running.verdict();
+}

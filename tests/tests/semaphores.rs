@@ -214,6 +214,36 @@ int main(void) {
     )
 );
 
+conformance!(
+    undo_of_who_may_not_operate_any_more,
+    with(
+        r#"
+#include <sys/prctl.h>
+/* What is taken back was given while it could be. */
+int main(void) {
+    int a = make(IPC_PRIVATE, 2, 0600, own_id());
+    OK(op(a, 0, 10, 0));
+    OK(op(a, 1, 1, 0));
+    int child = OK(fork()), status;
+    if (!child) {
+        OK(op(a, 0, -3, SEM_UNDO));
+        OK(setresuid(4711, 4711, 4711));
+        OK(prctl(PR_SET_DUMPABLE, 1));
+        CHECK(op(a, 0, 1, 0) == -1 && errno == EACCES);
+        while (!gone_ahead()) nap(2);
+        _exit(0);
+    }
+    while (semctl(a, 0, GETVAL) != 7) nap(1);
+    freeze_here();
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+    SAME(semctl(a, 0, GETVAL), 10);
+    OK(semctl(a, 0, IPC_RMID));
+}
+"#
+    )
+);
+
 /// What freeze says against a checkpoint of a subject, which runs on.
 fn refused(text: &str, test: &str) -> String {
     let mut running = Running::start(&with(text), test);
@@ -226,6 +256,30 @@ fn refused(text: &str, test: &str) -> String {
     assert!(!image.exists());
     running.verdict();
     said
+}
+
+/// Where the kernel lets freeze look, it asks nobody, and the set does not show that it was there.
+#[test]
+fn a_checkpoint_leaves_the_time_of_the_last_operation() {
+    let text = r#"
+int main(void) {
+    int a = make(IPC_PRIVATE, 1, 0600, own_id());
+    OK(op(a, 0, 5, SEM_UNDO));
+    struct semid_ds before, after;
+    OK(semctl(a, 0, IPC_STAT, (union semun){ .buf = &before }));
+    rest(1100);
+    freeze_here();
+    OK(semctl(a, 0, IPC_STAT, (union semun){ .buf = &after }));
+    SAME(after.sem_otime, before.sem_otime);
+    OK(semctl(a, 0, IPC_RMID));
+}
+"#;
+    let mut running = Running::start(&with(text), "a_checkpoint_leaves_the_time_of_the_last_operation");
+    let mut checkpoint = freeze();
+    checkpoint.args(["checkpoint", &running.pid.to_string(), "--to"]);
+    let done = output(checkpoint.arg(running.dir().join("image")));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    running.verdict();
 }
 
 /// A restored process has one list of them for all its threads.

@@ -36,6 +36,7 @@ pub fn markdown() -> String {
           relative paths, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, a pid namespace for children whose first process has ended, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
+        - unlinked files, and those of a tree of files of the checkpoint's own, with a lease for writing whose holder cannot read them: to read them would break it;\n\
         - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now, and unix sockets that \
           are bound in such a directory;\n\
         - a program whose file nobody may execute any more (chmod); files of /proc that told of a thread that has ended, other \
@@ -59,6 +60,8 @@ pub fn markdown() -> String {
         - to which user namespace a pid namespace belongs, and by which the memory of a process is judged that may not be \
           dumped: after a restore it is freeze's, so that in a container with a user namespace of its own nobody can mount a \
           further proc of its pid namespace or go there (setns), and such a process cannot read its own /proc/self/environ;\n\
+        - where the kernel has no fanotify permission events, who watches a file whose contents travel in the image (inotify) is told that it \
+          was opened and read, as it is of a fifo and of a file that is leased;\n\
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\

@@ -3,7 +3,7 @@
 use super::memory::huge_flags;
 use super::pipe::Bytes;
 use super::regular::ghost::Attributes;
-use super::regular::{fill_from, open_unnoticed, store_contents};
+use super::regular::{fill_from, store_contents};
 use super::{FdKind, Placed, Shared, Source, object_space};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::{FileId, SpaceId};
@@ -11,6 +11,7 @@ use crate::nest::{Nest, Options};
 use crate::observe::view::{FdView, FileStat, View};
 use crate::store::Draft;
 use crate::sys;
+use crate::sys::quiet::{self, Reading};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -68,7 +69,7 @@ impl MemFile {
     pub fn collect(
         link: &[u8],
         stat: &FileStat,
-        file: &File,
+        file: &Reading,
         shared: &mut Shared,
         draft: &mut Draft,
     ) -> Result<MemFile> {
@@ -205,7 +206,7 @@ impl FdKind for Memfd {
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
         // A descriptor of any access mode leads to one that can be read.
         let path = format!("/proc/{}/fd/{}", fd.pid, fd.fd);
-        let file = open_unnoticed(Path::new(&path)).on("open", || fd.label())?;
+        let file = quiet::open(Path::new(&path)).on("open", || fd.label())?;
         let file = MemFile::collect(&fd.link, &fd.stat, &file, from.shared, from.draft)?;
         Ok(Record {
             file,

@@ -205,7 +205,11 @@ fn reopen(fd: BorrowedFd<'_>, access: i32) -> nix::Result<OwnedFd> {
 pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer> {
     let held = from.process.fd(fd.fd).map_err(|_| Errno::EBADF)?;
     let capacity = sys::fcntl(held.as_fd(), libc::F_GETPIPE_SZ, 0)? as u64;
-    let reader = reopen(held.as_fd(), libc::O_RDONLY)?;
+    // To open a further end is an event for who watches a fifo, and what somebody may wait for who is to open the other.
+    let reader = match fd.flags() & libc::O_ACCMODE {
+        libc::O_WRONLY => reopen(held.as_fd(), libc::O_RDONLY)?,
+        _ => held,
+    };
     let inside = sys::ioctl_int(reader.as_fd(), libc::FIONREAD)? as usize;
     let (mut pieces, mut whole, mut places) = (Vec::new(), Vec::new(), Vec::new());
     let packets = from

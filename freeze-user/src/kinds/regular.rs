@@ -15,6 +15,7 @@ use crate::observe::view::{FdView, FileStat, View};
 use crate::store::{Content, Draft};
 use crate::sys;
 use crate::sys::files;
+use crate::sys::quiet::{self, Reading};
 use beneath::{covered_mount, place_of};
 use found::{DELETED, Lost, Obstacle, Way, above, open_covered, open_dead, way};
 use ghost::{Attributes, Ghosts};
@@ -160,7 +161,7 @@ impl FileRef {
                 ..Attributes::of(at, stat)?
             });
             if shared.first_sight(stat.dev, stat.ino) {
-                let file = open_unnoticed(at.as_ref()).on("open", name)?;
+                let file = quiet::open(at.as_ref()).on("open", name)?;
                 store_contents(&file, stat.size, space, draft, &name)?;
             }
         }
@@ -564,20 +565,17 @@ fn time((sec, nsec): (i64, i64)) -> String {
     format!("{sec}.{nsec:09}")
 }
 
-/// Opens a file for reading, which is not to show in its time of access where that can be had.
-pub fn open_unnoticed(path: &Path) -> std::io::Result<File> {
-    let open = |flags| File::options().read(true).custom_flags(flags).open(path);
-    open(libc::O_NOATIME).or_else(|_| open(0))
-}
-
 /// Copies the file's data (not its holes) into the image, each page at its offset.
 pub fn store_contents(
-    file: &File,
+    file: &Reading,
     size: u64,
     space: SpaceId,
     draft: &mut Draft,
     name: &dyn Fn() -> String,
 ) -> Result<()> {
+    if !file.own {
+        return store_written(file, size, space, draft, name);
+    }
     let mut buf = vec![0u8; 1 << 20];
     let mut at = 0u64;
     // Huge pages that are reserved show no holes. But they are counted, so that what comes after the last one need not be read.
@@ -625,6 +623,34 @@ pub fn store_contents(
             }
         }
         at = end.max(at + 1);
+    }
+    Ok(())
+}
+
+/// The same of a file whose position must not move, so that it cannot be asked for its holes: all pages that are not empty.
+fn store_written(
+    file: &File,
+    size: u64,
+    space: SpaceId,
+    draft: &mut Draft,
+    name: &dyn Fn() -> String,
+) -> Result<()> {
+    let mut page = vec![0; PAGE as usize];
+    for at in (0..size).step_by(PAGE as usize) {
+        page.fill(0);
+        let mut got = 0;
+        while at + got < size && got < PAGE {
+            let more = file
+                .read_at(&mut page[got as usize..], at + got)
+                .on("read", name)?;
+            if more == 0 {
+                return Err(Error::kernel("read", name(), Errno::EIO));
+            }
+            got += more as u64;
+        }
+        if page.iter().any(|b| *b != 0) {
+            draft.pages(space, at, &page)?;
+        }
     }
     Ok(())
 }
@@ -695,6 +721,7 @@ impl FdKind for Regular {
         } else if let Some((why, remedy)) =
             found::shut(&fd.stat, || fd.guarded, &fd.at(), fd.flags(), &fd.tree)
                 .or_else(|| found::asked_for(&fd.link, &fd.at(), fd.flags()))
+                .or_else(|| Locks::hide(fd))
         {
             out.push(fd.blocker().why(why).remedy(remedy));
         }

@@ -5,6 +5,7 @@ use super::{ProcessKind, Source, Stage};
 use crate::error::{Blocker, Context, Error, Result};
 use crate::ids::Pid;
 use crate::nest::{Landed, Nest, Options};
+use crate::observe::peek::Peek;
 use crate::observe::view::{ProcessView, View};
 use crate::proc::sysvipc::{self, Object};
 use crate::sys::ipc::{Call, SemOp, sem_pid, sem_remove, sem_set, sem_values};
@@ -118,7 +119,15 @@ impl ProcessKind for Semaphores {
     const STAGE: Stage = Stage::Files;
     type Record = Record;
 
-    fn verdict(_: &ProcessView, _: &View, _: &mut Vec<Blocker>) {}
+    fn verdict(p: &ProcessView, view: &View, _: &mut Vec<Blocker>) {
+        Peek::prepare(|| {
+            let space = match view.namespace(p, "ipc") {
+                0 => Ok(Space::own()),
+                _ => Space::at(p.pid),
+            };
+            space.is_ok_and(|s| s.list(LIST, sysvipc::sets).is_ok_and(|l| !l.is_empty()))
+        });
+    }
 
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let pid = from.process.pid();
@@ -316,18 +325,17 @@ fn parts(mut number: i32, most: i32) -> Vec<i32> {
     out
 }
 
-/// What the process has to take back, which the kernel does not tell.
-///
-/// It does tell whether an operation would bring it out of bounds, by another error than that of an operation that
-/// would have to wait: so each question is a call that cannot succeed, and changes nothing. Half a dozen operations in
-/// one call, all or nothing, ask whether it is less than any given number.
+/// What the process has to take back, of which the kernel tells nobody: looked at in its memory, or else asked for.
 fn undo(process: &mut StoppedProcess, sets: &[Set], space: &Space, seen: &mut Vec<Pid>) -> Result<Vec<Undo>> {
     let mut out = Vec::new();
     if sets.is_empty() {
         return Ok(out);
     }
     for list in lists(process) {
-        let found = settled(process, list, sets, space)?;
+        let found = match seen_of(process, list, sets) {
+            Some(found) => found,
+            None => settled(process, list, sets, space)?,
+        };
         if found.is_empty() {
             continue;
         }
@@ -352,7 +360,29 @@ fn undo(process: &mut StoppedProcess, sets: &[Set], space: &Space, seen: &mut Ve
     Ok(out)
 }
 
+/// What is to be taken back by the list of this thread, where the kernel's memory may be looked at.
+fn seen_of(process: &StoppedProcess, thread: usize, sets: &[Set]) -> Option<Vec<Undo>> {
+    let sizes: Vec<_> = sets.iter().map(|s| (s.object.id, s.values.len())).collect();
+    let tid = process.threads()[thread].tid();
+    let list = Peek::ready()?.undo(process.pid(), tid, &sizes)?;
+    let undo = |id, (n, add): (usize, &i16)| Undo {
+        id,
+        number: n as u16,
+        add: *add,
+    };
+    let each = list
+        .each()
+        .flat_map(|(id, adds)| adds.iter().enumerate().map(move |a| undo(id, a)));
+    let mut out: Vec<_> = each.filter(|u| u.add != 0).collect();
+    out.sort_by_key(|u| (u.id, u.number));
+    Some(out)
+}
+
 /// What is to be taken back by the list of this thread, asked until nobody changes the values meanwhile.
+///
+/// The kernel does tell whether an operation would bring it out of bounds, by another error than that of an operation that
+/// would have to wait: so each question is a call that cannot succeed, and changes no value (only when the set was
+/// last operated on). Half a dozen operations in one call, all or nothing, ask whether it is less than any given number.
 fn settled(process: &mut StoppedProcess, thread: usize, sets: &[Set], space: &Space) -> Result<Vec<Undo>> {
     /// How often those are asked about that move.
     const TRIES: usize = 20;
@@ -566,6 +596,8 @@ impl Made {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::view::Depth;
+    use crate::tracee::{Halting, Seized};
 
     #[test]
     fn questions_find_what_is_to_be_taken_back() {
@@ -593,6 +625,50 @@ mod tests {
         op(32000, true).unwrap();
         is(-32002);
         assert_eq!(sem_values(id).unwrap(), [32009]);
+        sem_remove(id).unwrap();
+    }
+
+    /// To look and to ask must come to the same, whichever of them this kernel grants freeze in earnest.
+    #[test]
+    fn what_is_seen_is_what_is_answered() {
+        const TAKES: &str = "$| = 1; semop($ARGV[0], pack('s!*', 0, -3, 4096, 1, 5, 0, 2, 1, 4096, 4, 9, 4096, 4, -9, 4096)) or die; \
+            print 'x'; 1 while 1";
+        let id = Call::sem_make(0, 5, 0o600).make().unwrap() as i32;
+        Call::sem_set_all(id, &[7, 7, 32766, 7, 7]).make().unwrap();
+        let mut child = std::process::Command::new("perl")
+            .args(["-e", TAKES, &id.to_string()])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let pid = Pid(child.id() as i32);
+        let view = ProcessView::read(pid, Depth::Maps).unwrap();
+        let seized = Seized::seize(pid, 0).unwrap().unwrap();
+        seized.interrupt();
+        let Halting::Stopped(thread) = seized.halting().unwrap() else {
+            panic!("it does not halt");
+        };
+        let mut process = StoppedProcess::new(view.into(), vec![thread]).unwrap();
+        let set = Set {
+            object: Owner {
+                id,
+                ..Owner::default()
+            },
+            values: sem_values(id).unwrap(),
+            pids: Vec::new(),
+        };
+        let add = |number, add| Undo { id, number, add };
+        let want = vec![add(0, 3), add(2, -1)];
+        assert_eq!(
+            undo_of(&mut process, 0, &[(id, set.values.clone())]).unwrap(),
+            want
+        );
+        if Peek::get().is_some() {
+            assert_eq!(seen_of(&process, 0, &[set]), Some(want));
+        }
+        process.release(|_| ()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
         sem_remove(id).unwrap();
     }
 

@@ -14,6 +14,7 @@ use crate::store::Content;
 use crate::store::Draft;
 use crate::sys;
 use crate::sys::ipc::Call;
+use crate::sys::quiet::Reading;
 use crate::sys::shm::{ShmAttached, ShmStat, shm_lock, shm_remove, shm_set, shm_stat};
 use nix::errno::Errno;
 use nix::unistd::Whence;
@@ -136,7 +137,7 @@ fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segm
         let len = stat.size.next_multiple_of(PAGE);
         let attached = ns.enter(|| ShmAttached::new(id, len)).on("shmat", name)?;
         let file = attached.open().on("open", name)?;
-        store(&file, stat.size, space, from.draft, &name)?;
+        store(file, stat.size, space, from.draft, &name)?;
         drop(attached);
         // The kernel notes who did it last: let that be who it was.
         let last = from.view.get(Pid(stat.last)).map(|p| p.pid);
@@ -154,7 +155,8 @@ fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segm
 }
 
 /// Copies the contents of a segment into the image, up to the end of its last page, which who attaches it has too.
-fn store(file: &File, size: u64, space: SpaceId, draft: &mut Draft, name: &dyn Fn() -> String) -> Result<()> {
+fn store(file: File, size: u64, space: SpaceId, draft: &mut Draft, name: &dyn Fn() -> String) -> Result<()> {
+    let file = &Reading::from(file);
     let last = size / PAGE * PAGE;
     if last == size || sys::huge_page_of(file.as_fd()) != 0 {
         return store_contents(file, size, space, draft, name);
@@ -257,7 +259,7 @@ pub fn collect(id: i32, v: &Vma, pid: Pid, from: &mut Source<'_>) -> Result<Segm
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
         let file = File::options().read(true).write(true).open(&path);
         let file = file.on("open", || path.clone())?;
-        store(&file, stat.size, space, from.draft, &name)?;
+        store(file, stat.size, space, from.draft, &name)?;
     }
     let mut found = segment(id, &stat, space, ns.is_apart());
     found.huge = super::memory::huge_page(v);

@@ -1,6 +1,7 @@
 //! What of a process hardly ever changes, and then for good: it may be read before a stop if it is the same after it.
 
 use super::looks;
+use super::procfile::read_all;
 use super::view::{LinkView, read_link};
 use crate::error::{Context, Result};
 use crate::ids::Pid;
@@ -40,9 +41,17 @@ impl Lasting {
     }
 }
 
-/// Byte 4 of an ELF file is its class: 1 for 32 bits.
+/// Byte 4 of an ELF file is its class: 1 for 32 bits. To open it is an event for who watches it (inotify(7)), so that it is
+/// done only where the auxiliary vector does not tell of program headers as long as they are with 64.
 fn is_32_bit(dir: &str) -> Result<bool> {
     use std::io::Read;
+    const AT_PHENT: u64 = 4;
+    const LENGTH: u64 = 56;
+    let vector = read_all(format!("{dir}/auxv")).unwrap_or_default();
+    let entry = [AT_PHENT, LENGTH].map(u64::to_ne_bytes).concat();
+    if vector.chunks_exact(entry.len()).any(|e| e == entry) {
+        return Ok(false);
+    }
     let path = format!("{dir}/exe");
     let mut head = [0; 5];
     let mut file = std::fs::File::open(&path).on("open", || path.clone())?;

@@ -5,6 +5,7 @@
 pub mod arrived;
 pub mod landlock;
 pub mod queue;
+pub mod undo;
 pub mod uring;
 
 use crate::ids::Pid;
@@ -24,7 +25,7 @@ pub struct Peek {
 }
 
 /// The members that are looked at.
-const MEMBERS: [(&str, &str); 46] = [
+const MEMBERS: [(&str, &str); 51] = [
     ("task_struct", "files"),
     ("task_struct", "pid"),
     ("task_struct", "pid_links"),
@@ -71,6 +72,11 @@ const MEMBERS: [(&str, &str); 46] = [
     ("inotify_event_info", "sync_cookie"),
     ("inotify_event_info", "name_len"),
     ("inotify_event_info", "name"),
+    ("task_struct", "sysvsem"),
+    ("sem_undo_list", "list_proc"),
+    ("sem_undo", "list_proc"),
+    ("sem_undo", "semid"),
+    ("sem_undo", "semadj"),
 ];
 
 /// An event of inotify: watch, mask, cookie and name.
@@ -97,6 +103,13 @@ impl Peek {
     /// The one way of this process; `None` where the kernel does not let us.
     pub fn get() -> Option<&'static Peek> {
         ONE.get_or_init(|| Peek::at_members(&MEMBERS)).as_ref()
+    }
+
+    /// Gets ready to look, which takes longer than a pause may, if `when` says that there will be something to look for.
+    pub fn prepare(when: impl FnOnce() -> bool) {
+        if ONE.get().is_none() && when() {
+            Peek::get();
+        }
     }
 
     /// The same if somebody has asked for it before: to make it takes longer than a pause may.

@@ -25,6 +25,7 @@ pub mod mqueue;
 pub mod multicast;
 pub mod ns;
 pub mod queue;
+pub mod quiet;
 pub mod rtnl;
 pub mod sched;
 pub mod shm;

@@ -2,7 +2,7 @@
 
 use super::super::memfd::{MemFile, is_memfd};
 use super::super::pipe::Bytes;
-use super::super::regular::{FileRef, open_unnoticed, store_contents};
+use super::super::regular::{FileRef, store_contents};
 use super::super::sysv::{self, Segment, segment_of};
 use super::super::{Source, object_space};
 use super::{ADVICE, Backing, Mapping, Memory, OTHER_FLAGS, Object, Record, keys, policy, rings};
@@ -15,10 +15,10 @@ use crate::observe::view::{FileStat, ProcessView};
 use crate::proc::maps::Vma;
 use crate::sys;
 use crate::sys::pagemap::{self, Contents};
+use crate::sys::quiet;
 use crate::tracee::tape::Tape;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -273,7 +273,7 @@ fn object(
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
     let space = object_space(stat.dev, stat.ino);
     if from.shared.first_sight(stat.dev, stat.ino) {
-        let file = File::open(&path).on("open", || path.clone())?;
+        let file = quiet::open(path.as_ref()).on("open", || path.clone())?;
         store_contents(&file, stat.size, space, from.draft, &|| path.clone())?;
     }
     objects.push(Object {
@@ -298,7 +298,7 @@ fn memfd(
     if let Some(&i) = seen.get(&(stat.dev, stat.ino)) {
         return Ok(i);
     }
-    let file = open_unnoticed(Path::new(&path)).on("open", || path.clone())?;
+    let file = quiet::open(Path::new(&path)).on("open", || path.clone())?;
     memfds.push(MemFile::collect(name, &stat, &file, from.shared, from.draft)?);
     seen.insert((stat.dev, stat.ino), memfds.len() - 1);
     Ok(memfds.len() - 1)

@@ -1,6 +1,6 @@
 //! What is in a file system that lives in memory and goes with its mount namespace: directories, files, links, nodes.
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, errno};
 use crate::ids::SpaceId;
 use crate::kinds::pipe::Bytes;
 use crate::kinds::regular::{fill_from, store_contents};
@@ -8,6 +8,8 @@ use crate::kinds::{Shared, object_space};
 use crate::nest::Nest;
 use crate::observe::view::FileStat;
 use crate::store::Draft;
+use crate::sys::quiet;
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
@@ -72,10 +74,16 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
         }
         match stat.kind() {
             libc::S_IFDIR => {
-                let entries: std::io::Result<Vec<_>> = std::fs::read_dir(&here).and_then(|all| all.collect());
+                let dir = quiet::open(&here).on("open", name)?;
+                let dir = dir.as_fd().try_clone_to_owned().map_err(errno);
+                let entries = dir.and_then(Dir::from_fd).and_then(|d| d.into_iter().collect());
+                let entries: Vec<_> = entries.on("readdir", name)?;
                 // The newest is told of first: made the other way about, they are told of in the same order.
-                for entry in entries.on("readdir", name)?.into_iter().rev() {
-                    let entry = entry.file_name().into_vec();
+                for entry in entries.into_iter().rev() {
+                    let entry = entry.file_name().to_bytes().to_vec();
+                    if matches!(&entry[..], b"." | b"..") {
+                        continue;
+                    }
                     queue.push_back(if path.is_empty() {
                         entry
                     } else {
@@ -91,7 +99,7 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
                 let space = object_space(stat.dev, stat.ino);
                 node.space = Some(space);
                 if shared.first_sight(stat.dev, stat.ino) {
-                    let file = File::open(&here).on("open", name)?;
+                    let file = quiet::open(&here).on("open", name)?;
                     store_contents(&file, stat.size, space, draft, &name)?;
                 }
             }
@@ -128,7 +136,7 @@ pub(super) fn alone(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) -> R
         let space = object_space(stat.dev, stat.ino);
         node.space = Some(space);
         if shared.first_sight(stat.dev, stat.ino) {
-            let file = File::open(&here).on("open", name)?;
+            let file = quiet::open(&here).on("open", name)?;
             store_contents(&file, stat.size, space, draft, &name)?;
         }
     }

@@ -1,11 +1,11 @@
 //! Files, directories and nodes without a name, which get one for as long as they are opened again.
 
 use super::found::{Handle, above, is_own};
-use super::open_unnoticed;
 use crate::error::{Context, Result};
 use crate::kinds::pipe::Bytes;
 use crate::observe::view::FileStat;
 use crate::sys::files;
+use crate::sys::quiet;
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 use nix::sys::stat::UtimensatFlags;
@@ -49,7 +49,7 @@ impl Attributes {
         let xattrs = files::xattrs(at.as_ref()).on("listxattr", || at.to_owned())?;
         // Nothing else is opened: a fifo could wait for somebody, and a device begin to do something.
         let opened = match stat.kind() {
-            libc::S_IFREG | libc::S_IFDIR => open_unnoticed(at.as_ref()).ok(),
+            libc::S_IFREG | libc::S_IFDIR => quiet::open(at.as_ref()).ok(),
             _ => None,
         };
         Ok(Attributes {

@@ -1,5 +1,6 @@
 //! What is held on a file through one description: flock(2), open file description locks, leases.
 
+use super::found::Obstacle;
 use crate::error::{Context, Result};
 use crate::ids::Pid;
 use crate::kinds::Placed;
@@ -67,6 +68,20 @@ impl Locks {
             ofd: of("OFDLCK").map(|l| (l.kind.clone(), l.start, l.end)).collect(),
             lease,
         }
+    }
+
+    /// Why the contents of a file that would have to go with the checkpoint cannot be read, and what to do.
+    pub fn hide(fd: &FdView) -> Option<Obstacle> {
+        let travels = fd.stat.nlink == 0 || fd.tree.number != 0;
+        let leased = || Locks::of(fd).lease.is_some_and(|l| l.kind == libc::F_WRLCK);
+        let unread = fd.flags() & libc::O_ACCMODE == libc::O_WRONLY;
+        (travels && unread && !fd.info.locks.is_empty() && leased()).then(|| {
+            (
+                "it has a lease (F_SETLEASE) that reading the file would break, and is not open for reading"
+                    .to_owned(),
+                "let the program give the lease up, or open the file for reading as well",
+            )
+        })
     }
 
     /// Takes the lock of flock(2) again, in the name of who took it if he still has the file open.

@@ -1,0 +1,228 @@
+//! Reading files whose watchers are not to be told of it.
+//!
+//! To open a file is an event (inotify(7), fanotify(7), F_NOTIFY), to read from it is one too, and a lease for writing is
+//! broken by it (fcntl(2)). Only what fanotify hands to its listener is opened without events. So a listener of freeze's
+//! own has itself asked before the file is opened (FAN_OPEN_PERM), a thread of freeze's own sets about to open it, and is
+//! denied that as soon as the listener has its descriptor: before anybody else is told.
+
+use crate::ids::Pid;
+use crate::sys::{pidfd_getfd, pidfd_open};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::fanotify::{
+    EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
+};
+use nix::unistd::{gettid, pipe2};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+thread_local! {
+    static NOW: RefCell<Option<Listener>> = const { RefCell::new(None) };
+}
+
+/// Files with a lease that opening them would break, by device and inode, with a descriptor that can be read.
+pub type Leased = HashMap<(u64, u64), (Pid, RawFd)>;
+
+/// A file open for reading.
+#[derive(Debug)]
+pub struct Reading {
+    file: File,
+    /// Whether the description is freeze's own; the position of somebody else's must stay where it is.
+    pub own: bool,
+}
+
+impl Deref for Reading {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl AsFd for Reading {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl From<File> for Reading {
+    fn from(file: File) -> Reading {
+        Reading { file, own: true }
+    }
+}
+
+/// As long as it lives, [`open`] in its thread is told to nobody. Where the kernel has no such means, watchers are told.
+#[derive(Debug)]
+#[must_use = "dropping it ends the silence"]
+pub struct Silence(());
+
+impl Silence {
+    /// Begins it.
+    pub fn begin(leased: Leased) -> Silence {
+        let how = InitFlags::FAN_CLASS_CONTENT
+            | InitFlags::FAN_CLOEXEC
+            | InitFlags::FAN_NONBLOCK
+            | InitFlags::FAN_REPORT_TID;
+        let events = EventFFlags::O_RDONLY
+            | EventFFlags::O_LARGEFILE
+            | EventFFlags::O_CLOEXEC
+            | EventFFlags::O_NOATIME
+            | EventFFlags::O_NONBLOCK;
+        let group = Fanotify::init(how, events).ok();
+        NOW.set(Some(Listener { group, leased }));
+        Silence(())
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        NOW.set(None);
+    }
+}
+
+/// Opens a file for reading, which is not to show in its time of access where that can be had.
+pub fn open(path: &Path) -> std::io::Result<Reading> {
+    NOW.with_borrow(|now| match now {
+        None => open_aloud(path),
+        Some(listener) => listener.open(path),
+    })
+}
+
+fn open_aloud(path: &Path) -> std::io::Result<Reading> {
+    // Neither for who is to open the other end of a fifo, nor until a lease is given up.
+    let open = |flags| {
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_NONBLOCK | flags);
+        options.open(path)
+    };
+    open(libc::O_NOATIME).or_else(|_| open(0)).map(Reading::from)
+}
+
+#[derive(Debug)]
+struct Listener {
+    group: Option<Fanotify>,
+    leased: Leased,
+}
+
+impl Listener {
+    fn open(&self, path: &Path) -> std::io::Result<Reading> {
+        if !self.leased.is_empty() {
+            let stat = std::fs::metadata(path)?;
+            if let Some((pid, fd)) = self.leased.get(&(stat.dev(), stat.ino())) {
+                let file = pidfd_open(*pid).and_then(|pidfd| pidfd_getfd(pidfd.as_fd(), *fd))?;
+                let own = false;
+                return Ok(Reading {
+                    file: file.into(),
+                    own,
+                });
+            }
+        }
+        match self.group.as_ref().and_then(|group| open_by(group, path).ok()) {
+            Some(file) => Ok(file.into()),
+            None => open_aloud(path),
+        }
+    }
+}
+
+/// Opens a file by way of a listener.
+fn open_by(group: &Fanotify, path: &Path) -> nix::Result<File> {
+    let mask = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ONDIR;
+    let mark = |how| group.mark(how, mask, nix::fcntl::AT_FDCWD, Some(path));
+    mark(MarkFlags::FAN_MARK_ADD)?;
+    let (done, ended) = pipe2(OFlag::O_CLOEXEC)?;
+    let opener = AtomicI32::new(0);
+    let by = &opener;
+    let tried = std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            let _ended: OwnedFd = ended;
+            by.store(gettid().as_raw(), Ordering::SeqCst);
+            open_aloud(path)
+        });
+        let found = listen(group, done.as_fd(), by);
+        thread.join().map(|tried| (found, tried))
+    });
+    let _ = mark(MarkFlags::FAN_MARK_REMOVE);
+    match tried {
+        Ok((Some(file), _)) => Ok(file),
+        Ok((None, Ok(opened))) => Ok(opened.file),
+        Ok((None, Err(e))) => Err(crate::error::errno(e)),
+        Err(_) => Err(Errno::ECANCELED),
+    }
+}
+
+/// Answers until the opener is done; what it wanted to open.
+fn listen(group: &Fanotify, done: BorrowedFd<'_>, opener: &AtomicI32) -> Option<File> {
+    let mut found = None;
+    loop {
+        let mut fds = [
+            PollFd::new(group.as_fd(), PollFlags::POLLIN),
+            PollFd::new(done, PollFlags::POLLIN),
+        ];
+        if poll(&mut fds, PollTimeout::NONE).is_err() {
+            continue;
+        }
+        let [asked, ended] = fds.map(|fd| fd.any().unwrap_or(true));
+        // Where no descriptor could be made, the kernel has said no in our place.
+        let events = if asked {
+            group.read_events()
+        } else {
+            Ok(Vec::new())
+        };
+        for event in events.unwrap_or_default() {
+            let Some(fd) = event.fd() else { continue };
+            // Whoever else opens it meanwhile may.
+            let own = event.pid() == opener.load(Ordering::SeqCst);
+            let mut response = Response::FAN_ALLOW;
+            if own && let Ok(file) = fd.try_clone_to_owned() {
+                found = Some(file.into());
+                response = Response::FAN_DENY;
+            }
+            let _ = group.write_response(FanotifyResponse::new(fd, response));
+        }
+        if ended && !asked {
+            return found;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::inotify::{AddWatchFlags, InitFlags as Init, Inotify};
+    use std::io::Read;
+
+    #[test]
+    fn who_watches_is_not_told() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("skipped: needs root");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "contents").unwrap();
+        let watcher = Inotify::init(Init::IN_NONBLOCK).unwrap();
+        for path in [dir.path(), &path] {
+            watcher.add_watch(path, AddWatchFlags::IN_ALL_EVENTS).unwrap();
+        }
+        {
+            let _silence = Silence::begin(Leased::new());
+            for n in 0..3 {
+                let mut text = String::new();
+                (&*open(&path).unwrap()).read_to_string(&mut text).unwrap();
+                assert_eq!(text, "contents", "{n}");
+                assert!(open(dir.path()).unwrap().metadata().unwrap().is_dir());
+            }
+            let gone = open(&dir.path().join("gone")).unwrap_err();
+            assert_eq!(gone.kind(), std::io::ErrorKind::NotFound);
+        }
+        assert_eq!(watcher.read_events().unwrap_err(), Errno::EAGAIN);
+        open(&path).unwrap();
+        assert!(!watcher.read_events().unwrap().is_empty());
+    }
+}
