@@ -23,7 +23,7 @@ impl Here {
         Here {
             ready: dir.join("ready"),
             go: dir.join("go"),
-            dir,
+            dir: std::env::var_os("FREEZE_OWN").map_or(dir, PathBuf::from),
         }
     }
 
@@ -87,7 +87,9 @@ static char here_ready[PATH_MAX], here_go[PATH_MAX], here_dir[PATH_MAX];
 __attribute__((constructor)) static void here_start(void) {
     const char *dir = getenv("FREEZE_HERE");
     if (!dir) { fprintf(stderr, "no FREEZE_HERE\n"); _exit(98); }
-    snprintf(here_dir, sizeof here_dir, "%s", dir);
+    /* In a root of its own it has its files there, and meets the test where the host's are. */
+    const char *own = getenv("FREEZE_OWN");
+    snprintf(here_dir, sizeof here_dir, "%s", own && !access("/subject", F_OK) ? own : dir);
     snprintf(here_ready, sizeof here_ready, "%.4000s/ready", dir);
     snprintf(here_go, sizeof here_go, "%.4000s/go", dir);
 }
@@ -152,6 +154,16 @@ static inline void freeze_here(void) {
     while (!gone_ahead()) nap(2);
 }
 
+/* Whether it has a root of its own, and its files there are others after a restore. */
+static inline int rooted(void) { return !access("/subject", F_OK); }
+
+/* A file that is the host's in any case: beside what the test is met by. */
+static inline char *outside(const char *name) {
+    static _Thread_local char path[PATH_MAX];
+    snprintf(path, sizeof path, "%.*s/%.1000s", (int)(strrchr(here_go, '/') - here_go), here_go, name);
+    return path;
+}
+
 static inline char *in_here(const char *name) {
     static _Thread_local char path[PATH_MAX];
     snprintf(path, sizeof path, "%.2000s/%.1000s", here_dir, name);
@@ -162,13 +174,14 @@ static inline char *in_here(const char *name) {
 /// What goes before the text of a subject in Python.
 pub const PYTHON: &str = r#"
 import os, sys, time
-HERE = os.environ["FREEZE_HERE"]
+MEET = os.environ["FREEZE_HERE"]
+HERE = os.environ.get("FREEZE_OWN", MEET)
 def gone_ahead():
-    return os.path.exists(HERE + "/go")
+    return os.path.exists(MEET + "/go")
 def freeze_here():
     try:
         # Without a descriptor, which whoever sees the file might still find open.
-        os.mknod(HERE + "/ready")
+        os.mknod(MEET + "/ready")
     except FileExistsError:
         pass
     while not gone_ahead():

@@ -3,6 +3,7 @@
 //! It is a flat map from a readable place (`12/fd/3/fdinfo/pos`) to a value, so that a difference names itself.
 //! What may lawfully change is left out, and listed here with its reason.
 
+use crate::house;
 use crate::subject::{descendants, stat_fields};
 use freeze_user::ids::Pid;
 use freeze_user::sys::{self, Kcmp, sched};
@@ -328,8 +329,10 @@ impl Portrait {
                 let mut words = rest.trim_start().splitn(5, ' ');
                 let mut word = || words.next().unwrap_or("");
                 let (perms, offset, dev, inode, name) = (word(), word(), word(), word(), word().trim());
-                let nameless =
-                    !name.starts_with('/') || name.ends_with(" (deleted)") || name.starts_with("/memfd:");
+                let nameless = !name.starts_with('/')
+                    || name.ends_with(" (deleted)")
+                    || name.starts_with("/memfd:")
+                    || house::is_own(name);
                 let file = if nameless {
                     String::new()
                 } else {

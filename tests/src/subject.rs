@@ -354,6 +354,9 @@ impl Running {
             .env("LANG", "C.UTF-8")
             .env(HERE, &dir)
             .current_dir(&dir);
+        if house.is_some_and(House::is_rooted) {
+            command.env(house::OWN, house::WORK);
+        }
         if let What::Rust(_) = subject.what {
             command.env(PLAY, test);
         }

@@ -104,28 +104,28 @@ int main(void) {
     OK(unshare(CLONE_NEWNS));
     OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
     char source[PATH_MAX], at[PATH_MAX], text[5] = "";
-    strcpy(source, in_here("source"));
-    strcpy(at, in_here("at"));
+    strcpy(source, outside("source"));
+    strcpy(at, outside("at"));
     OK(mkdir(source, 0755));
     OK(mkdir(at, 0755));
-    OK(mkdir(in_here("source/d"), 0755));
+    OK(mkdir(outside("source/d"), 0755));
     OK(mount(source, at, 0, MS_BIND, 0));
-    int file = OK(open(in_here("at/f"), O_CREAT | O_RDWR, 0600));
+    int file = OK(open(outside("at/f"), O_CREAT | O_RDWR, 0600));
     OK(write(file, "data", 4));
-    OK(chdir(in_here("at/d")));
-    int dir = OK(open(in_here("at/d"), O_RDONLY | O_DIRECTORY));
+    OK(chdir(outside("at/d")));
+    int dir = OK(open(outside("at/d"), O_RDONLY | O_DIRECTORY));
     OK(umount2(at, MNT_DETACH));
     freeze_here();
     SAME(pread(file, text, 4, 0), 4);
     CHECK(!strcmp(text, "data"));
     struct stat s, t;
     OK(stat(".", &s));
-    OK(stat(in_here("source/d"), &t));
+    OK(stat(outside("source/d"), &t));
     SAME(s.st_ino, t.st_ino);
     OK(fstat(dir, &s));
     SAME(s.st_ino, t.st_ino);
     close(OK(open("new", O_CREAT | O_WRONLY, 0600)));
-    OK(stat(in_here("source/d/new"), &s));
+    OK(stat(outside("source/d/new"), &s));
 }
 "#),
     only: root

@@ -45,11 +45,11 @@ conformance!(
 /* chroot into a directory that was removed; root and cwd */
 int main(void){
   OK(mkdir(in_here("jail"),0755)); OK(mkdir(in_here("jail/in"),0755));
-  char *go=strdup(in_here("go")), *j=strdup(in_here("jail"));
+  char *j=strdup(in_here("jail")); int meet=OK(open(outside("."),O_PATH));
   int keep=OK(open(here_dir,O_PATH));
   int pid=OK(fork());
   if(!pid){ OK(chroot(j)); OK(chdir("/in")); OK(fchdir(keep)); OK(rmdir("jail/in")); OK(rmdir("jail")); 
-    while(faccessat(keep,"go",F_OK,0)) nap(2);
+    while(faccessat(meet,"go",F_OK,0)) nap(2);
     CHECK(open("/x",O_CREAT|O_WRONLY,0600)==-1); struct stat st; OK(stat("/",&st)); OK(fstatat(keep,".",&st,0)); _exit(0);}
   rest(30);
   freeze_here(); int st; OK(waitpid(pid,&st,0)); SAME(st,0); return 0; }
@@ -69,14 +69,15 @@ int main(void) {
     OK(mkdir("/mnt/new", 0750));
     OK(mkdir("/mnt/unseen", 0755));
     OK(mount("/mnt/new", "/mnt/new", 0, MS_BIND | MS_REC, 0));
-    char inside[PATH_MAX];
-    snprintf(inside, sizeof inside, "/mnt/new%s", here_dir);
+    char inside[PATH_MAX], *met = outside("");
+    met[strlen(met) - 1] = 0;
+    snprintf(inside, sizeof inside, "/mnt/new%s", met);
     for (char *at = inside + strlen("/mnt/new/"); at; at = strchr(at + 1, '/')) {
         char was = *at;
         if (was == '/') { *at = 0; mkdir(inside, 0755); *at = was; }
     }
     OK(mkdir(inside, 0755));
-    OK(mount(here_dir, inside, 0, MS_BIND, 0));
+    OK(mount(met, inside, 0, MS_BIND, 0));
     OK(mkdir("/mnt/new/old", 0700));
     OK(chdir("/mnt/new"));
     OK(syscall(SYS_pivot_root, ".", "old"));
