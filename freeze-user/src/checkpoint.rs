@@ -3,6 +3,7 @@
 use crate::collect::collect;
 use crate::error::{Blocker, Error, Fate, Result};
 use crate::ids::Pid;
+use crate::kinds::fanotify;
 use crate::observe::ends::Ends;
 use crate::observe::looks::{self, Kept};
 use crate::observe::view::{Depth, ProcessView, View, command_of};
@@ -268,6 +269,14 @@ fn attempt(
     let view = survey(&request.roots, host, &ends)?;
     fault::point("seen")?;
     let planned = plan(view, host)?;
+    let place = match &request.place {
+        Place::Store(store) => store.dir(),
+        Place::Directory(dir) => dir,
+    };
+    let in_the_way = fanotify::in_the_way(&planned.view, place);
+    if !in_the_way.is_empty() {
+        return Err(Error::Refused(in_the_way));
+    }
     clock.note("plan");
     fault::point("begin")?;
     let mut draft = match &request.place {

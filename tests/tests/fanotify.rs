@@ -1,6 +1,7 @@
 //! Conformance of fanotify: classes, flags, marks on files, mounts and file systems, what they ignore.
 
-use freeze_tests::{c, conformance};
+use freeze_tests::subject::{freeze_checkpoint, output};
+use freeze_tests::{Running, c, conformance};
 
 conformance!(
     marks,
@@ -141,3 +142,80 @@ int main(void) {
 "#),
     only: root
 );
+
+/// Who decides what may be opened stands still, and freeze reads a file that it decides about all the same.
+#[test]
+fn who_gives_permission_stands_still() {
+    const TEXT: &str = r#"
+#include <sys/fanotify.h>
+#include <sys/mount.h>
+static void *decide(void *group) {
+    for (;;) {
+        struct fanotify_event_metadata e[8];
+        long n = read((int)(long)group, e, sizeof e);
+        for (struct fanotify_event_metadata *at = e; FAN_EVENT_OK(at, n); at = FAN_EVENT_NEXT(at, n)) {
+            struct fanotify_response yes = { at->fd, FAN_ALLOW };
+            SAME(write((int)(long)group, &yes, sizeof yes), sizeof yes);
+            close(at->fd);
+        }
+    }
+}
+int main(void) {
+    OK(unshare(CLONE_NEWNS));
+    OK(mount(0, "/", 0, MS_REC | MS_PRIVATE, 0));
+    char *own = strdup(in_here("own"));
+    OK(mkdir(own, 0700));
+    OK(mount(own, own, 0, MS_BIND, 0));
+    int file = OK(open(in_here("own/file"), O_CREAT | O_RDWR, 0600));
+    SAME(write(file, "contents", 8), 8);
+    OK(unlink(in_here("own/file")));
+    long group = OK(fanotify_init(CLASS, O_RDONLY));
+    OK(fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_OPEN_PERM | FAN_ACCESS_PERM, AT_FDCWD, own));
+    pthread_t t;
+    CHECK(!pthread_create(&t, 0, decide, (void *)group));
+    freeze_here();
+    close(OK(open(in_here("own/new"), O_CREAT | O_RDWR, 0600)));
+}
+"#;
+    for class in ["FAN_CLASS_CONTENT", "FAN_CLASS_PRE_CONTENT"] {
+        let subject = c(&format!("#define CLASS {class}\n{TEXT}"));
+        let mut running = Running::start(&subject, "who_gives_permission_stands_still");
+        let done = output(&mut freeze_checkpoint(&running, &running.dir().join("image")));
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        // Of two of the highest class anyone may be asked first.
+        let asked_first = class == "FAN_CLASS_PRE_CONTENT" && said.contains("ETIMEDOUT");
+        assert!(done.status.success() || asked_first, "{said}");
+        running.verdict();
+    }
+}
+
+/// Nobody could write an image past who stands still and is asked about it.
+#[test]
+fn who_decides_about_the_image() {
+    for how in ["FAN_MARK_MOUNT", "FAN_MARK_FILESYSTEM"] {
+        let subject = c(&format!(
+            r#"
+#include <sys/fanotify.h>
+#include <sys/mount.h>
+int main(void) {{
+    OK(mkdir(in_here("mount"), 0700));
+    OK(mount("image", in_here("mount"), "tmpfs", 0, 0));
+    int group = OK(fanotify_init(FAN_CLASS_CONTENT, O_RDONLY));
+    OK(fanotify_mark(group, FAN_MARK_ADD | {how}, FAN_OPEN_PERM, AT_FDCWD, in_here("mount")));
+    freeze_here();
+}}
+"#
+        ));
+        let mut running = Running::start(&subject, "who_decides_about_the_image");
+        let dir = running.dir().to_owned();
+        let mount = dir.join("mount");
+        let refused = output(freeze_checkpoint(&running, &mount.join("image")).arg("--kill"));
+        let elsewhere = output(&mut freeze_checkpoint(&running, &dir.join("image")));
+        running.verdict();
+        nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(3), "{said}");
+        assert!(said.contains("where the image would go"), "{said}");
+        assert!(elsewhere.status.success(), "{elsewhere:?}");
+    }
+}

@@ -10,10 +10,12 @@ use crate::sys;
 use crate::sys::fanotify::{
     EVENT_ON_CHILD, IGNORE, IGNORED_MASK, IGNORED_SURVIVES, fanotify_mark, fanotify_new,
 };
+use nix::sys::stat::makedev;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
 pub struct Fanotify;
@@ -195,6 +197,34 @@ fn group(fd: &FdView) -> Option<(u32, u32)> {
     let event_flags = rest.trim().strip_prefix("event-flags:")?;
     let hex = |text: &str| u32::from_str_radix(text, 16).ok();
     Some((hex(flags)?, hex(event_flags)?))
+}
+
+/// Who of the set decides what may be opened where the image is to go: it stands still, and would never answer.
+pub fn in_the_way(view: &View, image: &Path) -> Vec<Blocker> {
+    // FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_PRE_ACCESS.
+    const DECIDES: u64 = 0x10000 | 0x20000 | 0x10_0000;
+    let Some(there) = image.ancestors().find(|at| at.exists()) else {
+        return Vec::new();
+    };
+    let mount = sys::ns::mount_id(there).ok();
+    let device = std::fs::metadata(there).map(|m| m.dev()).ok();
+    let covers = |entry: &Entry| match &entry.place {
+        Place::File(_) => false,
+        Place::Mount(id) => Some(*id) == mount,
+        Place::FileSystem(sdev) => Some(makedev(u64::from(sdev >> 20), u64::from(sdev & 0xf_ffff))) == device,
+    };
+    let groups = view.fds().filter(|fd| Fanotify::claims(fd));
+    groups
+        .filter(|fd| entries(fd).is_some_and(|list| list.iter().any(|e| e.mask & DECIDES != 0 && covers(e))))
+        .map(|fd| {
+            fd.blocker()
+                .why(format!(
+                    "it decides what may be opened where the image would go ({})",
+                    there.display()
+                ))
+                .remedy("let the image go to another file system")
+        })
+        .collect()
 }
 
 fn entries(fd: &FdView) -> Option<Vec<Entry>> {

@@ -36,6 +36,7 @@ pub fn markdown() -> String {
           relative paths, 32-bit programs, kernel \
           threads, pid 1, freeze itself, a process traced by somebody else, a zombie without its parent;\n\
         - a vfork under way, threads with tables or namespaces of their own, a pid namespace for children whose first process has ended, keyrings, core-scheduling cookies, shadow stacks, Landlock domains, triggers of pressure (PSI);\n\
+        - an image that would go to where a process of the checkpoint decides what may be opened (fanotify with FAN_OPEN_PERM and its like);\n\
         - unlinked files, and those of a tree of files of the checkpoint's own, with a lease for writing whose holder cannot read them: to read them would break it;\n\
         - files that became immutable or append-only after they were opened for writing, and unlinked ones whose directory did (chattr), or is mounted read-only by now, and unix sockets that \
           are bound in such a directory;\n\

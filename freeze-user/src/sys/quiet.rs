@@ -5,6 +5,7 @@
 //! own has itself asked before the file is opened (FAN_OPEN_PERM), a thread of freeze's own sets about to open it, and is
 //! denied that as soon as the listener has its descriptor: before anybody else is told.
 
+use crate::error::errno;
 use crate::ids::Pid;
 use crate::sys::{pidfd_getfd, pidfd_open};
 use nix::errno::Errno;
@@ -14,14 +15,16 @@ use nix::sys::fanotify::{
     EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
 };
 use nix::unistd::{gettid, pipe2};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
 
 thread_local! {
     static NOW: RefCell<Option<Listener>> = const { RefCell::new(None) };
@@ -66,7 +69,7 @@ pub struct Silence(());
 impl Silence {
     /// Begins it.
     pub fn begin(leased: Leased) -> Silence {
-        let how = InitFlags::FAN_CLASS_CONTENT
+        let how = InitFlags::FAN_CLASS_PRE_CONTENT
             | InitFlags::FAN_CLOEXEC
             | InitFlags::FAN_NONBLOCK
             | InitFlags::FAN_REPORT_TID;
@@ -76,14 +79,19 @@ impl Silence {
             | EventFFlags::O_NOATIME
             | EventFFlags::O_NONBLOCK;
         let group = Fanotify::init(how, events).ok();
-        NOW.set(Some(Listener { group, leased }));
+        let stuck = Cell::new(false);
+        NOW.set(Some(Listener { group, leased, stuck }));
         Silence(())
     }
 }
 
 impl Drop for Silence {
     fn drop(&mut self) {
-        NOW.set(None);
+        let listener = NOW.take();
+        if listener.as_ref().is_some_and(|l| l.stuck.get()) {
+            // Its end waits for who has not been answered yet: for those that are about to be let go.
+            std::thread::spawn(move || drop(listener));
+        }
     }
 }
 
@@ -109,6 +117,8 @@ fn open_aloud(path: &Path) -> std::io::Result<Reading> {
 struct Listener {
     group: Option<Fanotify>,
     leased: Leased,
+    /// Whether somebody was asked before it who has not answered.
+    stuck: Cell<bool>,
 }
 
 impl Listener {
@@ -124,12 +134,19 @@ impl Listener {
                 });
             }
         }
-        match self.group.as_ref().and_then(|group| open_by(group, path).ok()) {
-            Some(file) => Ok(file.into()),
-            None => open_aloud(path),
+        match self.group.as_ref().map(|group| open_by(group, path)) {
+            Some(Ok(file)) => Ok(file.into()),
+            Some(Err(e @ Errno::ETIMEDOUT)) => {
+                self.stuck.set(true);
+                Err(e.into())
+            }
+            _ => open_aloud(path),
         }
     }
 }
+
+/// How long it may take until the listener is asked. Somebody else may be asked before, who stands still with the set.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens a file by way of a listener.
 fn open_by(group: &Fanotify, path: &Path) -> nix::Result<File> {
@@ -137,36 +154,40 @@ fn open_by(group: &Fanotify, path: &Path) -> nix::Result<File> {
     let mark = |how| group.mark(how, mask, nix::fcntl::AT_FDCWD, Some(path));
     mark(MarkFlags::FAN_MARK_ADD)?;
     let (done, ended) = pipe2(OFlag::O_CLOEXEC)?;
-    let opener = AtomicI32::new(0);
-    let by = &opener;
-    let tried = std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            let _ended: OwnedFd = ended;
-            by.store(gettid().as_raw(), Ordering::SeqCst);
-            open_aloud(path)
-        });
-        let found = listen(group, done.as_fd(), by);
-        thread.join().map(|tried| (found, tried))
+    let opener = Arc::new(AtomicI32::new(0));
+    let (by, to_open) = (opener.clone(), path.to_owned());
+    // Nothing but an answer ends its waiting: it is not waited for in its turn.
+    let thread = std::thread::spawn(move || {
+        let _ended: OwnedFd = ended;
+        by.store(gettid().as_raw(), Ordering::SeqCst);
+        open_aloud(&to_open)
     });
+    let heard = listen(group, done.as_fd(), &opener);
     let _ = mark(MarkFlags::FAN_MARK_REMOVE);
-    match tried {
-        Ok((Some(file), _)) => Ok(file),
-        Ok((None, Ok(opened))) => Ok(opened.file),
-        Ok((None, Err(e))) => Err(crate::error::errno(e)),
-        Err(_) => Err(Errno::ECANCELED),
+    match heard? {
+        Some(file) => Ok(file),
+        None => match thread.join() {
+            Ok(Ok(opened)) => Ok(opened.file),
+            Ok(Err(e)) => Err(errno(e)),
+            Err(_) => Err(Errno::ECANCELED),
+        },
     }
 }
 
-/// Answers until the opener is done; what it wanted to open.
-fn listen(group: &Fanotify, done: BorrowedFd<'_>, opener: &AtomicI32) -> Option<File> {
+/// Answers until the opener is done; what it wanted to open, if it was denied that. `ETIMEDOUT` if nobody asks.
+fn listen(group: &Fanotify, done: BorrowedFd<'_>, opener: &AtomicI32) -> nix::Result<Option<File>> {
     let mut found = None;
+    let end = Instant::now() + PATIENCE;
     loop {
         let mut fds = [
             PollFd::new(group.as_fd(), PollFlags::POLLIN),
             PollFd::new(done, PollFlags::POLLIN),
         ];
-        if poll(&mut fds, PollTimeout::NONE).is_err() {
-            continue;
+        let left = end.saturating_duration_since(Instant::now());
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+            Ok(0) if left.is_zero() => return Err(Errno::ETIMEDOUT),
+            Ok(0) | Err(_) => continue,
+            Ok(_) => {}
         }
         let [asked, ended] = fds.map(|fd| fd.any().unwrap_or(true));
         // Where no descriptor could be made, the kernel has said no in our place.
@@ -187,7 +208,7 @@ fn listen(group: &Fanotify, done: BorrowedFd<'_>, opener: &AtomicI32) -> Option<
             let _ = group.write_response(FanotifyResponse::new(fd, response));
         }
         if ended && !asked {
-            return found;
+            return Ok(found);
         }
     }
 }
