@@ -2,8 +2,10 @@
 
 use crate::error::{Context, Result};
 use crate::ids::{FileId, Pid};
+use crate::kinds::fanotify::Fanotify;
 use crate::kinds::fdtable::FdTable;
 use crate::kinds::filesystem::Filesystem;
+use crate::kinds::inotify::{self, Inotify};
 use crate::kinds::kinship::collect_zombies;
 use crate::kinds::ldt::Ldt;
 use crate::kinds::memory::Memory;
@@ -11,16 +13,18 @@ use crate::kinds::namespaces::{self, clocks::Clocks};
 use crate::kinds::regular::locks::Locks;
 use crate::kinds::signals::Signals;
 use crate::kinds::unix::in_transit;
-use crate::kinds::{PROCESS_KINDS, PageSource, ProcessKind, Remembered, Shared, Source, kind_of, questions};
+use crate::kinds::{
+    FdKind, PROCESS_KINDS, PageSource, ProcessKind, Remembered, Shared, Source, kind_of, questions,
+};
 use crate::observe::view::{FdView, View};
 use crate::stop::Frozen;
 use crate::store::Draft;
-use crate::sys::quiet::{Leased, Silence};
+use crate::sys::quiet::{Leased, Silence, Watched};
 use crate::sys::{self, Kcmp, fault, laps, limit};
 use crate::tracee::process::StoppedProcess;
 use nix::sys::stat::makedev;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::RawFd;
 
 /// Records everything of the set in `draft`; `pages` copies the memory.
@@ -124,21 +128,32 @@ pub fn collect(
 
 /// Keeps what is read from those of the set who would be told of it, if there may be any.
 fn silence(view: &View) -> Option<Silence> {
-    let watches = |fd: &FdView| {
-        let kind = fd.anon_inode().unwrap_or("");
+    let mut watched = HashSet::new();
+    for fd in view.fds() {
+        if Fanotify::claims(fd) {
+            return Some(Silence::begin(leased_of(view), Watched::Everything));
+        }
+        if Inotify::claims(fd) {
+            watched.extend(inotify::watched(fd));
+        }
         // Wishes for F_NOTIFY are nowhere to be seen.
-        let is_directory = fd.stat.kind() == libc::S_IFDIR && fd.flags() & libc::O_PATH == 0;
-        is_directory || kind.contains("inotify") || kind.contains("fanotify")
-    };
+        if fd.stat.kind() == libc::S_IFDIR && fd.flags() & libc::O_PATH == 0 {
+            watched.insert((fd.stat.dev, fd.stat.ino));
+        }
+    }
+    let leased = leased_of(view);
+    (!leased.is_empty() || !watched.is_empty()).then(|| Silence::begin(leased, Watched::These(watched)))
+}
+
+/// Which files nobody can open without breaking the lease of one of the set.
+fn leased_of(view: &View) -> Leased {
     // One for reading is not broken by who reads.
     let writes = |fd: &FdView| Locks::of(fd).lease.is_some_and(|l| l.kind == libc::F_WRLCK);
     let can_read = |fd: &FdView| fd.flags() & libc::O_ACCMODE != libc::O_WRONLY;
-    let leased: Leased = view
-        .fds()
+    view.fds()
         .filter(|fd| !fd.info.locks.is_empty() && writes(fd) && can_read(fd))
         .map(|fd| ((fd.stat.dev, fd.stat.ino), (fd.pid, fd.fd)))
-        .collect();
-    (!leased.is_empty() || view.fds().any(watches)).then(|| Silence::begin(leased))
+        .collect()
 }
 
 /// The table whose contents a kind records, as a flag of clone(2); 0 for what every process has of its own.

@@ -44,7 +44,7 @@ impl Mode {
         match self {
             Mode::InNamespaces => Some(House::Namespaces),
             Mode::InUserNamespace => Some(House::User),
-            _ => None,
+            _ => House::of_all(),
         }
     }
 }

@@ -10,6 +10,15 @@ pub enum House {
 }
 
 impl House {
+    /// Where all tests are to take place (`FREEZE_HOUSED=namespaces` or `user`), whatever their mode; those that cannot fail.
+    pub(crate) fn of_all() -> Option<House> {
+        match std::env::var("FREEZE_HOUSED").ok()?.as_str() {
+            "namespaces" => Some(House::Namespaces),
+            "user" => Some(House::User),
+            other => panic!("FREEZE_HOUSED is {other}"),
+        }
+    }
+
     /// Whether it has a root of its own.
     pub(crate) fn is_rooted(self) -> bool {
         match std::env::var(ROOTED).as_deref() {

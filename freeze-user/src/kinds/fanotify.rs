@@ -1,6 +1,6 @@
 //! fanotify(7): groups with their class and flags, and marks on files, mounts and file systems.
 
-use super::marks::{Spot, Target, find_all, mount_by_id, mount_of_device};
+use super::marks::{Spot, Target, find_all, mount_by_id, mount_of_device, stat_device};
 use super::{FdKind, Placed, Source};
 use crate::error::{Blocker, Context, Result};
 use crate::ids::FileId;
@@ -10,7 +10,6 @@ use crate::sys;
 use crate::sys::fanotify::{
     EVENT_ON_CHILD, IGNORE, IGNORED_MASK, IGNORED_SURVIVES, fanotify_mark, fanotify_new,
 };
-use nix::sys::stat::makedev;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -211,7 +210,7 @@ pub fn in_the_way(view: &View, image: &Path) -> Vec<Blocker> {
     let covers = |entry: &Entry| match &entry.place {
         Place::File(_) => false,
         Place::Mount(id) => Some(*id) == mount,
-        Place::FileSystem(sdev) => Some(makedev(u64::from(sdev >> 20), u64::from(sdev & 0xf_ffff))) == device,
+        Place::FileSystem(sdev) => Some(stat_device(*sdev)) == device,
     };
     let groups = view.fds().filter(|fd| Fanotify::claims(fd));
     groups

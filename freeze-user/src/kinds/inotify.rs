@@ -298,6 +298,12 @@ fn unreadable(fd: &FdView) -> Blocker {
         .remedy("close it before the checkpoint")
 }
 
+/// What an instance watches, by device and inode.
+pub fn watched(fd: &FdView) -> Vec<(u64, u64)> {
+    let list = entries(fd).unwrap_or_default();
+    list.iter().map(|e| e.target.id()).collect()
+}
+
 fn entries(fd: &FdView) -> Option<Vec<Entry>> {
     fd.info.all("inotify wd").map(entry).collect()
 }

@@ -24,6 +24,18 @@ pub struct Target {
     pub handle: Option<(i32, Vec<u8>)>,
 }
 
+impl Target {
+    /// Its device and inode, as stat(2) has them.
+    pub fn id(&self) -> (u64, u64) {
+        (stat_device(self.sdev), self.ino)
+    }
+}
+
+/// The device number that stat(2) has for the kernel's form of one.
+pub fn stat_device(sdev: u32) -> u64 {
+    nix::sys::stat::makedev(u64::from(sdev >> 20), u64::from(sdev & 0xf_ffff))
+}
+
 /// Where a watched file is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {

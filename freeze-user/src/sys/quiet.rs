@@ -15,8 +15,8 @@ use nix::sys::fanotify::{
     EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
 };
 use nix::unistd::{gettid, pipe2};
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::{OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -30,8 +30,18 @@ thread_local! {
     static NOW: RefCell<Option<Listener>> = const { RefCell::new(None) };
 }
 
-/// Files with a lease that opening them would break, by device and inode, with a descriptor that can be read.
-pub type Leased = HashMap<(u64, u64), (Pid, RawFd)>;
+/// A file, by device and inode.
+pub type Id = (u64, u64);
+
+/// Files with a lease that opening them would break, with a descriptor that can be read.
+pub type Leased = HashMap<Id, (Pid, RawFd)>;
+
+/// What somebody may watch, with what is in it.
+#[derive(Debug)]
+pub enum Watched {
+    Everything,
+    These(HashSet<Id>),
+}
 
 /// A file open for reading.
 #[derive(Debug)]
@@ -68,19 +78,13 @@ pub struct Silence(());
 
 impl Silence {
     /// Begins it.
-    pub fn begin(leased: Leased) -> Silence {
-        let how = InitFlags::FAN_CLASS_PRE_CONTENT
-            | InitFlags::FAN_CLOEXEC
-            | InitFlags::FAN_NONBLOCK
-            | InitFlags::FAN_REPORT_TID;
-        let events = EventFFlags::O_RDONLY
-            | EventFFlags::O_LARGEFILE
-            | EventFFlags::O_CLOEXEC
-            | EventFFlags::O_NOATIME
-            | EventFFlags::O_NONBLOCK;
-        let group = Fanotify::init(how, events).ok();
-        let stuck = Cell::new(false);
-        NOW.set(Some(Listener { group, leased, stuck }));
+    pub fn begin(leased: Leased, watched: Watched) -> Silence {
+        let group = OnceCell::new();
+        NOW.set(Some(Listener {
+            group,
+            leased,
+            watched,
+        }));
         Silence(())
     }
 }
@@ -88,8 +92,9 @@ impl Silence {
 impl Drop for Silence {
     fn drop(&mut self) {
         let listener = NOW.take();
-        if listener.as_ref().is_some_and(|l| l.stuck.get()) {
-            // Its end waits for who has not been answered yet: for those that are about to be let go.
+        if listener.as_ref().is_some_and(|l| l.group.get().is_some()) {
+            // A listener's end takes milliseconds; and it waits for who has asked somebody else before and was not answered,
+            // one of those that are about to be let go.
             std::thread::spawn(move || drop(listener));
         }
     }
@@ -100,6 +105,14 @@ pub fn open(path: &Path) -> std::io::Result<Reading> {
     NOW.with_borrow(|now| match now {
         None => open_aloud(path),
         Some(listener) => listener.open(path),
+    })
+}
+
+/// The same of one of many files, of which is known which it is and in which directory it lies.
+pub fn open_one(path: &Path, file: Id, directory: Id) -> std::io::Result<Reading> {
+    NOW.with_borrow(|now| match now {
+        Some(listener) if listener.heeds(file, directory) => listener.open(path),
+        _ => open_aloud(path),
     })
 }
 
@@ -115,13 +128,36 @@ fn open_aloud(path: &Path) -> std::io::Result<Reading> {
 
 #[derive(Debug)]
 struct Listener {
-    group: Option<Fanotify>,
+    /// Made when it is first needed, if the kernel has it.
+    group: OnceCell<Option<Fanotify>>,
     leased: Leased,
-    /// Whether somebody was asked before it who has not answered.
-    stuck: Cell<bool>,
+    watched: Watched,
+}
+
+fn listener() -> Option<Fanotify> {
+    // Who comes first is asked first: a listener of the set stands still, and would never answer.
+    let how = InitFlags::FAN_CLASS_PRE_CONTENT
+        | InitFlags::FAN_CLOEXEC
+        | InitFlags::FAN_NONBLOCK
+        | InitFlags::FAN_REPORT_TID;
+    let events = EventFFlags::O_RDONLY
+        | EventFFlags::O_LARGEFILE
+        | EventFFlags::O_CLOEXEC
+        | EventFFlags::O_NOATIME
+        | EventFFlags::O_NONBLOCK;
+    Fanotify::init(how, events).ok()
 }
 
 impl Listener {
+    /// Whether somebody may be told of this file.
+    fn heeds(&self, file: Id, directory: Id) -> bool {
+        let watched = match &self.watched {
+            Watched::Everything => true,
+            Watched::These(these) => these.contains(&file) || these.contains(&directory),
+        };
+        watched || self.leased.contains_key(&file)
+    }
+
     fn open(&self, path: &Path) -> std::io::Result<Reading> {
         if !self.leased.is_empty() {
             let stat = std::fs::metadata(path)?;
@@ -134,12 +170,10 @@ impl Listener {
                 });
             }
         }
-        match self.group.as_ref().map(|group| open_by(group, path)) {
+        let group = self.group.get_or_init(listener);
+        match group.as_ref().map(|group| open_by(group, path)) {
             Some(Ok(file)) => Ok(file.into()),
-            Some(Err(e @ Errno::ETIMEDOUT)) => {
-                self.stuck.set(true);
-                Err(e.into())
-            }
+            Some(Err(e @ Errno::ETIMEDOUT)) => Err(e.into()),
             _ => open_aloud(path),
         }
     }
@@ -232,7 +266,7 @@ mod tests {
             watcher.add_watch(path, AddWatchFlags::IN_ALL_EVENTS).unwrap();
         }
         {
-            let _silence = Silence::begin(Leased::new());
+            let _silence = Silence::begin(Leased::new(), Watched::Everything);
             for n in 0..3 {
                 let mut text = String::new();
                 (&*open(&path).unwrap()).read_to_string(&mut text).unwrap();

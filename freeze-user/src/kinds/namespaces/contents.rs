@@ -51,13 +51,14 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
     let root = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
     let mut out = Vec::new();
     let mut names: HashMap<(u64, u64), usize> = HashMap::new();
-    let mut queue = std::collections::VecDeque::from([Vec::new()]);
-    while let Some(path) = queue.pop_front() {
+    let mut queue = std::collections::VecDeque::from([(Vec::new(), (0, 0))]);
+    while let Some((path, above)) = queue.pop_front() {
         // The dot makes it the directory itself and not the link of /proc.
         let here = root.join(".").join(OsStr::from_bytes(&path));
         let name = || String::from_utf8_lossy(&path).into_owned();
         let seen = std::fs::symlink_metadata(&here).on("stat", name)?;
         let stat = FileStat::from(&seen);
+        let id = (stat.dev, stat.ino);
         let mut node = Node {
             path: Bytes(path.clone()),
             stat,
@@ -74,7 +75,7 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
         }
         match stat.kind() {
             libc::S_IFDIR => {
-                let dir = quiet::open(&here).on("open", name)?;
+                let dir = quiet::open_one(&here, id, above).on("open", name)?;
                 let dir = dir.as_fd().try_clone_to_owned().map_err(errno);
                 let entries = dir.and_then(Dir::from_fd).and_then(|d| d.into_iter().collect());
                 let entries: Vec<_> = entries.on("readdir", name)?;
@@ -84,11 +85,11 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
                     if matches!(&entry[..], b"." | b"..") {
                         continue;
                     }
-                    queue.push_back(if path.is_empty() {
-                        entry
-                    } else {
-                        [&path[..], b"/", &entry].concat()
-                    });
+                    let below = match path.is_empty() {
+                        true => entry,
+                        false => [&path[..], b"/", &entry].concat(),
+                    };
+                    queue.push_back((below, id));
                 }
             }
             libc::S_IFLNK => {
@@ -99,7 +100,7 @@ pub(super) fn collect(copy: &OwnedFd, shared: &mut Shared, draft: &mut Draft) ->
                 let space = object_space(stat.dev, stat.ino);
                 node.space = Some(space);
                 if shared.first_sight(stat.dev, stat.ino) {
-                    let file = quiet::open(&here).on("open", name)?;
+                    let file = quiet::open_one(&here, id, above).on("open", name)?;
                     store_contents(&file, stat.size, space, draft, &name)?;
                 }
             }
