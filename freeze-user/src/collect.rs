@@ -1,6 +1,6 @@
 //! `&mut Frozen → Draft`: every record of a set that stands still.
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::ids::{FileId, Pid};
 use crate::kinds::fanotify::Fanotify;
 use crate::kinds::fdtable::FdTable;
@@ -22,6 +22,7 @@ use crate::store::Draft;
 use crate::sys::quiet::{Leased, Silence, Watched};
 use crate::sys::{self, Kcmp, fault, laps, limit};
 use crate::tracee::process::StoppedProcess;
+use nix::errno::Errno;
 use nix::sys::stat::makedev;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -121,6 +122,13 @@ pub fn collect(
             (kind.collect)(&mut source)?;
             laps::lap(kind.tag);
         }
+    }
+    if let Some((pid, _)) = shared.unread.first_key_value() {
+        return Err(Error::kernel(
+            "shmat",
+            format!("in the name of {pid}"),
+            Errno::ESRCH,
+        ));
     }
     remembered.keep_options(shared.options);
     Ok(())

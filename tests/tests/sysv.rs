@@ -51,6 +51,36 @@ int main(void) {
 "#)
 );
 
+// Who attached it last is not who the checkpoint begins with.
+conformance!(
+    unattached_of_a_child,
+    c(r#"
+#include <sys/shm.h>
+int main(void) {
+    int a = OK(shmget(IPC_PRIVATE, 8192, IPC_CREAT | 0600)), child = OK(fork()), status;
+    if (!child) {
+        char *m = shmat(a, 0, 0);
+        CHECK(m != (void *)-1);
+        strcpy(m, "contents");
+        OK(shmdt(m));
+        while (!gone_ahead()) nap(2);
+        _exit(0);
+    }
+    struct shmid_ds ds;
+    do OK(shmctl(a, IPC_STAT, &ds)); while (ds.shm_lpid != child || ds.shm_nattch);
+    freeze_here();
+    OK(shmctl(a, IPC_STAT, &ds));
+    SAME(ds.shm_lpid, child);
+    SAME(ds.shm_nattch, 0);
+    OK(waitpid(child, &status, 0));
+    SAME(status, 0);
+    char *m = shmat(a, 0, 0);
+    CHECK(!strcmp(m, "contents"));
+    OK(shmctl(a, IPC_RMID, 0));
+}
+"#)
+);
+
 conformance!(
     in_two_namespaces,
     c(r#"

@@ -197,6 +197,8 @@ pub struct Shared {
     pub options: socket::known::Known,
     /// Threads, one for each list of what is to be taken back from semaphores that has something on it.
     pub undo_lists: Vec<Pid>,
+    /// System V segments that are read when the turn comes to who attached or detached one last.
+    pub unread: BTreeMap<Pid, Vec<sysv::Unread>>,
     /// Whether the files of a file system are made up by the kernel, by its device number.
     pub kernels: HashMap<u64, bool>,
     /// Whether nobody but the set lives in an IPC namespace, by its number.

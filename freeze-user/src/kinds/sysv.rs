@@ -85,6 +85,9 @@ impl ProcessKind for Unattached {
     fn collect(from: &mut Source<'_>) -> Result<Record> {
         let space = Space::of(from.view, from.shared, from.process.pid())?;
         let mut record = Record::default();
+        for unread in from.shared.unread.remove(&from.process.pid()).unwrap_or_default() {
+            unread.read(true, &space, from)?;
+        }
         if !space.first {
             return Ok(record);
         }
@@ -127,21 +130,48 @@ impl ProcessKind for Unattached {
     }
 }
 
-/// Records a segment by attaching it here for a moment.
+/// Records a segment that nobody has attached; its contents come from freeze, which attaches it for a moment.
 fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segment> {
     let name = || format!("System V segment {id}");
     let stat = ns.enter(|| shm_stat(id)).on("shmctl(IPC_STAT)", name)?;
     let place = place(id, ns)?;
-    let space = object_space(DEVICE, place);
     if from.shared.first_sight(DEVICE, place) {
-        let len = stat.size.next_multiple_of(PAGE);
+        let home = |p: &ProcessView| p.namespaces.get("ipc").copied();
+        let here = home(&from.process.view);
+        let living = |p: &&ProcessView| !p.is_dead() && home(p) == here;
+        let order = |pid| from.view.each().filter(living).position(|p| p.pid == pid);
+        let size = stat.size;
+        let unread = Unread { id, place, size };
+        // The kernel notes who attached it last, and that should be who it was.
+        match order(Pid(stat.last)) {
+            Some(later) if Some(later) > order(from.process.pid()) => {
+                from.shared.unread.entry(Pid(stat.last)).or_default().push(unread);
+            }
+            _ => unread.read(Pid(stat.last) == from.process.pid(), ns, from)?,
+        }
+    }
+    Ok(segment(id, &stat, object_space(DEVICE, place), ns.is_apart()))
+}
+
+/// A segment whose contents are still to be stored.
+#[derive(Debug)]
+pub struct Unread {
+    id: i32,
+    place: u64,
+    size: u64,
+}
+
+impl Unread {
+    /// Stores them; `touch`: the process attaches it after freeze has.
+    fn read(&self, touch: bool, ns: &Space, from: &mut Source<'_>) -> Result<()> {
+        let Unread { id, place, size } = *self;
+        let name = || format!("System V segment {id}");
+        let len = size.next_multiple_of(PAGE);
         let attached = ns.enter(|| ShmAttached::new(id, len)).on("shmat", name)?;
         let file = attached.open().on("open", name)?;
-        store(file, stat.size, space, from.draft, &name)?;
+        store(file, size, object_space(DEVICE, place), from.draft, &name)?;
         drop(attached);
-        // The kernel notes who did it last: let that be who it was.
-        let last = from.view.get(Pid(stat.last)).map(|p| p.pid);
-        if last == Some(from.process.pid()) {
+        if touch {
             let taken = from.process.view.vmas.iter().map(|v| v.range()).collect();
             let at = free_place(crate::ids::normalize(taken), len).start;
             from.process.tape(|t| {
@@ -150,8 +180,8 @@ fn collect_unattached(id: i32, ns: &Space, from: &mut Source<'_>) -> Result<Segm
                 t.try_call("shmdt", libc::SYS_shmdt, &[at]);
             })?;
         }
+        Ok(())
     }
-    Ok(segment(id, &stat, space, ns.is_apart()))
 }
 
 /// Copies the contents of a segment into the image, up to the end of its last page, which who attaches it has too.
