@@ -317,6 +317,12 @@ int main(void) {
     CHECK(map != MAP_FAILED);
     OK(close(OK(open(in_here("own/sub"), O_RDONLY))));
 
+    /* One that has another name than it was opened by is found by its handle. */
+    int renamed = file(in_here("seen/renamed"), O_RDWR);
+    char *was = strdup(in_here("seen/renamed"));
+    OK(link(was, in_here("seen/other")));
+    OK(unlink(in_here("seen/renamed")));
+
     watcher = OK(inotify_init1(IN_NONBLOCK));
     watch(own); watch(in_here("own/sub")); watch(in_here("own/sub/file"));
     watch(in_here("seen")); watch(in_here("seen/file")); watch("/proc/self/exe");
@@ -343,6 +349,7 @@ int main(void) {
     SAME(lseek(lent, 0, SEEK_CUR), 8);
     SAME(lseek(nameless, 0, SEEK_CUR), 8);
     SAME(lseek(seen, 0, SEEK_CUR), 8);
+    SAME(lseek(renamed, 0, SEEK_CUR), 8);
     OK(fstat(kept, after)); OK(fstat(nameless, after + 1)); OK(stat(in_here("own/sub"), after + 2));
     for (int k = 0; k < 3; k++) { SAME(after[k].st_atime, before[k].st_atime); SAME(after[k].st_ctime, before[k].st_ctime); }
 }
@@ -354,3 +361,34 @@ int main(void) {
     }
     running.verdict();
 }
+
+// What has no handle that leads to it: a terminal, the directory of all of them, a pipe.
+conformance!(
+    watched,
+    c(r#"
+#include <sys/inotify.h>
+int main(void) {
+    int master = OK(posix_openpt(O_RDWR | O_NOCTTY)), number, ends[2];
+    OK(grantpt(master));
+    OK(unlockpt(master));
+    OK(ioctl(master, TIOCGPTN, &number));
+    char path[64], terminal[64], events[4096];
+    snprintf(terminal, sizeof terminal, "/dev/pts/%d", number);
+    int slave = OK(open(terminal, O_RDWR | O_NOCTTY));
+    OK(pipe(ends));
+    snprintf(path, sizeof path, "/proc/self/fd/%d", ends[0]);
+    int watcher = OK(inotify_init1(IN_NONBLOCK));
+    SAME(inotify_add_watch(watcher, terminal, IN_MODIFY | IN_ATTRIB), 1);
+    SAME(inotify_add_watch(watcher, "/dev/pts", IN_DELETE_SELF), 2);
+    SAME(inotify_add_watch(watcher, path, IN_MODIFY), 3);
+    freeze_here();
+    CHECK(read(watcher, events, sizeof events) == -1 && errno == EAGAIN);
+    OK(fchmod(slave, 0666));
+    struct inotify_event *e = (void *)events;
+    CHECK(read(watcher, events, sizeof events) > 0);
+    SAME(e->wd, 1);
+    SAME(e->mask, IN_ATTRIB);
+}
+"#)
+    .alone()
+);

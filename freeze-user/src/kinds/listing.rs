@@ -62,7 +62,7 @@ pub fn markdown() -> String {
           dumped: after a restore it is freeze's, so that in a container with a user namespace of its own nobody can mount a \
           further proc of its pid namespace or go there (setns), and such a process cannot read its own /proc/self/environ;\n\
         - where the kernel has no fanotify permission events, who watches a file whose contents travel in the image (inotify) is told that it \
-          was opened and read, as it is of a fifo and of a file that is leased;\n\
+          was opened and read, as it is of a fifo, a pseudo terminal and a file that is leased;\n\
         - in a pid namespace of the checkpoint's own, who used a System V object last, if that process has ended;\n\
         - the register r10 of a thread that waits in epoll_wait or epoll_pwait with a timeout, which holds what is left of it, \
           and after epoll_pwait2 a number of milliseconds: C libraries do not look at it again, an own system call might;\n\

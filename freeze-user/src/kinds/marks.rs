@@ -24,18 +24,6 @@ pub struct Target {
     pub handle: Option<(i32, Vec<u8>)>,
 }
 
-impl Target {
-    /// Its device and inode, as stat(2) has them.
-    pub fn id(&self) -> (u64, u64) {
-        (stat_device(self.sdev), self.ino)
-    }
-}
-
-/// The device number that stat(2) has for the kernel's form of one.
-pub fn stat_device(sdev: u32) -> u64 {
-    nix::sys::stat::makedev(u64::from(sdev >> 20), u64::from(sdev & 0xf_ffff))
-}
-
 /// Where a watched file is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
@@ -115,9 +103,15 @@ impl Target {
         })
     }
 
-    fn device(&self) -> u64 {
-        libc::makedev(self.sdev >> 20, self.sdev & 0xfffff)
+    /// Its device and inode, as stat(2) has them.
+    pub fn id(&self) -> (u64, u64) {
+        (stat_device(self.sdev), self.ino)
     }
+}
+
+/// The device number that stat(2) has for the kernel's form of one.
+pub fn stat_device(sdev: u32) -> u64 {
+    libc::makedev(sdev >> 20, sdev & 0xfffff)
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -218,8 +212,8 @@ pub fn find_all(targets: &[Target], view: &View) -> Vec<Result<Found, String>> {
     for (target, found) in targets.iter().zip(&mut out) {
         if found.is_err()
             && let Some(fd) = view.fds().find(|f| {
-                (f.stat.dev, f.stat.ino) == (target.device(), target.ino)
-                    && matches!(f.stat.kind(), libc::S_IFREG | libc::S_IFDIR)
+                let kinds = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFIFO, libc::S_IFCHR];
+                (f.stat.dev, f.stat.ino) == target.id() && kinds.contains(&f.stat.kind())
             })
         {
             *found = Ok(Found::Held(fd.pid, fd.fd));
@@ -232,14 +226,26 @@ fn find(target: &Target, mount: &Mount) -> Result<Found, String> {
     let Some((kind, handle)) = &target.handle else {
         return Err("its file system has no file handles by which the file could be found".into());
     };
-    let file = open_by_handle_here(*kind, handle, libc::O_PATH)
-        .map_err(|e| format!("its file cannot be found by its handle: {e}"))?;
+    let file = match open_by_handle_here(*kind, handle, libc::O_PATH) {
+        Ok(file) => file,
+        Err(e) => {
+            let unfound = || format!("its file cannot be found by its handle: {e}");
+            return root_of(target, mount).ok_or_else(unfound);
+        }
+    };
     let link = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
     let path = std::fs::read_link(link).map_err(|e| e.to_string())?;
     match std::fs::symlink_metadata(mount.tree.path(path.as_os_str().as_bytes())) {
         Ok(m) if m.ino() == target.ino => Ok(Found::Path(path, mount.tree.number)),
         _ => Err(format!("no path leads to its file any more ({})", path.display())),
     }
+}
+
+/// The root of a mount: devpts, for one, has handles that lead nowhere.
+fn root_of(target: &Target, mount: &Mount) -> Option<Found> {
+    let there = std::fs::symlink_metadata(mount.tree.path(mount.at.as_os_str().as_bytes()));
+    let is_it = there.is_ok_and(|m| (m.dev(), m.ino()) == target.id());
+    is_it.then(|| Found::Path(mount.at.clone(), mount.tree.number))
 }
 
 #[cfg(test)]

@@ -206,7 +206,8 @@ impl FdKind for Memfd {
     fn collect(fd: &FdView, from: &mut Source<'_>) -> Result<Record> {
         // A descriptor of any access mode leads to one that can be read.
         let path = format!("/proc/{}/fd/{}", fd.pid, fd.fd);
-        let file = quiet::open(Path::new(&path)).on("open", || fd.label())?;
+        let id = (fd.stat.dev, fd.stat.ino);
+        let file = quiet::open_one(Path::new(&path), id, id).on("open", || fd.label())?;
         let file = MemFile::collect(&fd.link, &fd.stat, &file, from.shared, from.draft)?;
         Ok(Record {
             file,

@@ -108,7 +108,7 @@ pub fn open(path: &Path) -> std::io::Result<Reading> {
     })
 }
 
-/// The same of one of many files, of which is known which it is and in which directory it lies.
+/// The same of one of many files, of which is known which it is and in which directory it lies (itself, if in none).
 pub fn open_one(path: &Path, file: Id, directory: Id) -> std::io::Result<Reading> {
     NOW.with_borrow(|now| match now {
         Some(listener) if listener.heeds(file, directory) => listener.open(path),

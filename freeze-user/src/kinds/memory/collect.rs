@@ -272,8 +272,9 @@ fn object(
     let path = map_file(pid, v);
     let stat = FileStat::of(&path).on("stat", || path.clone())?;
     let space = object_space(stat.dev, stat.ino);
+    let id = (stat.dev, stat.ino);
     if from.shared.first_sight(stat.dev, stat.ino) {
-        let file = quiet::open(path.as_ref()).on("open", || path.clone())?;
+        let file = quiet::open_one(path.as_ref(), id, id).on("open", || path.clone())?;
         store_contents(&file, stat.size, space, from.draft, &|| path.clone())?;
     }
     objects.push(Object {
@@ -298,7 +299,8 @@ fn memfd(
     if let Some(&i) = seen.get(&(stat.dev, stat.ino)) {
         return Ok(i);
     }
-    let file = quiet::open(Path::new(&path)).on("open", || path.clone())?;
+    let id = (stat.dev, stat.ino);
+    let file = quiet::open_one(Path::new(&path), id, id).on("open", || path.clone())?;
     memfds.push(MemFile::collect(name, &stat, &file, from.shared, from.draft)?);
     seen.insert((stat.dev, stat.ino), memfds.len() - 1);
     Ok(memfds.len() - 1)

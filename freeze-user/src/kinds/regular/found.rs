@@ -370,8 +370,16 @@ fn lies_at(link: &[u8], tree: &Tree) -> std::io::Result<(u64, u64)> {
 impl Handle {
     /// Opens the file on the mount to which the path `on` belongs.
     pub fn open(&self, on: &Path, flags: i32) -> nix::Result<OwnedFd> {
-        let mount = File::open(on).map_err(errno)?;
-        files::open_by_handle(mount.as_fd(), self.kind, &self.bytes.0, flags)
+        let by = || files::open_by_handle_here(self.kind, &self.bytes.0, flags);
+        let there = nix::fcntl::open(on, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        // To open a directory is an event for who watches it (inotify(7)).
+        match files::standing_in(there.as_fd(), by) {
+            Err(Errno::ENOTDIR) => {
+                let mount = File::open(on).map_err(errno)?;
+                files::open_by_handle(mount.as_fd(), self.kind, &self.bytes.0, flags)
+            }
+            opened => opened?,
+        }
     }
 
     fn leads_to(&self, on: &Path, stat: &FileStat) -> bool {
