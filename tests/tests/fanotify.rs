@@ -2,6 +2,7 @@
 
 use freeze_tests::subject::{freeze_checkpoint, output};
 use freeze_tests::{Running, c, conformance};
+use std::path::Path;
 
 conformance!(
     marks,
@@ -210,11 +211,14 @@ int main(void) {{
         let dir = running.dir().to_owned();
         let mount = dir.join("mount");
         let refused = output(freeze_checkpoint(&running, &mount.join("image")).arg("--kill"));
+        let mut by_name = freeze_checkpoint(&running, Path::new("image"));
+        let again = output(by_name.arg("--kill").current_dir(&mount));
         let elsewhere = output(&mut freeze_checkpoint(&running, &dir.join("image")));
         running.verdict();
         nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH).unwrap();
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert_eq!(refused.status.code(), Some(3), "{said}");
+        assert_eq!(again.stderr, refused.stderr);
         assert!(said.contains("where the image would go"), "{said}");
         assert!(elsewhere.status.success(), "{elsewhere:?}");
     }

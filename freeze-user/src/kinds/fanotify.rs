@@ -200,30 +200,35 @@ fn group(fd: &FdView) -> Option<(u32, u32)> {
 
 /// Who of the set decides what may be opened where the image is to go: it stands still, and would never answer.
 pub fn in_the_way(view: &View, image: &Path) -> Vec<Blocker> {
-    // FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_PRE_ACCESS.
-    const DECIDES: u64 = 0x10000 | 0x20000 | 0x10_0000;
-    let Some(there) = image.ancestors().find(|at| at.exists()) else {
-        return Vec::new();
-    };
-    let mount = sys::ns::mount_id(there).ok();
-    let device = std::fs::metadata(there).map(|m| m.dev()).ok();
-    let covers = |entry: &Entry| match &entry.place {
-        Place::File(_) => false,
-        Place::Mount(id) => Some(*id) == mount,
-        Place::FileSystem(sdev) => Some(stat_device(*sdev)) == device,
-    };
+    let image = std::path::absolute(image).unwrap_or_else(|_| image.to_owned());
+    let image = image.ancestors().find(|at| at.exists()).unwrap_or(Path::new("/"));
     let groups = view.fds().filter(|fd| Fanotify::claims(fd));
     groups
-        .filter(|fd| entries(fd).is_some_and(|list| list.iter().any(|e| e.mask & DECIDES != 0 && covers(e))))
+        .filter(|fd| entries(fd).is_some_and(|list| list.iter().any(|e| e.decides_at(image))))
         .map(|fd| {
+            let why = format!(
+                "it decides what may be opened where the image would go ({})",
+                image.display()
+            );
             fd.blocker()
-                .why(format!(
-                    "it decides what may be opened where the image would go ({})",
-                    there.display()
-                ))
+                .why(why)
                 .remedy("let the image go to another file system")
         })
         .collect()
+}
+
+impl Entry {
+    /// Whether its group is asked before anything is opened on the mount that `at` is on, or its file system.
+    fn decides_at(&self, at: &Path) -> bool {
+        // FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_PRE_ACCESS.
+        const DECIDES: u64 = 0x10000 | 0x20000 | 0x10_0000;
+        let covers = match &self.place {
+            Place::File(_) => false,
+            Place::Mount(id) => sys::ns::mount_id(at) == Ok(*id),
+            Place::FileSystem(sdev) => std::fs::metadata(at).is_ok_and(|m| m.dev() == stat_device(*sdev)),
+        };
+        self.mask & DECIDES != 0 && covers
+    }
 }
 
 fn entries(fd: &FdView) -> Option<Vec<Entry>> {
