@@ -120,7 +120,16 @@ impl ProcessKind for Semaphores {
     type Record = Record;
 
     fn verdict(p: &ProcessView, view: &View, _: &mut Vec<Blocker>) {
+        // Once for each namespace, and before anything stands still.
+        let is_first = || {
+            let home = p.namespaces.get("ipc");
+            let first = view.each().find(|q| q.namespaces.get("ipc") == home);
+            first.is_some_and(|q| q.pid == p.pid)
+        };
         Peek::prepare(|| {
+            if view.stands_still() || !is_first() {
+                return false;
+            }
             let space = match view.namespace(p, "ipc") {
                 0 => Ok(Space::own()),
                 _ => Space::at(p.pid),
