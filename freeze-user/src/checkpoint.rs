@@ -11,7 +11,8 @@ use crate::plan::{Host, Plan, never, plan};
 use crate::precopy::{Copier, SMALL, Trackings};
 use crate::stop::{Trusted, stop, trust_was_right};
 use crate::store::{About, Committed, Draft, Opened, Options, Pace, Store};
-use crate::sys::{self, fault, interrupt, laps, limit};
+use crate::sys::interrupt::{self, Unstoppable};
+use crate::sys::{self, fault, laps, limit};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -316,6 +317,7 @@ fn attempt(
     draft.reserve(copier.reserve());
     draft.pace(Pace::Hurry);
     let limited = limit::pause(strict);
+    let unstoppable = Unstoppable::begin();
     let mut trusted = Vec::new();
     let mut answers = std::mem::take(&mut copier.trackings.answers);
     let collected = stop(planned, host, trust.looks).and_then(|mut frozen| {
@@ -378,6 +380,7 @@ fn attempt(
     } else {
         let pause = frozen.release(&mut copier.trackings.answers)?;
         drop(limited);
+        drop(unstoppable);
         clock.note("resume");
         // The log first: the sooner, the less has been unmapped since.
         let log = copier.proven(&draft);

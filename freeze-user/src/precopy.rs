@@ -16,6 +16,7 @@ use crate::observe::view::{Depth, FdView, ProcessView, View, read_vmas, speaker}
 use crate::proc::maps::Vma;
 use crate::stop::{Threads, halt_threads};
 use crate::store::{CheckpointId, Draft, Opened, Pace};
+use crate::sys::interrupt::Unstoppable;
 use crate::sys::pagemap::{self, Contents};
 use crate::sys::{fault, laps, limit, uffd};
 use crate::tracee::process::StoppedProcess;
@@ -578,6 +579,7 @@ fn start_tracking(p: &ProcessView) -> Result<Option<Box<dyn Tracker>>> {
         // Soft-dirty bits can be taken from a stopped process only, and everything needs no tracker at all.
         return Ok(None);
     }
+    let _unstoppable = Unstoppable::begin();
     let pid = p.pid;
     let by = speaker(pid);
     // A process that is forked while the descriptor exists has it too, and keeps its parent's memory registered. Where there

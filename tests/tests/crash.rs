@@ -1,11 +1,14 @@
 //! freeze killed at every step: the target runs on, the last checkpoint restores, nothing half-built stays.
 
 use freeze_tests::cycle::same;
-use freeze_tests::subject::{exists, freeze_checkpoint, output};
+use freeze_tests::subject::{exists, freeze_checkpoint, output, stat_fields};
 use freeze_tests::{Portrait, Running, c, freeze, skip};
 use freeze_user::store::Opened;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// A program with two threads in calls that are easily disturbed, which finds out whether they were.
@@ -104,6 +107,49 @@ fn killed_at_every_step_of_a_checkpoint() {
     Opened::open(&good)
         .and_then(|i| i.verify())
         .expect("the last good checkpoint");
+    running.verdict();
+}
+
+/// ^Z stops freeze, at whichever step, but not while the program stands still: it would until somebody has freeze go on.
+#[test]
+fn stopped_at_every_step_of_a_checkpoint() {
+    if !cfg!(debug_assertions) {
+        skip!("the command was built without faults on demand");
+    }
+    let mut running = Running::start(&c(SUBJECT), "stopped_at_every_step_of_a_checkpoint");
+    running.pids();
+    let state = || stat_fields(&format!("/proc/{}/stat", running.pid)).expect("it runs")[0].clone();
+    let mut stopped = 0;
+    for n in 1..=50 {
+        let mut freeze = freeze_checkpoint(&running, &running.dir().join(format!("image-{n}")));
+        freeze.env("FREEZE_FAULT", format!("SIGTSTP:{n}"));
+        // An orphaned group is not stopped by its terminal's signals: one of our session is none.
+        let child = freeze
+            .process_group(0)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let child = child.expect("freeze").id();
+        let pid = nix::unistd::Pid::from_raw(child as i32);
+        loop {
+            match waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("our child") {
+                WaitStatus::Stopped(..) => {
+                    stopped += 1;
+                    let state = state();
+                    kill(pid, Signal::SIGCONT).expect("our child");
+                    assert!(
+                        state != "t" && state != "T",
+                        "stopped at step {n} with its program"
+                    );
+                }
+                status => {
+                    assert_eq!(status, WaitStatus::Exited(pid, 0), "{n}");
+                    break;
+                }
+            }
+        }
+    }
+    assert!(stopped > 30, "only {stopped} steps were reached");
     running.verdict();
 }
 

@@ -97,7 +97,7 @@ const ASKED: u32 = 0xfff | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
 impl FdKind for Inotify {
     const TAG: &'static str = "inotify";
     const VERSION: u16 = 1;
-    const ABOUT: &'static str = "inotify: watches with their numbers and masks, of files that were renamed or unlinked too; \
+    const ABOUT: &'static str = "inotify: watches with their numbers and masks, of files that were renamed or unlinked, and of terminals and pipes that are held open, too; \
         events that wait to be read where the kernel lets freeze look at them and the same can be done again (open, close, \
         access, modify, attributes; create, move and delete of names that nothing has now; all of watches that are gone) and \
         there is no fanotify group in the checkpoint; else refused while events wait";

@@ -3,7 +3,8 @@
 
 use crate::error::{Blocker, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
 
@@ -31,6 +32,64 @@ pub fn uninstall() {
         let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default action is no code of ours.
         let _ = unsafe { sigaction(signal, &action) };
+    }
+}
+
+/// As long as one lives, neither its terminal's ^Z nor what it prints to one stops freeze, which would leave those stopped
+/// that it holds. A ^Z that came meanwhile takes effect afterwards.
+#[derive(Debug)]
+#[must_use = "dropping it lets freeze be stopped"]
+pub struct Unstoppable(());
+
+/// How many there are, and what the signals did before.
+static UNSTOPPABLE: Mutex<(usize, Vec<(Signal, SigAction)>)> = Mutex::new((0, Vec::new()));
+
+static ASKED_TO_STOP: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_stop(_: i32) {
+    ASKED_TO_STOP.store(true, Ordering::Relaxed);
+}
+
+impl Unstoppable {
+    /// Begins it.
+    pub fn begin() -> Unstoppable {
+        let mut held = UNSTOPPABLE.lock().unwrap_or_else(PoisonError::into_inner);
+        held.0 += 1;
+        if held.0 > 1 {
+            return Unstoppable(());
+        }
+        // Who ignores the others may write to its terminal from the background.
+        let how = [
+            (Signal::SIGTSTP, SigHandler::Handler(note_stop)),
+            (Signal::SIGTTOU, SigHandler::SigIgn),
+            (Signal::SIGTTIN, SigHandler::SigIgn),
+        ];
+        for (signal, handler) in how {
+            let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+            // SAFETY: the handler stores one atomic word, which is all a handler may do.
+            if let Ok(before) = unsafe { sigaction(signal, &action) } {
+                held.1.push((signal, before));
+            }
+        }
+        Unstoppable(())
+    }
+}
+
+impl Drop for Unstoppable {
+    fn drop(&mut self) {
+        let mut held = UNSTOPPABLE.lock().unwrap_or_else(PoisonError::into_inner);
+        held.0 -= 1;
+        if held.0 > 0 {
+            return;
+        }
+        for (signal, before) in std::mem::take(&mut held.1) {
+            // SAFETY: what was there before is as good as it was.
+            let _ = unsafe { sigaction(signal, &before) };
+        }
+        drop(held);
+        if ASKED_TO_STOP.swap(false, Ordering::Relaxed) {
+            let _ = nix::sys::signal::raise(Signal::SIGTSTP);
+        }
     }
 }
 
