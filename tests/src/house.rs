@@ -102,6 +102,7 @@ static int move_out(int user, int program) {
     OK(mount("proc", at, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0));
     put_dir(IN_IT("/sys"));
     OK(mount("sysfs", at, "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, 0));
+    if (!access("/sys/fs/cgroup", F_OK)) OK(mount("/sys/fs/cgroup", IN_IT("/sys/fs/cgroup"), 0, MS_BIND | MS_REC, 0));
     put_dir(IN_IT("/dev/pts"));
     OK(mount("devpts", at, "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"));
     put_dir(IN_IT("/dev/mqueue"));
@@ -117,6 +118,12 @@ static int move_out(int user, int program) {
         int major = nodes[n].minor ? 1 : 5;
         OK(mknod(IN_IT(nodes[n].path), user ? S_IFREG : S_IFCHR | 0666, user ? 0 : major << 8 | nodes[n].minor));
         if (user) OK(mount(nodes[n].path, at, 0, MS_BIND, 0));
+    }
+    struct stat tun;
+    if (!stat("/dev/net/tun", &tun)) {
+        put_dir(IN_IT("/dev/net"));
+        OK(mknod(IN_IT("/dev/net/tun"), user ? S_IFREG : tun.st_mode, user ? 0 : tun.st_rdev));
+        if (user) OK(mount("/dev/net/tun", at, 0, MS_BIND, 0));
     }
     OK(symlink("pts/ptmx", IN_IT("/dev/ptmx")));
     OK(symlink("/proc/self/fd", IN_IT("/dev/fd")));
