@@ -1,5 +1,7 @@
 //! Namespaces for a subject to live in, as a simple container has them: an init of its own, and the subject below it.
 
+use freeze_user::ids::Pid;
+
 /// Where a subject lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum House {
@@ -50,11 +52,14 @@ pub(crate) const WORK: &str = "/work";
 /// A program that is at no path of the host's that it has too; in every such house there is a file of that name.
 const PROGRAM: &str = "/subject";
 
-/// Whether a file may be of a root of its own, and so be another one after a restore.
-pub(crate) fn is_own(path: &str) -> bool {
-    path == PROGRAM
+/// Whether a file as a process sees it is of a root of its own, and so another one after a restore.
+pub(crate) fn is_own(pid: Pid, path: &str) -> bool {
+    let environment = || std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let is_rooted = || environment().windows(OWN.len()).any(|w| w == OWN.as_bytes());
+    let is_there = path == PROGRAM
         || path.starts_with("/dev/")
-        || path.strip_prefix(WORK).is_some_and(|rest| rest.starts_with('/'))
+        || path.strip_prefix(WORK).is_some_and(|rest| rest.starts_with('/'));
+    is_there && is_rooted()
 }
 
 /// The file in which the launcher leaves the pid of the init, as seen from outside.

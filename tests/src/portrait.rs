@@ -332,7 +332,7 @@ impl Portrait {
                 let nameless = !name.starts_with('/')
                     || name.ends_with(" (deleted)")
                     || name.starts_with("/memfd:")
-                    || house::is_own(name);
+                    || house::is_own(pid, name);
                 let file = if nameless {
                     String::new()
                 } else {

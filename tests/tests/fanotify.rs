@@ -193,7 +193,7 @@ int main(void) {
 /// Nobody could write an image past who stands still and is asked about it.
 #[test]
 fn who_decides_about_the_image() {
-    for how in ["FAN_MARK_MOUNT", "FAN_MARK_FILESYSTEM"] {
+    for how in ["FAN_MARK_MOUNT", "FAN_MARK_FILESYSTEM", "FAN_MARK_INODE"] {
         let subject = c(&format!(
             r#"
 #include <sys/fanotify.h>

@@ -218,12 +218,13 @@ pub fn in_the_way(view: &View, image: &Path) -> Vec<Blocker> {
 }
 
 impl Entry {
-    /// Whether its group is asked before anything is opened on the mount that `at` is on, or its file system.
+    /// Whether its group is asked before something is opened at `at`, on its mount or in its file system.
     fn decides_at(&self, at: &Path) -> bool {
         // FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_PRE_ACCESS.
         const DECIDES: u64 = 0x10000 | 0x20000 | 0x10_0000;
         let covers = match &self.place {
-            Place::File(_) => false,
+            // A directory can be marked with what is in it.
+            Place::File(target) => std::fs::metadata(at).is_ok_and(|m| (m.dev(), m.ino()) == target.id()),
             Place::Mount(id) => sys::ns::mount_id(at) == Ok(*id),
             Place::FileSystem(sdev) => std::fs::metadata(at).is_ok_and(|m| m.dev() == stat_device(*sdev)),
         };

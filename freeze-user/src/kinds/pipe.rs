@@ -205,7 +205,8 @@ fn reopen(fd: BorrowedFd<'_>, access: i32) -> nix::Result<OwnedFd> {
 pub(super) fn read_buffer(fd: &FdView, from: &Source<'_>) -> nix::Result<Buffer> {
     let held = from.process.fd(fd.fd).map_err(|_| Errno::EBADF)?;
     let capacity = sys::fcntl(held.as_fd(), libc::F_GETPIPE_SZ, 0)? as u64;
-    // To open a further end is an event for who watches a fifo, and what somebody may wait for who is to open the other.
+    // A further end is opened only where none can be read from: who watches a fifo is told of it (inotify(7)), and who waits for
+    // a reader in open(2) would be let go.
     let reader = match fd.flags() & libc::O_ACCMODE {
         libc::O_WRONLY => reopen(held.as_fd(), libc::O_RDONLY)?,
         _ => held,

@@ -721,7 +721,7 @@ impl FdKind for Regular {
         } else if let Some((why, remedy)) =
             found::shut(&fd.stat, || fd.guarded, &fd.at(), fd.flags(), &fd.tree)
                 .or_else(|| found::asked_for(&fd.link, &fd.at(), fd.flags()))
-                .or_else(|| Locks::hide(fd))
+                .or_else(|| Locks::obstacle(fd))
         {
             out.push(fd.blocker().why(why).remedy(remedy));
         }

@@ -22,8 +22,8 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 thread_local! {
@@ -93,9 +93,16 @@ impl Drop for Silence {
     fn drop(&mut self) {
         let listener = NOW.take();
         if listener.as_ref().is_some_and(|l| l.group.get().is_some()) {
-            // A listener's end takes milliseconds; and it waits for who has asked somebody else before and was not answered,
-            // one of those that are about to be let go.
-            std::thread::spawn(move || drop(listener));
+            // A listener's end takes milliseconds, and waits for every opener that somebody else was asked about before and has
+            // not answered: one of those that are about to be let go. Here nothing may wait for that.
+            let kept = Arc::new(Mutex::new(listener));
+            let theirs = kept.clone();
+            let take =
+                |slot: &Mutex<Option<Listener>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let ender = std::thread::Builder::new().spawn(move || drop(take(&theirs)));
+            if ender.is_err() {
+                std::mem::forget(take(&kept));
+            }
         }
     }
 }
@@ -185,20 +192,31 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Opens a file by way of a listener.
 fn open_by(group: &Fanotify, path: &Path) -> nix::Result<File> {
     let mask = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ONDIR;
-    let mark = |how| group.mark(how, mask, nix::fcntl::AT_FDCWD, Some(path));
-    mark(MarkFlags::FAN_MARK_ADD)?;
+    group.mark(MarkFlags::FAN_MARK_ADD, mask, nix::fcntl::AT_FDCWD, Some(path))?;
+    let opened = open_marked(group, path);
+    // Whatever lies at the path by now: whoever opened what is still marked would wait.
+    let _ = group.mark(
+        MarkFlags::FAN_MARK_FLUSH,
+        mask,
+        nix::fcntl::AT_FDCWD,
+        None::<&Path>,
+    );
+    opened
+}
+
+/// The same once it is marked.
+fn open_marked(group: &Fanotify, path: &Path) -> nix::Result<File> {
     let (done, ended) = pipe2(OFlag::O_CLOEXEC)?;
     let opener = Arc::new(AtomicI32::new(0));
     let (by, to_open) = (opener.clone(), path.to_owned());
     // Nothing but an answer ends its waiting: it is not waited for in its turn.
-    let thread = std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().spawn(move || {
         let _ended: OwnedFd = ended;
         by.store(gettid().as_raw(), Ordering::SeqCst);
         open_aloud(&to_open)
     });
-    let heard = listen(group, done.as_fd(), &opener);
-    let _ = mark(MarkFlags::FAN_MARK_REMOVE);
-    match heard? {
+    let thread = thread.map_err(errno)?;
+    match listen(group, done.as_fd(), &opener)? {
         Some(file) => Ok(file),
         None => match thread.join() {
             Ok(Ok(opened)) => Ok(opened.file),

@@ -1,7 +1,7 @@
 //! Files, directories and nodes without a name, which get one for as long as they are opened again.
 
 use super::found::{Handle, above, is_own};
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, errno};
 use crate::kinds::pipe::Bytes;
 use crate::observe::view::FileStat;
 use crate::sys::files;
@@ -49,7 +49,11 @@ impl Attributes {
         let xattrs = files::xattrs(at.as_ref()).on("listxattr", || at.to_owned())?;
         // Nothing else is opened: a fifo could wait for somebody, and a device begin to do something.
         let opened = match stat.kind() {
-            libc::S_IFREG | libc::S_IFDIR => quiet::open(at.as_ref()).ok(),
+            libc::S_IFREG | libc::S_IFDIR => match quiet::open(at.as_ref()) {
+                // It could be opened, by who is not kept waiting: its flags are not to be lost.
+                Err(e) if errno(&e) == Errno::ETIMEDOUT => return Err(e).on("open", || at.to_owned()),
+                opened => opened.ok(),
+            },
             _ => None,
         };
         Ok(Attributes {

@@ -70,8 +70,8 @@ impl Locks {
         }
     }
 
-    /// Why the contents of a file that would have to go with the checkpoint cannot be read, and what to do.
-    pub fn hide(fd: &FdView) -> Option<Obstacle> {
+    /// Why the contents of a file that have to go with the checkpoint cannot be read, if they cannot, and what to do.
+    pub fn obstacle(fd: &FdView) -> Option<Obstacle> {
         let travels = fd.stat.nlink == 0 || fd.tree.number != 0;
         let leased = || Locks::of(fd).lease.is_some_and(|l| l.kind == libc::F_WRLCK);
         let unread = fd.flags() & libc::O_ACCMODE == libc::O_WRONLY;
